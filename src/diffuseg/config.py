@@ -1,0 +1,90 @@
+"""Dataclasses to JSON and back. A key that does not exist is an error that names the nearest one that does."""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from typing import Any, TypeVar
+
+from diffuseg.errors import UserError
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
+    """The dataclass with these values; defaults fill the rest, unknown keys and wrong types are refused."""
+    known = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise _unknown(where + key, fields)
+    try:
+        return cls(**{key: _coerce(known[key], value, where + key) for key, value in values.items()})
+    except TypeError as error:
+        raise UserError(f"{cls.__name__}: {error}") from None
+
+
+def override(config: T, assignments: list[str]) -> T:
+    """Apply `key=value` strings, as given with --set, to a dataclass."""
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(type(config))
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set {assignment}: expected key=value")
+        if key not in values:
+            raise _unknown(key, set(values))
+        values[key] = _coerce(hints[key], _parse(text), key)
+    return type(config)(**values)
+
+
+def _unknown(key: str, known: set[str]) -> UserError:
+    near = difflib.get_close_matches(key.split(".")[-1], sorted(known), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+    return UserError(f"unknown setting {key!r}; {hint}")
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        if text.lower() in ("true", "false", "none"):
+            return {"true": True, "false": False, "none": None}[text.lower()]
+        return [_parse(part) for part in text.split(",")] if "," in text else text
+
+
+def _coerce(hint: Any, value: Any, key: str) -> Any:
+    """Turn JSON values into the annotated type (lists into tuples, ints into floats) or refuse them."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            try:
+                return _coerce(option, value, key)
+            except UserError:
+                continue
+        raise UserError(f"{key}={value!r}: expected {hint}")
+    if origin is typing.Literal:
+        if value in args:
+            return value
+        raise UserError(f"{key}={value!r}: expected one of {', '.join(map(str, args))}")
+    if origin is tuple and isinstance(value, (list, tuple)):
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        if len(inner) == len(value):
+            return tuple(_coerce(i, v, key) for i, v in zip(inner, value, strict=True))
+    if origin is tuple and args[-1] is Ellipsis and not isinstance(value, (str, dict)):
+        return (_coerce(args[0], value, key),)
+    if origin is dict and isinstance(value, dict):
+        return {_coerce(args[0], k, key): _coerce(args[1], v, key) for k, v in value.items()}
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise UserError(f"{key}={value!r}: expected {getattr(hint, '__name__', hint)}")

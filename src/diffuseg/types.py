@@ -1,0 +1,85 @@
+"""The few types that travel between the rooms of the house."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Num
+
+
+@dataclass(frozen=True)
+class Image:
+    """Voxels of one case in file order, and where they lie in the world.
+
+    data    [c, *s] with two (h, w) or three (i, j, k) spatial axes; any real dtype
+    affine  [4, 4], voxel index -> world position in mm (RAS+, as NIfTI); the identity for plain 2-D pictures
+    source  the first file it was read from, None if it was made in memory
+    header  what the file format needs to write the same geometry and header back
+    """
+
+    data: Num[np.ndarray, "c *s"]
+    affine: Float[np.ndarray, "4 4"] = field(default_factory=lambda: np.eye(4))
+    source: Path | None = None
+    header: Any = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Spatial shape *s."""
+        return tuple(self.data.shape[1:])
+
+    @property
+    def dims(self) -> int:
+        """Number of spatial axes: 2 or 3."""
+        return self.data.ndim - 1
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Size of a voxel along each spatial axis, in mm."""
+        return tuple(float(v) for v in np.linalg.norm(self.affine[:3, : self.dims], axis=0))
+
+
+@dataclass
+class Batch:
+    """What one training step sees, on the grid of the plan.
+
+    image  [b, c, *s] normalised intensities (2.5-D: the neighbouring slices are further channels)
+    mask   [b, k, *s] one-hot in {0, 1}, class 0 is background; None where only image-level labels exist
+    label  [b] image-level class; None where masks exist
+    cases  the case of each element
+    """
+
+    image: Float[torch.Tensor, "b c *s"]
+    mask: Float[torch.Tensor, "b k *s"] | None = None
+    label: Num[torch.Tensor, " b"] | None = None
+    cases: tuple[str, ...] = ()
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        move = lambda x: None if x is None else x.to(device, non_blocking=True)
+        return Batch(self.image.to(device, non_blocking=True), move(self.mask), move(self.label), self.cases)
+
+
+@dataclass
+class Prediction:
+    """One segmented case in its native geometry.
+
+    mask         [*s] label values as in dataset.json
+    probability  [k, *s] mean over the draws, sums to 1 over k; class 0 is background
+    uncertainty  name -> [*s]: "entropy" of the mean (nats), "expected_entropy", "mutual_information", "variance"
+    image        the image that it belongs to
+    provenance   what goes into <case>.json: volumes in ml with their interval over draws, seeds, steps, model, versions
+    """
+
+    mask: np.ndarray
+    probability: Float[np.ndarray, "k *s"]
+    uncertainty: dict[str, np.ndarray]
+    image: Image
+    provenance: dict[str, Any]
+
+    def save(self, folder: Path | str, case: str | None = None, ending: str | None = None) -> Path:
+        """Write mask, foreground probabilities, entropy and provenance into a folder; returns the mask's path."""
+        from diffuseg.inference.files import save
+
+        return save(self, Path(folder), case, ending)
