@@ -1,0 +1,1 @@
+"""Mathematics only: schedules, parameterizations, samplers. No network, no data, no training."""

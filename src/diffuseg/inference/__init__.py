@@ -1,0 +1,1 @@
+"""From a checkpoint and an image to a mask with its uncertainty."""

@@ -1,0 +1,1 @@
+"""One file reads like one paper."""

@@ -1,0 +1,1 @@
+"""The building blocks and the one plain conditional U-Net."""
