@@ -1,1 +1,10 @@
-"""One file reads like one paper."""
+"""One file reads like one paper. METHODS names them; to add one, copy concat.py and add a line here."""
+
+from diffuseg.methods.base import Method, Phase
+from diffuseg.methods.cdal import CDAL
+from diffuseg.methods.concat import Concat
+from diffuseg.methods.unet import UNetMethod
+
+METHODS: dict[str, type[Method]] = {"unet": UNetMethod, "concat": Concat, "cdal": CDAL}
+
+__all__ = ["METHODS", "Method", "Phase"]

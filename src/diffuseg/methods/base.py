@@ -1,0 +1,152 @@
+"""What a method is: phases for the loop to train, and draws for whoever wants a segmentation."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffuseg.data.plan import Plan
+from diffuseg.diffusion.samplers import SAMPLERS, timesteps
+from diffuseg.diffusion.schedule import NoiseSchedule
+from diffuseg.errors import UserError
+from diffuseg.inference.tiles import Tiling
+from diffuseg.types import Batch
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimisation step of the loop: the submodules it trains, how often it runs, and its learning rate."""
+
+    name: str
+    modules: tuple[str, ...]
+    learning_rate: float
+    every: int = 1
+    betas: tuple[float, float] = (0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Settings that every mask method has. `widths` left out means the plan's."""
+
+    widths: tuple[int, ...] | None = None
+    blocks: int = 1
+    encoder_blocks: int = 1
+    learning_rate: float = 1e-3
+
+
+class Method(nn.Module, ABC):
+    """A segmentation method over masks: the image is encoded once, then x_t is denoised over whole cases of any size.
+
+    Subclasses say how to denoise one tile; drawing, tiling and per-draw randomness are the same for all.
+    """
+
+    supervision: ClassVar[Literal["mask", "image_label"]] = "mask"
+    generative: ClassVar[bool] = True
+    config_class: ClassVar[type[MaskConfig]] = MaskConfig
+    default_steps: int = 1
+    default_sampler: str = "ancestral"
+    schedule: NoiseSchedule
+
+    def __init__(self, plan: Plan, config: Any) -> None:
+        super().__init__()
+        self.plan, self.config = plan, config
+        self.widths: tuple[int, ...] = config.widths or plan.widths
+
+    @property
+    @abstractmethod
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of one training step, in order."""
+
+    @abstractmethod
+    def loss(
+        self, batch: Batch, phase: Phase, rng: torch.Generator
+    ) -> tuple[Float[Tensor, ""], dict[str, float | Tensor]]:
+        """The scalar that a phase minimises, and what to log; all randomness comes from `rng`."""
+
+    @abstractmethod
+    def encode(self, image: Float[Tensor, "b c *s"]) -> Float[Tensor, "b w *s"]:
+        """What is computed once per image, however many draws and steps follow."""
+
+    @abstractmethod
+    def denoise(
+        self, x_t: Float[Tensor, "b k *s"] | None, t: int, features: Float[Tensor, "n w *s"], z: Tensor | None
+    ) -> Float[Tensor, "b k *s"]:
+        """x0_hat in [-1, 1] from the noisy mask at level t; features of one image serve the whole batch."""
+
+    def latent(self, generators: Sequence[torch.Generator]) -> Tensor | None:
+        """A fresh latent per draw, [n, nz], where the method has one."""
+        return None
+
+    def state(self, x_t: Tensor, noise: Callable[[], Tensor]) -> Tensor:
+        """The state that the network is shown; controls that hide x_t from it say so here."""
+        return x_t
+
+    @torch.no_grad()
+    def draw(
+        self,
+        image: Float[Tensor, "c *s"],
+        seeds: Sequence[int],
+        steps: int | None = None,
+        sampler: str | None = None,
+        eta: float | None = None,
+        overlap: float = 0.5,
+        chunk: int = 8,
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> Iterator[Float[Tensor, "k *s"]]:
+        """One probability map per seed, in order, for a whole case on the plan's grid.
+
+        Every draw has generators of its own, so it is the same alone or among others. The state x_t covers the whole
+        image and tiles only divide the work of one denoising step, so that neighbouring tiles share their noise.
+        `on_step(t, x_t)` is told each state. Refuses unknown samplers and step counts.
+        """
+        self.eval()
+        tiling = Tiling(image, self.plan, self.encode, overlap)
+        if not self.generative:
+            probability = to_probability(tiling.crop(tiling.denoise(self.denoise, None, 0, None, 1)))[0]
+            for _ in seeds:
+                yield probability
+            return
+        name = sampler or self.default_sampler
+        if name not in SAMPLERS:
+            raise UserError(f"unknown sampler {name!r}", do=f"Known: {', '.join(SAMPLERS)}")
+        grid = timesteps(self.schedule.T, steps or self.default_steps)
+        for start in range(0, len(seeds), chunk):
+            generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start : start + chunk]]
+            n, shape = len(generators), (self.plan.classes, *tiling.shape)
+
+            def noise(generators: list[torch.Generator] = generators, shape: tuple[int, ...] = shape) -> Tensor:
+                return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(image.device)
+
+            def denoiser(x_t: Tensor, t: int, generators: list[torch.Generator] = generators, n: int = n, noise: Callable = noise) -> Tensor:
+                z, x_t = self.latent(generators), self.state(x_t, noise)
+                return tiling.denoise(self.denoise, x_t, t, None if z is None else z.to(image.device), n)
+
+            options = {} if eta is None else {"eta": eta}
+            x_0 = SAMPLERS[name].function(denoiser, noise(), grid, self.schedule, noise, on_step=on_step, **options)
+            yield from to_probability(tiling.crop(x_0))
+
+
+def to_probability(x_0: Float[Tensor, "n k *s"]) -> Float[Tensor, "n k *s"]:
+    """Class probabilities from one-hot values in [-1, 1]: to [0, 1], then normalised over the classes."""
+    p = ((x_0.float() + 1) / 2).clamp(1e-6, 1)
+    return p / p.sum(1, keepdim=True)
+
+
+def signed(mask: Float[Tensor, "b k *s"]) -> Float[Tensor, "b k *s"]:
+    """One-hot {0, 1} to the data range {-1, 1} of the diffusion."""
+    return 2 * mask - 1
+
+
+def draw_levels(b: int, T: int, hardest: float, rng: torch.Generator) -> Tensor:
+    """Levels t in 1..T of a batch: uniform, except that a share `hardest` of the elements is set to T."""
+    t = torch.randint(1, T + 1, (b,), generator=rng)
+    return torch.where(torch.rand(b, generator=rng) < hardest, T, t)
+
+
+def randn_like(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Noise of x's shape from a CPU generator, so that every device trains on the same numbers."""
+    return torch.randn(x.shape, generator=rng).to(x)

@@ -1,0 +1,73 @@
+"""The plain conditional DDPM: noisy mask and image concatenated at the input (as EnsemDiff, Wolleb et al., MIDL 2022).
+
+The plain diffusion baseline, and the file to copy for a new method.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffuseg.data.plan import Plan
+from diffuseg.diffusion.parameterization import target, to_x0
+from diffuseg.diffusion.schedule import SCHEDULES
+from diffuseg.methods.base import MaskConfig, Method, Phase, draw_levels, randn_like, signed
+from diffuseg.methods.losses import squared_error
+from diffuseg.networks.unet import UNet
+from diffuseg.types import Batch
+
+
+@dataclass(frozen=True)
+class ConcatConfig(MaskConfig):
+    """`predict` is what the network outputs: the noise (as published), the mask, or v.
+
+    `input_scale` below 1 makes the schedule harder (as if the mask were multiplied by it before noising).
+    """
+
+    T: int = 1000
+    schedule: Literal["linear", "cosine"] = "linear"
+    predict: Literal["eps", "x0", "v"] = "eps"
+    input_scale: float = 1.0
+    steps: int = 10
+    sampler: str = "ddim"
+
+
+class Concat(Method):
+    """epsilon_theta(x_t (+) I, t): one U-Net, mean squared error, a thousand levels."""
+
+    config_class = ConcatConfig
+
+    def __init__(self, plan: Plan, config: ConcatConfig) -> None:
+        super().__init__(plan, config)
+        self.schedule = SCHEDULES[config.schedule](config.T).scaled(config.input_scale)
+        self.default_steps, self.default_sampler = min(config.steps, config.T), config.sampler
+        inputs = plan.classes + plan.image_channels
+        self.network = UNet(plan.dims, inputs, plan.classes, self.widths, config.blocks)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase("network", ("network",), self.config.learning_rate),)
+
+    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+        assert batch.mask is not None
+        x_0 = signed(batch.mask)
+        t = draw_levels(len(x_0), self.schedule.T, hardest=0.0, rng=rng).to(x_0.device)
+        noise = randn_like(x_0, rng)
+        x_t = self.schedule.q_sample(x_0, t, noise)
+        output = self._output(x_t, t, batch.image)
+        wanted = target(self.config.predict, x_0, noise, self.schedule.at(t, x_0))
+        error = squared_error(output, wanted).mean()
+        return error, {"mse": error}
+
+    def encode(self, image: Tensor) -> Tensor:
+        return image
+
+    def denoise(self, x_t: Tensor | None, t: int, features: Tensor, z: Tensor | None) -> Tensor:
+        assert x_t is not None
+        output = self._output(x_t, torch.full((len(x_t),), t, device=x_t.device), features)
+        return to_x0(self.config.predict, output, x_t, self.schedule.at(t, x_t)).clamp(-1, 1)
+
+    def _output(self, x_t: Tensor, t: Tensor, image: Tensor) -> Tensor:
+        joined = torch.cat([x_t, image.expand(len(x_t), *image.shape[1:])], dim=1)
+        return self.network(joined, t * (1000 / self.schedule.T)).float()

@@ -1,0 +1,53 @@
+"""Named settings: published configurations as far as they are known, and what differs from our defaults.
+
+Each preset overrides the plan ("plan"), the method ("config") and the training ("train"); --set overrides the preset.
+"""
+
+from typing import Any
+
+# cDAL's generator losses, latents, schedules and widths per data set, from its released configurations.
+_RELEASED: dict[str, Any] = {
+    "mse": 1.0, "dice": 0.0, "cross_entropy": 0.0, "adversarial": 0.0, "output": "tanh",
+    "attention": "label", "attention_norm": "none", "discriminator_image": False,
+    "recycle": 0.0, "hardest": 0.0, "pyramid": True, "latent_depth": 3, "r1": 1.0, "betas": (0.5, 0.9),
+}  # fmt: skip
+_HIPPOCAMPUS: dict[str, Any] = {
+    "T": 4, "widths": (32, 64, 64, 64), "encoder_blocks": 6, "blocks": 1, "attention_levels": (1,), "latent": 50,
+    "latent_width": 128, "learning_rate": 1.6e-4, "discriminator_learning_rate": 1.25e-4, "r1_every": 10,
+    "discriminator_widths": (128, 128, 256, 512, 512),
+}  # fmt: skip
+_MONUSEG: dict[str, Any] = {
+    "T": 4, "widths": (64, 64, 64, 128, 128, 256, 256), "encoder_blocks": 5, "blocks": 2, "attention_levels": (4, 5),
+    "latent": 100, "latent_width": 256, "learning_rate": 2e-4, "discriminator_learning_rate": 1e-4, "r1_every": 10,
+    "discriminator_widths": (128, 256, 512, 512, 512, 512, 512), "attention_level": 3,
+}  # fmt: skip
+_CXR: dict[str, Any] = {
+    "T": 2, "widths": (32, 32, 64, 64, 128, 128), "encoder_blocks": 6, "blocks": 1, "attention_levels": (4,),
+    "latent": 100, "latent_width": 256, "learning_rate": 2e-4, "discriminator_learning_rate": 1e-5, "r1_every": 1,
+    "discriminator_widths": (128, 256, 512, 512, 512, 512, 512),
+}  # fmt: skip
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    # The paper's networks, steps and rates, trained with our losses and few-step measures.
+    "cdal/hippocampus": {
+        "plan": {"dims": 2, "context": 0, "patch": (32, 32), "batch": 128},
+        "config": _HIPPOCAMPUS | {"pyramid": True},
+        "train": {"ema": 0.999},
+    },
+    "cdal/monuseg": {
+        "plan": {"dims": 2, "context": 0, "patch": (256, 256), "batch": 4, "flips": (0, 1)},
+        "config": _MONUSEG | {"pyramid": True},
+        "train": {"ema": 0.999},
+    },
+    "cdal/cxr": {
+        "plan": {"dims": 2, "context": 0, "patch": (256, 256), "batch": 3},
+        "config": _CXR | {"pyramid": True},
+        "train": {"ema": 0.999},
+    },
+    # The released training itself: squared error only, attention on the label, a discriminator that never sees the image.
+    "as_released": {
+        "plan": {"dims": 2, "context": 0, "patch": (32, 32), "batch": 128},
+        "config": _HIPPOCAMPUS | _RELEASED,
+        "train": {"ema": 0.999, "clip": 0.0},
+    },
+}

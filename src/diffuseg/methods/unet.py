@@ -1,0 +1,50 @@
+"""The deterministic U-Net of the same width: the bar that every diffusion method has to clear."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from diffuseg.data.plan import Plan
+from diffuseg.methods.base import MaskConfig, Method, Phase
+from diffuseg.methods.losses import cross_entropy, soft_dice_loss
+from diffuseg.networks.unet import ImageEncoder, UNet
+from diffuseg.types import Batch
+
+
+@dataclass(frozen=True)
+class UNetConfig(MaskConfig):
+    """Weights of the two terms of its loss."""
+
+    dice: float = 1.0
+    cross_entropy: float = 1.0
+
+
+class UNetMethod(Method):
+    """image -> mask in one pass: the encoder and the U-Net of the diffusion methods, without noisy mask, time and latent."""
+
+    generative: ClassVar[bool] = False
+    config_class = UNetConfig
+
+    def __init__(self, plan: Plan, config: UNetConfig) -> None:
+        super().__init__(plan, config)
+        self.encoder = ImageEncoder(plan.dims, plan.image_channels, self.widths[0], config.encoder_blocks)
+        self.network = UNet(plan.dims, 0, plan.classes, self.widths, config.blocks, time=False)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase("network", ("encoder", "network"), self.config.learning_rate),)
+
+    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+        assert batch.mask is not None
+        logits = self.network(None, features=self.encoder(batch.image)).float()
+        dice = soft_dice_loss(logits.softmax(1), batch.mask).mean()
+        entropy = cross_entropy(logits, batch.mask).mean()
+        return self.config.dice * dice + self.config.cross_entropy * entropy, {"dice": 1 - dice, "ce": entropy}
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.encoder(image)
+
+    def denoise(self, x_t: Tensor | None, t: int, features: Tensor, z: Tensor | None) -> Tensor:
+        return 2 * self.network(None, features=features).float().softmax(1) - 1

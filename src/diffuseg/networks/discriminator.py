@@ -1,0 +1,56 @@
+"""The time-conditioned discriminator of denoising-diffusion GANs, and the features that cDAL's attention is made of."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffuseg.networks.blocks import TimeEmbedding, conv, halve
+
+
+class DiscriminatorBlock(nn.Module):
+    """LReLU-conv, + time, LReLU-halve-conv; (skip + h) / sqrt 2. Halving an axis of one voxel is left out."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int, time: int) -> None:
+        super().__init__()
+        self.conv_1, self.conv_2 = conv(dims, inputs, inputs), conv(dims, inputs, outputs)
+        self.time = nn.Linear(time, inputs)
+        self.skip = conv(dims, inputs, outputs, kernel=1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        h = self.conv_1(F.leaky_relu(x, 0.2))
+        h = F.leaky_relu(h + self.time(t).to(h.dtype).reshape(*h.shape[:2], *[1] * (h.ndim - 2)), 0.2)
+        shrink = halve if min(h.shape[2:]) > 1 else lambda a: a
+        return (self.skip(shrink(x)) + self.conv_2(shrink(h))) * 0.5**0.5
+
+
+class Discriminator(nn.Module):
+    """D(x_s, x_t, t [, I]) -> one logit per element: is x_s a true, less noisy version of x_t (for this image)?
+
+    inputs   channels of x_s, x_t and, by option, the image together
+    widths   channels per level; features[0] is the first convolution, features[i] the i-th block's output
+    """
+
+    def __init__(self, dims: int, inputs: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.time = TimeEmbedding(widths[0], 4 * widths[0])
+        self.first = conv(dims, inputs, widths[0], kernel=1)
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.blocks = nn.ModuleList(DiscriminatorBlock(dims, a, b, 4 * widths[0]) for a, b in pairs)
+        self.head = conv(dims, widths[-1] + 1, widths[-1])
+        self.logit = nn.Linear(widths[-1], 1)
+
+    def features(self, inputs: Float[Tensor, "b c *s"], t: Float[Tensor, " b"], level: int) -> Float[Tensor, "b f *r"]:
+        """Activations after block `level`, before any nonlinearity."""
+        time, h = self.time(t), self.first(inputs)
+        for block in self.blocks[:level]:  # type: ignore[union-attr]
+            h = block(h, time)
+        return h
+
+    def forward(self, inputs: Float[Tensor, "b c *s"], t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        h = self.features(inputs, t, len(self.blocks))
+        # Minibatch standard deviation: one channel that says how much the batch varies (zero for a batch of one).
+        spread = (h - h.mean(0, keepdim=True)).square().mean(0, keepdim=True).add(1e-8).sqrt().mean()
+        h = torch.cat([h, spread.expand(len(h), 1, *h.shape[2:])], dim=1)
+        # The mean over positions (DDGAN sums) keeps the logit's scale the same for any patch size.
+        return self.logit(F.leaky_relu(self.head(h), 0.2).flatten(2).mean(2))[:, 0]

@@ -1,0 +1,127 @@
+"""The one plain conditional U-Net that every mask method shares, so that methods differ in method and not in network."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffuseg.networks.blocks import (
+    Norm,
+    ResidualBlock,
+    SelfAttention,
+    TimeEmbedding,
+    conv,
+    double,
+    halve,
+)
+
+
+class ImageEncoder(nn.Module):
+    """The image as features at full resolution and constant width: a convolution and some residual blocks (no time)."""
+
+    def __init__(self, dims: int, inputs: int, width: int, blocks: int = 1) -> None:
+        super().__init__()
+        self.first = conv(dims, inputs, width)
+        self.blocks = nn.ModuleList(ResidualBlock(dims, width, width) for _ in range(blocks))
+
+    def forward(self, image: Float[Tensor, "b c *s"]) -> Float[Tensor, "b w *s"]:
+        h = self.first(image)
+        for block in self.blocks:
+            h = block(h)
+        return h
+
+
+class UNet(nn.Module):
+    """A residual U-Net over (noisy mask, image features, time, latent), each of them optional but the features or the mask.
+
+    inputs      channels of the noisy mask x_t; 0 for a network that sees only the image features
+    outputs     channels of the result
+    widths      channels per level, full resolution first; each level halves the resolution
+    blocks      residual blocks per level
+    time        whether the network is told t; latent: size of w, 0 for none
+    attention   levels with self-attention in the encoder (the bottom always has it)
+    pyramid     carry x_t down beside the features and add it at each level (NCSN++'s residual input pyramid)
+
+    Any spatial size is accepted: it is padded to a multiple of 2**(levels - 1) and the result is cropped.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        inputs: int,
+        outputs: int,
+        widths: tuple[int, ...],
+        blocks: int = 1,
+        time: bool = True,
+        latent: int = 0,
+        attention: tuple[int, ...] = (),
+        pyramid: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.levels = len(widths)
+        embedding = 4 * widths[0] if time else 0
+        self.time = TimeEmbedding(widths[0], embedding) if time else None
+        block = lambda a, b: ResidualBlock(dims, a, b, embedding, latent, dropout)
+        self.first = conv(dims, inputs, widths[0]) if inputs else None
+        self.pyramid = nn.ModuleList(conv(dims, inputs, w) for w in widths[1:]) if pyramid and inputs else None
+        self.down, self.down_attention = nn.ModuleList(), nn.ModuleDict()
+        width = widths[0]
+        for level, w in enumerate(widths):
+            self.down.append(nn.ModuleList(block(width if i == 0 else w, w) for i in range(blocks)))
+            if level in attention:
+                self.down_attention[str(level)] = SelfAttention(dims, w)
+            width = w
+        self.middle = nn.ModuleList([block(width, width), SelfAttention(dims, width), block(width, width)])
+        # Up: narrow before enlarging, so that the costly full-resolution convolutions see as few channels as can be.
+        self.narrow = nn.ModuleList(
+            conv(dims, b, a, kernel=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.up = nn.ModuleList(
+            nn.ModuleList(block(2 * w if i == 0 else w, w) for i in range(blocks)) for w in widths[:-1]
+        )
+        self.norm, self.last = Norm(widths[0]), conv(dims, widths[0], outputs, zero=True)
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "b c *s"] | None,
+        t: Float[Tensor, " b"] | None = None,
+        features: Float[Tensor, "n w *s"] | None = None,
+        w: Float[Tensor, "b d"] | None = None,
+    ) -> Float[Tensor, "b o *s"]:
+        """`features` with a batch of one serve all elements of x_t (the image is encoded once for many draws)."""
+        size = (x_t if x_t is not None else features).shape[2:]  # type: ignore[union-attr]
+        h = None if self.first is None else self.first(self._pad(x_t))
+        if features is not None:
+            h = self._pad(features) if h is None else h + self._pad(features)
+        assert h is not None, "a U-Net needs a noisy mask, image features, or both"
+        pyramid = self._pad(x_t) if self.pyramid is not None else None
+        time = None if self.time is None else self.time(t)
+        skips: list[Tensor] = []
+        for level, level_blocks in enumerate(self.down):
+            if level:
+                skips.append(h)
+                h = halve(h)
+                if pyramid is not None:
+                    pyramid = halve(pyramid)
+            for i, block in enumerate(level_blocks):  # type: ignore[arg-type]
+                h = block(h, time, w)
+                if level and i == 0 and pyramid is not None:
+                    h = (h + self.pyramid[level - 1](pyramid)) * 0.5**0.5  # type: ignore[index]
+            if str(level) in self.down_attention:
+                h = self.down_attention[str(level)](h)
+        h = self.middle[2](self.middle[1](self.middle[0](h, time, w)), time, w)
+        for level in reversed(range(self.levels - 1)):
+            h = torch.cat([double(self.narrow[level](h)), skips.pop()], dim=1)
+            for block in self.up[level]:  # type: ignore[union-attr]
+                h = block(h, time, w)
+        h = self.last(F.silu(self.norm(h)))
+        return h[(..., *(slice(n) for n in size))]
+
+    def _pad(self, x: Tensor) -> Tensor:
+        multiple = 2 ** (self.levels - 1)
+        missing = [-n % multiple for n in x.shape[2:]]
+        if not any(missing):
+            return x
+        mode = "replicate" if all(m < n for m, n in zip(missing, x.shape[2:], strict=True)) else "constant"
+        return F.pad(x, [v for m in reversed(missing) for v in (0, m)], mode=mode)

@@ -1,0 +1,81 @@
+"""A checkpoint is one safetensors file: weights, and in its header the method, plan, classes and where it came from."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from diffuseg.config import from_dict, to_dict
+from diffuseg.data.plan import Plan
+from diffuseg.errors import UserError
+from diffuseg.methods import METHODS, Method
+
+FORMAT = "diffuseg-1"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made a result."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("diffuseg", "torch", "numpy", "monai")}
+
+
+def save_checkpoint(path: Path, method: Method, meta: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
+    """Write a method's weights with everything `load_checkpoint` needs; aside, then renamed.
+
+    dtype float16 halves the file; the weights are float32 again when loaded.
+    """
+    name = next(n for n, c in METHODS.items() if type(method) is c)
+    header = {
+        "method": name,
+        "config": to_dict(method.config),
+        "plan": to_dict(method.plan),
+        "classes": method.plan.labels,
+        "versions": versions(),
+    } | meta
+    weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in method.state_dict().items()}
+    aside = path.with_name(path.name + ".part")
+    save_file(weights, aside, metadata={"format": FORMAT, "diffuseg": json.dumps(header)})
+    os.replace(aside, path)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The header of a checkpoint, without its weights. Refuses files that are not our checkpoints."""
+    if not path.is_file():
+        raise UserError("no such checkpoint", file=path)
+    try:
+        with safe_open(path, "pt") as file:
+            found = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"not a readable safetensors file ({error})", file=path) from None
+    if found.get("format") != FORMAT:
+        raise UserError("not a diffuseg checkpoint", file=path, do="Give a file that `diffuseg train` wrote.")
+    return json.loads(found["diffuseg"])
+
+
+def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> tuple[Method, Plan, dict[str, Any]]:
+    """The method with its weights (in evaluation mode), its plan, and its header."""
+    path = Path(path)
+    meta = read_meta(path)
+    if meta["method"] not in METHODS:
+        raise UserError(f"made by a method this version does not know: {meta['method']}", file=path)
+    cls = METHODS[meta["method"]]
+    plan = from_dict(Plan, meta["plan"], "plan.")
+    method = cls(plan, from_dict(cls.config_class, meta["config"], "config."))
+    with safe_open(path, "pt") as file:
+        weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
+    try:
+        method.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"weights do not fit the method ({str(error).splitlines()[0]})", file=path) from None
+    return method.to(device).eval(), plan, meta
+
+
+def model_hash(path: Path | str) -> str:
+    """First 12 hexadecimal digits of the file's SHA-256."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]

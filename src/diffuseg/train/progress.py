@@ -1,0 +1,99 @@
+"""What a training shows while it runs: a bar with the time left, a CSV, TensorBoard, and pictures."""
+
+import csv
+import io
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Progress:
+    """Bar on the terminal, `log.csv` and `tensorboard/` in the run's folder, `validation.png` after each validation.
+
+    On resuming at step n, rows of the CSV beyond n are dropped, so that the curve continues as if nothing had happened.
+    Only the first process of several shows or writes anything.
+    """
+
+    def __init__(self, out: Path, step: int, steps: int, minutes: float | None, shown: bool) -> None:
+        self.out, self.shown, self.minutes = out, shown, minutes
+        self.text, self.score = "", ""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bar = Bar(*columns, TextColumn("left"), TimeRemainingColumn(), disable=not shown)
+        total = steps if minutes is None else int(60 * minutes)
+        self.task = self.bar.add_task("training", total=total, completed=step if minutes is None else 0)
+        self.rows: list[dict[str, Any]] = _read(out / "log.csv", step) if shown else []
+
+    def __enter__(self) -> "Progress":
+        if self.shown:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board: Any = SummaryWriter(str(self.out / "tensorboard"))
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self.shown:
+            self.bar.stop()
+            self.board.close()
+            self._write()
+
+    def note(self, text: str) -> None:
+        """One line for the user."""
+        if self.shown:
+            self.bar.console.print(text, highlight=False)
+
+    def advance(self, step: int, seconds: float, log: dict[str, float] | None) -> None:
+        """A step is done; `log` is given when it is to be written down."""
+        if not self.shown:
+            return
+        if log is not None:
+            self.rows.append({"step": step, "seconds": round(seconds, 1)} | log)
+            for key, value in log.items():
+                self.board.add_scalar(key, value, step)
+            losses = [f"{k.split('/')[0]} {v:.3f}" for k, v in log.items() if k.endswith("/loss")]
+            self.text = "  ".join(losses)
+            if len(self.rows) % 20 == 0:
+                self._write()
+        done = step if self.minutes is None else seconds
+        self.bar.update(self.task, completed=done, description=f"{self.text}  {self.score}".strip() or "training")
+
+    def validated(self, step: int, seconds: float, result: Any) -> None:
+        """A validation is done: score, row, picture."""
+        self.score = f"Dice {result.dice:.4f}"
+        per_class = {f"validation/dice_{name}": value for name, value in result.classes.items()}
+        row = {"validation/dice": result.dice} | per_class
+        for key, value in row.items():
+            self.board.add_scalar(key, value, step)
+        self.rows.append({"step": step, "seconds": round(seconds, 1)} | row)
+        self._write()
+        self.note(f"step {step}: validation Dice {result.dice:.4f} ({result.cases} cases, one draw each)")
+        if result.pictures:
+            from diffuseg.evaluation.figures import validation_figure
+
+            _replace(self.out / "validation.png", validation_figure(result.pictures))
+
+    def _write(self) -> None:
+        keys = list(dict.fromkeys(key for row in self.rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, keys)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        _replace(self.out / "log.csv", text.getvalue().encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    aside = path.with_name(path.name + ".part")
+    aside.write_bytes(content)
+    os.replace(aside, path)
+
+
+def _read(path: Path, step: int) -> list[dict[str, Any]]:
+    """Rows of an interrupted run up to the step that it is resumed from."""
+    if not path.exists() or step == 0:
+        return []
+    with path.open() as file:
+        rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+    return [row for row in rows if int(row["step"]) <= step]

@@ -1,0 +1,49 @@
+"""What an exact resume needs, in one safetensors file: weights, averages, optimisers and the step. Nothing pickled.
+
+Random streams need no saving: every batch and every phase seeds its own generator from (seed, step).
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+Optimisers = dict[str, torch.optim.Optimizer]
+
+
+def save_state(path: Path, model: nn.Module, average: nn.Module, optimisers: Optimisers, scalars: dict[str, Any]) -> None:
+    """Write everything aside, then rename, so that a kill at any moment leaves the previous state whole."""
+    tensors: dict[str, Tensor] = {}
+    for prefix, module in (("model", model), ("average", average)):
+        tensors |= {f"{prefix}/{k}": v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    for name, optimiser in optimisers.items():
+        for index, entries in optimiser.state_dict()["state"].items():
+            tensors |= {
+                f"optimiser/{name}/{index}/{k}": torch.as_tensor(v).detach().cpu().contiguous()
+                for k, v in entries.items()
+            }
+    aside = path.with_name(path.name + ".part")
+    save_file(tensors, aside, metadata={"scalars": json.dumps(scalars)})
+    os.replace(aside, path)
+
+
+def load_state(path: Path, model: nn.Module, average: nn.Module, optimisers: Optimisers) -> dict[str, Any]:
+    """Restore in place; returns the scalars."""
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        scalars = json.loads(file.metadata()["scalars"])
+    for prefix, module in (("model", model), ("average", average)):
+        module.load_state_dict({k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith(prefix + "/")})
+    for name, optimiser in optimisers.items():
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith(f"optimiser/{name}/"):
+                _, _, index, entry = key.split("/")
+                state.setdefault(int(index), {})[entry] = value
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return scalars

@@ -1,0 +1,82 @@
+"""Validation during training: whole cases, few-step sampling, a random stream of its own."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffuseg.data.batches import Batches
+from diffuseg.data.dataset import Dataset
+from diffuseg.data.plan import Plan
+from diffuseg.data.transforms import to_native
+from diffuseg.methods import Method
+
+PICTURED = 3  # cases that are drawn after each validation, always the same ones
+DRAWS = 4  # draws of each pictured case
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The cases of the fold that are looked at, and the seed that makes every validation draw the same noise."""
+
+    dataset: Dataset
+    cases: list[str]
+    plan: Plan
+    seed: int
+    limit: int
+
+    @property
+    def chosen(self) -> list[str]:
+        """All cases, or `limit` of them spread evenly."""
+        if not self.limit or len(self.cases) <= self.limit:
+            return self.cases
+        return [self.cases[round(i)] for i in np.linspace(0, len(self.cases) - 1, self.limit)]
+
+
+@dataclass
+class Result:
+    """Dice per class of single draws (mean over cases; cases without the class in truth and prediction do not count)."""
+
+    classes: dict[str, float]
+    cases: int
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def dice(self) -> float:
+        """Mean over the foreground classes."""
+        return float(np.mean(list(self.classes.values())))
+
+    def summary(self) -> dict[str, Any]:
+        """What the checkpoint remembers."""
+        return {"dice": self.dice, "dice_per_class": self.classes, "cases": self.cases, "draws": 1}
+
+
+def validate(method: Method, batches: Batches, validation: Validation) -> Result:
+    """Dice of one draw per case in native geometry, and a few cases with several draws for the picture."""
+    plan, device = validation.plan, next(method.parameters()).device
+    names = sorted(plan.labels, key=plan.labels.__getitem__)
+    scores: list[list[float]] = []
+    pictures = []
+    source = batches.of(validation.cases)
+    for number, case in enumerate(validation.chosen):
+        whole = source.whole(case)
+        seeds = [validation.seed + 1000 * number + i for i in range(DRAWS if number < PICTURED else 1)]
+        maps = [to_native(p.cpu(), whole.placement) for p in method.draw(whole.image.to(device), seeds)]
+        hard = [p.argmax(0) for p in maps]
+        scores.append([_dice(hard[0] == k, whole.truth == k) for k in range(1, plan.classes)])
+        if number < PICTURED:
+            mean = np.mean(maps, axis=0)
+            entropy = -(mean * np.log(np.clip(mean, 1e-6, 1))).sum(0)
+            title = f"{case}  Dice {np.nanmean(scores[-1]):.3f}"
+            pictures.append(
+                {"image": whole.native.data[0], "truth": whole.truth, "draws": hard, "entropy": entropy, "title": title}
+            )
+    table = np.array(scores)
+    means = [float(np.nanmean(column)) if np.isfinite(column).any() else 0.0 for column in table.T]
+    return Result(dict(zip(names[1:], means, strict=True)), len(scores), pictures)
+
+
+def _dice(a: np.ndarray, b: np.ndarray) -> float:
+    total = a.sum() + b.sum()
+    return float(2 * (a & b).sum() / total) if total else float("nan")
