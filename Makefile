@@ -1,0 +1,49 @@
+# `make demo` and `make test` set up everything they need; nothing but Python 3.11, make and a compiler is expected.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch first and exactly: anything that resolves it later would fetch another build.
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+
+.PHONY: demo test test-all lint types check bench tables clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) --editable ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.installed   ## synthetic volumes, three minutes of training, prediction, evaluation, one page
+	rm -rf demo
+	$(BIN)/diffuseg demo-data demo/data --cases 40
+	$(BIN)/diffuseg train demo/data --method cdal --out demo/run --max-minutes 3
+	$(BIN)/python -m diffuseg.data.holdout demo/data demo/run demo/scans
+	$(BIN)/diffuseg predict demo/run/best.safetensors demo/scans --out demo/predictions --draws 8
+	$(BIN)/diffuseg evaluate demo/predictions demo/data/labelsTr --out demo/evaluation --images demo/scans
+
+test: $(VENV)/.installed-dev   ## the fast tests
+	$(THREADS) $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.installed-dev   ## every test
+	$(THREADS) $(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/python -m benchmarks.table --check
+
+types: $(VENV)/.installed-dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check: lint types test   ## what CI runs
+
+tables: $(VENV)/.installed-dev   ## render the tables of README and docs from benchmarks/results
+	$(BIN)/python -m benchmarks.table
+
+clean:
+	rm -rf $(VENV) demo build dist src/*.egg-info

@@ -1,0 +1,24 @@
+"""What a network may output: the noise, the clean data, or v; pure functions between them.
+
+With a = sqrt(alpha_bar), s = sqrt(1 - alpha_bar):  x_t = a x_0 + s eps,  v = a eps - s x_0  (Salimans and Ho 2022).
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+Kind = Literal["eps", "x0", "v"]
+
+
+def target(kind: Kind, x_0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """What a network of this kind should output."""
+    if kind == "eps":
+        return noise
+    return x_0 if kind == "x0" else alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x_0
+
+
+def to_x0(kind: Kind, output: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+    """x_0 from what the network said about x_t; eps needs alpha_bar > 0."""
+    if kind == "eps":
+        return (x_t - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
+    return output if kind == "x0" else alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * output

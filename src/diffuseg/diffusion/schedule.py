@@ -1,0 +1,105 @@
+"""One noise schedule for every method: a table alpha_bar[0..T], and one posterior for any s < t and eta."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffuseg.errors import UserError
+
+Level = int | Tensor  # a level t in 0..T, one for all or one per element of the batch
+
+
+class NoiseSchedule:
+    """x_t = sqrt(ab_t) x_0 + sqrt(1 - ab_t) noise, with ab = alpha_bar [T + 1]: index 0 is clean data (1), T is noise.
+
+    The table is kept in float64 and must decrease strictly inside [0, 1].
+    """
+
+    def __init__(self, alpha_bar: Float[Tensor, " levels"]) -> None:
+        table = alpha_bar.detach().to("cpu", torch.float64)
+        if table.ndim != 1 or len(table) < 2 or table[0] != 1 or not (table[1:] < table[:-1]).all() or table[-1] < 0:
+            raise UserError("alpha_bar must start at 1 and decrease strictly inside [0, 1]")
+        self.alpha_bar = table
+
+    @property
+    def T(self) -> int:
+        """The noisiest level."""
+        return len(self.alpha_bar) - 1
+
+    @classmethod
+    def linear(cls, T: int, beta_1: float = 1e-4, beta_T: float = 0.02) -> "NoiseSchedule":
+        """Ho et al. 2020: beta grows linearly; for T other than 1000 it is rescaled, so that level T is as noisy."""
+        beta = torch.linspace(beta_1, beta_T, T, dtype=torch.float64) * (1000 / T)
+        return cls(_from_beta(beta.clamp(max=0.999)))
+
+    @classmethod
+    def cosine(cls, T: int, offset: float = 0.008) -> "NoiseSchedule":
+        """Nichol and Dhariwal 2021: alpha_bar = cos^2, with every beta at most 0.999."""
+        u = (torch.arange(T + 1, dtype=torch.float64) / T + offset) / (1 + offset)
+        f = torch.cos(u * math.pi / 2).square()
+        return cls(_from_beta((1 - f[1:] / f[:-1]).clamp(max=0.999)))
+
+    @classmethod
+    def variance_preserving(cls, T: int, beta_min: float = 0.1, beta_max: float = 20.0) -> "NoiseSchedule":
+        """Denoising-diffusion GANs (Xiao et al. 2022): the continuous VP process at T + 1 times from 0.001 to 1.
+
+        Their level 0 keeps 1e-8 of noise; ours is clean.
+        """
+        u = 1e-3 + (1 - 1e-3) * torch.arange(T + 1, dtype=torch.float64) / T
+        log_alpha_bar = -0.5 * (beta_max - beta_min) * u.square() - beta_min * u
+        return cls((log_alpha_bar - log_alpha_bar[0]).exp())
+
+    def scaled(self, b: float) -> "NoiseSchedule":
+        """The schedule of a mask multiplied by b: every log-SNR is shifted by 2 log b (b < 1 is harder)."""
+        if b == 1:
+            return self
+        ab = self.alpha_bar * b * b
+        table = ab / (ab + 1 - self.alpha_bar)
+        return NoiseSchedule(table)
+
+    def at(self, t: Level, like: Tensor) -> Tensor:
+        """alpha_bar_t, shaped to multiply `like` [b, ...]; float32 at least."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        if isinstance(t, int):
+            return self.alpha_bar[t].to(like.device, dtype)
+        return self.alpha_bar.to(like.device, dtype)[t].reshape(-1, *[1] * (like.ndim - 1))
+
+    def snr(self, t: Level) -> Tensor:
+        """Signal-to-noise ratio alpha_bar / (1 - alpha_bar)."""
+        ab = self.alpha_bar[t]
+        return ab / (1 - ab)
+
+    def q_sample(self, x_0: Tensor, t: Level, noise: Tensor) -> Tensor:
+        """x_t ~ q(x_t | x_0)."""
+        ab = self.at(t, x_0)
+        return ab.sqrt() * x_0 + (1 - ab).sqrt() * noise
+
+    def q_step(self, x_s: Tensor, s: Level, t: Level, noise: Tensor) -> Tensor:
+        """x_t ~ q(x_t | x_s), s < t."""
+        ratio = self.at(t, x_s) / self.at(s, x_s)
+        return ratio.sqrt() * x_s + (1 - ratio).sqrt() * noise
+
+    def posterior(self, x_0: Tensor, x_t: Tensor, t: Level, s: Level, eta: float, noise: Tensor) -> Tensor:
+        """x_s given x_t and x_0, for any s < t: eta = 1 is DDPM's (and DDGAN's) posterior, eta = 0 is DDIM.
+
+        x_s = sqrt(ab_s) x_0 + sqrt(1 - ab_s - sigma^2) eps + sigma noise,  eps = (x_t - sqrt(ab_t) x_0) / sqrt(1 - ab_t),
+        sigma = eta sqrt((1 - ab_s) / (1 - ab_t)) sqrt(1 - ab_t / ab_s)      (Song et al. 2021, eqs. 12 and 16)
+        """
+        ab_t, ab_s = self.at(t, x_t), self.at(s, x_t)
+        eps = (x_t - ab_t.sqrt() * x_0) / (1 - ab_t).sqrt()
+        sigma = eta * ((1 - ab_s) / (1 - ab_t)).sqrt() * (1 - ab_t / ab_s).sqrt()
+        return ab_s.sqrt() * x_0 + (1 - ab_s - sigma.square()).clamp(min=0).sqrt() * eps + sigma * noise
+
+
+def _from_beta(beta: Float[Tensor, " T"]) -> Tensor:
+    return torch.cat([torch.ones(1, dtype=torch.float64), (1 - beta).cumprod(0)])
+
+
+SCHEDULES: dict[str, Callable[[int], NoiseSchedule]] = {
+    "linear": NoiseSchedule.linear,
+    "cosine": NoiseSchedule.cosine,
+    "variance_preserving": NoiseSchedule.variance_preserving,
+}
