@@ -54,8 +54,8 @@ def _parse(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        if text.lower() in ("true", "false", "none"):
-            return {"true": True, "false": False, "none": None}[text.lower()]
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
         return [_parse(part) for part in text.split(",")] if "," in text else text
 
 

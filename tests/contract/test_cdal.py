@@ -1,0 +1,167 @@
+"""What is particular to cDAL: its pairs, its penalty, its attention, recycling and the controls."""
+
+import pytest
+import torch
+
+from tests.contract.test_methods import build, make_batch
+
+NO_ATTENTION = ("attention=off",)
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_real_pairs_have_the_marginals_of_the_schedule():
+    method = build("cdal", "2d", "T=4")
+    x_0 = torch.ones(1, 2, 200, 200)
+    for t in range(1, 5):
+        x_s, x_t = method._real_pair(x_0, torch.tensor([t]), rng(t))
+        for x, level in ((x_s, t - 1), (x_t, t)):
+            ab = float(method.schedule.alpha_bar[level])
+            assert float(x.mean()) == pytest.approx(ab**0.5, abs=0.02)
+            assert float(x.var()) == pytest.approx(1 - ab, abs=0.03)
+
+
+def test_the_lazy_penalty_equals_the_full_one_on_average():
+    """gamma/2 |grad|^2 every n-th step, times n: compared with a gradient taken by finite differences."""
+    method = build("cdal", "2d", "r1=0.7", "r1_every=5").double()
+    batch = make_batch(method, n=2)
+    x_0, image = 2 * batch.mask.double() - 1, batch.image.double()
+    total, _ = method._r1(x_0, image, rng(3))
+    g = rng(3)
+    t = torch.randint(1, method.config.T + 1, (2,), generator=g)
+    x_s, x_t = method._real_pair(x_0, t, g)
+    direction = torch.randn(x_s.shape, generator=rng(9), dtype=torch.float64)
+    f = lambda h: method._judge(x_s + h * direction, x_t, t, image).double().sum()
+    x_s.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(method._judge(x_s, x_t, t, image).sum(), x_s)
+    assert float((gradient * direction).sum()) == pytest.approx(float((f(1e-3) - f(-1e-3)) / 2e-3), rel=1e-2)
+    expected = 0.7 / 2 * 5 * gradient.square().sum() / 2
+    assert float(total.detach()) == pytest.approx(float(expected), rel=1e-4)
+    assert [p.every for p in method.phases] == [1, 5, 1]
+
+
+@pytest.mark.parametrize("norm", ["sigmoid", "mean"])
+def test_normalised_attention_is_positive_with_mean_one(norm):
+    method = build("cdal", "2d", "attention=label", f"attention_norm={norm}")
+    batch = make_batch(method)
+    x_0 = 2 * batch.mask - 1
+    t = torch.tensor([1, 2, 1])
+    A = method._attention(method._pair_inputs(x_0, x_0, batch.image), t, x_0)
+    assert A.shape == (3, 1, *x_0.shape[2:])
+    assert A.min() >= 0
+    torch.testing.assert_close(A.mean((1, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
+    assert A.std() > 1e-4
+
+
+def test_released_attention_is_signed_and_multiplies_the_label():
+    """With D's features at zero the released reading leaves no signal of the mask in x_t: only noise."""
+    method = build("cdal", "2d", "attention=label", "attention_norm=none", "recycle=0")
+    for p in method.discriminator.parameters():
+        torch.nn.init.zeros_(p)
+    batch = make_batch(method)
+    t = torch.ones(3, dtype=torch.long)
+    x_0 = 2 * batch.mask - 1
+    x_t = method._training_input(x_0, t, batch.image, method.encode(batch.image), rng(1))
+    ab = method.schedule.at(t, x_0)
+    noise = torch.randn(x_0.shape, generator=rng(1))
+    torch.testing.assert_close(x_t, (1 - ab).sqrt() * noise)
+
+
+def test_attention_on_the_input_acts_in_sampling():
+    method = build("cdal", "2d", "attention=input")
+    image = torch.randn(1, *method.plan.patch)
+    before = next(iter(method.draw(image, seeds=[0])))
+    with torch.no_grad():
+        for p in method.discriminator.parameters():
+            p.add_(torch.randn(p.shape, generator=rng(p.numel())))
+    assert not torch.allclose(before, next(iter(method.draw(image, seeds=[0]))), atol=1e-4)
+
+
+def test_attention_on_the_label_does_not_act_in_sampling():
+    method = build("cdal", "2d", "attention=label")
+    image = torch.randn(1, *method.plan.patch)
+    before = next(iter(method.draw(image, seeds=[0])))
+    with torch.no_grad():
+        for p in method.discriminator.parameters():
+            p.add_(1.0)
+    assert torch.equal(before, next(iter(method.draw(image, seeds=[0]))))
+
+
+def test_recycled_inputs_do_not_depend_on_the_mask():
+    """At t < T a recycled x_t is made of image and noise alone; at T it is the usual noised mask."""
+    method = build("cdal", "2d", "recycle=1", "T=3", *NO_ATTENTION)
+    batch, t = make_batch(method), torch.tensor([1, 2, 3])
+    features = method.encode(batch.image)
+    a = method._training_input(2 * batch.mask - 1, t, batch.image, features, rng(4))
+    b = method._training_input(1 - 2 * batch.mask, t, batch.image, features, rng(4))
+    torch.testing.assert_close(a[:2], b[:2])
+    assert not torch.allclose(a[2], b[2])
+
+
+def test_recycled_inputs_have_the_distribution_that_sampling_meets():
+    """One jump T -> t with the model's own x0_hat is exactly the sampler's own step."""
+    method = build("cdal", "2d", "recycle=1", "T=2", "latent=0", *NO_ATTENTION)
+    batch, t = make_batch(method), torch.ones(3, dtype=torch.long)
+    features = method.encode(batch.image)
+    g = rng(4)
+    noise = torch.randn(batch.mask.shape, generator=g)
+    torch.rand((), generator=g)
+    x_T = torch.randn(batch.mask.shape, generator=g)
+    expected = method.schedule.posterior(method.denoise(x_T, 2, features, None), x_T, 2, 1, 1.0, noise)
+    got = method._training_input(2 * batch.mask - 1, t, batch.image, features, rng(4))
+    torch.testing.assert_close(got, expected)
+
+
+def test_control_noise_hides_the_mask_in_training_and_the_state_in_sampling():
+    method = build("cdal", "2d", "x_t=noise", *NO_ATTENTION)
+    batch, t = make_batch(method), torch.ones(3, dtype=torch.long)
+    features = method.encode(batch.image)
+    a = method._training_input(2 * batch.mask - 1, t, batch.image, features, rng(4))
+    assert torch.equal(a, torch.randn(a.shape, generator=rng(4)))
+    fresh = torch.full_like(a, 3.0)
+    assert torch.equal(method.state(a, lambda: fresh), fresh)
+
+
+def test_control_other_case_takes_the_neighbours_mask():
+    method = build("cdal", "2d", "x_t=other_case", "recycle=0", *NO_ATTENTION)
+    batch, t = make_batch(method), torch.ones(3, dtype=torch.long)
+    x_0 = 2 * batch.mask - 1
+    a = method._training_input(x_0, t, batch.image, method.encode(batch.image), rng(4))
+    noise = torch.randn(x_0.shape, generator=rng(4))
+    torch.testing.assert_close(a, method.schedule.q_sample(x_0.roll(1, 0), t, noise))
+
+
+def test_no_gradient_from_discriminator_to_generator_as_released_and_one_when_adversarial():
+    """Released: squared error alone, so that scaling D changes nothing for G. Ours: it does."""
+    for weight, differs in ((0.0, False), (0.5, True)):
+        method = build("cdal", "2d", f"adversarial={weight}", "attention=label", "attention_norm=none", "recycle=0",
+                       "mse=1", "dice=0", "cross_entropy=0", "hardest=0")  # fmt: skip
+        batch, phase = make_batch(method), method.phases[-1]
+        first, _ = method.loss(batch, phase, rng(2))
+        with torch.no_grad():
+            method.discriminator.logit.weight.mul_(3)
+            method.discriminator.logit.bias.add_(1)
+        second, _ = method.loss(batch, phase, rng(2))
+        assert (abs(float(first.detach()) - float(second.detach())) > 1e-6) == differs
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 8])
+def test_every_number_of_levels_trains_and_draws(T):
+    method = build("cdal", "binary", f"T={T}")
+    for phase in method.phases:
+        loss, _ = method.loss(make_batch(method), phase, rng())
+        assert torch.isfinite(loss)
+    for steps in {1, T}:
+        p = next(iter(method.draw(torch.randn(3, 20, 20), seeds=[0], steps=steps)))
+        assert torch.isfinite(p).all()
+
+
+def test_the_latent_changes_the_answer_for_one_and_the_same_state():
+    method = build("cdal", "2d")
+    x, features = torch.randn(1, 2, 20, 24), method.encode(torch.randn(1, 1, 20, 24))
+    a, b = (method.denoise(x, 1, features, torch.randn(1, 8, generator=rng(i))) for i in range(2))
+    assert not torch.allclose(a, b, atol=1e-4)
+    scaled = torch.randn(1, 8, generator=rng(0))
+    torch.testing.assert_close(method.denoise(x, 1, features, 5 * scaled), method.denoise(x, 1, features, scaled))
