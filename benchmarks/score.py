@@ -9,20 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import open_dataset, splits
 from diffuseg.data.transforms import to_native
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.statistics import bootstrap_mean
 from diffuseg.inference.model import draw_seed
-from diffuseg.methods import Method
 from diffuseg.precision import choose_precision
+
+from diffuseg.methods import Method
 from diffuseg.train.checkpoint import load_checkpoint, model_hash, versions
 
 
 def score(
-    checkpoint: Path, dataset_folder: Path, fold: int, settings: list[tuple[int | None, int]], sampler: str | None = None
+    checkpoint: Path,
+    dataset_folder: Path,
+    fold: int,
+    settings: list[tuple[int | None, int]],
+    sampler: str | None = None,
 ) -> list[dict[str, Any]]:
     """One row per (steps, draws): Dice per class and their mean with a bootstrap 95 % interval over cases.
 
@@ -58,9 +62,7 @@ def score(
     return rows
 
 
-def _case(
-    method: Method, source: Batches, case: str, steps: int | None, draws: int, sampler: str | None
-) -> list[float]:
+def _case(method: Method, source: Batches, case: str, steps: int | None, draws: int, sampler: str | None) -> list[float]:
     whole = source.whole(case)
     seeds = [draw_seed(0, case, i) for i in range(draws)]
     device = torch.device("cpu")

@@ -12,7 +12,11 @@ from diffuseg.methods import METHODS, Method
 from diffuseg.train.checkpoint import load_checkpoint, save_checkpoint
 from diffuseg.types import Batch
 
-GRIDS = {"2d": (2, 1, 2, (20, 24)), "3d": (3, 2, 3, (8, 12, 9)), "binary": (2, 3, 2, (17, 23))}  # dims, channels, classes
+GRIDS = {
+    "2d": (2, 1, 2, (20, 24)),
+    "3d": (3, 2, 3, (8, 12, 9)),
+    "binary": (2, 3, 2, (17, 23)),
+}  # dims, channels, classes
 CHEAP = {"cdal": ["latent=8", "latent_width=16", "discriminator_widths=8,8,16", "adversarial=0.1"], "concat": ["T=50"]}
 
 

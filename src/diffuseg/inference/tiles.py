@@ -22,9 +22,7 @@ class Tiling:
     States and results are whole-image tensors [n, k, *shape], `shape` being the padded spatial shape.
     """
 
-    def __init__(
-        self, image: Float[Tensor, "c *s"], plan: Plan, encode: Callable[[Tensor], Tensor], overlap: float
-    ) -> None:
+    def __init__(self, image: Float[Tensor, "c *s"], plan: Plan, encode: Callable[[Tensor], Tensor], overlap: float) -> None:
         self.plan, self.encode = plan, encode
         self.sliced = plan.dims == 2 and image.ndim == 4
         self.native = image.shape[1:]

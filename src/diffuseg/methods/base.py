@@ -62,9 +62,7 @@ class Method(nn.Module, ABC):
         """The phases of one training step, in order."""
 
     @abstractmethod
-    def loss(
-        self, batch: Batch, phase: Phase, rng: torch.Generator
-    ) -> tuple[Float[Tensor, ""], dict[str, float | Tensor]]:
+    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Float[Tensor, ""], dict[str, float | Tensor]]:
         """The scalar that a phase minimises, and what to log; all randomness comes from `rng`."""
 
     @abstractmethod
@@ -121,7 +119,9 @@ class Method(nn.Module, ABC):
             def noise(generators: list[torch.Generator] = generators, shape: tuple[int, ...] = shape) -> Tensor:
                 return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(image.device)
 
-            def denoiser(x_t: Tensor, t: int, generators: list[torch.Generator] = generators, n: int = n, noise: Callable = noise) -> Tensor:
+            def denoiser(
+                x_t: Tensor, t: int, generators: list[torch.Generator] = generators, n: int = n, noise: Callable = noise
+            ) -> Tensor:
                 z, x_t = self.latent(generators), self.state(x_t, noise)
                 return tiling.denoise(self.denoise, x_t, t, None if z is None else z.to(image.device), n)
 

@@ -80,9 +80,7 @@ class CDAL(Method):
     def __init__(self, plan: Plan, config: CDALConfig) -> None:
         super().__init__(plan, config)
         k, c = plan.classes, plan.image_channels
-        self.schedule = NoiseSchedule.variance_preserving(config.T, config.beta_min, config.beta_max).scaled(
-            config.input_scale
-        )
+        self.schedule = NoiseSchedule.variance_preserving(config.T, config.beta_min, config.beta_max).scaled(config.input_scale)
         self.default_steps = config.T
         self.encoder = ImageEncoder(plan.dims, c, self.widths[0], config.encoder_blocks)
         self.generator = UNet(

@@ -87,9 +87,7 @@ class Norm(nn.Module):
 class ResidualBlock(nn.Module):
     """norm-SiLU-conv, + time, norm-SiLU-(dropout)-conv, then (skip + h) / sqrt 2; both norms see the latent."""
 
-    def __init__(
-        self, dims: int, inputs: int, outputs: int, time: int = 0, latent: int = 0, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, dims: int, inputs: int, outputs: int, time: int = 0, latent: int = 0, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm_1, self.norm_2 = Norm(inputs, latent), Norm(outputs, latent)
         self.conv_1, self.conv_2 = conv(dims, inputs, outputs), conv(dims, outputs, outputs, zero=True)

@@ -74,12 +74,8 @@ class UNet(nn.Module):
             width = w
         self.middle = nn.ModuleList([block(width, width), SelfAttention(dims, width), block(width, width)])
         # Up: narrow before enlarging, so that the costly full-resolution convolutions see as few channels as can be.
-        self.narrow = nn.ModuleList(
-            conv(dims, b, a, kernel=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
-        self.up = nn.ModuleList(
-            nn.ModuleList(block(2 * w if i == 0 else w, w) for i in range(blocks)) for w in widths[:-1]
-        )
+        self.narrow = nn.ModuleList(conv(dims, b, a, kernel=1) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.up = nn.ModuleList(nn.ModuleList(block(2 * w if i == 0 else w, w) for i in range(blocks)) for w in widths[:-1])
         self.norm, self.last = Norm(widths[0]), conv(dims, widths[0], outputs, zero=True)
 
     def forward(

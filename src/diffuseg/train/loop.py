@@ -1,93 +1,22 @@
 """The loop: it knows phases, not methods. One step = one batch, and every phase whose turn it is."""
 
-import copy
 import hashlib
-import json
 import math
-import os
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffuseg.config import from_dict, override, to_dict
-from diffuseg.data.batches import Batches
-from diffuseg.data.dataset import Dataset, open_dataset, splits
-from diffuseg.data.plan import Plan, fingerprint, load_plan, make_plan, save_plan
-from diffuseg.errors import UserError
-from diffuseg.methods import METHODS, Method, Phase
-from diffuseg.methods.presets import PRESETS
-from diffuseg.precision import Precision, choose_precision
+from diffuseg.methods import Method, Phase
 from diffuseg.train.checkpoint import save_checkpoint
+from diffuseg.train.prepare import Recipe, Run, TrainSettings, prepare
 from diffuseg.train.progress import Progress
-from diffuseg.train.state import Optimisers, load_state, save_state
-from diffuseg.train.validate import Validation, validate
+from diffuseg.train.state import load_state, save_state
+from diffuseg.train.validate import validate
 
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """What `diffuseg train` was asked for. `set` holds key=value strings for method, plan ("plan.") and training ("train.")."""
-
-    dataset: Path
-    method: str
-    out: Path
-    fold: int = 0
-    plan: Path | None = None
-    steps: int | None = None
-    max_minutes: float | None = None
-    preset: str | None = None
-    set: list[str] = field(default_factory=list)
-    resume: bool = False
-    seed: int = 0
-    device: str | None = None
-    precision: str = "auto"
-    validate_every: int | None = None
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How any method is trained; --set train.key=value changes it.
-
-    ema        decay of the weight average that is validated and shipped (warmed up from the start)
-    clip       largest norm of a phase's gradient; 0 for no clipping
-    warmup     steps over which the learning rate rises
-    floor      last learning rate as a share of the first (cosine)
-    save_every steps between resume points
-    validation_cases  how many cases of the fold a validation during training looks at, spread evenly; 0 for all
-    """
-
-    ema: float = 0.998
-    clip: float = 1.0
-    weight_decay: float = 1e-2
-    warmup: int = 50
-    floor: float = 0.01
-    save_every: int = 200
-    log_every: int = 10
-    validation_cases: int = 16
-
-
-@dataclass
-class Run:
-    """A training under way."""
-
-    settings: TrainSettings
-    recipe: Recipe
-    plan: Plan
-    method: Method
-    average: Method
-    optimisers: Optimisers
-    batches: Batches
-    validation: Validation
-    precision: Precision
-    fabric: Any
-    meta: dict[str, Any]
-    steps: int
-    step: int = 0
-    seconds: float = 0.0
-    best: float = -1.0
+__all__ = ["Recipe", "TrainSettings", "step", "train"]
 
 
 def train(settings: TrainSettings) -> Path:
@@ -96,7 +25,7 @@ def train(settings: TrainSettings) -> Path:
     Refuses unknown methods, presets and settings, an out folder that already holds a run (without --resume), a fold that
     does not exist, and a resume with other settings than the run was started with.
     """
-    run = _prepare(settings)
+    run = prepare(settings)
     state = settings.out / "resume.safetensors"
     if settings.resume and state.exists():
         scalars = load_state(state, run.method, run.average, run.optimisers)
@@ -221,125 +150,3 @@ def _save(run: Run, state: Path) -> None:
 
 def _waited(run: Run) -> float:
     return run.batches.waited / max(run.batches.total, 1e-9)
-
-
-# -- what a run needs before its first step ---------------------------------------------------------------------------
-
-
-def _prepare(settings: TrainSettings) -> Run:
-    if settings.method not in METHODS:
-        raise UserError(f"unknown method {settings.method!r}", do=f"Known: {', '.join(METHODS)}")
-    if settings.preset is not None and settings.preset not in PRESETS:
-        raise UserError(f"unknown preset {settings.preset!r}", do=f"Known: {', '.join(PRESETS)}")
-    dataset = open_dataset(settings.dataset)
-    folds = splits(dataset)
-    if not 0 <= settings.fold < len(folds):
-        raise UserError(f"there is no fold {settings.fold}", do=f"Folds are 0 to {len(folds) - 1}.")
-    fold = folds[settings.fold]
-    fabric = _fabric(settings.device)
-    plan, config, recipe = _configure(settings, dataset)
-    if settings.steps is not None:
-        steps = settings.steps
-    else:
-        steps = plan.steps if settings.max_minutes is None else 10**9
-    if steps < 1:
-        raise UserError(f"--steps {steps}: at least one step is needed")
-    _claim(settings, plan, config, recipe)
-    torch.manual_seed(settings.seed)  # initial weights; everything later has generators of its own
-    method = METHODS[settings.method](plan, config).to(fabric.device)
-    method = fabric.broadcast(method) if fabric.world_size > 1 else method
-    average = copy.deepcopy(method).requires_grad_(False)
-    precision = choose_precision(fabric.device, settings.precision)
-    return Run(
-        settings, recipe, plan, method, average, _optimisers(method, recipe),
-        Batches(dataset, fold["train"], plan, settings.seed),
-        Validation(dataset, fold["val"], plan, settings.seed, recipe.validation_cases),
-        precision, fabric, _meta(settings, dataset, fold), steps,
-    )  # fmt: skip
-
-
-def _fabric(device: str | None) -> Any:
-    """CPU, one GPU, or under torchrun all the processes it started."""
-    from lightning.fabric import Fabric
-
-    accelerator = {"cpu": "cpu", "cuda": "cuda"}.get((device or "").split(":")[0])
-    if accelerator is None:
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device is available", do="Leave --device out, or give cpu.")
-    local, nodes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("GROUP_WORLD_SIZE", 1))
-    distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    devices: Any = local
-    if accelerator == "cuda" and not distributed and device and ":" in device:
-        devices = [int(device.split(":")[1])]
-    fabric = Fabric(
-        accelerator=accelerator, devices=devices, num_nodes=nodes, strategy="ddp" if distributed else "auto"
-    )
-    if distributed:
-        fabric.launch()
-    return fabric
-
-
-def _configure(settings: TrainSettings, dataset: Dataset) -> tuple[Plan, Any, Recipe]:
-    """Plan, method settings and recipe: defaults, then the preset, then --set."""
-    plan = load_plan(settings.plan) if settings.plan is not None else make_plan(dataset, fingerprint(dataset))
-    preset = PRESETS[settings.preset] if settings.preset else {}
-    config = from_dict(METHODS[settings.method].config_class, preset.get("config", {}))
-    recipe = from_dict(Recipe, preset.get("train", {}))
-    plan = from_dict(Plan, to_dict(plan) | preset.get("plan", {}))
-    wishes: dict[str, list[str]] = {"plan": [], "train": [], "": []}
-    for wish in settings.set:
-        room, dot, rest = wish.partition(".")
-        known = dot and room in wishes and "=" not in room
-        wishes[room if known else ""].append(rest if known else wish)
-    return override(plan, wishes["plan"]), override(config, wishes[""]), override(recipe, wishes["train"])
-
-
-def _claim(settings: TrainSettings, plan: Plan, config: Any, recipe: Recipe) -> None:
-    """Take the out folder, or make sure that a resumed run is the same run."""
-    out, asked = settings.out, {
-        "method": settings.method, "fold": settings.fold, "seed": settings.seed, "steps": settings.steps,
-        "plan": to_dict(plan), "config": to_dict(config), "train": to_dict(recipe),
-    }  # fmt: skip
-    record = out / "run.json"
-    if record.exists():
-        if not settings.resume:
-            raise UserError("already holds a run", file=out, do="Give --resume to continue it, or another --out.")
-        before = json.loads(record.read_text())
-        changed = [key for key in asked if before.get(key) != json.loads(json.dumps(asked[key]))]
-        if changed:
-            raise UserError(f"--resume with another {', '.join(changed)} than the run was started with", file=out)
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(asked, indent=1) + "\n")
-        save_plan(plan, out / "plan.json")
-    except OSError as error:
-        raise UserError(f"cannot write there ({error.strerror})", file=out) from None
-
-
-def _optimisers(method: Method, recipe: Recipe) -> Optimisers:
-    """One AdamW per set of modules; phases that train the same modules share it."""
-    found: Optimisers = {}
-    for phase in method.phases:
-        parameters = [p for name in phase.modules for p in method.get_submodule(name).parameters()]
-        found.setdefault(
-            "+".join(phase.modules),
-            torch.optim.AdamW(parameters, phase.learning_rate, phase.betas, weight_decay=recipe.weight_decay),
-        )
-    return found
-
-
-def _meta(settings: TrainSettings, dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, Any]:
-    """Where a checkpoint came from: its training and validation cases by hash, so that nobody tests on them unawares."""
-    by_id = {case.id: case for case in dataset.cases}
-    digest = lambda case: hashlib.sha256(by_id[case].images[0].read_bytes()).hexdigest()[:16]
-    return {
-        "name": f"{dataset.name}/{settings.method}/fold{settings.fold}",
-        "seed": settings.seed,
-        "fold": settings.fold,
-        "training_cases": {case: digest(case) for case in fold["train"]},
-        "validation_cases": {case: digest(case) for case in fold["val"]},
-        "dataset_licence": str(dataset.extra.get("licence", "unknown")),
-        "dataset_reference": str(dataset.extra.get("reference", "")),
-    }

@@ -24,8 +24,7 @@ def save_state(path: Path, model: nn.Module, average: nn.Module, optimisers: Opt
     for name, optimiser in optimisers.items():
         for index, entries in optimiser.state_dict()["state"].items():
             tensors |= {
-                f"optimiser/{name}/{index}/{k}": torch.as_tensor(v).detach().cpu().contiguous()
-                for k, v in entries.items()
+                f"optimiser/{name}/{index}/{k}": torch.as_tensor(v).detach().cpu().contiguous() for k, v in entries.items()
             }
     aside = path.with_name(path.name + ".part")
     save_file(tensors, aside, metadata={"scalars": json.dumps(scalars)})

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset
