@@ -127,7 +127,7 @@ def _anatomy(rng: Generator, position: np.ndarray, shape: tuple[int, int, int]) 
     """Depth (mm, positive inside) below the surface of grey matter, fluid, distractor, organ; arc length along the organ."""
     t = np.linspace(0, 1, 40, dtype=np.float32)  # 0 at the tip of the head
     bend, sag, length = rng.uniform(3, 6), rng.uniform(-2, 3), rng.uniform(27, 32)
-    curve = np.stack([bend * (np.sin(np.pi * t) - 0.6), length * (0.5 - t), sag * (2 * t - 1) ** 2 + 2 * t - 2], -1)
+    curve = np.stack([bend * (np.sin(np.pi * t) - 0.6), length * (0.42 - t), sag * (2 * t - 1) ** 2 + 2 * t - 2], -1)
     curve = (curve + rng.uniform(-1.5, 1.5, 3)).astype(np.float32)
     thick, thin = rng.uniform(4.6, 5.8), rng.uniform(2.4, 3.2)
     radius = (thin + (thick - thin) * (1 - t) ** 1.5).astype(np.float32)
@@ -205,8 +205,11 @@ def _smooth(rng: Generator, shape: tuple[int, ...], nodes: int) -> np.ndarray:
     """A smooth random field of about unit variance: cubic interpolation of normal numbers at `nodes` points per axis."""
     from scipy.ndimage import zoom
 
-    coarse = rng.standard_normal((nodes,) * len(shape)).astype(np.float32)
-    return zoom(coarse, [n / nodes for n in shape], order=3, mode="nearest")
+    values = rng.standard_normal((nodes,) * len(shape)).astype(np.float32)
+    for size in shape:  # axis by axis: the first axis is interpolated and goes to the end
+        weights = zoom(np.eye(nodes, dtype=np.float32), (size / nodes, 1), order=3, mode="nearest")
+        values = np.tensordot(values, weights, (0, 1))
+    return values
 
 
 def _folders(folder: Path | str) -> Path:
