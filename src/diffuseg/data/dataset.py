@@ -1,0 +1,183 @@
+"""A data set: its cases read and checked, its patients, its folds. The folder layouts are in layout.py."""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from diffuseg.data.io import ENDINGS, grid_fault, read_image, read_mask
+from diffuseg.data.layout import Case, Dataset, find_images, open_dataset, read_json, some, visible
+from diffuseg.errors import UserError
+from diffuseg.types import Image
+
+__all__ = ["Case", "Dataset", "check", "find_images", "load_case", "open_dataset", "patients", "splits"]
+
+T = TypeVar("T")
+
+
+def load_case(dataset: Dataset, case: Case) -> tuple[Image, Image]:
+    """Read a case: image float32 [c, *s] and mask int [1, *s] on one grid, label values as in dataset.json.
+
+    Refuses what `read_image` and `read_mask` refuse, another number of channels than dataset.json names, grids that
+    differ, and label values that dataset.json does not name.
+    """
+    image, mask, faults = _examine(dataset, case)
+    if faults:
+        raise faults[0]
+    assert image is not None and mask is not None
+    return image, mask
+
+
+def check(dataset: Dataset) -> list[str]:
+    """Read every case and say all that is wrong with the data set, one line each; an empty list if nothing is."""
+    faults = [fault for case in dataset.cases for fault in _examine(dataset, case)[2]]
+    description = dataset.folder / "dataset.json"
+    expected = dataset.extra.get("numTraining")
+    if expected is not None and expected != len(dataset.cases):
+        what = f"numTraining is {expected}, but there are {len(dataset.cases)} cases"
+        faults.append(UserError(what, file=description))
+    known = {case.mask for case in dataset.cases}
+    for path in visible(dataset.folder / "labelsTr"):
+        if path not in known and path.name.lower().endswith(ENDINGS):
+            faults.append(UserError("there is no image for this mask", file=path))
+    _attempt(lambda: _refuse_leaks(dataset), faults)
+    return [str(fault) for fault in faults]
+
+
+def patients(dataset: Dataset) -> tuple[dict[str, str], str]:
+    """The patient of each case, and the rule that told, as a sentence to print.
+
+    The first that is there decides: "patients" in dataset.json ({case: patient}); patients.csv with the columns case and
+    patient; "patient_pattern" in dataset.json, a regular expression whose first group (or whole match) in the case's name
+    is the patient; else each case is a patient of its own. Refuses a rule that leaves a case without a patient.
+    """
+    names = [case.id for case in dataset.cases]
+    description, table = dataset.folder / "dataset.json", dataset.folder / "patients.csv"
+    listed, pattern = dataset.extra.get("patients"), dataset.extra.get("patient_pattern")
+    if listed is not None:
+        if not isinstance(listed, dict):
+            raise UserError('"patients" must be {"case": "patient", ...}', file=description)
+        file, rule = description, "patients as listed in dataset.json"
+        found = {str(case): str(patient) for case, patient in listed.items()}
+    elif table.is_file():
+        file, rule = table, "patients as listed in patients.csv"
+        found = _read_patients(table)
+    elif pattern is not None:
+        file, rule = description, f"patient = the part of a case's name that matches {pattern}"
+        try:
+            matches = {name: re.search(pattern, name) for name in names}
+        except (re.error, TypeError) as error:
+            raise UserError(f"patient_pattern {pattern!r} is no regular expression ({error})", file=file) from None
+        found = {name: match[1] if match.re.groups else match[0] for name, match in matches.items() if match}
+    else:
+        return {name: name for name in names}, "each case is taken for a patient of its own"
+    lacking = [name for name in names if not found.get(name)]
+    if lacking:
+        raise UserError(f"no patient for {some(lacking)}", file=file)
+    return {name: found[name] for name in names}, rule
+
+
+def splits(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[dict[str, list[str]]]:
+    """Folds as [{"train": [case ids], "val": [case ids]}]: those of splits_final.json if it is there, else by patient.
+
+    Without a file, patients are shuffled by the seed and dealt to the folds, those with most cases first, each to the
+    smallest fold; every case is in "val" exactly once and no patient is on both sides. Fewer patients than folds give one
+    fold per patient. Refuses a single patient, and a file that names unknown cases or one case on both sides.
+    """
+    file = dataset.folder / "splits_final.json"
+    if file.is_file():
+        return _read_splits(dataset)
+    of, _ = patients(dataset)
+    counts = Counter(of.values())
+    folds = min(folds, len(counts))
+    if folds < 2:
+        raise UserError("validation needs cases of at least 2 patients", file=dataset.folder, do="Add cases")
+    shuffled = np.random.default_rng(seed).permutation(sorted(counts)).tolist()
+    sizes, fold_of = [0] * folds, {}
+    for patient in sorted(shuffled, key=lambda name: -counts[name]):
+        fold_of[patient] = sizes.index(min(sizes))
+        sizes[fold_of[patient]] += counts[patient]
+    return [
+        {
+            "train": [case.id for case in dataset.cases if fold_of[of[case.id]] != fold],
+            "val": [case.id for case in dataset.cases if fold_of[of[case.id]] == fold],
+        }
+        for fold in range(folds)
+    ]
+
+
+def _examine(dataset: Dataset, case: Case) -> tuple[Image | None, Image | None, list[UserError]]:
+    faults: list[UserError] = []
+    image = _attempt(lambda: read_image(case.images), faults)
+    if case.mask is None:
+        return image, None, [*faults, UserError(f"case {case.id} has no mask", file=dataset.folder)]
+    path = case.mask
+    mask = _attempt(lambda: read_mask(path), faults)
+    if image is not None and len(image.data) != len(dataset.channels):
+        names = ", ".join(dataset.channels)
+        what = f"{len(image.data)} channels, but dataset.json names {len(dataset.channels)} ({names})"
+        faults.append(UserError(what, file=case.images[0], do="Correct one of them"))
+    if image is not None and mask is not None:
+        fault = grid_fault(image, mask)
+        if fault is not None:
+            what = f"its {fault} (of {case.images[0].name})"
+            faults.append(UserError(what, file=path, do="Image and mask must lie on one grid"))
+    if mask is not None:
+        values, counts = np.unique(mask.data, return_counts=True)
+        allowed = ", ".join(f"{value} {name}" for name, value in dataset.labels.items())
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+            if value not in dataset.labels.values():
+                what = f"label value {value} (in {count} voxels) is not in dataset.json"
+                faults.append(UserError(what, file=path, do=f"Allowed: {allowed}"))
+    return image, mask, faults
+
+
+def _attempt(read: Callable[[], T], faults: list[UserError]) -> T | None:
+    try:
+        return read()
+    except UserError as fault:
+        faults.append(fault)
+        return None
+
+
+def _read_patients(table: Path) -> dict[str, str]:
+    with table.open(newline="", encoding="utf-8-sig") as lines:
+        rows = csv.DictReader(lines)
+        if not {"case", "patient"} <= set(rows.fieldnames or ()):
+            raise UserError("it needs the columns case and patient", file=table)
+        return {row["case"]: row["patient"] for row in rows}
+
+
+def _read_splits(dataset: Dataset) -> list[dict[str, list[str]]]:
+    file = dataset.folder / "splits_final.json"
+    content, known = read_json(file), {case.id for case in dataset.cases}
+    if not isinstance(content, list) or not content:
+        raise UserError('it must list folds as [{"train": [...], "val": [...]}, ...]', file=file)
+    for number, fold in enumerate(content):
+        sides = [fold.get(side) if isinstance(fold, dict) else None for side in ("train", "val")]
+        if not all(isinstance(side, list) and side and all(isinstance(case, str) for case in side) for side in sides):
+            raise UserError(f'fold {number} needs lists of cases "train" and "val", neither empty', file=file)
+        train, val = sides
+        unknown = sorted({*train, *val} - known)
+        if unknown:
+            raise UserError(f"fold {number} names unknown cases: {some(unknown)}", file=file)
+        both = sorted({*train} & {*val})
+        if both:
+            raise UserError(f"fold {number} has cases in train and in val: {some(both)}", file=file)
+        if len({*train}) < len(train) or len({*val}) < len(val):
+            raise UserError(f"fold {number} names a case twice", file=file)
+    return [{"train": fold["train"], "val": fold["val"]} for fold in content]
+
+
+def _refuse_leaks(dataset: Dataset) -> None:
+    of, _ = patients(dataset)
+    for number, fold in enumerate(splits(dataset)):
+        both = sorted({of[case] for case in fold["train"]} & {of[case] for case in fold["val"]})
+        if both:
+            raise UserError(
+                f"fold {number} has patients in train and in val: {some(both)}", file=dataset.folder / "splits_final.json"
+            )

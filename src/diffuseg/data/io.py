@@ -1,0 +1,273 @@
+"""Image files to arrays and back, with their geometry.
+
+    .nii .nii.gz       nibabel      3-D and 2-D; a 4-D file is a volume with channels
+    .png .tif .tiff    Pillow, tifffile    8 and 16 bit, grey and colour; .tif also float
+    .jpg .jpeg         Pillow       images only: a lossy mask has no exact border
+    .nrrd .mha         SimpleITK    if the extra `diffuseg[itk]` is installed
+
+The axes of an array are the file's own voxel axes (i, j, k); those of a picture are rows and columns. Whatever is wrong
+with a file is a UserError that names it.
+"""
+
+import gzip
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+
+from diffuseg.data import pictures
+from diffuseg.errors import UserError
+from diffuseg.types import Image
+
+NIFTI = (".nii.gz", ".nii")
+ITK = (".nrrd", ".mha")
+ENDINGS = NIFTI + pictures.LOSSLESS + pictures.LOSSY + ITK
+LOSSLESS = NIFTI + pictures.LOSSLESS + ITK
+
+# NIfTI's world is RAS, that of ITK is LPS: x and y point the other way.
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+class Contents(NamedTuple):
+    """What one file holds: voxels [c, *s], voxel -> RAS mm, and the header to write it back with."""
+
+    data: np.ndarray
+    affine: np.ndarray
+    header: Any = None
+
+
+def ending_of(path: Path | str) -> str:
+    """The supported ending of a file name, in lower case (".nii.gz"); any other is refused."""
+    name = Path(path).name.lower()
+    for ending in ENDINGS:
+        if name.endswith(ending) and len(name) > len(ending):
+            return ending
+    raise UserError("this file ending is not known", file=path, do=f"Known: {' '.join(ENDINGS)}")
+
+
+def case_of(path: Path | str, ending: str) -> str:
+    """The file name without folder and ending; a channel number (_0000) stays, as it may be part of the case's name."""
+    return Path(path).name[: -len(ending)]
+
+
+def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
+    """Read one case, its channels in one file or one file each, as float32 [c, *s]; intensities as stored.
+
+    Channels are the planes of a colour picture, the last axis of a 4-D NIfTI, the components of a vector image, then
+    file after file. Refuses unreadable, truncated and empty files, NaN and infinite values, colour with transparency,
+    and channels that differ in shape or geometry.
+    """
+    files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
+    if not files:
+        raise ValueError("read_image: no file given")
+    parts = [_read(file, mask=False) for file in files]
+    arrays = []
+    for file, part in zip(files, parts, strict=True):
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            array = np.asarray(part.data, np.float32)
+        _refuse_not_finite(array, file)
+        arrays.append(array)
+    image = Image(np.concatenate(arrays[:1]), parts[0].affine, files[0], parts[0].header)
+    for file, part, array in zip(files[1:], parts[1:], arrays[1:], strict=True):
+        fault = grid_fault(image, Image(array, part.affine))
+        if fault is not None:
+            raise UserError(f"its {fault} (of {files[0].name})", file=file, do="Channels must lie on one grid")
+    if len(arrays) == 1:
+        return image
+    return Image(np.concatenate(arrays), image.affine, image.source, image.header)
+
+
+def read_mask(path: Path | str) -> Image:
+    """Read a mask as integers [1, *s] (int16, or int32 where values need it); label values as stored.
+
+    A palette picture gives its indices. Refuses lossy files, colour, several channels, and values that are no integers.
+    """
+    file = Path(path)
+    if ending_of(file) in pictures.LOSSY:
+        raise UserError("a mask in a lossy format has no exact values", file=file, do="Store masks as .png or .tif")
+    part = _read(file, mask=True)
+    data = part.data
+    if len(data) != 1:
+        raise UserError(f"a mask has one channel, this file has {len(data)}", file=file, do="Store label values as grey")
+    if not np.issubdtype(data.dtype, np.integer):
+        _refuse_not_finite(data, file)
+        odd = data[data != np.rint(data)]
+        if odd.size:
+            raise UserError(
+                f"a mask holds integers, this file {odd.size} other values such as {odd.flat[0]:g}",
+                file=file,
+                do="Was it resampled? Use nearest neighbours",
+            )
+    low, high = (int(data.min()), int(data.max())) if data.size else (0, 0)
+    if not -(2**31) <= low <= high < 2**31:
+        raise UserError(f"values from {low} to {high} are no labels", file=file)
+    fits = low >= -(2**15) and high < 2**15
+    return Image(data.astype(np.int16 if fits else np.int32), part.affine, file, part.header)
+
+
+def write(path: Path | str, array: np.ndarray, like: Image) -> None:
+    """Write an array [*s] or [c, *s] on the grid of `like`, with its geometry and, from NIfTI to NIfTI, its header.
+
+    Integers and booleans are stored exactly in the smallest of uint8, int16, int32 that holds them; floats as float32,
+    except in .png: as 16-bit fractions of 1 (value = pixel / 65535). Refuses what the format cannot hold: lossy endings,
+    volumes in pictures, several planes in a .png (three of uint8 are colour), floats outside [0, 1] in a .png. The file
+    is written aside and then renamed, so it is never there in part.
+    """
+    path, ending = Path(path), ending_of(path)
+    if ending in pictures.LOSSY:
+        raise UserError("results are not written to lossy files", file=path, do="Choose .png or .tif")
+    if array.shape != like.shape and array.shape[1:] != like.shape:
+        raise ValueError(f"array {array.shape} does not lie on the grid {like.shape}")
+    planes = _storable(array[None] if array.shape == like.shape else array)
+    if ending in pictures.LOSSLESS:
+        save: Callable[[Path], None] = lambda aside: pictures.write(aside, planes, path)
+    elif ending in ITK:
+        save = lambda aside: _write_itk(aside, planes, like)
+    else:
+        save = lambda aside: _write_nifti(aside, planes, like)
+    aside = path.with_name(f".{os.getpid()}-{path.name}")  # hidden, and with the ending that libraries look at
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(aside)
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror or error})", file=path) from None
+    finally:
+        if aside.exists():
+            aside.unlink()
+
+
+def grid_fault(one: Image, other: Image) -> str | None:
+    """How the grid of the second image differs from that of the first, both named; None if they are the same.
+
+    Grids are the same if shapes are equal and no corner of the volume is more than a tenth of a voxel elsewhere: NIfTI's
+    two ways of storing one orientation do not agree any better on large volumes.
+    """
+    if one.shape != other.shape:
+        return f"shape {other.shape} is not {one.shape}"
+    last = np.array([*one.shape, *[1] * (3 - one.dims)]) - 1
+    corners = np.array([[*(last * pick), 1] for pick in np.ndindex(2, 2, 2)]).T
+    shift = np.linalg.norm(((one.affine - other.affine) @ corners)[:3], axis=0).max()
+    if shift <= 0.1 * min(one.spacing):
+        return None
+    text = lambda affine: np.array2string(affine[:3], precision=4, suppress_small=True).replace("\n", "")
+    return f"affine {text(other.affine)} is not {text(one.affine)}: up to {shift:.3g} mm apart"
+
+
+def _read(file: Path, mask: bool) -> Contents:
+    ending = ending_of(file)
+    if not file.is_file():
+        raise UserError("no such file", file=file)
+    if file.stat().st_size == 0:
+        raise UserError("the file is empty (0 bytes)", file=file, do="Copy or export it again")
+    try:
+        if ending in NIFTI:
+            contents = _read_nifti(file)
+        elif ending in ITK:
+            contents = _read_itk(file)
+        else:
+            contents = Contents(pictures.read(file, mask), np.eye(4))
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise anything at all on a broken file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"cannot be read, broken or truncated ({reason})", file=file, do="Copy or export it again") from None
+    if contents.data.size == 0:
+        raise UserError(f"there is no voxel in it: shape {contents.data.shape[1:]}", file=file)
+    if not np.isfinite(contents.affine).all() or abs(np.linalg.det(contents.affine)) < 1e-12:
+        raise UserError("its affine does not map voxels to a volume", file=file, do="Mend the header's spacing and orientation")
+    return contents
+
+
+def _refuse_not_finite(array: np.ndarray, file: Path) -> None:
+    bad = array.size - int(np.isfinite(array).sum())
+    if bad:
+        raise UserError(f"{bad} of {array.size} values are NaN or infinite", file=file, do="Replace them")
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    if np.issubdtype(array.dtype, np.floating):
+        return np.asarray(array, np.float32)
+    low, high = int(array.min()), int(array.max())
+    for dtype in (np.uint8, np.int16, np.int32):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return array.astype(dtype)
+    raise ValueError(f"values from {low} to {high} do not fit 32 bits")
+
+
+def _read_nifti(file: Path) -> Contents:
+    raw = file.read_bytes()
+    if raw[:2] == b"\x1f\x8b":
+        raw = gzip.decompress(raw)  # to the end: unlike nibabel, this verifies the checksum
+    # The first field is the header's size: 540 in NIfTI-2, in either byte order.
+    second = raw[:4] in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
+    image = (nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(raw)
+    data = np.asanyarray(image.dataobj)
+    if data.dtype.kind not in "iuf":
+        raise UserError(f"voxels of type {data.dtype} are not supported", file=file, do="Store real numbers")
+    while data.ndim > 3 and 1 in data.shape[3:]:  # (i, j, k, 1) is a volume; a vector image is (i, j, k, 1, c)
+        data = data.squeeze(3 + data.shape[3:].index(1))
+    if not 2 <= data.ndim <= 4:
+        raise UserError(f"an image has 2 or 3 axes and channels, this file has shape {image.shape}", file=file)
+    channels_first = np.moveaxis(data, 3, 0) if data.ndim == 4 else data[None]
+    return Contents(channels_first, image.affine, image.header)
+
+
+def _write_nifti(aside: Path, planes: np.ndarray, like: Image) -> None:
+    data = planes[0] if len(planes) == 1 else _channels_last(planes)
+    header = like.header if isinstance(like.header, nib.Nifti1Header) else None
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    image = kind(data, like.affine, header, dtype=data.dtype)
+    if header is None:
+        image.header.set_xyzt_units("mm")
+        axes = like.affine[:3, :3] / np.linalg.norm(like.affine[:3, :3], axis=0)
+        image.set_sform(like.affine, code=1)
+        # A qform can only turn and flip: a sheared grid is left to the sform alone.
+        image.set_qform(like.affine, code=int(np.allclose(axes.T @ axes, np.eye(3), atol=1e-6)))
+    image.header.set_slope_inter(1, 0)
+    image.header["cal_min"] = image.header["cal_max"] = 0
+    nib.save(image, aside)
+
+
+def _channels_last(planes: np.ndarray) -> np.ndarray:
+    """[c, *s] -> [i, j, k, c]; a 2-D image gets the third axis that NIfTI has before channels."""
+    return np.moveaxis(planes if planes.ndim == 4 else planes[..., None], 0, -1)
+
+
+def _itk() -> Any:
+    try:
+        import SimpleITK
+    except ImportError:
+        raise UserError("reading and writing .nrrd and .mha needs SimpleITK", do="pip install 'diffuseg[itk]'") from None
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # what matters comes as an exception
+    return SimpleITK
+
+
+def _read_itk(file: Path) -> Contents:
+    image = _itk().ReadImage(str(file))
+    dims = image.GetDimension()
+    if dims > 3 or "complex" in image.GetPixelIDTypeAsString():
+        raise UserError(f"{dims}-D image of {image.GetPixelIDTypeAsString()} is not supported", file=file)
+    data = _itk().GetArrayFromImage(image)  # [k, j, i] and components last
+    components = image.GetNumberOfComponentsPerPixel()
+    data = data.T if components > 1 else data.T[None]
+    affine = np.eye(4)
+    affine[:dims, :dims] = np.array(image.GetDirection()).reshape(dims, dims) * image.GetSpacing()
+    affine[:dims, 3] = image.GetOrigin()
+    return Contents(data, LPS_TO_RAS @ affine, {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()})
+
+
+def _write_itk(aside: Path, planes: np.ndarray, like: Image) -> None:
+    vector = len(planes) > 1
+    image = _itk().GetImageFromArray(planes.T if vector else planes[0].T, isVector=vector)
+    dims, affine = like.dims, LPS_TO_RAS @ like.affine
+    image.SetSpacing(like.spacing)
+    image.SetDirection((affine[:dims, :dims] / like.spacing).ravel().tolist())
+    image.SetOrigin(affine[:dims, 3].tolist())
+    try:
+        _itk().WriteImage(image, str(aside), useCompression=True)
+    except RuntimeError as error:
+        raise OSError(" ".join(str(error).split())[-200:]) from None

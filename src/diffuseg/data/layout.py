@@ -1,0 +1,197 @@
+"""Data set folders as they are: nnU-Net v2 raw and Medical Segmentation Decathlon (MSD); see docs/data.md.
+
+Only names are looked at here, not a voxel. A fault in a folder is one UserError that names the file.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffuseg.data.io import ENDINGS, LOSSLESS, case_of, ending_of
+from diffuseg.errors import UserError
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient's examination: its image files (one per channel, or one for all) and its mask."""
+
+    id: str
+    images: tuple[Path, ...]
+    mask: Path | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A folder with images and masks.
+
+    labels       name -> value in the masks, by rising value, background 0 first
+    file_ending  of the images, ".nii.gz"
+    extra        dataset.json as it is
+    """
+
+    folder: Path
+    name: str
+    channels: tuple[str, ...]
+    labels: dict[str, int]
+    file_ending: str
+    cases: tuple[Case, ...]
+    extra: dict[str, Any]
+
+
+def open_dataset(folder: Path | str) -> Dataset:
+    """Open a folder in the nnU-Net v2 raw layout or the MSD layout; reads names only, not a voxel.
+
+    Refuses a folder or dataset.json that is missing or broken, labels whose background is not 0, an empty imagesTr, and
+    cases that lack a channel or a mask (all of them are named).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError("no such folder", file=folder)
+    description = folder / "dataset.json"
+    extra = read_json(description)
+    if not isinstance(extra, dict):
+        raise UserError("it must hold an object { ... }", file=description)
+    channels, labels = _channels(extra, description), _labels(extra, description)
+    listed = extra.get("training")
+    if isinstance(listed, list) and listed and "channel_names" not in extra:
+        cases = _listed_cases(folder, listed, description)
+        ending = ending_of(cases[0].images[0])
+    else:
+        images = folder / "imagesTr"
+        ending = _ending(extra, images)
+        cases = _found_cases(folder, find_images(images, len(channels), ending), ending)
+    return Dataset(folder, str(extra.get("name", folder.name)), channels, labels, ending, tuple(cases), extra)
+
+
+def find_images(folder: Path | str, channels: int = 1, ending: str | None = None) -> dict[str, tuple[Path, ...]]:
+    """The images of a folder by case, sorted: `<case>_<channel:04d><ending>` or, with no channel number, `<case><ending>`.
+
+    A case is one file per channel or one file for all of them. Names are taken to end in channel numbers if all of them
+    do and none is larger than the channels allow. Hidden files are ignored; an empty folder and gaps are refused.
+    """
+    folder = Path(folder)
+    ending = ending or _only_ending(folder)
+    files = [path for path in visible(folder) if path.name.lower().endswith(ending)]
+    if not files:
+        raise UserError(f"no {ending} image in this folder", file=folder)
+    names = {case_of(path, ending): path for path in files}
+    numbered = {name: re.fullmatch(r"(.+)_(\d{4})", name) for name in names}
+    if not all(match and int(match[2]) < channels for match in numbered.values()):
+        return {name: (path,) for name, path in sorted(names.items())}
+    found: dict[str, dict[int, Path]] = {}
+    for name, match in numbered.items():
+        assert match is not None
+        found.setdefault(match[1], {})[int(match[2])] = names[name]
+    lacking = []
+    for case, parts in sorted(found.items()):
+        if set(parts) not in ({0}, set(range(channels))):
+            lacking += [f"{case}_{n:04d}{ending}" for n in range(channels) if n not in parts]
+    # One file for all channels, or one for each: where other cases have several files, a single one is incomplete.
+    if any(len(parts) > 1 for parts in found.values()):
+        for case, parts in sorted(found.items()):
+            if set(parts) == {0}:
+                lacking += [f"{case}_{n:04d}{ending}" for n in range(1, channels)]
+    if lacking:
+        raise UserError(f"missing channel: {some(lacking)}", file=folder, do=f"dataset.json names {channels} channels")
+    return {case: tuple(path for _, path in sorted(parts.items())) for case, parts in sorted(found.items())}
+
+
+def visible(folder: Path) -> list[Path]:
+    """The files of a folder, sorted, without the hidden ones (._x); none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; one that is missing or broken is refused."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("no such file", file=path, do="docs/data.md says how a data set looks") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot be read as JSON ({error})", file=path) from None
+
+
+def _channels(extra: dict[str, Any], file: Path) -> tuple[str, ...]:
+    names = extra.get("channel_names", extra.get("modality"))
+    if not isinstance(names, dict) or not names:
+        raise UserError('it needs "channel_names": {"0": "T1", ...} (or "modality", in the MSD layout)', file=file)
+    if set(names) != {str(number) for number in range(len(names))}:
+        raise UserError(f'"channel_names" must count from "0", not {", ".join(names)}', file=file)
+    return tuple(str(names[str(number)]) for number in range(len(names)))
+
+
+def _labels(extra: dict[str, Any], file: Path) -> dict[str, int]:
+    labels = extra.get("labels")
+    if not isinstance(labels, dict) or not labels:
+        raise UserError('it needs "labels": {"background": 0, ...}', file=file)
+    if all(re.fullmatch(r"\d+", key) for key in labels):  # MSD writes {"0": "background"}
+        labels = {str(name): int(value) for value, name in labels.items()}
+    for name, value in labels.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"label {name!r} has the value {value!r}; one integer per label is supported", file=file)
+    if labels.get("background", 0) != 0 or 0 not in labels.values():
+        raise UserError("the background must be label 0", file=file, do=f"It says {labels}")
+    if len(set(labels.values())) < len(labels) or len(labels) < 2:
+        raise UserError(f"labels need a background and further, different values, not {labels}", file=file)
+    return dict(sorted(labels.items(), key=lambda item: item[1]))
+
+
+def _ending(extra: dict[str, Any], images: Path) -> str:
+    if not images.is_dir():
+        raise UserError("no such folder", file=images, do="A data set keeps its training images there")
+    if not visible(images):
+        raise UserError("there is no image in this folder", file=images)
+    if not isinstance(extra.get("file_ending"), str):
+        return _only_ending(images)
+    return ending_of("x." + extra["file_ending"].lstrip("."))
+
+
+def _only_ending(folder: Path) -> str:
+    endings = {ending_of(path) for path in visible(folder) if path.name.lower().endswith(ENDINGS)}
+    if len(endings) != 1:
+        known = ", ".join(sorted(endings)) or "none that is known"
+        raise UserError(f"images must have one file ending; here: {known}", file=folder, do=f"Known: {' '.join(ENDINGS)}")
+    return endings.pop()
+
+
+def _found_cases(folder: Path, images: dict[str, tuple[Path, ...]], ending: str) -> list[Case]:
+    masks = {path.name: path for path in visible(folder / "labelsTr")}
+    cases, lacking = [], []
+    for case, files in images.items():
+        names = [case + end for end in (ending, *LOSSLESS)]  # .jpg images have masks of another kind
+        mask = next((masks[name] for name in names if name in masks), None)
+        cases.append(Case(case, files, mask))
+        if mask is None:
+            lacking.append(case)
+    if lacking:
+        what = f"missing mask for {len(lacking)} of {len(cases)} cases: {some(lacking)}"
+        raise UserError(what, file=folder / "labelsTr", do=f"Expected <case>{ending}")
+    return cases
+
+
+def _listed_cases(folder: Path, listed: list[Any], file: Path) -> list[Case]:
+    cases, lacking = [], []
+    for entry in listed:
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("image", "label")):
+            raise UserError(f'"training" lists {{"image": ..., "label": ...}}, not {entry!r}', file=file)
+        image, mask = folder / entry["image"], folder / entry["label"]
+        if image.name.startswith("."):
+            continue
+        lacking += [str(path.relative_to(folder)) for path in (image, mask) if not path.is_file()]
+        cases.append(Case(case_of(image, ending_of(image)), (image,), mask))
+    if lacking:
+        raise UserError(f"files that it lists are missing: {some(lacking)}", file=file)
+    if len({case.id for case in cases}) < len(cases) or not cases:
+        raise UserError('"training" must list at least one case, and each only once', file=file)
+    return sorted(cases, key=lambda case: case.id)
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    """The first few of many names, for a message."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,116 @@
+"""Pictures: planes [c, h, w] from and to .png, .tif and .jpg, values as stored.
+
+Pillow reads what has 8 bits a channel and 16-bit grey; tifffile reads the .tif files that Pillow cannot hold (16-bit
+colour, float). A 16-bit colour .png is refused, because Pillow would silently halve its depth.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import tifffile
+
+from diffuseg.errors import UserError
+
+LOSSLESS = (".png", ".tiff", ".tif")
+LOSSY = (".jpeg", ".jpg")
+PLAIN = ("NONE", "DEFLATE", "ADOBE_DEFLATE", "PACKBITS")  # compressions that tifffile reads by itself
+GREY = ("L", "I;16", "I;16B", "I", "F")
+
+
+def read(file: Path, mask: bool) -> np.ndarray:
+    """Planes [c, h, w] of a picture; a palette gives its indices in a mask, its colours in an image.
+
+    An opaque alpha channel is dropped, any transparency is refused; so are several pages and lossy masks in a .tif.
+    """
+    if file.name.lower().endswith((".tif", ".tiff")):
+        with tifffile.TiffFile(file) as pages:
+            if len(pages.pages) != 1:
+                raise UserError(f"{len(pages.pages)} pages in one file", file=file, do="Store volumes as .nii.gz")
+            page: Any = pages.pages[0]
+            if mask and "JPEG" in page.compression.name:
+                raise UserError("a mask in a lossy format has no exact values", file=file, do="Store it without JPEG")
+            if page.compression.name in PLAIN and page.photometric.name in ("MINISBLACK", "RGB"):
+                return _planes(page, file)
+    with PIL.Image.open(file) as picture:
+        return _decode(picture, file, mask)
+
+
+def _planes(page: Any, file: Path) -> np.ndarray:
+    array = page.asarray()
+    if page.axes == "YXS":
+        array = np.moveaxis(array, -1, 0)
+    elif page.axes == "YX":
+        array = array[None]
+    elif page.axes != "SYX":
+        raise UserError(f"axes {page.axes} are not those of a picture", file=file)
+    alpha = [int(kind) in (1, 2) for kind in page.extrasamples]  # associated, unassociated
+    if alpha and alpha[-1]:
+        _refuse_transparency(array[-1], file)
+        array = array[:-1]
+    if array.dtype.kind not in "iufb":
+        raise UserError(f"pixels of type {array.dtype} are not supported", file=file)
+    return array.astype(np.uint8) if array.dtype.kind == "b" else array
+
+
+def _decode(picture: PIL.Image.Image, file: Path, mask: bool) -> np.ndarray:
+    # Pillow keeps 8 bits of 16-bit colour; only the decoder's own name for the pixels ("RGB;16B") tells.
+    stored = [str(tile[3]) for tile in picture.tile]
+    if picture.mode not in GREY and any(";16" in pixels for pixels in stored):
+        raise UserError("16-bit colour is read from uncompressed or deflated .tif only", file=file, do="Store it as such")
+    if picture.mode == "1":
+        return np.asarray(picture, np.uint8)[None]
+    if picture.mode == "P" and mask:
+        return np.asarray(picture)[None]
+    if picture.mode == "P":
+        picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+    array = np.asarray(picture)
+    if picture.mode in GREY:
+        return array[None]
+    array = np.moveaxis(array, -1, 0)
+    if picture.mode in ("LA", "RGBA"):
+        _refuse_transparency(array[-1], file)
+        return array[:-1]
+    if picture.mode == "RGB":
+        return array
+    raise UserError(f"pictures of kind {picture.mode} are not supported", file=file, do="Convert it to grey or RGB")
+
+
+def _refuse_transparency(alpha: np.ndarray, file: Path) -> None:
+    opaque = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1
+    if (alpha != opaque).any():
+        raise UserError("it is partly transparent, so its colours are not defined", file=file, do="Remove the alpha channel")
+
+
+def write(aside: Path, planes: np.ndarray, path: Path) -> None:
+    """Write planes [c, h, w] of uint8, int16, int32 or float32 to a file aside; `path` is its name in messages."""
+    if planes.ndim != 3:
+        raise UserError("a picture cannot hold a volume", file=path, do="Choose .nii.gz")
+    colour = len(planes) == 3 and planes.dtype == np.uint8
+    if path.name.lower().endswith((".tif", ".tiff")):
+        if colour:
+            tifffile.imwrite(aside, np.moveaxis(planes, 0, -1), photometric="rgb", compression="zlib")
+        elif len(planes) == 1:
+            tifffile.imwrite(aside, planes[0], photometric="minisblack", compression="zlib")
+        else:
+            separate: dict[str, Any] = {"photometric": "minisblack", "planarconfig": "separate"}
+            tifffile.imwrite(aside, planes, compression="zlib", **separate)
+        return
+    if colour:
+        PIL.Image.fromarray(np.moveaxis(planes, 0, -1)).save(aside)
+        return
+    if len(planes) > 1:
+        raise UserError(f"a .png cannot hold {len(planes)} planes", file=path, do="Choose .tif")
+    PIL.Image.fromarray(_png(planes[0], path)).save(aside)
+
+
+def _png(plane: np.ndarray, path: Path) -> np.ndarray:
+    low, high = plane.min(), plane.max()
+    if plane.dtype == np.float32:
+        if not (low >= 0 and high <= 1):
+            raise UserError(f"a .png holds fractions of 1, not {low:g} to {high:g}", file=path, do="Choose .tif")
+        return np.rint(plane.astype(np.float64) * 65535).astype(np.uint16)
+    if low < 0 or high > 65535:
+        raise UserError(f"a .png holds 0 to 65535, not {low} to {high}", file=path, do="Choose .tif")
+    return plane if plane.dtype == np.uint8 else plane.astype(np.uint16)
