@@ -158,19 +158,23 @@ def _read_splits(dataset: Dataset) -> list[dict[str, list[str]]]:
     if not isinstance(content, list) or not content:
         raise UserError('it must list folds as [{"train": [...], "val": [...]}, ...]', file=file)
     for number, fold in enumerate(content):
-        sides = [fold.get(side) if isinstance(fold, dict) else None for side in ("train", "val")]
-        if not all(isinstance(side, list) and side and all(isinstance(case, str) for case in side) for side in sides):
-            raise UserError(f'fold {number} needs lists of cases "train" and "val", neither empty', file=file)
-        train, val = sides
+        train, val = (_side(fold, side, f"{file}: fold {number}") for side in ("train", "val"))
         unknown = sorted({*train, *val} - known)
         if unknown:
             raise UserError(f"fold {number} names unknown cases: {some(unknown)}", file=file)
         both = sorted({*train} & {*val})
         if both:
             raise UserError(f"fold {number} has cases in train and in val: {some(both)}", file=file)
-        if len({*train}) < len(train) or len({*val}) < len(val):
-            raise UserError(f"fold {number} names a case twice", file=file)
     return [{"train": fold["train"], "val": fold["val"]} for fold in content]
+
+
+def _side(fold: object, side: str, where: str) -> list[str]:
+    cases = fold.get(side) if isinstance(fold, dict) else None
+    if not isinstance(cases, list) or not cases or not all(isinstance(case, str) for case in cases):
+        raise UserError(f'{where} needs a list of cases "{side}" that is not empty')
+    if len(set(cases)) < len(cases):
+        raise UserError(f'{where} names a case twice in "{side}"')
+    return cases
 
 
 def _refuse_leaks(dataset: Dataset) -> None:

@@ -173,7 +173,7 @@ def _read(file: Path, mask: bool) -> Contents:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # decoders raise anything at all on a broken file
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split()).rpartition("ITK ERROR: ")[2][:160] or type(error).__name__
         raise UserError(f"cannot be read, broken or truncated ({reason})", file=file, do="Copy or export it again") from None
     if contents.data.size == 0:
         raise UserError(f"there is no voxel in it: shape {contents.data.shape[1:]}", file=file)
@@ -213,7 +213,7 @@ def _read_nifti(file: Path) -> Contents:
     if not 2 <= data.ndim <= 4:
         raise UserError(f"an image has 2 or 3 axes and channels, this file has shape {image.shape}", file=file)
     channels_first = np.moveaxis(data, 3, 0) if data.ndim == 4 else data[None]
-    return Contents(channels_first, image.affine, image.header)
+    return Contents(channels_first, np.asarray(image.affine, np.float64), image.header)
 
 
 def _write_nifti(aside: Path, planes: np.ndarray, like: Image) -> None:
@@ -257,7 +257,7 @@ def _read_itk(file: Path) -> Contents:
     affine = np.eye(4)
     affine[:dims, :dims] = np.array(image.GetDirection()).reshape(dims, dims) * image.GetSpacing()
     affine[:dims, 3] = image.GetOrigin()
-    return Contents(data, LPS_TO_RAS @ affine, {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()})
+    return Contents(data, LPS_TO_RAS @ affine)
 
 
 def _write_itk(aside: Path, planes: np.ndarray, like: Image) -> None:
@@ -270,4 +270,4 @@ def _write_itk(aside: Path, planes: np.ndarray, like: Image) -> None:
     try:
         _itk().WriteImage(image, str(aside), useCompression=True)
     except RuntimeError as error:
-        raise OSError(" ".join(str(error).split())[-200:]) from None
+        raise OSError(" ".join(str(error).split()).rpartition("ITK ERROR: ")[2][:160]) from None

@@ -4,6 +4,8 @@ Pillow reads what has 8 bits a channel and 16-bit grey; tifffile reads the .tif 
 colour, float). A 16-bit colour .png is refused, because Pillow would silently halve its depth.
 """
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ LOSSY = (".jpeg", ".jpg")
 PLAIN = ("NONE", "DEFLATE", "ADOBE_DEFLATE", "PACKBITS")  # compressions that tifffile reads by itself
 GREY = ("L", "I;16", "I;16B", "I", "F")
 
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters comes as an exception
+
 
 def read(file: Path, mask: bool) -> np.ndarray:
     """Planes [c, h, w] of a picture; a palette gives its indices in a mask, its colours in an image.
@@ -26,14 +30,16 @@ def read(file: Path, mask: bool) -> np.ndarray:
     """
     if file.name.lower().endswith((".tif", ".tiff")):
         with tifffile.TiffFile(file) as pages:
-            if len(pages.pages) != 1:
+            if len(pages.pages) == 0:
+                raise ValueError("no picture in it")
+            if len(pages.pages) > 1:
                 raise UserError(f"{len(pages.pages)} pages in one file", file=file, do="Store volumes as .nii.gz")
             page: Any = pages.pages[0]
             if mask and "JPEG" in page.compression.name:
                 raise UserError("a mask in a lossy format has no exact values", file=file, do="Store it without JPEG")
             if page.compression.name in PLAIN and page.photometric.name in ("MINISBLACK", "RGB"):
                 return _planes(page, file)
-    with PIL.Image.open(file) as picture:
+    with warnings.catch_warnings(action="ignore"), PIL.Image.open(file) as picture:
         return _decode(picture, file, mask)
 
 
@@ -54,7 +60,7 @@ def _planes(page: Any, file: Path) -> np.ndarray:
     return array.astype(np.uint8) if array.dtype.kind == "b" else array
 
 
-def _decode(picture: PIL.Image.Image, file: Path, mask: bool) -> np.ndarray:
+def _decode(picture: Any, file: Path, mask: bool) -> np.ndarray:
     # Pillow keeps 8 bits of 16-bit colour; only the decoder's own name for the pixels ("RGB;16B") tells.
     stored = [str(tile[3]) for tile in picture.tile]
     if picture.mode not in GREY and any(";16" in pixels for pixels in stored):

@@ -207,7 +207,7 @@ def _smooth(rng: Generator, shape: tuple[int, ...], nodes: int) -> np.ndarray:
 
     values = rng.standard_normal((nodes,) * len(shape)).astype(np.float32)
     for size in shape:  # axis by axis: the first axis is interpolated and goes to the end
-        weights = zoom(np.eye(nodes, dtype=np.float32), (size / nodes, 1), order=3, mode="nearest")
+        weights = np.asarray(zoom(np.eye(nodes, dtype=np.float32), (size / nodes, 1), order=3, mode="nearest"))
         values = np.tensordot(values, weights, (0, 1))
     return values
 
