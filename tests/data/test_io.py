@@ -85,6 +85,9 @@ def test_nibabel_reads_back_the_affine_and_ours_reads_nibabels(tmp_path, affine,
     write(tmp_path / "x.nii.gz", data, Image(data[None], affine))
     theirs = nib.load(tmp_path / "x.nii.gz")
     np.testing.assert_allclose(theirs.affine, affine, rtol=1e-6, atol=1e-4)
+    if theirs.header["qform_code"]:  # it must not contradict the sform: other software may look at it first
+        np.testing.assert_allclose(theirs.get_qform(), affine, atol=0.02)
+    assert theirs.header["qform_code"] or abs(shear) > 1e-7
     nib.save(nib.Nifti2Image(data, affine), tmp_path / "y.nii")
     np.testing.assert_allclose(read_image(tmp_path / "y.nii").affine, affine, rtol=1e-12)  # NIfTI-2 has float64
 

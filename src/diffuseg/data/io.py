@@ -208,7 +208,7 @@ def _read_nifti(file: Path) -> Contents:
     data = np.asanyarray(image.dataobj)
     if data.dtype.kind not in "iuf":
         raise UserError(f"voxels of type {data.dtype} are not supported", file=file, do="Store real numbers")
-    while data.ndim > 3 and 1 in data.shape[3:]:  # (i, j, k, 1) is a volume; a vector image is (i, j, k, 1, c)
+    while 1 in data.shape[3:]:  # (i, j, k, 1) is a volume; a vector image is (i, j, k, 1, c)
         data = data.squeeze(3 + data.shape[3:].index(1))
     if not 2 <= data.ndim <= 4:
         raise UserError(f"an image has 2 or 3 axes and channels, this file has shape {image.shape}", file=file)
@@ -227,7 +227,7 @@ def _write_nifti(aside: Path, planes: np.ndarray, like: Image) -> None:
         image.set_sform(like.affine, code=1)
         # A qform can only turn and flip: a sheared grid is left to the sform alone.
         image.set_qform(like.affine, code=int(np.allclose(axes.T @ axes, np.eye(3), atol=1e-6)))
-    image.header.set_slope_inter(1, 0)
+    # The display range was that of the scan (slope and intercept nibabel resets by itself).
     image.header["cal_min"] = image.header["cal_max"] = 0
     nib.save(image, aside)
 

@@ -61,39 +61,42 @@ def open_dataset(folder: Path | str) -> Dataset:
         ending = ending_of(cases[0].images[0])
     else:
         images = folder / "imagesTr"
-        ending = _ending(extra, images)
-        cases = _found_cases(folder, find_images(images, len(channels), ending), ending)
+        ending = _ending(extra, images, description)
+        numbered = True if "channel_names" in extra else None  # MSD has no channel numbers, nnU-Net v1 has
+        cases = _found_cases(folder, find_images(images, len(channels), ending, numbered), ending)
     return Dataset(folder, str(extra.get("name", folder.name)), channels, labels, ending, tuple(cases), extra)
 
 
-def find_images(folder: Path | str, channels: int = 1, ending: str | None = None) -> dict[str, tuple[Path, ...]]:
+def find_images(
+    folder: Path | str, channels: int = 1, ending: str | None = None, numbered: bool | None = None
+) -> dict[str, tuple[Path, ...]]:
     """The images of a folder by case, sorted: `<case>_<channel:04d><ending>` or, with no channel number, `<case><ending>`.
 
-    A case is one file per channel or one file for all of them. Names are taken to end in channel numbers if all of them
-    do and none is larger than the channels allow. Hidden files are ignored; an empty folder and gaps are refused.
+    A case is one file per channel, or one file for all of them (colour, 4-D). Unless `numbered` says it, names are taken
+    to end in channel numbers if all of them do and none is larger than the channels allow. Hidden files are ignored;
+    an empty folder, gaps in the channels and, if `numbered`, names without a channel's number are refused.
     """
     folder = Path(folder)
     ending = ending or _only_ending(folder)
-    files = [path for path in visible(folder) if path.name.lower().endswith(ending)]
+    files = {case_of(path, ending): path for path in visible(folder) if path.name.lower().endswith(ending)}
     if not files:
         raise UserError(f"no {ending} image in this folder", file=folder)
-    names = {case_of(path, ending): path for path in files}
-    numbered = {name: re.fullmatch(r"(.+)_(\d{4})", name) for name in names}
-    if not all(match and int(match[2]) < channels for match in numbered.values()):
-        return {name: (path,) for name, path in sorted(names.items())}
     found: dict[str, dict[int, Path]] = {}
-    for name, match in numbered.items():
-        assert match is not None
-        found.setdefault(match[1], {})[int(match[2])] = names[name]
-    lacking = []
-    for case, parts in sorted(found.items()):
-        if set(parts) not in ({0}, set(range(channels))):
-            lacking += [f"{case}_{n:04d}{ending}" for n in range(channels) if n not in parts]
-    # One file for all channels, or one for each: where other cases have several files, a single one is incomplete.
-    if any(len(parts) > 1 for parts in found.values()):
-        for case, parts in sorted(found.items()):
-            if set(parts) == {0}:
-                lacking += [f"{case}_{n:04d}{ending}" for n in range(1, channels)]
+    odd = []
+    for name, path in files.items():
+        match = re.fullmatch(r"(.+)_(\d{4})", name)
+        if match and int(match[2]) < channels:
+            found.setdefault(match[1], {})[int(match[2])] = path
+        else:
+            odd.append(path.name)
+    if odd and numbered:
+        what = f"names must end in the channel, _0000 to _{channels - 1:04d}; not so: {some(odd)}"
+        raise UserError(what, file=folder, do=f"dataset.json names {channels} channels")
+    if odd or numbered is False:
+        return {name: (path,) for name, path in files.items()}
+    together = all(set(parts) == {0} for parts in found.values())
+    wanted = range(1 if together else channels)
+    lacking = [f"{case}_{n:04d}{ending}" for case, parts in sorted(found.items()) for n in wanted if n not in parts]
     if lacking:
         raise UserError(f"missing channel: {some(lacking)}", file=folder, do=f"dataset.json names {channels} channels")
     return {case: tuple(path for _, path in sorted(parts.items())) for case, parts in sorted(found.items())}
@@ -141,14 +144,17 @@ def _labels(extra: dict[str, Any], file: Path) -> dict[str, int]:
     return dict(sorted(labels.items(), key=lambda item: item[1]))
 
 
-def _ending(extra: dict[str, Any], images: Path) -> str:
+def _ending(extra: dict[str, Any], images: Path, description: Path) -> str:
     if not images.is_dir():
         raise UserError("no such folder", file=images, do="A data set keeps its training images there")
     if not visible(images):
         raise UserError("there is no image in this folder", file=images)
-    if not isinstance(extra.get("file_ending"), str):
+    if "file_ending" not in extra:
         return _only_ending(images)
-    return ending_of("x." + extra["file_ending"].lstrip("."))
+    ending = f".{extra['file_ending']}".replace("..", ".").lower()
+    if ending not in ENDINGS:
+        raise UserError(f"file_ending {ending} is not known", file=description, do=f"Known: {' '.join(ENDINGS)}")
+    return ending
 
 
 def _only_ending(folder: Path) -> str:
