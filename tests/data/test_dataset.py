@@ -249,6 +249,13 @@ def test_folds_depend_on_the_seed_and_not_on_the_order():
     refused(lambda: splits(of_names(["one"])), "2 patients")
 
 
+def test_a_patient_with_many_cases_does_not_swell_a_fold():
+    names = [f"small{n}_0" for n in range(6)] + [f"large_{n}" for n in range(6)]
+    for seed in range(5):
+        folds = splits(of_names(names, patient_pattern="^[a-z]+[0-9]*"), folds=2, seed=seed)
+        assert [len(fold["val"]) for fold in folds] == [6, 6]
+
+
 def test_the_rules_that_tell_patients(tmp_path):
     names = ["p1_a", "p1_b", "p2_a"]
     assert patients(of_names(names)) == (dict(zip(names, names, strict=True)), "each case is taken for a patient of its own")

@@ -99,7 +99,7 @@ def find_images(
     lacking = [f"{case}_{n:04d}{ending}" for case, parts in sorted(found.items()) for n in wanted if n not in parts]
     if lacking:
         raise UserError(f"missing channel: {some(lacking)}", file=folder, do=f"dataset.json names {channels} channels")
-    return {case: tuple(path for _, path in sorted(parts.items())) for case, parts in sorted(found.items())}
+    return {case: tuple(parts.values()) for case, parts in sorted(found.items())}  # channels rise, as names are sorted
 
 
 def visible(folder: Path) -> list[Path]:
