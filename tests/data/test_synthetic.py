@@ -34,11 +34,14 @@ def test_pure_function_of_seed_and_case(tmp_path):
 
 
 def test_the_image_does_not_show_where_head_ends():
-    plain, sure, _ = volume(0, 0, border_jitter=0.0)
-    image, mask, _ = volume(0, 0, border_jitter=3.0)
-    np.testing.assert_array_equal(image, plain)
-    np.testing.assert_array_equal(mask > 0, sure > 0)
-    assert 0.01 < (mask != sure)[sure > 0].mean() < 0.5
+    moved = []
+    for index in range(4):
+        plain, sure, _ = volume(0, index, border_jitter=0.0)
+        image, mask, _ = volume(0, index, border_jitter=3.0)
+        np.testing.assert_array_equal(image, plain)
+        np.testing.assert_array_equal(mask > 0, sure > 0)
+        moved.append((mask != sure)[sure > 0].mean())
+    assert 0 < min(moved) and 0.05 < max(moved) < 0.5
 
 
 def test_the_border_varies_as_much_as_it_says():
