@@ -78,13 +78,15 @@ def test_the_organ_is_one_piece_inside_the_volume():
 
 
 def test_parts_look_alike_and_their_surroundings_do_not():
+    brighter = []
     for image, mask, _ in SOME:
         scale = np.median(image)
         inside = binary_erosion(mask > 0)
         head, tail = (np.median(image[0][inside & (mask == value)]) / scale for value in (1, 2))
         assert abs(head - tail) < 0.15
         shell = binary_dilation(mask > 0, iterations=2) & ~binary_dilation(mask > 0)
-        assert np.median(image[0][shell]) / scale > min(head, tail) + 0.03
+        brighter.append((image[0][shell] / scale > (head + tail) / 2 + 0.1).mean())
+    assert np.mean(brighter) > 0.8
 
 
 def test_noise_of_a_magnitude_image():

@@ -152,7 +152,7 @@ def _anatomy(rng: Generator, position: np.ndarray, shape: tuple[int, int, int]) 
     distractor = (1 - ratio) * axes.min()
 
     # A bright layer parts the organ from other grey matter, here and there too thin to see.
-    folds = np.minimum(2.5 * _smooth(rng, shape, 7), -organ - 1.0 - 0.7 * _smooth(rng, shape, 5))
+    folds = np.minimum(2.5 * _smooth(rng, shape, 7), -organ - 1.4 - 0.7 * _smooth(rng, shape, 5))
     return [folds, np.maximum(cleft, pool), distractor, organ], along
 
 
@@ -164,7 +164,7 @@ def _appearance(rng: Generator, share: list[np.ndarray], shape: tuple[int, int, 
     scale = np.exp(rng.uniform(np.log(100), np.log(3000)))
     image = np.empty((channels, *shape), np.uint16)
     for channel in range(channels):
-        contrast = np.array(CONTRASTS[channel]) + 0.02 * rng.standard_normal(5)
+        contrast = np.array(CONTRASTS[channel]) + 0.015 * rng.standard_normal(5)
         clean = np.full(shape, contrast[BRIGHT], np.float32)
         for tissue, cover in zip((GREY, FLUID, DISTRACTOR, ORGAN), share, strict=True):
             clean += cover * (contrast[tissue] - clean)
