@@ -1,0 +1,210 @@
+"""Batches of a training: batch n is a pure function of (seed, n, rank), so a resumed run needs no state of the loader."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffuseg.data.augment import augment
+from diffuseg.data.dataset import Dataset, load_case
+from diffuseg.data.plan import Plan
+from diffuseg.data.transforms import Placement, class_indices, mask_to_grid, to_grid
+from diffuseg.types import Batch, Image
+
+FOREGROUND, FOREGROUND_SLICES = 1 / 3, 1 / 2  # share of patches, and of slices, that are centred on foreground
+POINTS = 4096  # foreground voxels remembered per class and case
+
+
+class Whole(NamedTuple):
+    """A whole case: as in its file, and on the plan's grid.
+
+    image [c, *s] normalised, mask [*s] class indices, both on the grid; truth [*s] class indices in native voxels
+    """
+
+    native: Image
+    image: Float[Tensor, "c *s"]
+    mask: Int[Tensor, "*s"]
+    placement: Placement
+    truth: Int[np.ndarray, "*s"]
+
+
+class _Prepared(NamedTuple):
+    """A training case on the grid: image float16 [c, *s], mask uint8 or int16 [*s], voxels [n, d] of each class present."""
+
+    image: Tensor
+    mask: Tensor
+    points: list[np.ndarray]
+    floor: float
+
+
+class _Cache:
+    """Keeps what comes first until the bytes are used up, and drops nothing: cases come in random order, so which of
+    them are kept makes no difference, and one that is dropped for another would have to be read again."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
+        self.kept: dict[tuple[str, str], object] = {}
+        self.lock = threading.Lock()
+
+    def keep(self, key: tuple[str, str], value: object, size: int) -> None:
+        with self.lock:
+            if key not in self.kept and self.used + size <= self.limit:
+                self.kept[key] = value
+                self.used += size
+
+
+class Batches:
+    """Training patches, and whole cases for validation, of some cases of a data set.
+
+    Each pass over the cases is a new permutation, shared out between the ranks. A third of the patches is centred on a
+    random foreground voxel, each class with an equal chance; of 2-D slices from volumes a half. Prepared cases are kept in
+    memory, up to `cache_bytes`. A case that cannot be read is a UserError that names the file.
+    """
+
+    def __init__(
+        self, dataset: Dataset, case_ids: Sequence[str], plan: Plan, seed: int = 0, cache_bytes: int = 4 * 2**30
+    ) -> None:
+        if not case_ids:
+            raise ValueError("no case to make batches of")
+        known = {case.id: case for case in dataset.cases}
+        self.dataset, self.plan, self.seed = dataset, plan, seed
+        self.cases = {case_id: known[case_id] for case_id in case_ids}
+        self.waited = self.total = 0.0
+        self._cache = _Cache(cache_bytes)
+
+    def of(self, case_ids: Sequence[str]) -> "Batches":
+        """The same for other cases of the data set, in the same memory."""
+        other = Batches(self.dataset, case_ids, self.plan, self.seed)
+        other._cache = self._cache
+        return other
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        """The batch of a step: image [b, c, *patch], mask one-hot [b, k, *patch]; 2.5-D: neighbouring slices as channels."""
+        first = (step * world + rank) * self.plan.batch
+        cases = [self._case_at(first + element) for element in range(self.plan.batch)]
+        pairs = [self._sample(case, step, rank, element) for element, case in enumerate(cases)]
+        images, masks = zip(*pairs, strict=True)
+        return Batch(torch.stack(images), torch.stack(masks), cases=tuple(cases))
+
+    def iterate(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Batches start..stop-1; the next one is made in a thread meanwhile.
+
+        Adds to `waited` the seconds that the consumer spent waiting for a batch, and to `total` all seconds.
+        """
+        # One thread of computation for the loader: it shall not fight the training for the cores.
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
+            ahead = thread.submit(self.batch, start, rank, world) if start < stop else None
+            for step in range(start, stop):
+                asked = time.perf_counter()
+                assert ahead is not None
+                batch = ahead.result()
+                self.waited += time.perf_counter() - asked
+                ahead = thread.submit(self.batch, step + 1, rank, world) if step + 1 < stop else None
+                yield batch
+                self.total += time.perf_counter() - asked
+
+    def whole(self, case_id: str) -> Whole:
+        """A whole case in its native geometry and on the plan's grid."""
+        key = ("whole", case_id)
+        if key in self._cache.kept:
+            return self._cache.kept[key]  # type: ignore[return-value]
+        native, mask = load_case(self.dataset, self.cases[case_id])
+        image, placement = to_grid(native, self.plan)
+        whole = Whole(native, image, mask_to_grid(mask, self.plan, placement), placement, class_indices(mask, self.plan))
+        self._cache.keep(key, whole, native.data.nbytes + whole.truth.nbytes + 4 * image.numel() + 8 * whole.mask.numel())
+        return whole
+
+    def _prepared(self, case_id: str) -> _Prepared:
+        key = ("patches", case_id)
+        if key in self._cache.kept:
+            return self._cache.kept[key]  # type: ignore[return-value]
+        native, mask = load_case(self.dataset, self.cases[case_id])
+        image, placement = to_grid(native, self.plan)
+        classes = mask_to_grid(mask, self.plan, placement)
+        points = [_points(classes.numpy() == k) for k in range(1, self.plan.classes)]
+        small = classes.to(torch.uint8 if self.plan.classes < 256 else torch.int16)
+        prepared = _Prepared(image.half(), small, [p for p in points if len(p)], float(image.min()))
+        size = 2 * image.numel() + small.numel() * small.element_size() + sum(p.nbytes for p in points)
+        self._cache.keep(key, prepared, size)
+        return prepared
+
+    def _case_at(self, position: int) -> str:
+        names = list(self.cases)
+        lap, place = divmod(position, len(names))
+        order = np.random.default_rng([self.seed, lap]).permutation(len(names))
+        return names[int(order[place])]
+
+    def _sample(self, case_id: str, step: int, rank: int, element: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([self.seed, step, rank, element])
+        case, plan = self._prepared(case_id), self.plan
+        sliced = plan.dims == 2 and case.mask.ndim == 3
+        centre = None
+        if case.points and rng.random() < (FOREGROUND_SLICES if sliced else FOREGROUND):
+            voxels = case.points[rng.integers(len(case.points))]
+            centre = voxels[rng.integers(len(voxels))].tolist()
+        image, mask = case.image, case.mask
+        if sliced:
+            axis = plan.slice_axis
+            z = int(rng.integers(mask.shape[axis])) if centre is None else centre.pop(axis)
+            image, mask = _slices(image, plan, [z])[0], mask.select(axis, z)
+        starts = [
+            _start(n, p, None if centre is None else centre[i], rng) for i, (n, p) in enumerate(zip(mask.shape, plan.patch))
+        ]
+        # A region somewhat larger than the patch, so that rotations turn in what is really there.
+        margin = [0 if plan.augmentation == "none" else -(-p // 8) for p in plan.patch]
+        starts = [s - m for s, m in zip(starts, margin, strict=True)]
+        sizes = [p + 2 * m for p, m in zip(plan.patch, margin, strict=True)]
+        image = _crop(image.float() if sliced else image, starts, sizes, case.floor).float()
+        classes = _crop(mask[None], starts, sizes, 0).long()
+        one_hot = torch.zeros(plan.classes, *sizes).scatter_(0, classes, 1.0)
+        return augment(image, one_hot, plan, rng)
+
+
+def slice_stack(image: Float[Tensor, "c x y z"], plan: Plan) -> Float[Tensor, "n m h w"]:
+    """All slices of a volume along plan.slice_axis, each with its plan.context neighbours on either side as channels.
+
+    Channels are in the order (c0 z-1, c0 z, c0 z+1, c1 z-1, ...), m = c * (2 * context + 1); at the ends of the volume the
+    last slice is repeated.
+    """
+    return _slices(image, plan, range(image.shape[1 + plan.slice_axis]))
+
+
+def _slices(image: Tensor, plan: Plan, chosen: Sequence[int]) -> Tensor:
+    depth = image.shape[1 + plan.slice_axis]
+    near = torch.arange(-plan.context, plan.context + 1)
+    index = (torch.tensor(list(chosen))[:, None] + near).clamp(0, depth - 1).to(image.device)
+    planes = image.movedim(1 + plan.slice_axis, 1)[:, index.flatten()]  # [c, n * near, h, w]
+    return planes.unflatten(1, tuple(index.shape)).movedim(1, 0).flatten(1, 2)
+
+
+def _points(mask: np.ndarray) -> np.ndarray:
+    flat = np.flatnonzero(mask)
+    flat = flat[:: max(1, -(-len(flat) // POINTS))]
+    return np.stack(np.unravel_index(flat, mask.shape), 1).astype(np.int16)
+
+
+def _start(size: int, patch: int, centre: int | None, rng: np.random.Generator) -> int:
+    """First voxel of a patch along one axis: in the middle if the case fits into it, else random or about a voxel."""
+    if size <= patch:
+        return -((patch - size) // 2)
+    if centre is None:
+        return int(rng.integers(size - patch + 1))
+    return min(max(centre - patch // 2, 0), size - patch)
+
+
+def _crop(x: Tensor, starts: Sequence[int], sizes: Sequence[int], fill: float) -> Tensor:
+    """x[:, start : start + size] along each axis; what lies outside of x is `fill`."""
+    result = x.new_full((len(x), *sizes), fill)
+    source, target = [slice(None)], [slice(None)]
+    for start, size, n in zip(starts, sizes, x.shape[1:], strict=True):
+        low, high = max(start, 0), min(start + size, n)
+        source.append(slice(low, high))
+        target.append(slice(low - start, high - start))
+    result[tuple(target)] = x[tuple(source)]
+    return result

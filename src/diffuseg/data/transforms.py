@@ -1,0 +1,162 @@
+"""From a file's voxels to the grid of a plan, and back.
+
+Turning and flipping only moves voxels. Resampling keeps the extent of the volume, not the first voxel's centre: n voxels
+become round(n * spacing / wished spacing), so the way back ends on exactly n voxels and needs no cropping or padding.
+"""
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffuseg.data.plan import Plan
+from diffuseg.errors import UserError
+from diffuseg.types import Image
+
+LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+SAME = 1e-3  # relative difference of spacing below which nothing is resampled
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a case on the plan's grid came from.
+
+    native    spatial shape of the file; affine: its voxel -> world map
+    turn      per file axis: the grid axis that it becomes, and 1 or -1 where it is flipped; None for 2-D pictures
+    oriented  shape after turning; grid: shape after resampling, with the voxel -> world map of the grid
+    """
+
+    native: tuple[int, ...]
+    affine: np.ndarray
+    turn: np.ndarray | None
+    oriented: tuple[int, ...]
+    grid: tuple[int, ...]
+    grid_affine: np.ndarray
+
+
+def place(image: Image, plan: Plan) -> Placement:
+    """How a case comes to the plan's grid; refuses an image with other axes or channels than the plan was made for."""
+    _refuse_other_kind(image, plan)
+    affine, shape, turn = image.affine, image.shape, None
+    if plan.orientation is not None:
+        ornt = nib.orientations
+        turn = ornt.ornt_transform(ornt.io_orientation(affine), ornt.axcodes2ornt(tuple(plan.orientation)))
+        affine = affine @ ornt.inv_ornt_aff(turn, shape)
+        shape = tuple(int(shape[axis]) for axis in np.argsort(turn[:, 0]))
+    oriented, grid = shape, shape
+    if plan.spacing is not None:
+        spacing = np.linalg.norm(affine[:3, : len(shape)], axis=0)
+        wished = np.array(plan.spacing)
+        if (np.abs(spacing / wished - 1) > SAME).any():
+            grid = tuple(max(1, round(float(n * s / w))) for n, s, w in zip(shape, spacing, wished, strict=True))
+            affine = affine @ _zoom(shape, grid)
+    return Placement(image.shape, image.affine, turn, oriented, grid, affine)
+
+
+def to_grid(image: Image, plan: Plan) -> tuple[Float[Tensor, "c *s"], Placement]:
+    """A case on the plan's grid: turned, resampled linearly, intensities normalised; nothing is cropped.
+
+    Returns float32 [c, *s] and what undoes it. Refuses an image with other axes or channels than the plan was made for.
+    """
+    placement = place(image, plan)
+    data = _turn(image.data, placement.turn)
+    x = torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32))
+    x = torch.stack([_normalise(channel, plan, number) for number, channel in enumerate(x)])
+    return _resize(x, placement.grid), placement
+
+
+def class_indices(mask: Image, plan: Plan) -> Int[np.ndarray, "*s"]:
+    """Label values of a mask [1, *s] as class indices 0..k-1, by rising label value; refuses values not in the plan."""
+    values = np.array(sorted(plan.labels.values()))
+    found = np.searchsorted(values, mask.data[0]).clip(max=len(values) - 1)
+    odd = mask.data[0][values[found] != mask.data[0]]
+    if odd.size:
+        raise UserError(f"label value {odd.flat[0]} is not one of the plan's ({values.tolist()})", file=mask.source)
+    return found
+
+
+def mask_to_grid(mask: Image, plan: Plan, placement: Placement) -> Int[Tensor, "*s"]:
+    """Class indices 0..k-1 [*s] on the grid: where it is resampled, the class whose linear interpolation is largest."""
+    classes = torch.from_numpy(np.ascontiguousarray(_turn(class_indices(mask, plan)[None], placement.turn)[0]))
+    if placement.grid == placement.oriented:
+        return classes
+    best = torch.full(placement.grid, -1.0)
+    result = torch.zeros(placement.grid, dtype=torch.int64)
+    for k in range(plan.classes):  # one class at a time: all of them would be k volumes of float32
+        share = _resize((classes == k).float()[None], placement.grid)[0]
+        result[share > best] = k
+        best = torch.maximum(best, share)
+    return result
+
+
+def to_native(probability: Float[Tensor, "k *s"], placement: Placement) -> Float[np.ndarray, "k *s"]:
+    """Probabilities from the grid to the file's voxels: linear where the grid was resampled, otherwise bit for bit."""
+    x = _resize(probability.detach().float().cpu(), placement.oriented).numpy()
+    if placement.turn is None:
+        return x
+    back = nib.orientations.ornt_transform(placement.turn, _STRAIGHT)
+    return np.ascontiguousarray(_turn(x, back))
+
+
+_STRAIGHT = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+
+
+def _refuse_other_kind(image: Image, plan: Plan) -> None:
+    volumes = plan.orientation is not None or plan.dims == 3
+    if volumes and image.dims != 3:
+        raise UserError(f"a picture of shape {image.shape}, but the plan is for volumes", file=image.source)
+    if plan.spacing is not None and len(plan.spacing) != image.dims:
+        what = f"an image with {image.dims} axes, but the plan has a spacing for {len(plan.spacing)}"
+        raise UserError(what, file=image.source)
+    if len(image.data) != len(plan.channels):
+        what = f"{len(image.data)} channels, but the plan has {len(plan.channels)} ({', '.join(plan.channels)})"
+        raise UserError(what, file=image.source)
+
+
+def _turn(data: np.ndarray, turn: np.ndarray | None) -> np.ndarray:
+    if turn is None:
+        return data
+    return np.moveaxis(nib.orientations.apply_orientation(np.moveaxis(data, 0, -1), turn), -1, 0)
+
+
+def _zoom(before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
+    """Voxel of the resampled grid -> voxel of the grid before, both covering one extent."""
+    matrix = np.eye(4)
+    for axis, (n, m) in enumerate(zip(before, after, strict=True)):
+        matrix[axis, axis] = n / m
+        matrix[axis, 3] = (n / m - 1) / 2
+    return matrix
+
+
+def _resize(x: Float[Tensor, "c *s"], shape: tuple[int, ...]) -> Float[Tensor, "c *s2"]:
+    if tuple(x.shape[1:]) == tuple(shape):
+        return x
+    return F.interpolate(x[None], size=shape, mode=LINEAR[len(shape)], align_corners=False)[0]
+
+
+def _normalise(x: Float[Tensor, "*s"], plan: Plan, channel: int) -> Float[Tensor, "*s"]:
+    how = plan.normalisation[channel]
+    if how == "zscore":
+        return _zscore(x)
+    known = plan.intensity[channel]
+    if how == "ct":
+        return (x.clamp(known["low"], known["high"]) - known["mean"]) / max(known["std"], 1e-6)
+    low, high = known["low"], known["high"]
+    return (2 * (x - low) / (high - low) - 1).clamp(-1, 1)
+
+
+def _zscore(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """Mean 0, deviation 1 of the voxels that are not 0 (often cut away), after clipping to their 0.5..99.5 percentiles."""
+    values = x[x != 0].numpy()
+    if values.size == 0:
+        return torch.zeros_like(x)
+    low, high = np.percentile(values, (0.5, 99.5))
+    clipped = values.clip(low, high).astype(np.float64)
+    mean, deviation = clipped.mean(), clipped.std()
+    if deviation <= 1e-6 * max(abs(low), abs(high)):  # constant, up to rounding
+        return torch.zeros_like(x)
+    return ((x.double().clamp(low, high) - mean) / deviation).float()
