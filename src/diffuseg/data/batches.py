@@ -154,7 +154,8 @@ class Batches:
             z = int(rng.integers(mask.shape[axis])) if centre is None else centre.pop(axis)
             image, mask = _slices(image, plan, [z])[0], mask.select(axis, z)
         starts = [
-            _start(n, p, None if centre is None else centre[i], rng) for i, (n, p) in enumerate(zip(mask.shape, plan.patch))
+            _start(mask.shape[axis], size, None if centre is None else centre[axis], rng)
+            for axis, size in enumerate(plan.patch)
         ]
         # A region somewhat larger than the patch, so that rotations turn in what is really there.
         margin = [0 if plan.augmentation == "none" else -(-p // 8) for p in plan.patch]
