@@ -1,7 +1,19 @@
 """A plan: the grid a model works on, and the reason for each of its settings."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+import json
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from diffuseg.config import from_dict, to_dict
+from diffuseg.data.dataset import Dataset
+from diffuseg.data.decisions import DECISIONS
+from diffuseg.data.fingerprint import Fingerprint, fingerprint
+from diffuseg.data.layout import read_json
+from diffuseg.errors import UserError
+
+__all__ = ["Fingerprint", "Plan", "check_plan", "explain", "fingerprint", "load_plan", "make_plan", "save_plan"]
 
 
 @dataclass(frozen=True)
@@ -47,3 +59,100 @@ class Plan:
     def image_channels(self) -> int:
         """Image channels the network sees: in 2.5-D each channel comes with its neighbouring slices."""
         return len(self.channels) * (2 * self.context + 1)
+
+
+def make_plan(dataset: Dataset, fingerprint: Fingerprint, **wishes: Any) -> Plan:
+    """The plan that follows from a fingerprint, with the reason for each setting; wishes are settings taken as they are.
+
+    What depends on a wish follows it (dims=2 also gives 2-D patches). Refuses unknown settings and what does not fit.
+    """
+    known = {
+        "dataset": dataset.name,
+        "channels": dataset.channels,
+        "labels": dataset.labels,
+        "file_ending": dataset.file_ending,
+    }
+    asked = from_dict(Plan, known | wishes)
+    chosen, reasons = dict(known), {name: "as in dataset.json" for name in known}
+    for name, decide in DECISIONS.items():
+        if name in wishes:
+            chosen[name], reasons[name] = getattr(asked, name), "as asked for"
+        else:
+            chosen[name], reasons[name] = decide(fingerprint, chosen)
+    plan = from_dict(Plan, chosen | {"reasons": reasons})
+    check_plan(plan)
+    return plan
+
+
+def explain(plan: Plan) -> list[tuple[str, str, str]]:
+    """Rows to print: setting, value, and the reason for it (empty where someone set it by hand without giving one)."""
+    rows = []
+    for setting in fields(plan):
+        if setting.name != "reasons":
+            value = getattr(plan, setting.name)
+            rows.append((setting.name, _text(value), plan.reasons.get(setting.name, "")))
+    return rows
+
+
+def save_plan(plan: Plan, path: Path | str) -> None:
+    """Write a plan as JSON, to be looked at and edited; aside and then renamed."""
+    path = Path(path)
+    aside = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(to_dict(plan), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror or error})", file=path) from None
+
+
+def load_plan(path: Path | str) -> Plan:
+    """Read a plan; refuses broken JSON, unknown settings (naming the nearest known one), wrong types and misfits."""
+    values = read_json(Path(path))
+    if not isinstance(values, dict):
+        raise UserError("a plan is an object { ... }", file=path)
+    try:
+        plan = from_dict(Plan, values)
+        check_plan(plan)
+    except UserError as fault:
+        raise UserError(str(fault), file=path) from None
+    return plan
+
+
+def check_plan(plan: Plan) -> None:
+    """Refuse settings that do not fit each other; the message names the setting."""
+    axes = plan.dims if plan.spacing is None else len(plan.spacing)
+    needed = {"zscore": (), "ct": ("low", "high", "mean", "std"), "unit": ("low", "high")}
+    rules = {
+        "dims": (plan.dims in (2, 3), "is 2 or 3"),
+        "context": (plan.context >= 0 and (plan.context == 0 or plan.dims == 2), "is 0 or more, and 0 for a 3-D network"),
+        "orientation": (_is_orientation(plan.orientation), 'is one letter each of "LR", "PA" and "IS", or null'),
+        "spacing": (plan.dims <= axes <= 3 and min(plan.spacing or (1.0,)) > 0, "is one positive number of mm per axis"),
+        "patch": (len(plan.patch) == plan.dims and min(plan.patch) > 0, f"needs {plan.dims} positive sides"),
+        "slice_axis": (plan.slice_axis in (0, 1, 2), "is 0, 1 or 2"),
+        "normalisation": (len(plan.normalisation) == len(plan.channels), "needs one entry per channel"),
+        "widths": (len(plan.widths) > 0 and min(plan.widths, default=0) > 0, "are positive"),
+        "batch": (plan.batch > 0, "is at least 1"),
+        "steps": (plan.steps > 0, "is at least 1"),
+        "flips": (set(plan.flips) <= set(range(plan.dims)), f"are axes of the patch, 0 to {plan.dims - 1}"),
+        "labels": (plan.classes > 1 and 0 in plan.labels.values(), "need a background, 0, and at least one more"),
+    }
+    for name, (holds, rule) in rules.items():
+        if not holds:
+            raise UserError(f"{name} {rule}, not {_text(getattr(plan, name))}")
+    for channel, how in enumerate(plan.normalisation):
+        known = plan.intensity[channel] if channel < len(plan.intensity) else {}
+        lacking = [key for key in needed[how] if key not in known]
+        if lacking:
+            raise UserError(f"intensity of channel {channel} lacks {', '.join(lacking)}, which {how!r} needs")
+        if how != "zscore" and not known["low"] < known["high"]:
+            raise UserError(f"intensity of channel {channel}: low must be below high")
+
+
+def _is_orientation(codes: str | None) -> bool:
+    pairs = ("LR", "PA", "IS")
+    return codes is None or (len(codes) == 3 and all(sum(codes.count(c) for c in pair) == 1 for pair in pairs))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

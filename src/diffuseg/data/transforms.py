@@ -1,7 +1,8 @@
 """From a file's voxels to the grid of a plan, and back.
 
-Turning and flipping only moves voxels. Resampling keeps the extent of the volume, not the first voxel's centre: n voxels
-become round(n * spacing / wished spacing), so the way back ends on exactly n voxels and needs no cropping or padding.
+Turning and flipping (nibabel) only moves voxels. Resampling keeps the extent of the volume: n voxels become
+round(n * spacing / wished spacing), so the way back is the same map and ends on exactly n voxels. MONAI's Spacing keeps
+the first voxel's centre instead, whose volume may stick out of the native one on one side only.
 """
 
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffuseg.data.decisions import SAME
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
 from diffuseg.types import Image
 
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
-SAME = 1e-3  # relative difference of spacing below which nothing is resampled
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def place(image: Image, plan: Plan) -> Placement:
         spacing = np.linalg.norm(affine[:3, : len(shape)], axis=0)
         wished = np.array(plan.spacing)
         if (np.abs(spacing / wished - 1) > SAME).any():
-            grid = tuple(max(1, round(float(n * s / w))) for n, s, w in zip(shape, spacing, wished, strict=True))
+            grid = tuple(_samples(n, s / w) for n, s, w in zip(shape, spacing.tolist(), wished.tolist(), strict=True))
             affine = affine @ _zoom(shape, grid)
     return Placement(image.shape, image.affine, turn, oriented, grid, affine)
 
@@ -117,6 +118,11 @@ def _refuse_other_kind(image: Image, plan: Plan) -> None:
         raise UserError(what, file=image.source)
 
 
+def _samples(n: int, factor: float) -> int:
+    """Voxels along an axis after resampling; a single slice stays single, whatever its thickness."""
+    return 1 if n == 1 else max(1, round(n * factor))
+
+
 def _turn(data: np.ndarray, turn: np.ndarray | None) -> np.ndarray:
     if turn is None:
         return data
@@ -157,6 +163,6 @@ def _zscore(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     low, high = np.percentile(values, (0.5, 99.5))
     clipped = values.clip(low, high).astype(np.float64)
     mean, deviation = clipped.mean(), clipped.std()
-    if deviation <= 1e-6 * max(abs(low), abs(high)):  # constant, up to rounding
+    if deviation <= 1e-9 * max(abs(low), abs(high)):  # constant, up to rounding
         return torch.zeros_like(x)
     return ((x.double().clamp(low, high) - mean) / deviation).float()

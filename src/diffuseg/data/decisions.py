@@ -1,0 +1,198 @@
+"""What follows from a fingerprint: one function per setting of a plan, each with the reason that is shown to the user.
+
+A decision sees those that were made before it, so a wish changes what depends on it.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from diffuseg.data.fingerprint import Fingerprint
+
+SAME = 1e-3  # relative difference of spacings below which nothing is resampled
+VOXELS = 100_000  # of a 3-D training patch: what two cores train in reasonable time
+SIDE = 256  # of a 2-D training patch
+ANISOTROPIC = 3.0  # ratio of spacings above which neighbouring slices say too little for a 3-D network
+THIN = 8  # slices below which a volume is a stack of pictures
+PASSES = 40  # over the training cases
+LESION = r"lesion|tumou?r|nodul|metasta|polyp|cyst|cancer|infarct|haemorrhage|hemorrhage"
+XRAY = r"\bx-?ray|cxr|radiograph|\bdx\b|\bcr\b|mammo"
+MR = r"\bmri?\b|\bmri|t1|t2|flair|\bpd\b|dwi|adc"
+
+Choice = tuple[Any, str]
+
+
+def _orientation(f: Fingerprint, d: dict[str, Any]) -> Choice:
+    if f.dims == 2:
+        return None, "Pictures stay as they are."
+    found = ", ".join(f"{count} {codes}" for codes, count in sorted(f.orientations.items()))
+    return "RAS", f"An axis must mean the same in every volume; the files are {found}."
+
+
+def _spacing(f: Fingerprint, d: dict[str, Any]) -> Choice:
+    if f.dims == 2:
+        return None, "Pictures keep their own grid."
+    if np.allclose(f.spacing_smallest, f.spacing_largest, rtol=SAME):
+        return f.spacing_median, "All volumes have this spacing, so nothing is resampled."
+    between = f"{_by(f.spacing_smallest)} to {_by(f.spacing_largest)} mm"
+    return f.spacing_median, f"The median of the volumes, which have {between}."
+
+
+def _dims(f: Fingerprint, d: dict[str, Any]) -> Choice:
+    if f.dims == 2:
+        return 2, "The images are pictures."
+    if min(f.size_median) < THIN:
+        return 2, f"Volumes have only about {min(f.size_median):.0f} slices."
+    spacing = d["spacing"] or f.spacing_median
+    ratio = max(spacing) / min(spacing)
+    if ratio > ANISOTROPIC:
+        return 2, f"Slices are {ratio:.1f} times as far apart as the voxels within them."
+    return 3, "Voxels have similar sides, so the third dimension helps."
+
+
+def _slice_axis(f: Fingerprint, d: dict[str, Any]) -> Choice:
+    if f.dims == 2 or d["dims"] == 3:
+        return 2, "Not used: nothing is sliced."
+    if min(f.size_median) < THIN:
+        return int(np.argmin(f.size_median)), "The axis with the fewest slices."
+    spacing = d["spacing"] or f.spacing_median
+    if max(spacing) > 1.2 * min(spacing):
+        return int(np.argmax(spacing)), "The axis with the thickest slices."
+    return 2, "Axial slices, as spacings hardly differ."
+
+
+def _context(f: Fingerprint, d: dict[str, Any]) -> Choice:
+    if f.dims == 2 or d["dims"] == 3:
+        return 0, "There are no neighbouring slices to add." if f.dims == 2 else "A 3-D network sees them anyway."
+    if f.size_median[d["slice_axis"]] < 2:
+        return 0, "Volumes are single slices."
+    return 1, "One neighbouring slice on either side becomes further channels (2.5-D)."
+
+
+def _normalisation(f: Fingerprint, d: dict[str, Any]) -> Choice:
+    if f.dims == 2 and f.integer:
+        return ("unit",) * len(f.intensity), "Pictures with whole numbers: their full range becomes -1 to 1."
+    how = tuple("ct" if re.search(r"\bct\b|\bhu\b", name.lower()) else "zscore" for name in d["channels"])
+    if "ct" not in how:
+        return how, "Intensities have no unit, so each volume is brought to mean 0 and deviation 1 by itself."
+    rest = "" if set(how) == {"ct"} else "; other channels by their own mean and deviation"
+    return how, f"CT has a unit, so all volumes are clipped and scaled alike{rest}."
+
+
+def _intensity(f: Fingerprint, d: dict[str, Any]) -> Choice:
+    if "unit" in d["normalisation"]:
+        low = min(0.0, *(seen["minimum"] for seen in f.intensity))
+        high = max(seen["maximum"] for seen in f.intensity)
+        if f.integer:
+            high = next((2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits), high)
+    rows: list[dict[str, float]] = []
+    for how, seen in zip(d["normalisation"], f.intensity, strict=True):
+        if how == "ct":
+            rows.append({key: seen[key] for key in ("low", "high", "mean", "std")})
+        else:
+            rows.append({"low": low, "high": high} if how == "unit" else {})
+    if "unit" in d["normalisation"]:
+        return tuple(rows), "The range of the files' bit depth."
+    if "ct" in d["normalisation"]:
+        return tuple(rows), "Percentiles 0.5 and 99.5, mean and deviation of the labelled voxels."
+    return tuple(rows), "Not used: each image has its own statistics."
+
+
+def _widths(f: Fingerprint, d: dict[str, Any]) -> Choice:
+    if d["dims"] == 3:
+        return (16, 32, 64, 128), "Four levels; narrow at full resolution, where 3-D networks spend their time."
+    return (32, 64, 128, 128), "Four levels, the usual widths for pictures of this size."
+
+
+def _patch(f: Fingerprint, d: dict[str, Any]) -> Choice:
+    spacing = d["spacing"] or f.spacing_median
+    size = [n * s / w for n, s, w in zip(f.size_median, f.spacing_median, spacing, strict=True)]
+    whole = "The median case"
+    if d["dims"] == 2 and f.dims == 3:
+        del size[d["slice_axis"]]
+        whole = "The median slice"
+    text = _by([round(n) for n in size])
+    if d["dims"] == 2:
+        multiple = 2 ** len(d["widths"])
+        patch = tuple(min(_up(n, multiple), max(SIDE // multiple, 1) * multiple) for n in size)
+    else:
+        multiple = 2 ** (len(d["widths"]) - 1)
+        sides = [_up(n, multiple) for n in size]
+        while math.prod(sides) > VOXELS and max(sides) > multiple:
+            extent = [side * s if side > multiple else 0 for side, s in zip(sides, spacing, strict=True)]
+            sides[int(np.argmax(extent))] -= multiple
+        patch = tuple(sides)
+    if all(p >= n for p, n in zip(patch, size, strict=True)):
+        return patch, f"{whole} has {text} voxels; rounded up to multiples of {multiple}, it fits whole."
+    return patch, f"{whole} has {text} voxels, more than a training step should cost; multiples of {multiple}."
+
+
+def _batch(f: Fingerprint, d: dict[str, Any]) -> Choice:
+    if d["dims"] == 3:
+        return 2, "Two patches of a volume keep a step within a second or two on two cores."
+    return min(max(4 * SIDE**2 // math.prod(d["patch"]), 2), 32), f"As many pixels as four patches of {SIDE} x {SIDE}."
+
+
+def _steps(f: Fingerprint, d: dict[str, Any]) -> Choice:
+    voxels = math.prod(f.size_median)
+    sliced = d["dims"] == 2 and f.dims == 3
+    share = math.prod(d["patch"]) * (8 if sliced else 1)  # neighbouring slices are much alike
+    per_case = max(1.0, voxels / share)
+    steps = round(PASSES * 0.8 * f.cases * per_case / d["batch"], -2)
+    steps = int(min(max(steps, 1000), 8000))
+    passes = steps * d["batch"] / (0.8 * f.cases * per_case)
+    return steps, f"About {passes:.0f} looks at every part of {f.cases} cases; between 1000 and 8000 steps."
+
+
+def _augmentation(f: Fingerprint, d: dict[str, Any]) -> Choice:
+    names = " ".join(d["channels"]).lower()
+    if f.dims == 2 and (len(d["channels"]) == 3 or re.search(r"\brgb\b|colou?r", names)):
+        return "colour", "Three channels of a picture are colours: light and stain vary."
+    if "ct" in d["normalisation"] or re.search(r"\bct\b|\bhu\b", names):
+        return "ct", "CT intensities are calibrated and vary little."
+    if re.search(XRAY, names) or (f.dims == 2 and not re.search(MR, names)):
+        return "xray", "Exposure varies, and so does contrast along the range."
+    return "mr", "MR varies in contrast, brightness and coil sensitivity."
+
+
+def _flips(f: Fingerprint, d: dict[str, Any]) -> Choice:
+    names = [name.lower() for name in d["labels"] if d["labels"][name] != 0]
+    if any(re.search(r"\b(left|right|lh|rh|l|r)\b", name.replace("_", " ")) for name in names):
+        return (), "Labels tell left from right."
+    if d["augmentation"] == "colour":
+        return (0, 1), "These pictures have no up and no left."
+    if all(re.search(LESION, name) for name in names):
+        # The patient's left and right: columns of a picture, the first axis of a volume in RAS.
+        if f.dims == 2:
+            return (1,), "A lesion may be on either side."
+        if d["orientation"] == "RAS" and (d["dims"] == 3 or d["slice_axis"] != 0):
+            return (0,), "A lesion may be on either side."
+    return (), "Anatomy is not symmetric."
+
+
+DECISIONS: dict[str, Callable[[Fingerprint, dict[str, Any]], Choice]] = {
+    "orientation": _orientation,
+    "spacing": _spacing,
+    "dims": _dims,
+    "slice_axis": _slice_axis,
+    "context": _context,
+    "normalisation": _normalisation,
+    "intensity": _intensity,
+    "widths": _widths,
+    "patch": _patch,
+    "batch": _batch,
+    "steps": _steps,
+    "augmentation": _augmentation,
+    "flips": _flips,
+}
+
+
+def _up(n: float, multiple: int) -> int:
+    return max(1, math.ceil(round(n) / multiple)) * multiple
+
+
+def _by(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:g}" for value in values)
