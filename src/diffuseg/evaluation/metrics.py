@@ -1,0 +1,179 @@
+"""How well a mask matches another one: overlap, surface and volume, each with its empty-mask rule as an argument.
+
+Surface measures are MONAI's; docs/evaluation.md says which definition each of them follows and what it was compared with.
+Where the class is in neither mask (`empty`):
+
+    "nan"   no value: the case is left out of the mean of this class, and counted
+    "one"   the best value: 1, or a distance of 0 mm
+    "zero"  the worst value: 0, or as a distance the diagonal of the image
+
+Where it is in one of the two only, the value is the worst one whatever the rule: a total miss and a false alarm are never
+rewarded, nor left out.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Integer
+
+Empty = Literal["nan", "one", "zero"]
+
+# Spacings come from affines in single precision: a border one voxel of 1 mm away lies at 1.0000001 mm as often as at
+# 0.9999999 mm, and must be within a tolerance of 1 mm either way.
+ROUNDING = 1e-4
+
+
+def dice(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], empty: Empty = "nan") -> float:
+    """Dice coefficient 2 |A and B| / (|A| + |B|) of two masks [*s], in [0, 1]; refuses different shapes."""
+    _same_shape(prediction, truth)
+    total = int(prediction.sum()) + int(truth.sum())
+    return _neither(empty, 1.0, 0.0) if total == 0 else 2.0 * int((prediction & truth).sum()) / total
+
+
+def iou(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], empty: Empty = "nan") -> float:
+    """Intersection over union of two masks [*s], in [0, 1]; refuses different shapes."""
+    _same_shape(prediction, truth)
+    union = int((prediction | truth).sum())
+    return _neither(empty, 1.0, 0.0) if union == 0 else int((prediction & truth).sum()) / union
+
+
+def hd95(
+    prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], spacing: Sequence[float], empty: Empty = "nan"
+) -> float:
+    """95th percentile of the Hausdorff distance in mm, between the border voxels of two masks [*s].
+
+    The larger one of the two directions; a voxel at the edge of the image is a border voxel. Spacing in mm per axis. If
+    one mask is empty the distance is infinite, reported as the diagonal of the image. Refuses different shapes.
+    """
+    _same_shape(prediction, truth)
+    worst = math.hypot(*(n * mm for n, mm in zip(truth.shape, spacing, strict=True)))
+    if not (prediction.any() and truth.any()):
+        return worst if prediction.any() or truth.any() else _neither(empty, 0.0, worst)
+    return _monai("compute_hausdorff_distance", prediction, truth, percentile=95, spacing=list(spacing))
+
+
+def nsd(
+    prediction: Bool[np.ndarray, "*s"],
+    truth: Bool[np.ndarray, "*s"],
+    spacing: Sequence[float],
+    tolerance: float = 1.0,
+    empty: Empty = "nan",
+) -> float:
+    """Normalised surface Dice: the part of both surfaces that lies within `tolerance` mm of the other one, in [0, 1].
+
+    Surfaces are weighed by their area (mm2; length in 2-D), so that thick slices do not count more than they are. Masks
+    [*s], spacing in mm per axis. Refuses different shapes and a negative tolerance.
+    """
+    _same_shape(prediction, truth)
+    if tolerance < 0:
+        raise ValueError(f"a tolerance is a distance in mm, not {tolerance}")
+    if not (prediction.any() and truth.any()):
+        return 0.0 if prediction.any() or truth.any() else _neither(empty, 1.0, 0.0)
+    within = [tolerance * (1 + ROUNDING)]
+    return _monai("compute_surface_dice", prediction, truth, within, spacing=list(spacing), use_subvoxels=True)
+
+
+def volume(mask: Bool[np.ndarray, "*s"], spacing: Sequence[float]) -> float:
+    """Volume of a mask [*s] in ml, spacing in mm per axis; the pixels of a picture count as 1 mm thick."""
+    return int(mask.sum()) * math.prod(spacing) / 1000
+
+
+def volume_error(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], spacing: Sequence[float]) -> float:
+    """Predicted minus true volume of two masks [*s], in ml: positive where too much is marked."""
+    _same_shape(prediction, truth)
+    return volume(prediction, spacing) - volume(truth, spacing)
+
+
+def relative_volume_error(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"]) -> float:
+    """Volume error as a part of the true volume, masks [*s]: 0.1 is 10 % too much; NaN where the truth is empty."""
+    _same_shape(prediction, truth)
+    true = int(truth.sum())
+    return (int(prediction.sum()) - true) / true if true else math.nan
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What has to be decided before anything is measured: the empty-mask rule, and the tolerance of NSD in mm."""
+
+    empty: Empty = "nan"
+    tolerance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the report: its title, its unit, how many digits are worth printing, and what is measured."""
+
+    title: str
+    unit: str
+    digits: int
+    measure: Callable[[np.ndarray, np.ndarray, Sequence[float], Rule], float]
+
+
+METRICS: dict[str, Metric] = {
+    "dice": Metric("Dice", "", 3, lambda p, t, spacing, rule: dice(p, t, rule.empty)),
+    "iou": Metric("IoU", "", 3, lambda p, t, spacing, rule: iou(p, t, rule.empty)),
+    "hd95": Metric("HD95", "mm", 2, lambda p, t, spacing, rule: hd95(p, t, spacing, rule.empty)),
+    "nsd": Metric("NSD", "", 3, lambda p, t, spacing, rule: nsd(p, t, spacing, rule.tolerance, rule.empty)),
+    "volume_error": Metric("volume error", "ml", 3, lambda p, t, spacing, rule: volume_error(p, t, spacing)),
+    "relative_volume_error": Metric("relative", "", 3, lambda p, t, spacing, rule: relative_volume_error(p, t)),
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One class of one case: the value of each metric, volumes in ml, and which mask lacks the class, if any."""
+
+    values: dict[str, float]
+    truth_ml: float
+    prediction_ml: float
+    empty: Literal["", "both", "truth", "prediction"]
+
+
+def measure(
+    prediction: Integer[np.ndarray, "*s"],
+    truth: Integer[np.ndarray, "*s"],
+    labels: dict[str, int],
+    spacing: Sequence[float],
+    rule: Rule | None = None,
+) -> dict[str, Score]:
+    """Score each class of two label maps [*s], background (0) left out; spacing in mm per axis; refuses other shapes."""
+    _same_shape(prediction, truth)
+    rule = rule or Rule()
+    scores = {}
+    for name, value in labels.items():
+        if value == 0:
+            continue
+        p, t = prediction == value, truth == value
+        lacking = {(False, False): "both", (True, False): "truth", (False, True): "prediction"}
+        scores[name] = Score(
+            {key: metric.measure(p, t, spacing, rule) for key, metric in METRICS.items()},
+            volume(t, spacing),
+            volume(p, spacing),
+            lacking.get((bool(p.any()), bool(t.any())), ""),  # type: ignore[arg-type]
+        )
+    return scores
+
+
+def _neither(empty: Empty, best: float, worst: float) -> float:
+    return {"nan": math.nan, "one": best, "zero": worst}[empty]
+
+
+def _same_shape(prediction: np.ndarray, truth: np.ndarray) -> None:
+    # numpy would broadcast a shape of ones, and score something that was never compared
+    if prediction.shape != truth.shape:
+        raise ValueError(f"masks of shapes {prediction.shape} and {truth.shape} cannot be compared")
+
+
+def _monai(function: str, prediction: np.ndarray, truth: np.ndarray, *more: Any, **settings: Any) -> float:
+    """One of MONAI's measures of one pair of masks; seconds to import, so only here; its notes to itself are not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch
+        from monai import metrics
+
+        pair = [torch.from_numpy(mask.astype(np.float32))[None, None] for mask in (prediction, truth)]
+        return float(getattr(metrics, function)(*pair, *more, include_background=True, **settings))

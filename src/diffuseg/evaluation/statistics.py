@@ -1,0 +1,99 @@
+"""What a mean over few cases is worth: bootstrap intervals, over patients where one has several cases."""
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+from scipy import stats
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
+
+class Interval(NamedTuple):
+    """A mean and the interval that covers the true one at the stated confidence."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_mean(
+    values: ArrayLike,
+    groups: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Interval:
+    """Mean of values [n] with its bootstrap interval (BCa, widened for small n); NaN values are left out.
+
+    With `groups` (the patient of each case, [n]) whole groups are resampled, because cases of one patient tell less than
+    as many patients. The mean is that over cases. The random numbers are its own: equal values give equal intervals, in
+    whatever order they come. Of one group there is no interval: low and high are NaN. Refuses groups of another length.
+    """
+    array = np.asarray(values, np.float64)
+    keys = list(range(len(array))) if groups is None else list(groups)
+    if array.ndim != 1 or len(keys) != len(array):
+        raise ValueError(f"values of shape {array.shape} and {len(keys)} groups")
+    kept = np.isfinite(array)
+    array, keys = array[kept], [key for key, keep in zip(keys, kept.tolist(), strict=True) if keep]
+    if len(array) == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    # Sorted first, so that neither the draws nor the rounding of a sum depend on the order.
+    ordered: dict[Hashable, list[float]] = {}
+    for value, key in sorted(zip(array.tolist(), keys, strict=True), key=lambda item: item[0]):
+        ordered.setdefault(key, []).append(value)
+    sums = np.array(sorted((sum(members), len(members)) for members in ordered.values()))
+    mean = float(sums[:, 0].sum() / sums[:, 1].sum())
+    if len(sums) == 1:
+        return Interval(mean, math.nan, math.nan)
+    if np.ptp(array) == 0:
+        return Interval(float(array[0]), float(array[0]), float(array[0]))
+    return Interval(mean, *_interval(sums, resamples, confidence, seed))
+
+
+def paired_difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    groups: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Interval:
+    """Mean of first - second, both [n] over the same cases, with its interval; pairs with a NaN are left out.
+
+    Two results differ at this confidence where the interval does not hold 0. Refuses different lengths.
+    """
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"pairs are needed, not shapes {a.shape} and {b.shape}")
+    return bootstrap_mean(a - b, groups, resamples, confidence, seed)
+
+
+def _interval(sums: Float[np.ndarray, "n 2"], resamples: int, confidence: float, seed: int) -> tuple[float, float]:
+    """Interval of the ratio of two sums: over groups, the sum of their values and the number of them."""
+    found = stats.bootstrap(
+        (sums[:, 0], sums[:, 1]),
+        lambda total, count, axis=-1: total.sum(axis) / count.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        confidence_level=_widened(confidence, len(sums)),
+        method="BCa",
+        batch=500,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _widened(confidence: float, n: int) -> float:
+    """The confidence to ask of a bootstrap over n groups so that it keeps the one that was meant.
+
+    Resampling knows the spread of n values as if n were large: at n = 10, 95 % intervals cover the truth 89 % of the time.
+    This is the expanded percentile interval of Hesterberg (2015): Student's t and sqrt(n / (n - 1)) in place of the normal.
+    """
+    t = stats.t.ppf((1 + confidence) / 2, n - 1) * math.sqrt(n / (n - 1))
+    return min(1 - 2 * float(stats.norm.sf(t)), 0.9999)
