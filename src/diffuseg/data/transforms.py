@@ -2,7 +2,7 @@
 
 Turning and flipping (nibabel) only moves voxels. Resampling keeps the extent of the volume: n voxels become
 round(n * spacing / wished spacing), so the way back is the same map and ends on exactly n voxels. MONAI's Spacing keeps
-the first voxel's centre instead, whose volume may stick out of the native one on one side only.
+the centre of the first voxel instead, so its grid covers another extent and the way back has to guess at its border.
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def to_grid(image: Image, plan: Plan) -> tuple[Float[Tensor, "c *s"], Placement]
     """
     placement = place(image, plan)
     data = _turn(image.data, placement.turn)
-    x = torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32))
+    x = torch.from_numpy(data.astype(np.float32, order="C"))
     x = torch.stack([_normalise(channel, plan, number) for number, channel in enumerate(x)])
     return _resize(x, placement.grid), placement
 
@@ -82,7 +82,7 @@ def class_indices(mask: Image, plan: Plan) -> Int[np.ndarray, "*s"]:
 
 def mask_to_grid(mask: Image, plan: Plan, placement: Placement) -> Int[Tensor, "*s"]:
     """Class indices 0..k-1 [*s] on the grid: where it is resampled, the class whose linear interpolation is largest."""
-    classes = torch.from_numpy(np.ascontiguousarray(_turn(class_indices(mask, plan)[None], placement.turn)[0]))
+    classes = torch.from_numpy(_turn(class_indices(mask, plan)[None], placement.turn)[0])
     if placement.grid == placement.oriented:
         return classes
     best = torch.full(placement.grid, -1.0)
@@ -94,13 +94,12 @@ def mask_to_grid(mask: Image, plan: Plan, placement: Placement) -> Int[Tensor, "
     return result
 
 
-def to_native(probability: Float[Tensor, "k *s"], placement: Placement) -> Float[np.ndarray, "k *s"]:
+def to_native(probability: Float[Tensor, "k *s"], placement: Placement) -> Float[np.ndarray, "k *n"]:
     """Probabilities from the grid to the file's voxels: linear where the grid was resampled, otherwise bit for bit."""
     x = _resize(probability.detach().float().cpu(), placement.oriented).numpy()
     if placement.turn is None:
         return x
-    back = nib.orientations.ornt_transform(placement.turn, _STRAIGHT)
-    return np.ascontiguousarray(_turn(x, back))
+    return _turn(x, nib.orientations.ornt_transform(_STRAIGHT, placement.turn))
 
 
 _STRAIGHT = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
@@ -126,7 +125,7 @@ def _samples(n: int, factor: float) -> int:
 def _turn(data: np.ndarray, turn: np.ndarray | None) -> np.ndarray:
     if turn is None:
         return data
-    return np.moveaxis(nib.orientations.apply_orientation(np.moveaxis(data, 0, -1), turn), -1, 0)
+    return np.moveaxis(nib.orientations.apply_orientation(np.moveaxis(data, 0, -1), turn), -1, 0).copy()
 
 
 def _zoom(before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
