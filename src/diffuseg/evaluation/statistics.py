@@ -11,6 +11,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+METHOD = "BCa bootstrap, widened for small n"
 
 
 class Interval(NamedTuple):

@@ -1,0 +1,190 @@
+"""A folder of predictions against a folder of masks: scores per case and class, means with intervals, nothing dropped.
+
+Writes cases.csv (one row per case and class) and summary.json; docs/evaluation.md explains each number.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from diffuseg.data.dataset import patients
+from diffuseg.data.io import LOSSLESS, case_of, ending_of, grid_fault, read_mask
+from diffuseg.data.layout import Case, Dataset, _labels, read_json, some, visible
+from diffuseg.errors import UserError
+from diffuseg.evaluation.metrics import METRICS, Empty, Rule, measure
+from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES
+from diffuseg.evaluation.summary import Evaluation, Row, summarise, table
+
+__all__ = ["Evaluation", "Row", "evaluate", "table"]
+
+RULES = {
+    "nan": "A class in neither mask leaves the case out of the mean of this class",
+    "one": "A class in neither mask gets the best value (1; 0 mm)",
+    "zero": "A class in neither mask gets the worst value (0; the diagonal of the image)",
+}
+ONE_SIDED = "in one mask only, the worst (Dice, IoU, NSD 0; HD95 the diagonal of the image)"
+BESIDE = re.compile(r".+_(prob|entropy|expected_entropy|mutual_information|variance)(_.+)?")  # written next to a mask
+
+
+def evaluate(
+    pred_dir: Path | str,
+    labels_dir: Path | str,
+    out_dir: Path | str,
+    empty: Empty = "nan",
+    nsd_tolerance: float = 1.0,
+) -> Evaluation:
+    """Compare `pred_dir/<case><ending>` with `labels_dir/<case><ending>`; writes cases.csv and summary.json to `out_dir`.
+
+    Classes and patients come from dataset.json beside the labels folder or, where there is none, classes are the values
+    found and each case is a patient. The tolerance of NSD is in mm. A case that cannot be read or lies on another grid is
+    a fault of that case. Refuses an unknown rule, folders without a mask, and that no case at all can be compared.
+    """
+    pred_dir, labels_dir, out_dir = Path(pred_dir), Path(labels_dir), Path(out_dir)
+    if empty not in get_args(Empty):
+        raise UserError(f"{empty!r} is no empty-mask rule", do=f"Known: {', '.join(get_args(Empty))}")
+    if not (math.isfinite(nsd_tolerance) and nsd_tolerance >= 0):
+        raise UserError(f"the tolerance of NSD is a distance in mm, not {nsd_tolerance}")
+    truths, found = _masks(labels_dir), _masks(pred_dir)
+    pairs = {case: path for case, path in found.items() if case in truths}
+    if not pairs:
+        what = f"there is no prediction for any of the {len(truths)} masks in {labels_dir}"
+        raise UserError(what, file=pred_dir, do=f"Expected names such as {next(iter(truths.values())).name}")
+    labels, of, over = _description(labels_dir, truths, pairs)
+    rows: list[Row] = []
+    faults: list[str] = []
+    for case, path in pairs.items():
+        try:
+            rows += _compare(case, path, truths[case], labels, of[case], Rule(empty, nsd_tolerance), faults)
+        except UserError as fault:
+            faults.append(str(fault))
+    if not rows:
+        raise UserError(f"none of {len(pairs)} cases could be compared: {faults[0]}", file=pred_dir)
+    missing = [case for case in truths if case not in found]
+    unlabelled = [case for case in found if case not in truths and not BESIDE.fullmatch(case)]
+    summary = {
+        "cases": len({row.case for row in rows}),
+        "labelled": len(truths),
+        "missing": missing,
+        "unlabelled": unlabelled,
+        "faults": faults,
+        "rule": {"empty": empty, "means": f"{RULES[empty]}; {ONE_SIDED}"},
+        "nsd_tolerance_mm": nsd_tolerance,
+        "interval": {"confidence": CONFIDENCE, "method": METHOD, "resamples": RESAMPLES, "over": over},
+        **summarise(rows),
+        "versions": {name: metadata.version(name) for name in ("diffuseg", "monai", "numpy", "scipy")},
+    }
+    kept = {name: value for name, value in labels.items() if value != 0}
+    result = Evaluation(kept, rows, summary, missing, unlabelled, faults, pairs, truths)
+    write_text(out_dir / "cases.csv", _csv(rows))
+    write_text(out_dir / "summary.json", json.dumps(_plain(summary), indent=1) + "\n")
+    return result
+
+
+def _masks(folder: Path) -> dict[str, Path]:
+    """Mask files by case; of several files of one case the one whose ending stands first in LOSSLESS."""
+    if not folder.is_dir():
+        raise UserError("no such folder", file=folder)
+    files = [path for path in visible(folder) if path.name.lower().endswith(LOSSLESS)]
+    if not files:
+        raise UserError("there is no mask in this folder", file=folder, do=f"Expected <case> with {' '.join(LOSSLESS)}")
+    files.sort(key=lambda path: LOSSLESS.index(ending_of(path)), reverse=True)
+    return dict(sorted((case_of(path, ending_of(path)), path) for path in files))
+
+
+def _description(
+    labels_dir: Path, truths: dict[str, Path], pairs: dict[str, Path]
+) -> tuple[dict[str, int], dict[str, str], str]:
+    """Classes, the patient of each case, and what intervals are taken over: from dataset.json if there is one."""
+    folder = labels_dir.resolve().parent
+    alone = {case: case for case in truths}
+    description = folder / "dataset.json"
+    if description.is_file():
+        extra = read_json(description)
+        if not isinstance(extra, dict):
+            raise UserError("it must hold an object { ... }", file=description)
+        labels = _labels(extra, description)
+        cases = tuple(Case(case, (), truths[case]) for case in pairs)
+        try:
+            of, rule = patients(Dataset(folder, folder.name, (), labels, "", cases, extra))
+        except UserError as fault:  # a list of patients that leaves out the test cases must not forbid to measure them
+            return labels, alone, f"over cases, each taken for a patient of its own ({fault})"
+        return labels, of, f"over {'cases' if len(set(of.values())) == len(of) else 'patients'}: {rule}"
+    values = {0}
+    for path in [*(truths[case] for case in pairs), *pairs.values()]:
+        try:
+            values |= set(np.unique(read_mask(path).data).tolist())
+        except UserError:
+            continue  # it becomes a fault where its case is compared
+    return {str(value): value for value in sorted(values)}, alone, "over cases, each taken for a patient of its own"
+
+
+def _compare(
+    case: str, path: Path, truth_path: Path, labels: dict[str, int], patient: str, rule: Rule, faults: list[str]
+) -> list[Row]:
+    truth, prediction = read_mask(truth_path), read_mask(path)
+    fault = grid_fault(truth, prediction)
+    if fault is not None:
+        raise UserError(f"its {fault} (of {truth_path})", file=path, do="Predictions must lie on the grid of the masks")
+    for mask, file in ((truth, truth_path), (prediction, path)):
+        odd = sorted(set(np.unique(mask.data).tolist()) - set(labels.values()))
+        if odd:
+            raise UserError(f"label values {some(map(str, odd))} are not in dataset.json", file=file)
+    intervals = {}
+    try:
+        intervals = _intervals(path.with_name(f"{case}.json"))
+    except UserError as fault:
+        faults.append(str(fault))
+    scores = measure(prediction.data[0], truth.data[0], labels, truth.spacing, rule)
+    return [Row(case, name, patient, score, intervals.get(name)) for name, score in scores.items()]
+
+
+def _intervals(file: Path) -> dict[str, tuple[float, float]]:
+    """The predicted 90 % interval of the volume of each class, in ml, from a prediction's provenance; {} without one."""
+    content = read_json(file) if file.is_file() else {}
+    try:
+        return {name: (float(low), float(high)) for name, (low, high) in content.get("volume_ml_90", {}).items()}
+    except (AttributeError, TypeError, ValueError):
+        raise UserError('"volume_ml_90" must be {"class": [low, high]}', file=file) from None
+
+
+def _csv(rows: list[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    units = {key: f"{key}_{metric.unit}" if metric.unit else key for key, metric in METRICS.items()}
+    volumes = ["truth_ml", "prediction_ml", "interval_low_ml", "interval_high_ml"]
+    writer.writerow(["case", "patient", "class", *units.values(), *volumes, "empty"])
+    for row in rows:
+        score = row.score
+        numbers = [*score.values.values(), score.truth_ml, score.prediction_ml, *(row.interval or (math.nan, math.nan))]
+        shown = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
+        writer.writerow([row.case, row.patient, row.label, *shown, score.empty])
+    return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    """The same with null in place of NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file aside, then rename it; an unwritable place is refused."""
+    aside = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror or error})", file=path) from None
+    finally:
+        if aside.exists():
+            aside.unlink()

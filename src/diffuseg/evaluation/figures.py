@@ -1,0 +1,233 @@
+"""Pictures of cases, for the report and for the progress of a training: drawn without a screen, legible without colour.
+
+Classes are outlined in the Okabe-Ito palette, which stays apart for all common colour vision; the truth is dashed, a
+prediction solid. Of a volume, the slice with most of the truth is shown.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Num
+
+OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
+DIFFERENCES = {"missed": "#0072B2", "in excess": "#D55E00", "other class": "#CC79A7"}
+DRAWS = 6  # shown at most in one row
+
+
+def case_figure(
+    image: Num[np.ndarray, "..."] | None,
+    truth: Num[np.ndarray, "*s"],
+    mask: Num[np.ndarray, "*s"],
+    probability: Num[np.ndarray, "..."] | None,
+    entropy: Num[np.ndarray, "*s"] | None,
+    title: str,
+    spacing: Sequence[float] | None = None,
+    labels: dict[str, int] | None = None,
+) -> bytes:
+    """One case as PNG: image, truth, prediction; probability of the foreground, entropy (nats), where truth and mask differ.
+
+    Label maps [*s] in two or three dimensions; image [*s] or [c, *s] (three channels of a picture are colours, otherwise
+    the first one is shown); probability [*s] or, per foreground class, [k-1, *s]; spacing in mm gives the proportions. The
+    panels of what is None stay empty and say so.
+    """
+    view = _View(truth, mask, spacing)
+    values = sorted(set(np.unique(truth).tolist()) | set(np.unique(mask).tolist()) | set((labels or {}).values()))
+    colours = _colours(values)
+    if probability is not None and probability.ndim > truth.ndim:
+        probability = probability.sum(0)
+    figure, axes = _panels(2, 3, view.ratio)
+    for axis in axes[0]:
+        view.background(axis, image)
+    view.frame(axes[0, 0])
+    view.outline(axes[0, 1], truth, colours, "dashed")
+    view.outline(axes[0, 2], mask, colours, "solid")
+    view.map(axes[1, 0], probability, "viridis", 1.0)
+    view.map(axes[1, 1], entropy, "cividis", float(np.log(max(2, len(values)))))
+    view.background(axes[1, 2], image)
+    view.differences(axes[1, 2], truth, mask)
+    names = ("image", "truth", "prediction", "probability of foreground", "entropy (nats)", "where they differ")
+    for axis, name in zip(axes.flat, names, strict=True):
+        axis.set_title(name, fontsize=9)
+    for axis in axes.flat[1:]:
+        view.zoom(axis)
+    handles = _legend({name: colours[value] for name, value in (labels or {}).items() if value})
+    handles += _legend(DIFFERENCES if len(colours) > 1 else dict(list(DIFFERENCES.items())[:2]))
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return _png(figure)
+
+
+def validation_figure(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Cases under each other as PNG: image, truth, several draws, entropy of their mean.
+
+    Each row has image [*s] (or [c, *s]), truth [*s], draws (label maps [n, *s] or a list of them), entropy [*s] in nats,
+    a title, and may have the spacing in mm. Refuses no row at all.
+    """
+    if not rows:
+        raise ValueError("validation_figure: there is no case to draw")
+    columns = min(DRAWS, max(len(row["draws"]) for row in rows))
+    views = [_View(row["truth"], np.asarray(row["draws"][0]), row.get("spacing")) for row in rows]
+    figure, axes = _panels(len(rows), columns + 3, float(np.mean([view.ratio for view in views])), width=1.9)
+    for line, row, view in zip(axes, rows, views, strict=True):
+        colours = _colours(np.unique([*np.unique(row["truth"]), *np.unique(row["draws"])]).tolist())
+        for axis in line[:-1]:
+            view.background(axis, row["image"])
+        view.frame(line[0])
+        view.outline(line[1], row["truth"], colours, "dashed")
+        for number, axis in enumerate(line[2:-1]):
+            if number < len(row["draws"]):
+                view.outline(axis, np.asarray(row["draws"][number]), colours, "solid")
+            else:
+                axis.set_visible(False)
+        classes = max(2, len(colours) + 1)
+        view.map(line[-1], row["entropy"], "cividis", float(np.log(classes)))
+        for axis in line[1:]:
+            view.zoom(axis)
+        line[0].set_title(row["title"], fontsize=8, loc="left")
+    names = ("truth", *(f"draw {number + 1}" for number in range(columns)), "entropy (nats)")
+    for axis, name in zip(axes[0, 1:], names, strict=True):
+        axis.set_title(name, fontsize=8)
+    return _png(figure)
+
+
+def dot_plot(panels: dict[str, dict[str, tuple[list[float], tuple[float, float, float]]]]) -> str:
+    """Every case as a dot, as inline SVG: panel title -> class -> its values, and their mean, low and high."""
+    import matplotlib
+
+    figure, axes = _figure(1, len(panels), (3.2 * len(panels), 3.2))
+    for axis, (title, classes) in zip(axes[0], panels.items(), strict=True):
+        for number, (values, (mean, low, high)) in enumerate(classes.values()):
+            there = np.array([value for value in values if np.isfinite(value)])
+            # spread sideways by rank, not at random: neighbours in value are apart, and the picture is always the same
+            shift = 0.28 * (np.argsort(np.argsort(there)) * 0.618 % 1 - 0.5)
+            colour, marker = OKABE_ITO[number % len(OKABE_ITO)], "osD^vPX"[number % 7]
+            axis.scatter(number + shift, there, s=14, color=colour, marker=marker, edgecolor="black", linewidth=0.3)
+            if np.isfinite(mean):
+                axis.plot([number + 0.27, number + 0.43], [mean, mean], color="black", linewidth=2)
+                axis.plot([number + 0.35] * 2, [low, high], color="black", linewidth=1)
+        axis.set_xticks(range(len(classes)), list(classes), rotation=30 if len(classes) > 3 else 0, fontsize=8)
+        axis.set_xlim(-0.5, len(classes) - 0.4)
+        axis.set_title(title, fontsize=10)
+        axis.grid(axis="y", linewidth=0.4)
+        axis.spines[["top", "right"]].set_visible(False)
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "diffuseg"}):  # equal results give equal pages
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+class _View:
+    """The slice of a case that is shown, the part of it that is enlarged, and how arrays come to lie on the paper."""
+
+    def __init__(self, truth: np.ndarray, mask: np.ndarray, spacing: Sequence[float] | None) -> None:
+        self.volume = truth.ndim == 3
+        scale = list(spacing) if spacing is not None else [1.0] * truth.ndim
+        self.ratio = scale[1] / scale[0] if self.volume else scale[0] / scale[1]
+        shown = (truth if truth.any() else mask) != 0
+        counts = shown.sum((0, 1)) if self.volume else np.zeros(1)
+        self.at = int(counts.argmax()) if counts.any() else truth.shape[-1] // 2
+        self.origin = "lower" if self.volume else "upper"
+        marked = np.argwhere((self.plane(truth) != 0) | (self.plane(mask) != 0))
+        height, width = self.plane(truth).shape
+        self.aspect, self.window = self.ratio, (0, width, 0, height)
+        if len(marked):
+            low, high = marked.min(0), marked.max(0) + 1
+            half = max(12, 0.8 * (high - low).max())
+            top, left = (low + high) / 2 - half
+            self.window = tuple(
+                float(np.clip(v, 0, limit))
+                for v, limit in ((left, width), (left + 2 * half, width), (top, height), (top + 2 * half, height))
+            )
+        self.ratio *= height / width
+
+    def plane(self, array: np.ndarray) -> np.ndarray:
+        """The slice [h, w] that is shown: of a volume, i goes to the right and j upwards."""
+        return array[..., self.at].T if self.volume else array
+
+    def background(self, axis: Any, image: np.ndarray | None) -> None:
+        """The image in grey, its darkest and brightest hundredth cut off, or in colour."""
+        if image is None:
+            return self.map(axis, None, "gray", 1.0)
+        channels = image.ndim - (3 if self.volume else 2)
+        if channels and not self.volume and len(image) == 3:
+            colour = np.moveaxis(image.astype(np.float32), 0, -1)
+            axis.imshow(np.clip(colour / max(float(colour.max()), 1e-9), 0, 1), aspect=self.aspect, origin=self.origin)
+            return None
+        plane = self.plane(image[0] if channels else image).astype(np.float32)
+        low, high = np.percentile(plane, [1, 99])
+        axis.imshow(plane, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=self.aspect, origin=self.origin)
+        return None
+
+    def map(self, axis: Any, array: np.ndarray | None, colours: str, top: float) -> None:
+        """A map from 0 to top with its colour bar."""
+        if array is None:
+            axis.text(0.5, 0.5, "not there", ha="center", va="center", transform=axis.transAxes, fontsize=8)
+            return
+        drawn = axis.imshow(self.plane(array), cmap=colours, vmin=0, vmax=top, aspect=self.aspect, origin=self.origin)
+        axis.figure.colorbar(drawn, ax=axis, fraction=0.04, pad=0.02).ax.tick_params(labelsize=6)
+
+    def outline(self, axis: Any, labels: np.ndarray, colours: dict[int, str], style: str) -> None:
+        """The borders of each class."""
+        plane = np.pad(self.plane(labels), 1)  # so that what touches the edge is closed
+        x, y = np.arange(plane.shape[1]) - 1, np.arange(plane.shape[0]) - 1
+        for value, colour in colours.items():
+            if (plane == value).any():
+                axis.contour(x, y, plane == value, levels=[0.5], colors=[colour], linestyles=style, linewidths=1.3)
+
+    def differences(self, axis: Any, truth: np.ndarray, mask: np.ndarray) -> None:
+        """Voxels of the foreground that were missed, that are in excess, or that have another class."""
+        from matplotlib.colors import to_rgba
+
+        a, b = self.plane(truth), self.plane(mask)
+        paint = np.zeros((*a.shape, 4))
+        where = ((a != 0) & (b == 0), (a == 0) & (b != 0), (a != 0) & (b != 0) & (a != b))
+        for chosen, colour in zip(where, DIFFERENCES.values(), strict=True):
+            paint[chosen] = to_rgba(colour, 0.85)
+        axis.imshow(paint, aspect=self.aspect, origin=self.origin, interpolation="nearest")
+
+    def frame(self, axis: Any) -> None:
+        """Where the other panels look."""
+        left, right, bottom, top = self.window
+        x, y = [left, right, right, left, left], [bottom, bottom, top, top, bottom]
+        axis.plot(np.array(x) - 0.5, np.array(y) - 0.5, color="white", linewidth=0.8)
+
+    def zoom(self, axis: Any) -> None:
+        """Show the window only."""
+        left, right, bottom, top = (v - 0.5 for v in self.window)
+        axis.set_xlim(left, right)
+        axis.set_ylim((bottom, top) if self.volume else (top, bottom))
+
+
+def _colours(values: Sequence[int]) -> dict[int, str]:
+    return {int(v): OKABE_ITO[(int(v) - 1) % len(OKABE_ITO)] for v in values if v != 0}
+
+
+def _legend(names: dict[str, str]) -> list[Any]:
+    from matplotlib.patches import Patch
+
+    return [Patch(color=colour, label=name) for name, colour in names.items()]
+
+
+def _figure(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure that needs no screen and leaves the caller's pyplot alone; imported here because it takes a second."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=inches, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _panels(rows: int, columns: int, ratio: float, width: float = 3.0) -> tuple[Any, Any]:
+    height = width * float(np.clip(ratio, 0.5, 1.6)) + 0.3
+    figure, axes = _figure(rows, columns, (width * columns, height * rows + 0.6))
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()

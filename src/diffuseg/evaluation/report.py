@@ -1,0 +1,112 @@
+"""One page that shows an evaluation: HTML with everything inside it, readable without a network, in print, in any colour."""
+
+import base64
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffuseg.data.io import ENDINGS, ending_of, grid_fault, read_image, read_mask
+from diffuseg.data.layout import visible
+from diffuseg.errors import UserError
+from diffuseg.evaluation.evaluate import write_text
+from diffuseg.evaluation.figures import case_figure, dot_plot, validation_figure
+from diffuseg.evaluation.metrics import METRICS
+from diffuseg.evaluation.summary import ALL, Evaluation, body, headings, notes
+from diffuseg.types import Image
+
+__all__ = ["case_figure", "case_pictures", "validation_figure", "write_page"]
+
+PLOTTED = ("dice", "hd95", "nsd", "volume_error")
+
+
+def write_page(out: Path, evaluation: Evaluation, pictures: Sequence[tuple[str, bytes]], how: dict[str, Any]) -> Path:
+    """Write the page to the file `out` and return it: summary, every case as a dot, pictures (title, PNG), how it was made.
+
+    `how` is shown as a table: what was run, on what, with which model and seeds. Refuses an unwritable place.
+    """
+    import jinja2
+
+    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    made = {key: value if isinstance(value, str) else json.dumps(value) for key, value in how.items()}
+    made |= {
+        "Empty masks": evaluation.summary["rule"]["means"],
+        "Tolerance of NSD": f"{evaluation.summary['nsd_tolerance_mm']:g} mm",
+        "Intervals": "{confidence:.0%}, {method}, {resamples} resamples, {over}".format(**evaluation.summary["interval"]),
+        "Versions": ", ".join(f"{name} {version}" for name, version in evaluation.summary["versions"].items()),
+    }
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    text = page.render(
+        evaluation=evaluation,
+        headings=headings(evaluation),
+        body=body(evaluation),
+        notes=notes(evaluation),
+        plot=dot_plot({_title(key): _dots(evaluation, key) for key in PLOTTED}),
+        pictures=[(title, base64.b64encode(png).decode()) for title, png in pictures],
+        metrics={key: (_title(key), metric.digits) for key, metric in METRICS.items()},
+        isfinite=math.isfinite,
+        how=made,
+    )
+    write_text(out, text)
+    return out
+
+
+def case_pictures(evaluation: Evaluation, images: Path | None = None) -> list[tuple[str, bytes]]:
+    """Pictures of the worst, the median and the best case by Dice (mean of classes), as (title, PNG).
+
+    Images are looked for in the folder `images` or, without one, where the data set of the labels keeps them; probability
+    and entropy beside the prediction. What is not found or does not fit is left out of the picture.
+    """
+    scores = {case: value for case, value in evaluation.per_case("dice").items() if math.isfinite(value)}
+    ranked = sorted(scores, key=lambda case: (scores[case], case))
+    if not ranked:
+        return []
+    chosen = {ranked[0]: "Worst", ranked[len(ranked) // 2]: "Median", ranked[-1]: "Best"}
+    pictures = []
+    for case, which in chosen.items():
+        truth_file, file = evaluation.truths[case], evaluation.predictions[case]
+        truth, mask = read_mask(truth_file), read_mask(file)
+        folder = images or truth_file.parent.with_name(truth_file.parent.name.replace("labels", "images"))
+        image = _fitting(_image_of(folder, case), mask)
+        probability, entropy = (
+            _fitting(file.with_name(f"{case}_{name}{ending_of(file)}"), mask) for name in ("prob", "entropy")
+        )
+        title = f"{which} case: {case}, Dice {scores[case]:.3f}"
+        maps = None if probability is None else probability.data, None if entropy is None else entropy.data[0]
+        scan = None if image is None else image.data
+        png = case_figure(scan, truth.data[0], mask.data[0], *maps, title, truth.spacing, evaluation.labels)
+        pictures.append((title, png))
+    return pictures
+
+
+def _image_of(folder: Path, case: str) -> Path | None:
+    """The image of a case, or its first channel."""
+    names = {f"{case}{number}{ending}" for number in ("", "_0000") for ending in ENDINGS}
+    return next((path for path in visible(folder) if path.name in names), None)
+
+
+def _fitting(file: Path | None, mask: Image) -> Image | None:
+    if file is None or not file.is_file():
+        return None
+    try:
+        image = read_image(file)
+    except UserError:
+        return None  # the picture shows what there is; the faults of an image are not those of the evaluation
+    return image if grid_fault(mask, image) is None else None
+
+
+def _title(key: str) -> str:
+    metric = METRICS[key]
+    return f"{metric.title} ({metric.unit})" if metric.unit else metric.title
+
+
+def _dots(evaluation: Evaluation, key: str) -> dict[str, tuple[list[float], tuple[float, float, float]]]:
+    found = {}
+    for name, entry in evaluation.summary["classes"].items():
+        values = [row.score.values[key] for row in evaluation.rows if row.label == name]
+        found[name] = (values, (entry[key]["mean"], entry[key]["low"], entry[key]["high"]))
+    if len(found) > 1:
+        entry = evaluation.summary["overall"][key]
+        found[ALL] = (list(evaluation.per_case(key).values()), (entry["mean"], entry["low"], entry["high"]))
+    return found
