@@ -162,7 +162,7 @@ class Batches:
         starts = [s - m for s, m in zip(starts, margin, strict=True)]
         sizes = [p + 2 * m for p, m in zip(plan.patch, margin, strict=True)]
         image = _crop(image.float() if sliced else image, starts, sizes, case.floor).float()
-        classes = _crop(mask[None], starts, sizes, 0).long()
+        classes = _crop(mask[None], starts, sizes, 0.0).long()
         one_hot = torch.zeros(plan.classes, *sizes).scatter_(0, classes, 1.0)
         return augment(image, one_hot, plan, rng)
 
