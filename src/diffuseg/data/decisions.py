@@ -194,5 +194,5 @@ def _up(n: float, multiple: int) -> int:
     return max(1, math.ceil(round(n) / multiple)) * multiple
 
 
-def _by(values: Sequence[float]) -> str:
+def _by(values: Sequence[float | int]) -> str:
     return " x ".join(f"{value:g}" for value in values)
