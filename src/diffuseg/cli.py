@@ -1,0 +1,236 @@
+"""The commands: parsing and printing, nothing else. What is heavy is imported by the command that needs it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from diffuseg import __version__
+from diffuseg.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+USER_ERROR, SOME_FAILED, INTERRUPTED = 2, 3, 130
+
+
+class Commands(TyperGroup):
+    """Turns a fault that the user can mend into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; UserError exits with 2, an interrupt with 130, both with one line and no traceback."""
+        try:
+            return super().invoke(ctx)
+        except UserError as fault:
+            _complain(f"error: {fault}")
+            raise typer.Exit(USER_ERROR) from None
+        except KeyboardInterrupt:
+            _complain("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Segment medical images with conditional diffusion models, with an honest uncertainty. For research only.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """What the command `diffuseg` calls."""
+    app(prog_name="diffuseg")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"diffuseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def plan(
+    dataset: Annotated[Path, typer.Argument(help="Folder in the nnU-Net v2 raw or the MSD layout.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write the plan.", show_default="./<name>_plan.json")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan that is already there.")] = False,
+) -> None:
+    """Decide how to train on a data set, and say why; the plan is a JSON file to be looked at and edited."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from diffuseg.data.dataset import open_dataset
+    from diffuseg.data.plan import explain, fingerprint, make_plan, save_plan
+
+    data = open_dataset(dataset)
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in data.name)
+    path = out or Path(f"{name}_plan.json")
+    if path.exists() and not overwrite:
+        raise UserError("there is a plan already", file=path, do="Give another --out, or --overwrite")
+    made = make_plan(data, fingerprint(data))
+    table = Table("setting", "value", "reason", title=escape(data.name))
+    for row in explain(made):
+        table.add_row(*map(escape, row))
+    _console().print(table)
+    save_plan(made, path)
+    typer.echo(f"{path}: written; edit it and give it to `diffuseg train --plan`")
+
+
+@app.command()
+def train(
+    dataset: Annotated[Path, typer.Argument(help="Folder in the nnU-Net v2 raw or the MSD layout.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, logs, pictures.")],
+    method: Annotated[str, typer.Option(help="unet, concat or cdal.")] = "cdal",
+    fold: Annotated[int, typer.Option(help="Fold to validate on.")] = 0,
+    plan: Annotated[Path | None, typer.Option(help="An edited plan.", show_default="made from the data")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop after so many steps.", show_default="the plan's")] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings of a paper, such as cdal/hippocampus.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of the method, plan.key=value, train.key=value; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
+    val_every: Annotated[int | None, typer.Option(help="Steps between validations.", show_default="an eighth of all")] = None,
+) -> None:
+    """Train a method on one fold; under torchrun the same command trains on several GPUs and nodes."""
+    from diffuseg.train.loop import TrainSettings
+    from diffuseg.train.loop import train as run
+
+    best = run(
+        TrainSettings(
+            dataset=dataset,
+            method=method,
+            out=out,
+            fold=fold,
+            plan=plan,
+            steps=steps,
+            max_minutes=max_minutes,
+            preset=preset,
+            set=set_ or [],
+            resume=resume,
+            seed=seed,
+            device=device,
+            precision=precision,
+            validate_every=val_every,
+        )
+    )
+    typer.echo(f"best checkpoint: {best}")
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="A checkpoint, or the name of a packaged model such as hippocampus.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, or folders with images.")],
+    out: Annotated[Path, typer.Option(help="Folder for masks, probabilities, entropy and a .json per case.")],
+    draws: Annotated[int, typer.Option(help="Segmentations drawn per case; their spread is the uncertainty.")] = 8,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps per draw.", show_default="the model's")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ancestral, ddim, ...", show_default="the model's")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do cases that are already finished.")] = False,
+) -> None:
+    """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
+    from diffuseg.inference.files import predict_folder
+    from diffuseg.inference.model import NOTICE, load
+
+    loaded = load(model, device)
+    console = _console(stderr=True)
+    console.print(f"{loaded.name} ({loaded.hash}) on {loaded.device}, {loaded.precision.reason}", markup=False, highlight=False)
+    with _Bars(console) as bars:
+        report = predict_folder(loaded, inputs, out, draws, seed, steps, sampler, overwrite, bars.case, bars.draw)
+    for case, reason in report.skipped:
+        typer.echo(f"skipped {case}: {reason}")
+    for case, reason in report.failed:
+        _complain(f"failed {case}: {reason}")
+    counts = {"finished": report.finished, "skipped": report.skipped, "failed": report.failed}
+    typer.echo(f"{out}: " + ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) + f". {NOTICE}")
+    if report.failed:
+        raise typer.Exit(SOME_FAILED if report.finished or report.skipped else USER_ERROR)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(metavar="PRED_DIR", help="Folder with predicted masks.")],
+    labels: Annotated[Path, typer.Argument(metavar="LABELS_DIR", help="Folder with masks of the same names.")],
+    out: Annotated[Path, typer.Option(help="Folder for cases.csv and summary.json.")],
+    empty: Annotated[str, typer.Option(help="Score of a class that is in neither mask: nan, one or zero.")] = "nan",
+    nsd_tolerance: Annotated[float, typer.Option(help="Tolerance of the normalised surface Dice in mm.")] = 1.0,
+) -> None:
+    """Compare predictions with masks: scores per case and class, means with 95 % intervals."""
+    from diffuseg.evaluation.evaluate import evaluate as measure
+    from diffuseg.evaluation.evaluate import table
+
+    measured = measure(predictions, labels, out, empty=empty, nsd_tolerance=nsd_tolerance)  # type: ignore[arg-type]
+    _console().print(table(measured))
+    typer.echo(f"{out}: written")
+
+
+@app.command("demo-data")
+def demo_data(
+    out: Annotated[Path, typer.Argument(help="Folder for the data set.")],
+    cases: Annotated[int, typer.Option(min=1, help="Number of volumes.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the volumes.")] = 0,
+) -> None:
+    """Make up a small 3-D data set with an ambiguous border; no patient, no licence."""
+    from diffuseg.data.synthetic import make_dataset
+
+    try:
+        make_dataset(out, cases=cases, seed=seed)
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror or error})", file=out) from None
+    typer.echo(f"{out}: {cases} volumes")
+
+
+class _Bars:
+    """Two bars with the time left: cases, and the draws of the present case. Nothing where there is no terminal."""
+
+    def __init__(self, console: "Console") -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        left = (TextColumn("left"), TimeRemainingColumn())
+        self.progress = Progress(*columns, *left, console=console, disable=not console.is_terminal, transient=True)
+        self.cases = self.progress.add_task("cases", total=None)
+        self.draws = self.progress.add_task("draws", total=None)
+
+    def __enter__(self) -> "_Bars":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def case(self, name: str, number: int, cases: int) -> None:
+        self.progress.update(self.cases, completed=number, total=cases)
+        self.progress.reset(self.draws, description=f"draws of {name}", total=None)
+
+    def draw(self, done: int, draws: int) -> None:
+        self.progress.update(self.draws, completed=done, total=draws)
+
+
+def _console(stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _complain(text: str) -> None:
+    typer.secho(" ".join(text.split()), fg="red", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Predictions to files, case after case: what is finished stays finished, and a bad case does not stop the others."""
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffuseg.data import io
+from diffuseg.data.layout import read_json, visible
+from diffuseg.data.pictures import LOSSY
+from diffuseg.errors import UserError
+from diffuseg.inference.model import Model
+from diffuseg.types import Prediction
+
+SETTINGS = ("model", "draws", "seed", "steps", "sampler")  # what makes two results of one image differ
+
+
+@dataclass
+class Report:
+    """What became of the cases: names of those finished; (name, reason) of those skipped and of those that failed."""
+
+    finished: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+def save(prediction: Prediction, folder: Path, case: str | None = None, ending: str | None = None) -> Path:
+    """Write one case into a folder, in the image's own geometry; returns the path of the mask.
+
+    <case><ending>          label values, the smallest integer type that holds them
+    <case>_prob<ending>     probability of the foreground classes, several as channels; .png: one file per class
+    <case>_entropy<ending>  nats; .png: as a fraction of log(classes)
+    <case>.json             provenance; written last, so that its presence says that the case is finished
+
+    Case and ending are by default those of the image's file (.png for a lossy one); each file is written aside and then
+    renamed. Refuses a folder that cannot be written and formats that cannot hold the image.
+    """
+    source, folder = prediction.image.source, Path(folder)
+    if ending is None:
+        ending = ending_for(source) if source is not None else (".png" if prediction.image.dims == 2 else ".nii.gz")
+    if case is None:
+        case = "prediction" if source is None else re.sub(r"_0000$", "", io.case_of(source, io.ending_of(source)))
+    if source is not None and folder.joinpath(case + ending).resolve() == source.resolve():
+        raise UserError("the mask would take the place of the image", file=source, do="Choose another folder or name")
+    record = folder / f"{case}.json"
+    if record.exists():
+        record.unlink()  # while its files are replaced the case is not finished
+    mask = folder / (case + ending)
+    io.write(mask, prediction.mask, prediction.image)
+    for name, probability in _probabilities(prediction, ending):
+        io.write(folder / f"{case}_prob{name}{ending}", probability, prediction.image)
+    entropy, unit = prediction.uncertainty["entropy"], "nats"
+    if ending == ".png":
+        classes = len(prediction.probability)
+        entropy, unit = np.clip(entropy / math.log(classes), 0, 1), f"fraction of log({classes}) nats"
+    io.write(folder / f"{case}_entropy{ending}", entropy, prediction.image)
+    _write_json(record, {"case": case} | prediction.provenance | {"entropy_unit": unit})
+    return mask
+
+
+def ending_for(source: Path) -> str:
+    """The file ending of results: that of the image, or .png where that one is lossy."""
+    ending = io.ending_of(source)
+    return ".png" if ending in LOSSY else ending
+
+
+def find_cases(inputs: Sequence[Path], channels: int) -> dict[str, tuple[Path, ...]]:
+    """Files by case, from files and folders: <case>_0000<ending>, <case>_0001<ending>, ... are the channels of one case.
+
+    A name without such a number, or with a number that the model has no channel for, is a case of its own. Refuses
+    inputs that are not there, files of unknown kinds, folders without an image, and two inputs for one case.
+    """
+    stems: dict[tuple[Path, str, str], dict[int, Path]] = {}
+    for path in dict.fromkeys(file for item in inputs for file in _files(item)):
+        ending = io.ending_of(path)
+        match = re.fullmatch(r"(.+)_(\d{4})", io.case_of(path, ending))
+        stem, number = (match[1], int(match[2])) if match else (io.case_of(path, ending), -1)
+        stems.setdefault((path.parent, stem, ending), {})[number] = path
+    found: dict[str, tuple[Path, ...]] = {}
+    for (_, stem, ending), parts in sorted(stems.items()):
+        if max(parts) < channels and -1 not in parts:
+            groups = {stem: tuple(parts[number] for number in sorted(parts))}
+        else:
+            groups = {io.case_of(path, ending): (path,) for path in parts.values()}
+        for case, paths in groups.items():
+            if case in found:
+                raise UserError(f"the same case as {found[case][0]}", file=paths[0], do="Give one of them at a time")
+            found[case] = paths
+    return found
+
+
+def predict_folder(
+    model: Model,
+    inputs: Sequence[Path],
+    out: Path,
+    draws: int = 8,
+    seed: int = 0,
+    steps: int | None = None,
+    sampler: str | None = None,
+    overwrite: bool = False,
+    on_case: Callable[[str, int, int], None] | None = None,
+    on_draw: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Segment files and folders into a folder, see `save`; finished cases are skipped unless they are to be overwritten.
+
+    A case that fails is reported with its reason and the others go on. `on_case(case, number, cases)` is told before each
+    case. Refuses, before any work, settings that the model refuses, inputs that `find_cases` refuses, an out folder that
+    cannot be written, and results that would overwrite an input or each other.
+    """
+    asked, out = model.settings(draws, seed, steps, sampler), Path(out)
+    cases = find_cases([Path(item) for item in inputs], len(model.plan.channels))
+    _refuse_collisions(cases, out)
+    _claim(out)
+    report = Report()
+    for number, (case, paths) in enumerate(cases.items()):
+        if on_case is not None:
+            on_case(case, number, len(cases))
+        try:
+            before = None if overwrite else _finished(out / f"{case}.json", asked)
+            if before is not None:
+                report.skipped.append((case, before))
+                continue
+            prediction = model.predict(paths, draws, seed, steps, sampler, on_draw)
+            save(prediction, out, case, ending_for(paths[0]))
+            report.finished.append(case)
+        except UserError as fault:
+            report.failed.append((case, str(fault)))
+        except Exception as error:  # whatever is wrong with this one, the next may be fine
+            report.failed.append((case, f"{paths[0]}: {type(error).__name__}: {error}"))
+    return report
+
+
+def _files(item: Path) -> list[Path]:
+    if not item.is_dir():
+        io.ending_of(item)
+        if not item.is_file():
+            raise UserError("no such file or folder", file=item)
+        return [item]
+    images = [path for path in visible(item) if path.name.lower().endswith(io.ENDINGS)]
+    if not images:
+        raise UserError("there is no image in this folder", file=item, do=f"Known endings: {' '.join(io.ENDINGS)}")
+    return images
+
+
+def _finished(record: Path, asked: dict[str, Any]) -> str | None:
+    """Why a case need not be done again; None where it has to be. Refuses to touch what some other program wrote."""
+    if not record.exists():
+        return None
+    before = read_json(record)
+    if not isinstance(before, dict) or not set(SETTINGS) <= set(before):
+        raise UserError("is there, but no result of this program", file=record, do="Choose another folder, or --overwrite")
+    changed = [f"{key} {before[key]}, not {asked[key]}" for key in SETTINGS if before[key] != asked[key]]
+    if not changed:
+        return "already finished"
+    return f"already finished with other settings ({'; '.join(changed)}); --overwrite does it again"
+
+
+def _probabilities(prediction: Prediction, ending: str) -> list[tuple[str, np.ndarray]]:
+    foreground = np.clip(prediction.probability[1:], 0, 1)  # interpolation may leave [0, 1] by a rounding error
+    if len(foreground) == 1:
+        return [("", foreground[0])]
+    if ending != ".png":
+        return [("", foreground)]
+    labels: dict[str, int] = prediction.provenance["labels"]
+    names = [re.sub(r"[^\w.-]+", "_", name) for name in sorted(labels, key=labels.__getitem__)[1:]]
+    if len(set(names)) < len(names):
+        names = [str(value) for value in sorted(labels.values())[1:]]
+    return [(f"_{name}", p) for name, p in zip(names, foreground, strict=True)]
+
+
+def _refuse_collisions(cases: dict[str, tuple[Path, ...]], out: Path) -> None:
+    inputs = {path.resolve() for paths in cases.values() for path in paths}
+    for case, paths in cases.items():
+        for beside in ("", "_prob", "_entropy"):
+            name = case + beside + ending_for(paths[0])
+            if (out / name).resolve() in inputs:
+                raise UserError("a result would take the place of this input", file=out / name, do="Choose another --out")
+            if beside and case + beside in cases:
+                what = f"cases {case} and {case + beside} would both write {name}"
+                raise UserError(what, file=out, do="Do them one by one, each with its own --out")
+
+
+def _claim(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror or error})", file=out) from None
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    aside = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror or error})", file=path) from None
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,211 @@
+"""A trained model: load it by path or by name, and segment images with it."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffuseg.data.io import read_image
+from diffuseg.data.plan import Plan
+from diffuseg.data.transforms import Placement, to_grid, to_native
+from diffuseg.diffusion.samplers import SAMPLERS, timesteps
+from diffuseg.errors import UserError
+from diffuseg.inference.ensemble import Ensemble, interval
+from diffuseg.methods import Method
+from diffuseg.precision import Precision, choose_precision
+from diffuseg.train.checkpoint import load_checkpoint, model_hash, versions
+from diffuseg.types import Image, Prediction
+
+NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
+Readable = Image | np.ndarray | Path | str | Sequence[Path | str]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A method with its weights, and what it needs to know about images.
+
+    name  as packaged, or as its training called it; hash: first 12 hexadecimal digits of the checkpoint's SHA-256
+    meta  the checkpoint's header
+    """
+
+    method: Method
+    plan: Plan
+    meta: dict[str, Any]
+    name: str
+    hash: str
+    device: torch.device
+    precision: Precision
+
+    def settings(self, draws: int = 8, seed: int = 0, steps: int | None = None, sampler: str | None = None) -> dict[str, Any]:
+        """All that decides a result besides the image, defaults filled in; a deterministic method has a single draw.
+
+        Refuses fewer than one draw, an unknown sampler, and more steps than the model has levels.
+        """
+        if draws < 1:
+            raise UserError(f"{draws} draws: at least one is needed")
+        if not self.method.generative:
+            return {"model": self.hash, "draws": 1, "seed": None, "steps": 1, "sampler": None}
+        sampler, steps = sampler or self.method.default_sampler, self.method.default_steps if steps is None else steps
+        if sampler not in SAMPLERS:
+            raise UserError(f"unknown sampler {sampler!r}", do=f"Known: {', '.join(SAMPLERS)}")
+        timesteps(self.method.schedule.T, steps)
+        return {"model": self.hash, "draws": draws, "seed": seed, "steps": steps, "sampler": sampler}
+
+    def predict(
+        self,
+        image: Readable,
+        draws: int = 8,
+        seed: int = 0,
+        steps: int | None = None,
+        sampler: str | None = None,
+        on_draw: Callable[[int, int], None] | None = None,
+    ) -> Prediction:
+        """Segment one case, given as a file, files (one per channel), an Image, or an array [*s] or [c, *s].
+
+        An array has no geometry: its voxels are taken for 1 mm, its axes for right, anterior, superior. Statistics are
+        made on the model's grid and interpolated back; the mask is the largest of the probabilities on the image's own
+        voxels. Noise depends on the seed and on the image's intensities, not on its name or on other cases.
+        `on_draw(done, draws)` is told of each draw. Refuses what `settings` refuses, images that cannot be read, and
+        images with other channels or axes than the model's.
+        """
+        started = time.monotonic()
+        asked = self.settings(draws, seed, steps, sampler)
+        image = self._image(image)
+        x, placement = to_grid(image, self.plan)
+        digest = content(image, placement)
+        seeds = [draw_seed(seed, digest, i) for i in range(asked["draws"])]
+        ensemble = Ensemble()
+        with self.precision.autocast(self.device):
+            for p in self.method.draw(x.to(self.device), seeds, steps=asked["steps"], sampler=asked["sampler"]):
+                ensemble.add(p)
+                if on_draw is not None:
+                    on_draw(ensemble.draws, len(seeds))
+        probability = to_native(ensemble.mean, placement)
+        maps = ensemble.uncertainty()
+        native = to_native(torch.stack(list(maps.values())), placement)
+        values = np.array(sorted(self.plan.labels.values()))
+        mask = values.astype(np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32)[probability.argmax(0)]
+        provenance = self._volumes(mask, image, placement, ensemble) | asked
+        provenance |= self._provenance(image, placement, x.shape[1:])
+        provenance["seeds"] = seeds if self.method.generative else []
+        provenance["network_evaluations"] = asked["draws"] * asked["steps"]
+        provenance["seconds"] = round(time.monotonic() - started, 2)
+        return Prediction(mask, probability, dict(zip(maps, native, strict=True)), image, provenance)
+
+    def _image(self, image: Readable) -> Image:
+        if isinstance(image, np.ndarray):
+            image = self._array(image)
+        elif not isinstance(image, Image):
+            return read_image(image)
+        if not np.isfinite(image.data).all():
+            raise UserError("there are NaN or infinite values in the image", file=image.source, do="Replace them")
+        return image
+
+    def _array(self, array: np.ndarray) -> Image:
+        volumes = self.plan.dims == 3 or self.plan.orientation is not None or len(self.plan.spacing or ()) == 3
+        axes = 3 if volumes else 2
+        if array.dtype.kind not in "biuf" or array.ndim not in (axes, axes + 1) or array.size == 0:
+            what = f"an array of shape {array.shape} and type {array.dtype}"
+            raise UserError(what, do=f"This model takes real numbers with {axes} axes, or channels and {axes} axes")
+        return Image(array[None] if array.ndim == axes else array)
+
+    def _volumes(self, mask: np.ndarray, image: Image, placement: Placement, ensemble: Ensemble) -> dict[str, Any]:
+        """Per foreground class: ml of the mask, and the 90 % interval of the draws' own masks on the model's grid."""
+        voxel, grid_voxel = voxel_ml(image.affine, image.dims), voxel_ml(placement.grid_affine, image.dims)
+        names = sorted(self.plan.labels, key=self.plan.labels.__getitem__)
+        volume = {n: float((mask == self.plan.labels[n]).sum() * voxel) for n in names[1:]}
+        counts = zip(names, zip(*ensemble.counts, strict=True), strict=True)
+        spread = {n: list(interval([c * grid_voxel for c in per_draw])) for n, per_draw in counts}
+        note = "5th to 95th percentile of the volumes of the single draws, counted on the model's grid"
+        if ensemble.draws == 1:
+            note = "a single draw: the interval is a point and says nothing about uncertainty"
+        if image.dims == 2:
+            note += "; a picture has no thickness, 1 mm is assumed"
+        return {"volume_ml": volume, "volume_ml_90": {n: spread[n] for n in names[1:]}, "volume_note": note}
+
+    def _provenance(self, image: Image, placement: Placement, grid: Sequence[int]) -> dict[str, Any]:
+        spacing = np.linalg.norm(placement.grid_affine[:3, : image.dims], axis=0).round(6).tolist()
+        return {
+            "model_name": self.name,
+            "method": self.meta.get("method"),
+            "labels": self.plan.labels,
+            "source": None if image.source is None else str(image.source),
+            "grid": {"shape": list(grid), "spacing_mm": spacing, "orientation": self.plan.orientation},
+            "precision": self.precision.reason,
+            "device": str(self.device),
+            "versions": versions(),
+            "notice": NOTICE,
+        }
+
+
+def load(path: Path | str, device: str | None = None) -> Model:
+    """A model from a checkpoint file, or from the name of one that comes with the package ("hippocampus").
+
+    device "cpu", "cuda" or "cuda:N"; left out, the GPU if there is one. Refuses unknown names (the message lists those
+    there are), files that are not checkpoints, and devices that are not there.
+    """
+    where = choose_device(device)
+    if Path(path).is_file():
+        return _load(Path(path), None, where)
+    known = packaged()
+    if str(path) in known:
+        with as_file(files("diffuseg") / "models" / f"{path}.safetensors") as file:
+            return _load(file, str(path), where)
+    if Path(path).is_dir():
+        raise UserError("this is a folder", file=path, do=f"Give a checkpoint in it, such as {Path(path) / 'best.safetensors'}")
+    names = f"Packaged models: {', '.join(known) or 'none'}"
+    raise UserError("neither a checkpoint file nor the name of a packaged model", file=path, do=names)
+
+
+def packaged() -> list[str]:
+    """Names of the models that come with the package."""
+    folder = files("diffuseg") / "models"
+    if not folder.is_dir():
+        return []
+    return sorted(item.name.removesuffix(".safetensors") for item in folder.iterdir() if item.name.endswith(".safetensors"))
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of this name; without one, the first GPU if there is one, else the processor. Refuses what is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise UserError(f"unknown device {name!r}", do="Known: cpu, cuda, cuda:0, cuda:1, ...")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no device {name!r}: {torch.cuda.device_count()} GPUs found", do="Choose cpu")
+    return torch.device(name)
+
+
+def content(image: Image, placement: Placement) -> str:
+    """A digest of the intensities of an image, as read, and of its size on the model's grid.
+
+    Values are sorted: an image that is stored turned or flipped gives the same noise on the grid. What is read is exact,
+    unlike what is resampled, whose last bits differ between processors.
+    """
+    values = np.sort(image.data.astype(np.float32).reshape(len(image.data), -1) + 0.0, axis=1)  # + 0: no -0
+    return hashlib.sha256(repr((values.shape, placement.grid)).encode() + values.tobytes()).hexdigest()
+
+
+def draw_seed(seed: int, digest: str, i: int) -> int:
+    """The seed of draw i of one image: independent of the other draws and of other images. 48 bits, exact in any JSON."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{digest}/{i}".encode()).digest()[:6], "big")
+
+
+def voxel_ml(affine: np.ndarray, dims: int) -> float:
+    """Volume of a voxel in ml; the pixel of a picture is taken to be 1 mm thick."""
+    if dims == 3:
+        return float(abs(np.linalg.det(affine[:3, :3]))) / 1000
+    return float(np.prod(np.linalg.norm(affine[:3, :dims], axis=0))) / 1000
+
+
+def _load(path: Path, name: str | None, device: torch.device) -> Model:
+    method, plan, meta = load_checkpoint(path, device)
+    precision = choose_precision(device)
+    return Model(method, plan, meta, name or str(meta.get("name", path.stem)), model_hash(path), device, precision)
