@@ -45,7 +45,7 @@ def case_figure(
     view.outline(axes[0, 2], mask, colours, "solid")
     view.map(axes[1, 0], probability, "viridis", 1.0)
     view.map(axes[1, 1], entropy, "cividis", float(np.log(max(2, len(values)))))
-    view.background(axes[1, 2], image)
+    view.background(axes[1, 2], image, pale=True)
     view.differences(axes[1, 2], truth, mask)
     names = ("image", "truth", "prediction", "probability of foreground", "entropy (nats)", "where they differ")
     for axis, name in zip(axes.flat, names, strict=True):
@@ -104,6 +104,8 @@ def dot_plot(panels: dict[str, dict[str, tuple[list[float], tuple[float, float, 
             shift = 0.28 * (np.argsort(np.argsort(there)) * 0.618 % 1 - 0.5)
             colour, marker = OKABE_ITO[number % len(OKABE_ITO)], "osD^vPX"[number % 7]
             axis.scatter(number + shift, there, s=14, color=colour, marker=marker, edgecolor="black", linewidth=0.3)
+            if (there < 0).any():
+                axis.axhline(0, color="black", linewidth=0.6)
             if np.isfinite(mean):
                 axis.plot([number + 0.27, number + 0.43], [mean, mean], color="black", linewidth=2)
                 axis.plot([number + 0.35] * 2, [low, high], color="black", linewidth=1)
@@ -130,35 +132,39 @@ class _View:
         self.at = int(counts.argmax()) if counts.any() else truth.shape[-1] // 2
         self.origin = "lower" if self.volume else "upper"
         marked = np.argwhere((self.plane(truth) != 0) | (self.plane(mask) != 0))
-        height, width = self.plane(truth).shape
-        self.aspect, self.window = self.ratio, (0, width, 0, height)
-        if len(marked):
-            low, high = marked.min(0), marked.max(0) + 1
-            half = max(12, 0.8 * (high - low).max())
-            top, left = (low + high) / 2 - half
-            self.window = tuple(
-                float(np.clip(v, 0, limit))
-                for v, limit in ((left, width), (left + 2 * half, width), (top, height), (top + 2 * half, height))
-            )
+        height, self.width = self.plane(truth).shape
+        width = self.width
+        self.aspect, self.window = self.ratio, (0.0, float(width), 0.0, float(height))
         self.ratio *= height / width
+        if len(marked):
+            # A window in the proportions of the image, twice what is marked; none where it would hold most of the image.
+            low, high = marked.min(0), marked.max(0) + 1
+            part = max(2 * ((high - low) / (height, width)).max(), 24 / max(height, width))
+            if part < 0.6:
+                size = part * np.array([height, width])
+                top, left = np.clip((low + high - size) / 2, 0, (height, width) - size)
+                self.window = (left, left + size[1], top, top + size[0])
 
     def plane(self, array: np.ndarray) -> np.ndarray:
-        """The slice [h, w] that is shown: of a volume, i goes to the right and j upwards."""
-        return array[..., self.at].T if self.volume else array
+        """The slice [..., h, w] that is shown: of a volume, i goes to the right and j upwards."""
+        return np.swapaxes(array[..., self.at], -1, -2) if self.volume else array
 
-    def background(self, axis: Any, image: np.ndarray | None) -> None:
-        """The image in grey, its darkest and brightest hundredth cut off, or in colour."""
+    def background(self, axis: Any, image: np.ndarray | None, pale: bool = False) -> None:
+        """The image in grey, its darkest and brightest hundredth cut off, or in colour; pale: grey, to be drawn upon."""
+        axis.set_aspect(self.aspect)
         if image is None:
-            return self.map(axis, None, "gray", 1.0)
-        channels = image.ndim - (3 if self.volume else 2)
-        if channels and not self.volume and len(image) == 3:
-            colour = np.moveaxis(image.astype(np.float32), 0, -1)
-            axis.imshow(np.clip(colour / max(float(colour.max()), 1e-9), 0, 1), aspect=self.aspect, origin=self.origin)
-            return None
-        plane = self.plane(image[0] if channels else image).astype(np.float32)
-        low, high = np.percentile(plane, [1, 99])
-        axis.imshow(plane, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=self.aspect, origin=self.origin)
-        return None
+            axis.text(0.5, 0.5, "not there", ha="center", va="center", transform=axis.transAxes, fontsize=8)
+            return
+        planes = self.plane(image if image.ndim > 2 + self.volume else image[None]).astype(np.float32)
+        if len(planes) == 3 and not self.volume:
+            colour = np.moveaxis(planes, 0, -1)
+            if not pale:
+                axis.imshow(np.clip(colour / max(float(colour.max()), 1e-9), 0, 1), aspect=self.aspect)
+                return
+            planes = colour.mean(-1)[None]
+        low, high = np.percentile(planes[0], [1, 99])
+        span = {"vmin": low, "vmax": max(high, low + 1e-6), "alpha": 0.5 if pale else 1.0}
+        axis.imshow(planes[0], cmap="gray", **span, aspect=self.aspect, origin=self.origin)
 
     def map(self, axis: Any, array: np.ndarray | None, colours: str, top: float) -> None:
         """A map from 0 to top with its colour bar."""
@@ -184,14 +190,17 @@ class _View:
         paint = np.zeros((*a.shape, 4))
         where = ((a != 0) & (b == 0), (a == 0) & (b != 0), (a != 0) & (b != 0) & (a != b))
         for chosen, colour in zip(where, DIFFERENCES.values(), strict=True):
-            paint[chosen] = to_rgba(colour, 0.85)
-        axis.imshow(paint, aspect=self.aspect, origin=self.origin, interpolation="nearest")
+            paint[chosen] = to_rgba(colour, 1.0)
+        axis.imshow(paint, aspect=self.aspect, origin=self.origin)
 
     def frame(self, axis: Any) -> None:
-        """Where the other panels look."""
+        """Where the other panels look, if they do not show all of it."""
         left, right, bottom, top = self.window
+        if right - left >= self.width:
+            return
         x, y = [left, right, right, left, left], [bottom, bottom, top, top, bottom]
-        axis.plot(np.array(x) - 0.5, np.array(y) - 0.5, color="white", linewidth=0.8)
+        for colour, thick in (("black", 2.4), ("white", 1.0)):
+            axis.plot(np.array(x) - 0.5, np.array(y) - 0.5, color=colour, linewidth=thick)
 
     def zoom(self, axis: Any) -> None:
         """Show the window only."""

@@ -119,7 +119,7 @@ METRICS: dict[str, Metric] = {
     "hd95": Metric("HD95", "mm", 2, lambda p, t, spacing, rule: hd95(p, t, spacing, rule.empty)),
     "nsd": Metric("NSD", "", 3, lambda p, t, spacing, rule: nsd(p, t, spacing, rule.tolerance, rule.empty)),
     "volume_error": Metric("volume error", "ml", 3, lambda p, t, spacing, rule: volume_error(p, t, spacing)),
-    "relative_volume_error": Metric("relative", "", 3, lambda p, t, spacing, rule: relative_volume_error(p, t)),
+    "relative_volume_error": Metric("relative volume error", "", 3, lambda p, t, spacing, rule: relative_volume_error(p, t)),
 }
 
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+EQUAL = 1e-9  # a spread that is rounding, in units of Dice, mm and ml alike
 METHOD = "BCa bootstrap, widened for small n"
 
 
@@ -23,7 +23,7 @@ class Interval(NamedTuple):
 
 
 def bootstrap_mean(
-    values: ArrayLike,
+    values: Sequence[float] | np.ndarray,
     groups: Sequence[Hashable] | None = None,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
@@ -48,17 +48,17 @@ def bootstrap_mean(
     for value, key in sorted(zip(array.tolist(), keys, strict=True), key=lambda item: item[0]):
         ordered.setdefault(key, []).append(value)
     sums = np.array(sorted((sum(members), len(members)) for members in ordered.values()))
-    mean = float(sums[:, 0].sum() / sums[:, 1].sum())
+    mean = float(array[0]) if np.ptp(array) == 0 else float(sums[:, 0].sum() / sums[:, 1].sum())
     if len(sums) == 1:
         return Interval(mean, math.nan, math.nan)
-    if np.ptp(array) == 0:
-        return Interval(float(array[0]), float(array[0]), float(array[0]))
+    if np.ptp(sums[:, 0] / sums[:, 1]) < EQUAL:  # every resample has this mean, and BCa nothing to correct
+        return Interval(mean, mean, mean)
     return Interval(mean, *_interval(sums, resamples, confidence, seed))
 
 
 def paired_difference(
-    first: ArrayLike,
-    second: ArrayLike,
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
     groups: Sequence[Hashable] | None = None,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
