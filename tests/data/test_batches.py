@@ -117,6 +117,14 @@ def test_a_third_of_the_patches_is_centred_on_foreground_with_equal_chances_for_
     assert seen[1] == pytest.approx(1 / 6, abs=0.03) and seen[2] == pytest.approx(1 / 6 + 2 / 3 * by_chance, abs=0.03)
 
 
+def test_the_chosen_voxel_lies_in_the_middle_of_its_patch(folder):
+    volumes, slices = batches(folder, batch=1, patch=(3, 3, 3)), batches(folder, batch=1, dims=2, patch=(3, 3), slice_axis=0)
+    middle = torch.stack([volumes.batch(step).mask[0, :, 1, 1, 1] for step in range(600)]).mean(0)
+    assert middle[1] == pytest.approx(1 / 6, abs=0.05) and middle[2] == pytest.approx(1 / 6, abs=0.06)
+    middle = torch.stack([slices.batch(step).mask[0, :, 1, 1] for step in range(600)]).mean(0)
+    assert middle[1] == pytest.approx(1 / 4, abs=0.06) and middle[2] == pytest.approx(1 / 4, abs=0.07)
+
+
 def test_half_of_the_slices_shows_foreground_at_least(folder):
     source = batches(folder, batch=1, dims=2, patch=(16, 16))
     hits = np.mean([float(source.batch(step).mask[0, 1:].sum() > 0) for step in range(600)])

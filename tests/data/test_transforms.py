@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuseg.data.plan import Plan
-from diffuseg.data.transforms import class_indices, mask_to_grid, to_grid, to_native
+from diffuseg.data.transforms import class_indices, largest, mask_to_grid, to_grid, to_native
 from diffuseg.errors import UserError
 from diffuseg.types import Image
 
@@ -151,10 +151,19 @@ def test_a_single_slice_stays_single_whatever_its_thickness():
 
 
 def test_spacing_that_differs_only_by_rounding_is_not_resampled():
-    affine = affine_of(((0, 1, 2), (1, 1, 1)), (1.0005, 1.4995, 2.0))
-    noise = np.random.default_rng(0).normal(size=(1, 9, 9, 9)).astype(np.float32)
-    x, _ = to_grid(Image(noise, affine), plan())
-    assert np.array_equal(x.numpy(), noise)
+    noise = np.random.default_rng(0).normal(size=(1, 1200, 3, 3)).astype(np.float32)
+    for width, length in ((1.0005, 1200), (1.002, 1202)):
+        affine = affine_of(((0, 1, 2), (1, 1, 1)), (width, 1.4995, 2.0))
+        x, _ = to_grid(Image(noise, affine), plan())
+        assert x.shape[1] == length
+        assert np.array_equal(x.numpy(), noise) == (length == 1200)
+
+
+@settings(max_examples=30, deadline=None)
+@given(k=st.integers(1, 5), seed=st.integers(0, 999))
+def test_the_largest_share_wins_and_the_first_of_equals(k, seed):
+    shares = torch.from_numpy(np.random.default_rng(seed).integers(0, 3, (k, 4, 5)).astype(np.float32))
+    assert np.array_equal(largest(shares).numpy(), shares.numpy().argmax(0))
 
 
 # Pictures

@@ -5,6 +5,7 @@ round(n * spacing / wished spacing), so the way back is the same map and ends on
 the centre of the first voxel instead, so its grid covers another extent and the way back has to guess at its border.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -85,12 +86,18 @@ def mask_to_grid(mask: Image, plan: Plan, placement: Placement) -> Int[Tensor, "
     classes = torch.from_numpy(_turn(class_indices(mask, plan)[None], placement.turn)[0])
     if placement.grid == placement.oriented:
         return classes
-    best = torch.full(placement.grid, -1.0)
-    result = torch.zeros(placement.grid, dtype=torch.int64)
-    for k in range(plan.classes):  # one class at a time: all of them would be k volumes of float32
-        share = _resize((classes == k).float()[None], placement.grid)[0]
-        result[share > best] = k
-        best = torch.maximum(best, share)
+    # One class at a time: all of them would be k volumes of float32.
+    return largest(_resize((classes == k).float()[None], placement.grid)[0] for k in range(plan.classes))
+
+
+def largest(shares: Iterable[Float[Tensor, "*s"]]) -> Int[Tensor, "*s"]:
+    """The number of the largest of several maps at each voxel, the first where they are equal; much faster than argmax(0)."""
+    maps = iter(shares)
+    best = next(maps)
+    result = torch.zeros(best.shape, dtype=torch.int64)
+    for k, share in enumerate(maps, 1):
+        result = torch.where(share > best, k, result)
+        best = torch.maximum(share, best)
     return result
 
 
