@@ -148,9 +148,8 @@ def predict(
     from diffuseg.inference.model import NOTICE, load
 
     loaded = load(model, device)
-    console = _console(stderr=True)
-    console.print(f"{loaded.name} ({loaded.hash}) on {loaded.device}, {loaded.precision.reason}", markup=False, highlight=False)
-    with _Bars(console) as bars:
+    typer.echo(f"{loaded.name} ({loaded.hash}) on {loaded.device}, {loaded.precision.reason}", err=True)
+    with _Bars(_console(stderr=True)) as bars:
         report = predict_folder(loaded, inputs, out, draws, seed, steps, sampler, overwrite, bars.case, bars.draw)
     for case, reason in report.skipped:
         typer.echo(f"skipped {case}: {reason}")
@@ -196,7 +195,7 @@ def demo_data(
 
 
 class _Bars:
-    """Two bars with the time left: cases, and the draws of the present case. Nothing where there is no terminal."""
+    """Two bars with the time left: cases, and the draws of the present case; without a terminal, a line per case."""
 
     def __init__(self, console: "Console") -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -215,6 +214,8 @@ class _Bars:
         self.progress.stop()
 
     def case(self, name: str, number: int, cases: int) -> None:
+        if self.progress.disable:
+            typer.echo(f"{number + 1}/{cases} {name}", err=True)
         self.progress.update(self.cases, completed=number, total=cases)
         self.progress.reset(self.draws, description=f"draws of {name}", total=None)
 

@@ -119,9 +119,9 @@ class Model:
         """Per foreground class: ml of the mask, and the 90 % interval of the draws' own masks on the model's grid."""
         voxel, grid_voxel = voxel_ml(image.affine, image.dims), voxel_ml(placement.grid_affine, image.dims)
         names = sorted(self.plan.labels, key=self.plan.labels.__getitem__)
-        volume = {n: float((mask == self.plan.labels[n]).sum() * voxel) for n in names[1:]}
+        volume = {n: round(int((mask == self.plan.labels[n]).sum()) * voxel, 6) for n in names[1:]}
         counts = zip(names, zip(*ensemble.counts, strict=True), strict=True)
-        spread = {n: list(interval([c * grid_voxel for c in per_draw])) for n, per_draw in counts}
+        spread = {n: [round(ml, 6) for ml in interval([c * grid_voxel for c in per_draw])] for n, per_draw in counts}
         note = "5th to 95th percentile of the volumes of the single draws, counted on the model's grid"
         if ensemble.draws == 1:
             note = "a single draw: the interval is a point and says nothing about uncertainty"

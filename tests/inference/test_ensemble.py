@@ -1,0 +1,83 @@
+"""Streaming statistics are those of the stacked draws."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffuseg.inference.ensemble import Ensemble, interval
+
+
+def collect(draws) -> Ensemble:
+    ensemble = Ensemble()
+    for p in draws:
+        ensemble.add(p)
+    return ensemble
+
+
+def entropy(p: np.ndarray) -> np.ndarray:
+    """Over axis -4 of [..., k, i, j, l], with 0 log 0 = 0."""
+    return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-4)
+
+
+@given(n=st.integers(1, 7), k=st.integers(2, 4), sharpness=st.sampled_from([0.1, 1.0, 30.0]), seed=st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_streaming_equals_numpy_on_the_stack(n, k, sharpness, seed):
+    draws = (sharpness * torch.randn(n, k, 3, 4, 5, generator=torch.Generator().manual_seed(seed))).softmax(1)
+    ensemble, stack = collect(draws), draws.double().numpy()
+    mean = stack.mean(0)
+    found = {name: values.numpy() for name, values in ensemble.uncertainty().items()}
+    np.testing.assert_allclose(ensemble.mean.numpy(), mean, atol=1e-6)
+    np.testing.assert_allclose(found["entropy"], entropy(mean), atol=1e-5)
+    np.testing.assert_allclose(found["expected_entropy"], entropy(stack).mean(0), atol=1e-5)
+    np.testing.assert_allclose(found["mutual_information"], entropy(mean) - entropy(stack).mean(0), atol=1e-5)
+    np.testing.assert_allclose(found["variance"], stack.var(0).sum(0), atol=1e-6)
+    assert min(values.min() for values in found.values()) >= 0
+    hard = stack.argmax(1)
+    assert ensemble.counts == [[int((mask == c).sum()) for c in range(k)] for mask in hard]
+
+
+def test_one_draw_has_no_variance_and_tells_nothing_by_disagreement():
+    p = torch.rand(3, 6, 7).softmax(0)
+    found = collect([p]).uncertainty()
+    assert not found["mutual_information"].any() and not found["variance"].any()
+    assert torch.equal(found["entropy"], found["expected_entropy"]) and found["entropy"].min() > 0
+
+
+def test_equal_draws_disagree_nowhere():
+    p = torch.rand(3, 6, 7).softmax(0)
+    found = collect([p] * 9).uncertainty()
+    assert not found["variance"].any()
+    torch.testing.assert_close(found["mutual_information"], torch.zeros(6, 7), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_k_opposite_one_hot_draws_disagree_by_log_k(k):
+    found = collect(torch.eye(k)[:, :, None, None].expand(k, k, 2, 2)).uncertainty()
+    for name in ("entropy", "mutual_information"):
+        torch.testing.assert_close(found[name], torch.full((2, 2), math.log(k)))
+    assert not found["expected_entropy"].any()
+    torch.testing.assert_close(found["variance"], torch.full((2, 2), 1 - 1 / k))
+
+
+def test_memory_does_not_grow_with_the_draws():
+    ensemble = collect(torch.rand(2, 2, 8, 8).softmax(1))
+    size = lambda: sum(v.numel() for v in vars(ensemble).values() if isinstance(v, torch.Tensor))
+    before = size()
+    for p in torch.rand(20, 2, 8, 8).softmax(1):
+        ensemble.add(p)
+    assert size() == before == (2 + 1 + 1) * 64
+
+
+def test_draws_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match="shape"):
+        collect([torch.rand(2, 4, 4), torch.rand(2, 4, 5)])
+
+
+def test_the_interval_is_that_of_interpolated_percentiles():
+    assert interval([float(v) for v in range(21)]) == pytest.approx((1.0, 19.0))
+    assert interval([0.0, 10.0]) == pytest.approx((0.5, 9.5))
+    assert interval([4.0]) == (4.0, 4.0)
