@@ -116,7 +116,7 @@ def dot_plot(panels: dict[str, dict[str, tuple[list[float], tuple[float, float, 
         axis.spines[["top", "right"]].set_visible(False)
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "diffuseg"}):  # equal results give equal pages
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
