@@ -1,5 +1,6 @@
 """The commands: parsing and printing, nothing else. What is heavy is imported by the command that needs it."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 USER_ERROR, SOME_FAILED, INTERRUPTED = 2, 3, 130
+
+
+class EmptyRule(StrEnum):
+    """The rules of `diffuseg.evaluation.metrics.Empty`, without importing it."""
+
+    nan = "nan"
+    one = "one"
+    zero = "zero"
 
 
 class Commands(TyperGroup):
@@ -45,10 +54,11 @@ def main() -> None:
     app(prog_name="diffuseg")
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"diffuseg {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
@@ -148,7 +158,7 @@ def predict(
     from diffuseg.inference.model import NOTICE, load
 
     loaded = load(model, device)
-    typer.echo(f"{loaded.name} ({loaded.hash}) on {loaded.device}, {loaded.precision.reason}", err=True)
+    typer.echo(f"{loaded.name} ({loaded.hash}) on {loaded.device}, {loaded.precision.reason}")
     with _Bars(_console(stderr=True)) as bars:
         report = predict_folder(loaded, inputs, out, draws, seed, steps, sampler, overwrite, bars.case, bars.draw)
     for case, reason in report.skipped:
@@ -166,14 +176,14 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(metavar="PRED_DIR", help="Folder with predicted masks.")],
     labels: Annotated[Path, typer.Argument(metavar="LABELS_DIR", help="Folder with masks of the same names.")],
     out: Annotated[Path, typer.Option(help="Folder for cases.csv and summary.json.")],
-    empty: Annotated[str, typer.Option(help="Score of a class that is in neither mask: nan, one or zero.")] = "nan",
+    empty: Annotated[EmptyRule, typer.Option(help="Score of a class that is in neither mask; nan: no score.")] = EmptyRule.nan,
     nsd_tolerance: Annotated[float, typer.Option(help="Tolerance of the normalised surface Dice in mm.")] = 1.0,
 ) -> None:
     """Compare predictions with masks: scores per case and class, means with 95 % intervals."""
     from diffuseg.evaluation.evaluate import evaluate as measure
     from diffuseg.evaluation.evaluate import table
 
-    measured = measure(predictions, labels, out, empty=empty, nsd_tolerance=nsd_tolerance)  # type: ignore[arg-type]
+    measured = measure(predictions, labels, out, empty=empty.value, nsd_tolerance=nsd_tolerance)
     _console().print(table(measured))
     typer.echo(f"{out}: written")
 

@@ -1,0 +1,194 @@
+"""The command line: exit codes, one line per fault, nothing heavy before it is needed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import diffuseg
+from diffuseg.cli import EmptyRule, app
+from diffuseg.data.synthetic import make_dataset
+from diffuseg.errors import UserError
+from diffuseg.evaluation.metrics import Empty
+from diffuseg.methods import METHODS
+from diffuseg.train import loop
+from diffuseg.train.checkpoint import save_checkpoint
+from tests.inference.oracle import make_plan
+
+SHAPE = (10, 12, 9)
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def refused(result, *says: str) -> None:
+    """One line that says it, exit code 2, nothing of Python."""
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert all(text in result.stderr for text in says), result.stderr
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("made") / "data", cases=3, shape=SHAPE)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    labels = {"background": 0, "head": 1, "tail": 2}
+    plan = make_plan(patch=SHAPE, widths=(8, 8), normalisation=("zscore",), intensity=(), labels=labels)
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("run") / "best.safetensors"
+    save_checkpoint(path, METHODS["concat"](plan, METHODS["concat"].config_class()), {"name": "made/concat"})
+    return path
+
+
+def test_importing_the_commands_imports_nothing_heavy():
+    heavy = ("torch", "monai", "matplotlib", "nibabel", "scipy", "SimpleITK", "lightning", "numpy", "rich.progress")
+    code = f"import sys, diffuseg, diffuseg.cli; print([name for name in {heavy!r} if name in sys.modules])"
+    source = str(Path(diffuseg.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": source}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_and_version():
+    shown = call("--help")
+    assert shown.exit_code == 0
+    for command in ("plan", "train", "predict", "evaluate", "demo-data"):
+        assert command in shown.output
+        assert call(command, "--help").exit_code == 0
+    assert call("--version").output == f"diffuseg {diffuseg.__version__}\n"
+    assert call("predict").exit_code == 2
+    assert {rule.value for rule in EmptyRule} == set(get_args(Empty))
+
+
+def test_from_made_up_data_to_an_evaluation(tmp_path, checkpoint):
+    done = call("demo-data", tmp_path / "data", "--cases", 2, "--seed", 4)
+    assert done.exit_code == 0 and "2 volumes" in done.output
+    for scan in (tmp_path / "data" / "imagesTr").iterdir():  # a corner is enough
+        small = nib.load(scan).slicer[12:22, 14:26, 12:21]
+        nib.save(small, tmp_path / scan.name)
+        name = scan.name.replace("_0000", "")
+        mask = nib.load(tmp_path / "data" / "labelsTr" / name).slicer[12:22, 14:26, 12:21]
+        (tmp_path / "truth").mkdir(exist_ok=True)
+        nib.save(mask, tmp_path / "truth" / name)
+    scans = sorted(tmp_path.glob("*.nii.gz"))
+    done = call("predict", checkpoint, *scans, "--out", tmp_path / "out", "--draws", 2, "--steps", 2)
+    assert done.exit_code == 0, done.output
+    assert "made/concat" in done.stdout and "2 finished" in done.stdout and "research" in done.stdout
+    record = json.loads((tmp_path / "out" / "case_001.json").read_text())
+    assert (record["draws"], record["steps"], len(record["seeds"])) == (2, 2, 2)
+    done = call("evaluate", tmp_path / "out", tmp_path / "truth", "--out", tmp_path / "scores", "--empty", "zero")
+    assert done.exit_code == 0 and "Dice" in done.stdout
+    assert json.loads((tmp_path / "scores" / "summary.json").read_text())["cases"] == 2
+
+
+def test_failed_cases_come_last_with_their_reason_and_code_3(tmp_path, data, checkpoint):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for scan in (data / "imagesTr").iterdir():
+        (scans / scan.name).write_bytes(scan.read_bytes())
+    broken = scans / "case_001_0000.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:200])
+    arguments = ("predict", checkpoint, scans, "--out", tmp_path / "out", "--draws", 1, "--steps", 1)
+    done = call(*arguments)
+    assert done.exit_code == 3, done.output
+    complaint = done.stderr.strip().splitlines()[-1]
+    assert complaint.startswith("failed case_001: ") and "truncated" in complaint and "Traceback" not in done.output
+    assert "2 finished, 1 failed" in done.stdout
+    again = call(*arguments, "--seed", 1)
+    assert again.exit_code == 3 and "2 skipped, 1 failed" in again.stdout and "seed 0, not 1" in again.stdout
+    alone = call("predict", checkpoint, broken, "--out", tmp_path / "other", "--draws", 1)
+    assert alone.exit_code == 2 and "failed case_001" in alone.stderr
+
+
+def test_what_the_user_can_mend_is_one_line(tmp_path, data, checkpoint):
+    out = ("--out", tmp_path / "out")
+    scan = data / "imagesTr" / "case_000_0000.nii.gz"
+    refused(call("predict", "liver", scan, *out), "liver", "Packaged models")
+    refused(call("predict", scan, scan, *out), str(scan))
+    refused(call("predict", checkpoint, tmp_path / "none.nii.gz", *out), "no such file")
+    refused(call("predict", checkpoint, scan, *out, "--sampler", "x"), "Known: ancestral")
+    refused(call("predict", checkpoint, scan, *out, "--draws", 0), "at least one")
+    refused(call("predict", checkpoint, scan, *out, "--device", "tpu"), "Known: cpu")
+    refused(call("predict", checkpoint, scan, "--out", checkpoint), "cannot be written")
+    refused(call("plan", tmp_path / "none", *out), "no such folder")
+    refused(call("evaluate", tmp_path / "none", data / "labelsTr", *out), "no such folder")
+    refused(call("evaluate", data / "labelsTr", data / "labelsTr", *out, "--nsd-tolerance", -1), "tolerance")
+    refused(call("train", tmp_path / "none", *out), "no such folder")
+    refused(call("train", data, *out, "--method", "gan"), "Known: unet, concat, cdal")
+    refused(call("demo-data", checkpoint), str(checkpoint))
+    assert not (tmp_path / "out").exists()
+
+
+def test_plan_prints_reasons_and_never_replaces_an_edited_plan(tmp_path, data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call("plan", data)
+    path = tmp_path / "synthetic-organ_plan.json"
+    assert done.exit_code == 0 and "reason" in done.stdout and path.name in done.stdout
+    path.write_text("edited")
+    refused(call("plan", data), "a plan already")
+    assert path.read_text() == "edited"
+    assert call("plan", data, "--out", path, "--overwrite").exit_code == 0
+    assert json.loads(path.read_text())["labels"] == {"background": 0, "head": 1, "tail": 2}
+
+
+def test_every_option_of_train_reaches_the_loop(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(loop, "train", lambda settings: seen.append(settings) or tmp_path / "best.safetensors")
+    done = call(
+        *("train", "set", "--out", "run", "--method", "unet", "--fold", 3, "--plan", "p.json", "--max-minutes", 2.5),
+        *("--preset", "cdal/cxr", "--set", "T=2", "--set", "train.ema=0.9", "--resume", "--seed", 7, "--device", "cpu"),
+        *("--precision", "bf16", "--val-every", 50, "--steps", 9),
+    )
+    assert done.exit_code == 0 and "best.safetensors" in done.stdout
+    assert seen == [
+        loop.TrainSettings(
+            Path("set"), "unet", Path("run"), 3, Path("p.json"), 9, 2.5, "cdal/cxr", ["T=2", "train.ema=0.9"],
+            True, 7, "cpu", "bf16", 50,
+        )
+    ]  # fmt: skip
+    call("train", "set", "--out", "run")
+    assert seen[1] == loop.TrainSettings(Path("set"), "cdal", Path("run"))
+
+
+def test_an_interrupt_is_one_line_and_code_130(monkeypatch):
+    def interrupted(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", interrupted)
+    done = call("train", "set", "--out", "run")
+    assert done.exit_code == 130 and done.stderr == "interrupted\n" and not done.stdout
+
+
+def test_a_fault_of_several_lines_is_printed_as_one(monkeypatch):
+    def fails(settings):
+        raise UserError("first\n  second", file="a.nii.gz")
+
+    monkeypatch.setattr(loop, "train", fails)
+    assert call("train", "set", "--out", "run").stderr == "error: a.nii.gz: first second\n"
+
+
+def test_the_command_itself(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "diffuseg.cli", "plan", str(tmp_path / "none")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stderr == f"error: {tmp_path / 'none'}: no such folder\n" and not done.stdout
+
+
+def test_an_array_and_the_command_agree(tmp_path, data, checkpoint):
+    """The same seed in Python and in the shell is the same result."""
+    scan = data / "imagesTr" / "case_002_0000.nii.gz"
+    p = diffuseg.load(checkpoint, "cpu").predict(scan, draws=2, steps=2, seed=3)
+    call("predict", checkpoint, scan, "--out", tmp_path, "--draws", 2, "--steps", 2, "--seed", 3, "--device", "cpu")
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "case_002.nii.gz").dataobj), p.mask)
