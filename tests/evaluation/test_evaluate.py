@@ -137,6 +137,14 @@ def test_the_empty_mask_rule_decides_what_nobody_marked_is_worth(empty: str, exp
     assert "A class in neither mask" in printed(result) and "1 / 0 / 0" in printed(result)
 
 
+def test_a_class_without_a_value_does_not_cost_its_case_the_others(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    for folder in folders:
+        put(folder / "case_0000.nii.gz", np.where(mask(0) == 4, 0, mask(0)))
+    result = evaluate(*folders, tmp_path / "out")
+    assert result.per_case("dice")["case_0000"] == 1.0 and result.summary["overall"]["dice"]["n"] == 5
+    assert result.summary["classes"]["tail"]["dice"]["n"] == 4
+
+
 def test_misses_and_false_alarms_count_under_every_rule(folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, labels = folders
     put(predictions / "case_0000.nii.gz", np.where(mask(0) == 4, 0, mask(0)))
@@ -164,6 +172,9 @@ def test_volume_intervals_are_held_against_the_truth(folders: tuple[Path, Path],
     assert "interval_coverage" not in result.summary["classes"]["tail"]
     assert len(result.faults) == 1 and "case_0004.json" in result.faults[0] and len(result.cases) == 5
     assert "0.75 of 4" in printed(result)
+    # a single draw has no interval, though one is written
+    (predictions / "case_0000.json").write_text('{"draws": 1, "volume_ml_90": {"head": [0, 9]}}')
+    assert evaluate(*folders, tmp_path / "out").summary["classes"]["head"]["interval_coverage"]["n"] == 3
 
 
 def test_intervals_are_over_patients_where_they_are_known(folders: tuple[Path, Path], tmp_path: Path) -> None:

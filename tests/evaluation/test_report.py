@@ -15,7 +15,7 @@ import pytest
 from diffuseg.data.io import write
 from diffuseg.evaluation.evaluate import Evaluation, evaluate
 from diffuseg.evaluation.figures import DIFFERENCES, OKABE_ITO
-from diffuseg.evaluation.report import case_figure, case_pictures, validation_figure, write_page
+from diffuseg.evaluation.report import _maps, case_figure, case_pictures, validation_figure, write_page
 from diffuseg.evaluation.summary import body
 from diffuseg.types import Image
 
@@ -107,6 +107,17 @@ def test_a_broken_image_does_not_cost_the_report(evaluation: Evaluation, tmp_pat
     (tmp_path / "set" / "imagesTr" / "case_0_0000.nii.gz").write_bytes(b"rubbish")
     assert len(case_pictures(evaluation)) == 3
     assert len(case_pictures(evaluation, tmp_path / "nowhere")) == 3
+
+
+def test_maps_in_png_are_read_in_their_units(tmp_path: Path) -> None:
+    """predict writes one probability per class into a .png, and entropy as a part of log(classes)."""
+    like = Image(np.zeros((1, 6, 7), np.int16))
+    for name, value in (("", 1), ("_prob_a", 0.25), ("_prob_b", 0.5), ("_entropy", 0.5)):
+        write(tmp_path / f"x{name}.png", np.full((6, 7), value, np.int16 if name == "" else np.float32), like)
+    probability, entropy = _maps(tmp_path / "x.png", "x", like, 3)
+    assert probability is not None and probability == pytest.approx(np.full((6, 7), 0.75), abs=1e-4)
+    assert entropy is not None and entropy == pytest.approx(np.full((6, 7), 0.5 * np.log(3)), abs=1e-4)
+    assert _maps(tmp_path / "y.png", "y", like, 3) == (None, None)
 
 
 def test_a_case_shows_truth_prediction_and_where_they_differ() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffuseg.data.io import ENDINGS, ending_of, grid_fault, read_image, read_mask
 from diffuseg.data.layout import visible
 from diffuseg.errors import UserError
@@ -69,13 +71,11 @@ def case_pictures(evaluation: Evaluation, images: Path | None = None) -> list[tu
         truth, mask = read_mask(truth_file), read_mask(file)
         folder = images or truth_file.parent.with_name(truth_file.parent.name.replace("labels", "images"))
         image = _fitting(_image_of(folder, case), mask)
-        probability, entropy = (
-            _fitting(file.with_name(f"{case}_{name}{ending_of(file)}"), mask) for name in ("prob", "entropy")
-        )
+        probability, entropy = _maps(file, case, mask, len(evaluation.labels) + 1)
         title = f"{which} case: {case}, Dice {scores[case]:.3f}"
-        maps = None if probability is None else probability.data, None if entropy is None else entropy.data[0]
         scan = None if image is None else image.data
-        png = case_figure(scan, truth.data[0], mask.data[0], *maps, title, truth.spacing, evaluation.labels)
+        labels = truth.data[0], mask.data[0]
+        png = case_figure(scan, *labels, probability, entropy, title, truth.spacing, evaluation.labels)
         pictures.append((title, png))
     return pictures
 
@@ -84,6 +84,20 @@ def _image_of(folder: Path, case: str) -> Path | None:
     """The image of a case, or its first channel."""
     names = {f"{case}{number}{ending}" for number in ("", "_0000") for ending in ENDINGS}
     return next((path for path in visible(folder) if path.name in names), None)
+
+
+def _maps(file: Path, case: str, mask: Image, classes: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Probability of the foreground [*s] and entropy [*s] in nats, as predict wrote them beside a mask.
+
+    In a .png, which holds fractions of 1 in 16 bits, there is a file per class, and entropy is a part of its maximum.
+    """
+    ending = ending_of(file)
+    named = [path for path in visible(file.parent) if path.name.lower().endswith(ending)]
+    parts = [_fitting(path, mask) for path in named if path.name.startswith(f"{case}_prob")]
+    entropy = _fitting(file.with_name(f"{case}_entropy{ending}"), mask)
+    one, top = (65535, math.log(classes)) if ending == ".png" else (1, 1.0)
+    there = [part.data.sum(0) / one for part in parts if part is not None]
+    return np.sum(there, axis=0) if there else None, None if entropy is None else entropy.data[0] / one * top
 
 
 def _fitting(file: Path | None, mask: Image) -> Image | None:
