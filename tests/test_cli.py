@@ -1,5 +1,6 @@
 """The command line: exit codes, one line per fault, nothing heavy before it is needed."""
 
+import io
 import json
 import os
 import subprocess
@@ -11,10 +12,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 import diffuseg
-from diffuseg.cli import EmptyRule, app
+from diffuseg.cli import EmptyRule, _Bars, app
 from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import Empty
@@ -129,6 +131,15 @@ def test_what_the_user_can_mend_is_one_line(tmp_path, data, checkpoint):
     refused(call("train", data, *out, "--method", "gan"), "Known: unet, concat, cdal")
     refused(call("demo-data", checkpoint), str(checkpoint))
     assert not (tmp_path / "out").exists()
+
+
+def test_bars_show_the_case_and_what_is_left():
+    shown = io.StringIO()
+    with _Bars(Console(file=shown, force_terminal=True, width=120)) as bars:
+        bars.case("liver [1]", 2, 5)
+        bars.draw(3, 8)
+        bars.progress.refresh()
+    assert all(text in shown.getvalue() for text in ("2/5", "draws of liver [1]", "3/8", "left"))
 
 
 def test_plan_prints_reasons_and_never_replaces_an_edited_plan(tmp_path, data, monkeypatch):

@@ -148,11 +148,19 @@ def test_steps_and_sampler_reach_the_method_and_the_record():
     model, seen = make_model(), []
     image = turned(organs(classes=2), (0, 1, 2), (1, 1, 1))
     found = model.predict(image, 3, steps=4, sampler="ddim", on_draw=lambda *done: seen.append(done)).provenance
-    assert model.method.calls == [{"steps": 4, "sampler": "ddim"}]
+    assert model.method.calls == [{"steps": 4, "sampler": "ddim", "chunk": 8}]
     assert (found["steps"], found["sampler"], found["network_evaluations"]) == (4, "ddim", 12)
     assert seen == [(1, 3), (2, 3), (3, 3)]
     default = model.predict(image).provenance
     assert (default["steps"], default["sampler"], default["draws"], default["seed"]) == (2, "ancestral", 8, 0)
+
+
+def test_large_images_are_drawn_fewer_at_a_time(monkeypatch):
+    model, image = make_model(), np.zeros((4, 5, 6))
+    for limit, draws in ((4 * 2 * 120 * 3, 3), (1, 1), (2**28, 8)):
+        monkeypatch.setattr(module, "STATE_BYTES", limit)
+        model.predict(image)
+        assert model.method.calls[-1]["chunk"] == draws
 
 
 def test_pictures_in_two_dimensions():

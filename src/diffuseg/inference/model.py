@@ -1,6 +1,7 @@
 """A trained model: load it by path or by name, and segment images with it."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from diffuseg.train.checkpoint import load_checkpoint, model_hash, versions
 from diffuseg.types import Image, Prediction
 
 NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
+STATE_BYTES = 2**28  # of the noisy masks that are denoised together; a sampler holds a few such tensors
 Readable = Image | np.ndarray | Path | str | Sequence[Path | str]
 
 
@@ -81,8 +83,9 @@ class Model:
         digest = content(image, placement)
         seeds = [draw_seed(seed, digest, i) for i in range(asked["draws"])]
         ensemble = Ensemble()
+        how = {"steps": asked["steps"], "sampler": asked["sampler"], "chunk": self._together(x.shape[1:])}
         with self.precision.autocast(self.device):
-            for p in self.method.draw(x.to(self.device), seeds, steps=asked["steps"], sampler=asked["sampler"]):
+            for p in self.method.draw(x.to(self.device), seeds, **how):
                 ensemble.add(p)
                 if on_draw is not None:
                     on_draw(ensemble.draws, len(seeds))
@@ -97,6 +100,10 @@ class Model:
         provenance["network_evaluations"] = asked["draws"] * asked["steps"]
         provenance["seconds"] = round(time.monotonic() - started, 2)
         return Prediction(mask, probability, dict(zip(maps, native, strict=True)), image, provenance)
+
+    def _together(self, grid: Sequence[int]) -> int:
+        """How many draws are made at a time: 8, or fewer of a large image; the result is the same."""
+        return max(1, min(8, STATE_BYTES // (4 * self.plan.classes * math.prod(grid))))
 
     def _image(self, image: Readable) -> Image:
         if isinstance(image, np.ndarray):
