@@ -4,20 +4,21 @@ import argparse
 import json
 import platform
 import time
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import open_dataset, splits
 from diffuseg.data.transforms import to_native
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.statistics import bootstrap_mean
 from diffuseg.inference.model import draw_seed
-from diffuseg.precision import choose_precision
-
 from diffuseg.methods import Method
+from diffuseg.precision import choose_precision
 from diffuseg.train.checkpoint import load_checkpoint, model_hash, versions
 
 
@@ -25,53 +26,72 @@ def score(
     checkpoint: Path,
     dataset_folder: Path,
     fold: int,
-    settings: list[tuple[int | None, int]],
+    steps: int | None = None,
+    draws: int = 8,
     sampler: str | None = None,
+    every: int = 1,
 ) -> list[dict[str, Any]]:
-    """One row per (steps, draws): Dice per class and their mean with a bootstrap 95 % interval over cases.
+    """Two rows, one draw and the mean of `draws`, with the same draws: Dice per class, volume Dice on native voxels.
 
-    A single draw is the first of them; seconds are per case for all draws together.
+    disagreement  voxels on which two draws differ, as a share of the object, mean over pairs
+    nll           mean negative log-likelihood (nats) of the truth on the voxels within the object's box, 5 around
     """
-    torch.set_num_threads(torch.get_num_threads())
     method, plan, meta = load_checkpoint(checkpoint)
     dataset = open_dataset(dataset_folder)
-    cases = splits(dataset)[fold]["val"]
+    cases = splits(dataset)[fold]["val"][::every]
     source = Batches(dataset, cases, plan, seed=0)
+    draws = draws if method.generative else 1
+    started = time.monotonic()
+    measured = [_case(method, source, case, steps, draws, sampler) for case in cases]
+    seconds = (time.monotonic() - started) / len(cases)
+    names = sorted(plan.labels, key=plan.labels.__getitem__)[1:]
+    steps = (steps or method.default_steps) if method.generative else 1
     rows = []
-    for steps, draws in settings:
-        started = time.monotonic()
-        table = [_case(method, source, case, steps, draws, sampler) for case in cases]
-        seconds = (time.monotonic() - started) / len(cases)
-        scores = np.array(table)  # [case, class]
+    for n in sorted({1, draws}):
+        scores = np.array([m["dice"][n] for m in measured])  # [case, class]
         mean, low, high = bootstrap_mean(scores.mean(1))
-        names = sorted(plan.labels, key=plan.labels.__getitem__)[1:]
-        rows.append(
-            {
-                "method": meta["method"], "model": model_hash(checkpoint), "steps": steps or method.default_steps,
-                "draws": draws, "sampler": sampler or method.default_sampler, "cases": len(cases), "fold": fold,
-                "dice": mean, "dice_low": low, "dice_high": high, "seconds_per_case": seconds,
-                "evaluations_per_case": (steps or method.default_steps) * draws if method.generative else 1,
-                "dice_per_class": dict(zip(names, scores.mean(0).tolist(), strict=True)),
-                "dice_per_case": dict(zip(cases, scores.mean(1).round(5).tolist(), strict=True)),
-                "training_steps": meta["steps_trained"], "training_seconds": meta.get("seconds"),
-                "parameters": sum(p.numel() for p in method.parameters()),
-            }
-        )  # fmt: skip
-        shown = {k: rows[-1][k] for k in ("method", "steps", "draws", "dice", "dice_low", "dice_high", "seconds_per_case")}
-        print(json.dumps(shown), flush=True)
+        row = {
+            "method": meta["method"], "model": model_hash(checkpoint), "steps": steps, "draws": n,
+            "sampler": (sampler or method.default_sampler) if method.generative else None,
+            "cases": len(cases), "fold": fold, "dice": mean, "dice_low": low, "dice_high": high,
+            "dice_per_class": dict(zip(names, scores.mean(0).tolist(), strict=True)),
+            "dice_per_case": dict(zip(cases, scores.mean(1).round(5).tolist(), strict=True)),
+            "nll": float(np.mean([m["nll"][n] for m in measured])),
+            "disagreement": float(np.mean([m["disagreement"] for m in measured])) if n > 1 else None,
+            "seconds_per_case": seconds * n / draws, "evaluations_per_case": steps * n,
+            "training_steps": meta["steps_trained"], "training_seconds": meta.get("seconds"),
+            "parameters": sum(p.numel() for p in method.parameters()),
+        }  # fmt: skip
+        rows.append(row)
+        shown = ("method", "steps", "draws", "dice", "dice_low", "dice_high", "nll", "disagreement", "seconds_per_case")
+        print(json.dumps({k: round(v, 4) if isinstance(v := row[k], float) else v for k in shown}), flush=True)
     return rows
 
 
-def _case(method: Method, source: Batches, case: str, steps: int | None, draws: int, sampler: str | None) -> list[float]:
+def _case(method: Method, source: Batches, case: str, steps: int | None, draws: int, sampler: str | None) -> dict[str, Any]:
+    """Dice per class and likelihood of the first draw and of the mean of all, and how much the draws differ."""
     whole = source.whole(case)
     seeds = [draw_seed(0, case, i) for i in range(draws)]
     device = torch.device("cpu")
-    total: torch.Tensor | float = 0.0
     with choose_precision(device).autocast(device):
-        for p in method.draw(whole.image, seeds, steps=steps, sampler=sampler):
-            total = total + p.float()
-    mask = to_native(total / draws, whole.placement).argmax(0)
-    return [dice(mask == k, whole.truth == k) for k in range(1, source.plan.classes)]
+        maps = [p.float() for p in method.draw(whole.image, seeds, steps=steps, sampler=sampler)]
+    native = [to_native(p, whole.placement) for p in maps]
+    masks = [p.argmax(0) for p in native]
+    classes = range(1, source.plan.classes)
+    found: dict[str, Any] = {"dice": {}, "nll": {}}
+    for n, p in {1: native[0], draws: np.mean(native, axis=0)}.items():
+        mask = p.argmax(0)
+        found["dice"][n] = [dice(mask == k, whole.truth == k) for k in classes]
+        likelihood = np.take_along_axis(p, whole.truth[None], axis=0)[0]
+        found["nll"][n] = float(-np.log(np.clip(likelihood[_box(whole.truth > 0, 5)], 1e-4, 1)).mean())
+    changed = [(a != b).sum() for a, b in combinations(masks, 2)]
+    found["disagreement"] = float(np.mean(changed) / max((whole.truth > 0).sum(), 1)) if changed else 0.0
+    return found
+
+
+def _box(object_: np.ndarray, margin: int) -> tuple[slice, ...]:
+    inside = np.argwhere(object_)
+    return tuple(slice(max(a - margin, 0), b + margin + 1) for a, b in zip(inside.min(0), inside.max(0), strict=True))
 
 
 def environment() -> dict[str, Any]:
@@ -96,11 +116,16 @@ if __name__ == "__main__":
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--steps", type=int, nargs="+", default=[0], help="0: the model's own")
-    parser.add_argument("--draws", type=int, nargs="+", default=[1])
+    parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--sampler")
+    parser.add_argument("--what", help="a word for the table, such as T = 4")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    wanted = [(s or None, d) for s in asked.steps for d in asked.draws]
-    rows = [row for c in asked.checkpoints for row in score(c, asked.dataset, asked.fold, wanted, asked.sampler)]
+    found = [
+        row | {"what": asked.what}
+        for checkpoint in asked.checkpoints
+        for steps in asked.steps
+        for row in score(checkpoint, asked.dataset, asked.fold, steps or None, asked.draws, asked.sampler)
+    ]
     before = json.loads(asked.out.read_text())["rows"] if asked.out.exists() else []
-    write(asked.out, {"dataset": open_dataset(asked.dataset).name, "rows": before + rows})
+    write(asked.out, {"dataset": open_dataset(asked.dataset).name, "rows": before + found})
