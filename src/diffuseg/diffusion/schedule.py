@@ -32,7 +32,7 @@ class NoiseSchedule:
     @classmethod
     def linear(cls, T: int, beta_1: float = 1e-4, beta_T: float = 0.02) -> "NoiseSchedule":
         """Ho et al. 2020: beta grows linearly; for T other than 1000 it is rescaled, so that level T is as noisy."""
-        beta = torch.linspace(beta_1, beta_T, T, dtype=torch.float64) * (1000 / T)
+        beta = torch.linspace(beta_T, beta_1, T, dtype=torch.float64).flip(0) * (1000 / T)  # T = 1 gets beta_T
         return cls(_from_beta(beta.clamp(max=0.999)))
 
     @classmethod
@@ -57,8 +57,7 @@ class NoiseSchedule:
         if b == 1:
             return self
         ab = self.alpha_bar * b * b
-        table = ab / (ab + 1 - self.alpha_bar)
-        return NoiseSchedule(table)
+        return NoiseSchedule(ab / (ab + (1 - self.alpha_bar)))  # the inner brackets keep level 0 at exactly 1
 
     def at(self, t: Level, like: Tensor) -> Tensor:
         """alpha_bar_t, shaped to multiply `like` [b, ...]; float32 at least."""
