@@ -22,9 +22,8 @@ demo: $(VENV)/.installed   ## synthetic volumes, three minutes of training, pred
 	rm -rf demo
 	$(BIN)/diffuseg demo-data demo/data --cases 40
 	$(BIN)/diffuseg train demo/data --method cdal --out demo/run --max-minutes 3
-	$(BIN)/python -m diffuseg.data.holdout demo/data demo/run demo/scans
-	$(BIN)/diffuseg predict demo/run/best.safetensors demo/scans --out demo/predictions --draws 8
-	$(BIN)/diffuseg evaluate demo/predictions demo/data/labelsTr --out demo/evaluation --images demo/scans
+	$(BIN)/diffuseg predict demo/run/best.safetensors demo/data/imagesTs --out demo/predictions --draws 8
+	$(BIN)/diffuseg evaluate demo/predictions demo/data/labelsTs --out demo/evaluation
 
 test: $(VENV)/.installed-dev   ## the fast tests
 	$(THREADS) $(BIN)/python -m pytest -n 2 -m "not slow"

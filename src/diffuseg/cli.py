@@ -175,33 +175,54 @@ def predict(
 def evaluate(
     predictions: Annotated[Path, typer.Argument(metavar="PRED_DIR", help="Folder with predicted masks.")],
     labels: Annotated[Path, typer.Argument(metavar="LABELS_DIR", help="Folder with masks of the same names.")],
-    out: Annotated[Path, typer.Option(help="Folder for cases.csv and summary.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for cases.csv, summary.json and index.html.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder with the images, for the pictures.", show_default="beside LABELS_DIR")
+    ] = None,
     empty: Annotated[EmptyRule, typer.Option(help="Score of a class that is in neither mask; nan: no score.")] = EmptyRule.nan,
     nsd_tolerance: Annotated[float, typer.Option(help="Tolerance of the normalised surface Dice in mm.")] = 1.0,
 ) -> None:
-    """Compare predictions with masks: scores per case and class, means with 95 % intervals."""
+    """Compare predictions with masks: scores per case and class, means with 95 % intervals, and one page to look at.
+
+    Exit code 3: some cases could not be compared, the others were.
+    """
     from diffuseg.evaluation.evaluate import evaluate as measure
     from diffuseg.evaluation.evaluate import table
+    from diffuseg.evaluation.report import case_pictures, made_by, stacked, write_page
+    from diffuseg.whole import write_whole
 
+    if images is not None and not images.is_dir():
+        raise UserError("no such folder", file=images)
     measured = measure(predictions, labels, out, empty=empty.value, nsd_tolerance=nsd_tolerance)
     _console().print(table(measured))
-    typer.echo(f"{out}: written")
+    how = {"Predictions": str(predictions), "Labels": str(labels)} | made_by(predictions, measured.cases)
+    pictures = case_pictures(measured, images)
+    if pictures:
+        picture = out / "cases.png"
+        write_whole(picture, stacked([png for _, png in pictures]))
+        typer.echo(f"picture: {picture}")
+    typer.echo(f"page:    {write_page(out / 'index.html', measured, pictures, how)}")
+    for fault in measured.faults:
+        _complain(f"failed {fault}")
+    if measured.faults:
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command("demo-data")
 def demo_data(
     out: Annotated[Path, typer.Argument(help="Folder for the data set.")],
     cases: Annotated[int, typer.Option(min=1, help="Number of volumes.")] = 40,
+    test_cases: Annotated[int, typer.Option(min=0, help="Further volumes in imagesTs and labelsTs.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the volumes.")] = 0,
 ) -> None:
     """Make up a small 3-D data set with an ambiguous border; no patient, no licence."""
     from diffuseg.data.synthetic import make_dataset
 
     try:
-        make_dataset(out, cases=cases, seed=seed)
+        make_dataset(out, cases=cases, seed=seed, test_cases=test_cases)
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror or error})", file=out) from None
-    typer.echo(f"{out}: {cases} volumes")
+    typer.echo(f"{out}: {cases} volumes to train on, {test_cases} to test on")
 
 
 class _Bars:

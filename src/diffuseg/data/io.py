@@ -10,7 +10,6 @@ with a file is a UserError that names it.
 """
 
 import gzip
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ import numpy as np
 from diffuseg.data import pictures
 from diffuseg.errors import UserError
 from diffuseg.types import Image
+from diffuseg.whole import replacing
 
 NIFTI = (".nii.gz", ".nii")
 ITK = (".nrrd", ".mha")
@@ -128,16 +128,8 @@ def write(path: Path | str, array: np.ndarray, like: Image) -> None:
         save = lambda aside: _write_itk(aside, planes, like)
     else:
         save = lambda aside: _write_nifti(aside, planes, like)
-    aside = path.with_name(f".{os.getpid()}-{path.name}")  # hidden, and with the ending that libraries look at
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as aside:
         save(aside)
-        os.replace(aside, path)
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror or error})", file=path) from None
-    finally:
-        if aside.exists():
-            aside.unlink()
 
 
 def grid_fault(one: Image, other: Image) -> str | None:

@@ -54,7 +54,7 @@ def open_dataset(folder: Path | str) -> Dataset:
     extra = read_json(description)
     if not isinstance(extra, dict):
         raise UserError("it must hold an object { ... }", file=description)
-    channels, labels = _channels(extra, description), _labels(extra, description)
+    channels, labels = _channels(extra, description), label_values(extra, description)
     listed = extra.get("training")
     if isinstance(listed, list) and listed and "channel_names" not in extra:
         cases = _listed_cases(folder, listed, description)
@@ -128,7 +128,7 @@ def _channels(extra: dict[str, Any], file: Path) -> tuple[str, ...]:
     return tuple(str(names[str(number)]) for number in range(len(names)))
 
 
-def _labels(extra: dict[str, Any], file: Path) -> dict[str, int]:
+def label_values(extra: dict[str, Any], file: Path) -> dict[str, int]:
     labels = extra.get("labels")
     if not isinstance(labels, dict) or not labels:
         raise UserError('it needs "labels": {"background": 0, ...}', file=file)

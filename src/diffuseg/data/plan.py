@@ -1,7 +1,6 @@
 """A plan: the grid a model works on, and the reason for each of its settings."""
 
 import json
-import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from diffuseg.data.decisions import DECISIONS
 from diffuseg.data.fingerprint import Fingerprint, fingerprint
 from diffuseg.data.layout import read_json
 from diffuseg.errors import UserError
+from diffuseg.whole import write_json
 
 __all__ = ["Fingerprint", "Plan", "check_plan", "explain", "fingerprint", "load_plan", "make_plan", "save_plan"]
 
@@ -96,14 +96,7 @@ def explain(plan: Plan) -> list[tuple[str, str, str]]:
 
 def save_plan(plan: Plan, path: Path | str) -> None:
     """Write a plan as JSON, to be looked at and edited; aside and then renamed."""
-    path = Path(path)
-    aside = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(to_dict(plan), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror or error})", file=path) from None
+    write_json(path, to_dict(plan))
 
 
 def load_plan(path: Path | str) -> Plan:

@@ -36,22 +36,24 @@ def make_dataset(
     seed: int = 0,
     channels: int = 1,
     border_jitter: float = 1.5,
+    test_cases: int = 0,
 ) -> Path:
     """Write an nnU-Net v2 data set of made-up MR volumes with the labels background, head, tail; returns its folder.
 
+    `test_cases` further volumes go to imagesTs and labelsTs, which training never reads.
     Case i depends only on (seed, i), the shape, the channels (1 to 3) and the jitter of the head/tail border (standard
     deviation in mm), so the first cases of a larger set are those of a smaller one. Files are .nii.gz: images uint16,
     masks uint8.
     """
     import nibabel as nib
 
-    folder = _folders(folder)
-    for index in range(cases):
-        name = f"case_{index:03d}"
+    folder = _folders(folder, "Tr", *(["Ts"] if test_cases else []))
+    for index in range(cases + test_cases):
+        name, part = f"case_{index:03d}", "Tr" if index < cases else "Ts"
         image, mask, affine = volume(seed, index, shape, channels, border_jitter)
         for channel, data in enumerate(image):
-            _nifti(nib, data, affine, folder / "imagesTr" / f"{name}_{channel:04d}.nii.gz")
-        _nifti(nib, mask, affine, folder / "labelsTr" / f"{name}.nii.gz")
+            _nifti(nib, data, affine, folder / f"images{part}" / f"{name}_{channel:04d}.nii.gz")
+        _nifti(nib, mask, affine, folder / f"labels{part}" / f"{name}.nii.gz")
     names = ("T1", "T2", "PD")[:channels]
     _describe(folder, "synthetic-organ", names, {"background": 0, "head": 1, "tail": 2}, ".nii.gz", cases)
     return folder
@@ -64,7 +66,7 @@ def make_pictures(folder: Path | str, cases: int = 12, size: int = 128, seed: in
     """
     from PIL import Image
 
-    folder = _folders(folder)
+    folder = _folders(folder, "Tr")
     for index in range(cases):
         name = f"tissue_{index:03d}"
         image, mask = picture(seed, index, size)
@@ -212,10 +214,11 @@ def _smooth(rng: Generator, shape: tuple[int, ...], nodes: int) -> np.ndarray:
     return values
 
 
-def _folders(folder: Path | str) -> Path:
+def _folders(folder: Path | str, *parts: str) -> Path:
     folder = Path(folder)
-    for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        for what in ("images", "labels"):
+            (folder / f"{what}{part}").mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -5,9 +5,7 @@ Writes cases.csv (one row per case and class) and summary.json; docs/evaluation.
 
 import csv
 import io
-import json
 import math
-import os
 import re
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +15,7 @@ import numpy as np
 
 from diffuseg.data.dataset import patients
 from diffuseg.data.io import LOSSLESS, case_of, ending_of, grid_fault, read_mask
-from diffuseg.data.layout import Case, Dataset, _labels, read_json, some, visible
+from diffuseg.data.layout import Case, Dataset, label_values, read_json, some, visible
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import METRICS, Empty, Rule, measure
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES
@@ -83,8 +81,8 @@ def evaluate(
     }
     kept = {name: value for name, value in labels.items() if value != 0}
     result = Evaluation(kept, rows, summary, missing, unlabelled, faults, pairs, truths)
-    write_text(out_dir / "cases.csv", _csv(rows))
-    write_text(out_dir / "summary.json", json.dumps(_plain(summary), indent=1) + "\n")
+    write_whole(out_dir / "cases.csv", _csv(rows))
+    write_json(out_dir / "summary.json", _plain(summary))
     return result
 
 
@@ -110,7 +108,7 @@ def _description(
         extra = read_json(description)
         if not isinstance(extra, dict):
             raise UserError("it must hold an object { ... }", file=description)
-        labels = _labels(extra, description)
+        labels = label_values(extra, description)
         cases = tuple(Case(case, (), truths[case]) for case in pairs)
         try:
             of, rule = patients(Dataset(folder, folder.name, (), labels, "", cases, extra))
@@ -176,17 +174,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file aside, then rename it; an unwritable place is refused."""
-    aside = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror or error})", file=path) from None
-    finally:
-        if aside.exists():
-            aside.unlink()

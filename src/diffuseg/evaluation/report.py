@@ -1,6 +1,7 @@
 """One page that shows an evaluation: HTML with everything inside it, readable without a network, in print, in any colour."""
 
 import base64
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -12,14 +13,22 @@ import numpy as np
 from diffuseg.data.io import ENDINGS, ending_of, grid_fault, read_image, read_mask
 from diffuseg.data.layout import visible
 from diffuseg.errors import UserError
-from diffuseg.evaluation.evaluate import write_text
 from diffuseg.evaluation.figures import case_figure, dot_plot, validation_figure
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.summary import ALL, Evaluation, body, headings, notes
 from diffuseg.types import Image
+from diffuseg.whole import write_whole
 
-__all__ = ["case_figure", "case_pictures", "validation_figure", "write_page"]
+__all__ = ["case_figure", "case_pictures", "made_by", "stacked", "validation_figure", "write_page"]
 
+RECORDED = {
+    "model_name": "Model",
+    "model": "Checkpoint",
+    "draws": "Draws",
+    "steps": "Steps",
+    "sampler": "Sampler",
+    "seed": "Seed",
+}
 PLOTTED = ("dice", "hd95", "nsd", "volume_error")
 
 
@@ -50,7 +59,7 @@ def write_page(out: Path, evaluation: Evaluation, pictures: Sequence[tuple[str, 
         isfinite=math.isfinite,
         how=made,
     )
-    write_text(out, text)
+    write_whole(out, text)
     return out
 
 
@@ -78,6 +87,36 @@ def case_pictures(evaluation: Evaluation, images: Path | None = None) -> list[tu
         png = case_figure(scan, *labels, probability, entropy, title, truth.spacing, evaluation.labels)
         pictures.append((title, png))
     return pictures
+
+
+def made_by(folder: Path, cases: Sequence[str]) -> dict[str, str]:
+    """Model, draws, steps and seed of predictions, as the records beside them tell; several values where cases differ."""
+    found: dict[str, list[str]] = {}
+    for case in cases:
+        try:
+            record = json.loads((folder / f"{case}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict):
+            for key, title in RECORDED.items():
+                if record.get(key) is not None:
+                    found.setdefault(title, []).append(str(record[key]))
+    return {title: ", ".join(dict.fromkeys(values)) for title, values in found.items()}
+
+
+def stacked(pictures: Sequence[bytes]) -> bytes:
+    """PNG pictures below one another as one PNG."""
+    from PIL import Image as Picture
+
+    parts = [Picture.open(io.BytesIO(png)).convert("RGB") for png in pictures]
+    whole = Picture.new("RGB", (max(p.width for p in parts), sum(p.height for p in parts)), "white")
+    top = 0
+    for part in parts:
+        whole.paste(part, (0, top))
+        top += part.height
+    content = io.BytesIO()
+    whole.save(content, "png")
+    return content.getvalue()
 
 
 def _image_of(folder: Path, case: str) -> Path | None:

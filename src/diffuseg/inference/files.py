@@ -1,8 +1,6 @@
 """Predictions to files, case after case: what is finished stays finished, and a bad case does not stop the others."""
 
-import json
 import math
-import os
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,6 +16,7 @@ from diffuseg.data.pictures import LOSSY
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model
 from diffuseg.types import Prediction
+from diffuseg.whole import write_json
 
 SETTINGS = ("model", "draws", "seed", "steps", "sampler")  # what makes two results of one image differ
 
@@ -61,7 +60,7 @@ def save(prediction: Prediction, folder: Path, case: str | None = None, ending: 
         classes = len(prediction.probability)
         entropy, unit = np.clip(entropy / math.log(classes), 0, 1), f"fraction of log({classes}) nats"
     io.write(folder / f"{case}_entropy{ending}", entropy, prediction.image)
-    _write_json(record, {"case": case} | prediction.provenance | {"entropy_unit": unit})
+    write_json(record, {"case": case} | prediction.provenance | {"entropy_unit": unit})
     return mask
 
 
@@ -194,14 +193,3 @@ def _claim(out: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror or error})", file=out) from None
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    aside = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror or error})", file=path) from None
-    finally:
-        aside.unlink(missing_ok=True)

@@ -65,7 +65,7 @@ class CDALConfig(MaskConfig):
     attention: Literal["off", "label", "input"] = "off"
     attention_norm: Literal["none", "sigmoid", "mean"] = "mean"
     attention_level: int = 2
-    recycle: float = 0.5
+    recycle: float = 1.0
     hardest: float = 0.5
     x_t: Literal["diffusion", "noise", "other_case"] = "diffusion"
     betas: tuple[float, float] = (0.9, 0.99)
@@ -134,8 +134,7 @@ class CDAL(Method):
             x_s = self.schedule.posterior(x0_hat, x_t, t, t - 1, 1.0, randn_like(x_t, rng))
             terms["adversarial"] = F.softplus(-self._judge(x_s, x_t, t, image)).mean()
         total = sum((getattr(c, name) * value for name, value in terms.items() if getattr(c, name)), torch.zeros(()))
-        log = {"dice": 1 - terms["dice"], "ce": terms["cross_entropy"], "mse": terms["mse"]}
-        return total, log | ({"adversarial": terms["adversarial"]} if c.adversarial else {})
+        return total, {name: value.detach() for name, value in terms.items()}
 
     def _training_input(self, x_0: Tensor, t: Tensor, image: Tensor, features: Tensor, rng: torch.Generator) -> Tensor:
         """x_t for the generator: from the mask, from its own prediction (recycling), or what a control asks for."""
@@ -211,7 +210,7 @@ class CDAL(Method):
             logit = self._judge(x_s, x_t, t, image)
             (gradient,) = torch.autograd.grad(logit.sum(), x_s, create_graph=True)
         penalty = gradient.square().flatten(1).sum(1).mean()
-        return self.config.r1 / 2 * self.config.r1_every * penalty, {"r1": penalty}
+        return self.config.r1 / 2 * self.config.r1_every * penalty, {"r1": penalty.detach()}
 
     @torch.no_grad()
     def _attention(self, inputs: Tensor, t: Tensor, like: Tensor) -> Tensor:

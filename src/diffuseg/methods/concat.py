@@ -58,7 +58,7 @@ class Concat(Method):
         output = self._output(x_t, t, batch.image)
         wanted = target(self.config.predict, x_0, noise, self.schedule.at(t, x_0))
         error = squared_error(output, wanted).mean()
-        return error, {"mse": error}
+        return error, {"mse": error.detach()}
 
     def encode(self, image: Tensor) -> Tensor:
         return image

@@ -41,7 +41,8 @@ class UNetMethod(Method):
         logits = self.network(None, features=self.encoder(batch.image)).float()
         dice = soft_dice_loss(logits.softmax(1), batch.mask).mean()
         entropy = cross_entropy(logits, batch.mask).mean()
-        return self.config.dice * dice + self.config.cross_entropy * entropy, {"dice": 1 - dice, "ce": entropy}
+        total = self.config.dice * dice + self.config.cross_entropy * entropy
+        return total, {"dice": dice.detach(), "cross_entropy": entropy.detach()}
 
     def encode(self, image: Tensor) -> Tensor:
         return self.encoder(image)

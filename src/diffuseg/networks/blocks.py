@@ -49,7 +49,7 @@ class TimeEmbedding(nn.Module):
         self.layers = nn.Sequential(nn.Linear(width, outputs), nn.SiLU(), nn.Linear(outputs, outputs), nn.SiLU())
 
     def forward(self, t: Float[Tensor, " b"]) -> Tensor:
-        return self.layers(sinusoid(t, self.width).to(self.layers[0].weight.dtype))
+        return self.layers(sinusoid(t, self.width))
 
 
 class Mapping(nn.Module):
@@ -78,7 +78,7 @@ class Norm(nn.Module):
                 self.affine.bias.copy_(torch.cat([torch.ones(channels), torch.zeros(channels)]))
 
     def forward(self, h: Float[Tensor, "b c *s"], w: Tensor | None = None) -> Tensor:
-        if self.affine is None:
+        if self.affine is None or w is None:
             return self.norm(h)
         gamma, beta = self.affine(w).to(h.dtype).reshape(w.shape[0], -1, *[1] * (h.ndim - 2)).chunk(2, dim=1)
         return torch.addcmul(beta, gamma, self.norm(h).to(h.dtype))

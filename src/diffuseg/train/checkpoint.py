@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from diffuseg.config import from_dict, to_dict
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS, Method
+from diffuseg.whole import replacing
 
 FORMAT = "diffuseg-1"
 
@@ -39,9 +39,8 @@ def save_checkpoint(path: Path, method: Method, meta: dict[str, Any], dtype: tor
         "versions": versions(),
     } | meta
     weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in method.state_dict().items()}
-    aside = path.with_name(path.name + ".part")
-    save_file(weights, aside, metadata={"format": FORMAT, "diffuseg": json.dumps(header)})
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        save_file(weights, aside, metadata={"format": FORMAT, "diffuseg": json.dumps(header)})
 
 
 def read_meta(path: Path) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def train(settings: TrainSettings) -> Path:
             raise
         _save(run, state)
         if run.fabric.is_global_zero:
-            save_checkpoint(settings.out / "last.safetensors", run.average, run.meta | {"steps_trained": run.step})
+            meta = run.meta | {"steps_trained": run.step, "seconds": run.seconds}
+            save_checkpoint(settings.out / "last.safetensors", run.average, meta)
         progress.note(f"best validation Dice {run.best:.4f}; waited {100 * _waited(run):.0f} % of the time for data")
     return settings.out / "best.safetensors"
 
@@ -88,7 +89,7 @@ def step(run: Run, batch: Any, done: float) -> dict[str, float]:
         if run.recipe.clip:
             torch.nn.utils.clip_grad_norm_(parameters, run.recipe.clip)
         optimiser.step()
-        log |= {f"{phase.name}/loss": float(loss.detach())} | {f"{phase.name}/{k}": float(v) for k, v in said.items()}
+        log |= {f"{phase.name}/{k}": float(v) for k, v in {"loss": loss.detach(), **said}.items()}
         log["rate"] = rate
     _follow(run)
     return log
@@ -114,8 +115,8 @@ def _average_gradients(run: Run, parameters: list[torch.nn.Parameter]) -> None:
 def _follow(run: Run) -> None:
     """Exponential moving average of the weights, with a decay that starts low."""
     decay = min(run.recipe.ema, (1 + run.step) / (10 + run.step))
-    new, old = list(run.method.parameters()), list(run.average.parameters())
-    torch._foreach_lerp_(old, new, 1 - decay)
+    new: list[Tensor] = list(run.method.parameters())
+    torch._foreach_lerp_(list[Tensor](run.average.parameters()), new, 1 - decay)
 
 
 def _schedule(step: int, done: float, recipe: Recipe) -> float:

@@ -13,13 +13,14 @@ import torch
 from diffuseg.config import from_dict, override, to_dict
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset, open_dataset, splits
-from diffuseg.data.plan import Plan, fingerprint, load_plan, make_plan, save_plan
+from diffuseg.data.plan import Plan, check_plan, fingerprint, load_plan, make_plan, save_plan
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS, Method
 from diffuseg.methods.presets import PRESETS
 from diffuseg.precision import Precision, choose_precision
 from diffuseg.train.state import Optimisers
 from diffuseg.train.validate import Validation
+from diffuseg.whole import write_json
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,9 @@ def _configure(settings: TrainSettings, dataset: Dataset) -> tuple[Plan, Any, Re
         room, dot, rest = wish.partition(".")
         known = dot and room in wishes and "=" not in room
         wishes[room if known else ""].append(rest if known else wish)
-    return override(plan, wishes["plan"]), override(config, wishes[""]), override(recipe, wishes["train"])
+    plan = override(plan, wishes["plan"])
+    check_plan(plan)
+    return plan, override(config, wishes[""]), override(recipe, wishes["train"])
 
 
 def _claim(settings: TrainSettings, plan: Plan, config: Any, recipe: Recipe) -> None:
@@ -168,12 +171,8 @@ def _claim(settings: TrainSettings, plan: Plan, config: Any, recipe: Recipe) -> 
         if changed:
             raise UserError(f"--resume with another {', '.join(changed)} than the run was started with", file=out)
         return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(asked, indent=1) + "\n")
-        save_plan(plan, out / "plan.json")
-    except OSError as error:
-        raise UserError(f"cannot write there ({error.strerror})", file=out) from None
+    save_plan(plan, out / "plan.json")
+    write_json(record, asked)
 
 
 def _optimisers(method: Method, recipe: Recipe) -> Optimisers:

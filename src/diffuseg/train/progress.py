@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +16,8 @@ from rich.progress import (
 from rich.progress import (
     Progress as Bar,
 )
+
+from diffuseg.whole import write_whole
 
 
 class Progress:
@@ -82,7 +83,7 @@ class Progress:
         if result.pictures:
             from diffuseg.evaluation.figures import validation_figure
 
-            _replace(self.out / "validation.png", validation_figure(result.pictures))
+            write_whole(self.out / "validation.png", validation_figure(result.pictures))
 
     def _write(self) -> None:
         keys = list(dict.fromkeys(key for row in self.rows for key in row))
@@ -90,13 +91,7 @@ class Progress:
         writer = csv.DictWriter(text, keys)
         writer.writeheader()
         writer.writerows(self.rows)
-        _replace(self.out / "log.csv", text.getvalue().encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    aside = path.with_name(path.name + ".part")
-    aside.write_bytes(content)
-    os.replace(aside, path)
+        write_whole(self.out / "log.csv", text.getvalue())
 
 
 def _read(path: Path, step: int) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ Random streams need no saving: every batch and every phase seeds its own generat
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from diffuseg.whole import replacing
 
 Optimisers = dict[str, torch.optim.Optimizer]
 
@@ -26,9 +27,8 @@ def save_state(path: Path, model: nn.Module, average: nn.Module, optimisers: Opt
             tensors |= {
                 f"optimiser/{name}/{index}/{k}": torch.as_tensor(v).detach().cpu().contiguous() for k, v in entries.items()
             }
-    aside = path.with_name(path.name + ".part")
-    save_file(tensors, aside, metadata={"scalars": json.dumps(scalars)})
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        save_file(tensors, aside, metadata={"scalars": json.dumps(scalars)})
 
 
 def load_state(path: Path, model: nn.Module, average: nn.Module, optimisers: Optimisers) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import to_native
+from diffuseg.evaluation.metrics import dice
 from diffuseg.methods import Method
 
 PICTURED = 3  # cases that are drawn after each validation, always the same ones
@@ -63,7 +64,7 @@ def validate(method: Method, batches: Batches, validation: Validation) -> Result
         seeds = [validation.seed + 1000 * number + i for i in range(DRAWS if number < PICTURED else 1)]
         maps = [to_native(p.cpu(), whole.placement) for p in method.draw(whole.image.to(device), seeds)]
         hard = [p.argmax(0) for p in maps]
-        scores.append([_dice(hard[0] == k, whole.truth == k) for k in range(1, plan.classes)])
+        scores.append([dice(hard[0] == k, whole.truth == k) for k in range(1, plan.classes)])
         if number < PICTURED:
             mean = np.mean(maps, axis=0)
             entropy = -(mean * np.log(np.clip(mean, 1e-6, 1))).sum(0)
@@ -74,8 +75,3 @@ def validate(method: Method, batches: Batches, validation: Validation) -> Result
     table = np.array(scores)
     means = [float(np.nanmean(column)) if np.isfinite(column).any() else 0.0 for column in table.T]
     return Result(dict(zip(names[1:], means, strict=True)), len(scores), pictures)
-
-
-def _dice(a: np.ndarray, b: np.ndarray) -> float:
-    total = a.sum() + b.sum()
-    return float(2 * (a & b).sum() / total) if total else float("nan")

@@ -1,0 +1,40 @@
+"""Files are there whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffuseg.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """A hidden path beside `path` to write to: renamed to it when the block ends well, removed when it does not.
+
+    Makes the folder. Refuses a place that cannot be written.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{os.getpid()}-{path.name}")  # with the ending that libraries look at
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror or error})", file=path) from None
+    finally:
+        if aside.exists():
+            aside.unlink()
+
+
+def write_whole(path: Path | str, content: str | bytes) -> None:
+    """Write text (as UTF-8) or bytes to a file."""
+    with replacing(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path | str, content: Any) -> None:
+    """Write plain values as JSON."""
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
