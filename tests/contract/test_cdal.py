@@ -25,7 +25,7 @@ def test_real_pairs_have_the_marginals_of_the_schedule():
 
 def test_the_lazy_penalty_equals_the_full_one_on_average():
     """gamma/2 |grad|^2 every n-th step, times n: compared with a gradient taken by finite differences."""
-    method = build("cdal", "2d", "r1=0.7", "r1_every=5").double()
+    method = build("cdal", "2d", "r1=0.7", "r1_every=5", "discriminator_every=1").double()
     batch = make_batch(method, n=2)
     x_0, image = 2 * batch.mask.double() - 1, batch.image.double()
     total, _ = method._r1(x_0, image, rng(3))

@@ -28,10 +28,12 @@ class CDALConfig(MaskConfig):
     """Every choice of the method by name; docs/methods/cdal.md says what the paper and its code choose.
 
     T, beta_min, beta_max   levels and rates of the variance-preserving discretisation
+    steps                   of a draw, where none are asked for: any number up to T
     input_scale             below 1: a harder schedule, as if the mask were multiplied by it before noising
     latent                  size of z, 0 switches it off; latent_width and latent_depth: the mapping network
     output                  "softmax" couples the classes, "tanh" treats each channel alone (as released)
     mse, dice, cross_entropy, adversarial   weights of the generator's loss
+    discriminator_every     generator steps per step of the discriminator
     r1, r1_every            gradient penalty on real pairs, gamma, and its lazy interval (rescaled by the interval)
     attention               "label" multiplies the label before noising (as released, training only);
                             "input" multiplies the image features, from D on x_t alone: in training and in sampling
@@ -41,7 +43,8 @@ class CDALConfig(MaskConfig):
     x_t                     control: "noise" replaces x_t by pure noise, "other_case" noises another case's mask
     """
 
-    T: int = 2
+    T: int = 4
+    steps: int = 2
     beta_min: float = 0.1
     beta_max: float = 20.0
     input_scale: float = 1.0
@@ -59,7 +62,7 @@ class CDALConfig(MaskConfig):
     discriminator_widths: tuple[int, ...] = (16, 16, 32, 64)
     discriminator_image: bool = True
     discriminator_learning_rate: float = 2e-4
-    discriminator_every: int = 1
+    discriminator_every: int = 2
     r1: float = 1.0
     r1_every: int = 16
     attention: Literal["off", "label", "input"] = "off"
@@ -81,7 +84,7 @@ class CDAL(Method):
         super().__init__(plan, config)
         k, c = plan.classes, plan.image_channels
         self.schedule = NoiseSchedule.variance_preserving(config.T, config.beta_min, config.beta_max).scaled(config.input_scale)
-        self.default_steps = config.T
+        self.default_steps = min(config.steps, config.T)
         self.encoder = ImageEncoder(plan.dims, c, self.widths[0], config.encoder_blocks)
         self.generator = UNet(
             plan.dims, k, k, self.widths, config.blocks, True, config.latent_width if config.latent else 0,

@@ -49,7 +49,7 @@ class TimeEmbedding(nn.Module):
         self.layers = nn.Sequential(nn.Linear(width, outputs), nn.SiLU(), nn.Linear(outputs, outputs), nn.SiLU())
 
     def forward(self, t: Float[Tensor, " b"]) -> Tensor:
-        return self.layers(sinusoid(t, self.width))
+        return self.layers(sinusoid(t, self.width).to(self.layers[0].weight.dtype))  # type: ignore[arg-type]
 
 
 class Mapping(nn.Module):
