@@ -1,7 +1,12 @@
 """Segment medical images with conditional diffusion models, with an honest uncertainty."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffuseg.errors import UserError
+    from diffuseg.inference.model import Model, load
+    from diffuseg.types import Image, Prediction
 
 __version__ = "0.1.0"
 __all__ = ["Image", "Model", "Prediction", "UserError", "__version__", "load"]

@@ -20,6 +20,7 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import METRICS, Empty, Rule, measure
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES
 from diffuseg.evaluation.summary import Evaluation, Row, summarise, table
+from diffuseg.whole import write_json, write_whole
 
 __all__ = ["Evaluation", "Row", "evaluate", "table"]
 
