@@ -9,15 +9,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.score import score, write
+from benchmarks.score import RESULTS, score, write
 from diffuseg.data.dataset import open_dataset, splits
 from diffuseg.train.loop import TrainSettings, train
 
-RESULTS = Path(__file__).parent / "results" / "cdal_ablation.json"
+TABLE = RESULTS / "cdal_ablation.json"
+BASE = "T=2 steps=8 discriminator_every=1"  # what every row starts from; as many steps as there are levels
 NAIVE = "recycle=0 hardest=0 adversarial=0"
 VARIANTS: list[tuple[str, str, str]] = [  # (name, what, --set)
     ("unet", "U-Net of the same width", ""),
-    ("ours", "cDAL, the defaults", ""),
+    ("ours", "cDAL, the base of this table", ""),
     ("plain", "no adversary", "adversarial=0"),
     ("naive", "no recycling, levels uniform, no adversary", NAIVE),
     ("eps", "harder schedule", "input_scale=0.5"),
@@ -54,7 +55,7 @@ def measure(folder: Path, out: Path, what: str, sets: str, method: str, steps: i
     """One row of the table: train, then score one draw, the mean of four, and one draw in one step."""
     checkpoint = out / "last.safetensors"
     if not checkpoint.exists():
-        wishes = sets.split()
+        wishes = [] if method == "unet" else [*BASE.split(), *sets.split()]
         train(TrainSettings(folder, method, out, steps=steps, set=wishes, seed=seed, resume=True, validate_every=steps))
     rows = score(checkpoint, folder, 0, draws=4)
     row = {"what": what, "set": sets, "name": out.name, "seed": seed, "training_steps": steps, "one": rows[0]["dice"]}
@@ -77,11 +78,11 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="+", help="names of variants")
     asked = parser.parse_args()
     folder = inner_split(asked.dataset, asked.work, asked.fold)
-    content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
+    content = json.loads(TABLE.read_text()) if TABLE.exists() else {"base": BASE, "rows": []}
     for name, what, sets in VARIANTS:
         done = any((row["name"], row["seed"]) == (name, asked.seed) for row in content["rows"])
         if done or (asked.only and name not in asked.only):
             continue
         method = "unet" if name == "unet" else "cdal"
         content["rows"].append(measure(folder, asked.work / name, what, sets, method, asked.steps, asked.seed))
-        write(RESULTS, content)
+        write(TABLE, content)

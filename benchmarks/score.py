@@ -21,6 +21,8 @@ from diffuseg.methods import Method
 from diffuseg.precision import choose_precision
 from diffuseg.train.checkpoint import load_checkpoint, model_hash, versions
 
+RESULTS = Path(__file__).parent / "results"
+
 
 def score(
     checkpoint: Path,

@@ -3,6 +3,11 @@
 import pytest
 import torch
 
+from diffuseg.config import from_dict, to_dict
+from diffuseg.data.plan import Plan, check_plan
+from diffuseg.methods import METHODS
+from diffuseg.methods.presets import PRESETS
+from diffuseg.train.prepare import Recipe
 from tests.contract.test_methods import build, make_batch
 
 NO_ATTENTION = ("attention=off",)
@@ -165,3 +170,22 @@ def test_the_latent_changes_the_answer_for_one_and_the_same_state():
     assert not torch.allclose(a, b, atol=1e-4)
     scaled = torch.randn(1, 8, generator=rng(0))
     torch.testing.assert_close(method.denoise(x, 1, features, 5 * scaled), method.denoise(x, 1, features, scaled))
+
+
+@pytest.mark.parametrize(
+    "preset, channels, classes, millions",
+    [
+        ("cdal/hippocampus", 1, 3, 2.692),
+        ("cdal/monuseg", 3, 2, 41.667),
+        ("cdal/cxr", 1, 2, 8.844),
+        ("as_released", 1, 3, 2.692),
+    ],
+)
+def test_presets_fit_together_and_have_about_the_published_number_of_parameters(preset, channels, classes, millions):
+    known = Plan("made", tuple("RGB"[:channels]), {f"class{i}": i for i in range(classes)}, ".png")
+    plan = from_dict(Plan, to_dict(known) | {"normalisation": ("zscore",) * channels} | PRESETS[preset]["plan"])
+    check_plan(plan)
+    from_dict(Recipe, PRESETS[preset]["train"])
+    method = METHODS["cdal"](plan, from_dict(METHODS["cdal"].config_class, PRESETS[preset]["config"]))
+    found = sum(p.numel() for name, child in method.named_children() if name != "discriminator" for p in child.parameters())
+    assert found / 1e6 == pytest.approx(millions, rel=0.1)

@@ -5,7 +5,8 @@ Each preset overrides the plan ("plan"), the method ("config") and the training 
 
 from typing import Any
 
-# cDAL's generator losses, latents, schedules and widths per data set, from its released configurations.
+# cDAL's generator losses, latents, schedules and widths per data set, from its released configurations. Blocks per level are
+# chosen so that the number of parameters is about theirs: their levels have residual blocks for resampling, ours do not.
 _RELEASED: dict[str, Any] = {
     "mse": 1.0, "dice": 0.0, "cross_entropy": 0.0, "adversarial": 0.0, "output": "tanh",
     "attention": "label", "attention_norm": "none", "discriminator_image": False,
@@ -13,19 +14,19 @@ _RELEASED: dict[str, Any] = {
 }  # fmt: skip
 _HIPPOCAMPUS: dict[str, Any] = {
     "T": 4, "steps": 4, "discriminator_every": 1,
-    "widths": (32, 64, 64, 64), "encoder_blocks": 6, "blocks": 1, "attention_levels": (1,), "latent": 50,
+    "widths": (32, 64, 64, 64), "encoder_blocks": 6, "blocks": 3, "attention_levels": (1,), "latent": 50,
     "latent_width": 128, "learning_rate": 1.6e-4, "discriminator_learning_rate": 1.25e-4, "r1_every": 10,
     "discriminator_widths": (128, 128, 256, 512, 512),
 }  # fmt: skip
 _MONUSEG: dict[str, Any] = {
     "T": 4, "steps": 4, "discriminator_every": 1,
-    "widths": (64, 64, 64, 128, 128, 256, 256), "encoder_blocks": 5, "blocks": 2, "attention_levels": (4, 5),
+    "widths": (64, 64, 64, 128, 128, 256, 256), "encoder_blocks": 5, "blocks": 5, "attention_levels": (4, 5),
     "latent": 100, "latent_width": 256, "learning_rate": 2e-4, "discriminator_learning_rate": 1e-4, "r1_every": 10,
     "discriminator_widths": (128, 256, 512, 512, 512, 512, 512), "attention_level": 3,
 }  # fmt: skip
 _CXR: dict[str, Any] = {
     "T": 2, "steps": 2, "discriminator_every": 1,
-    "widths": (32, 32, 64, 64, 128, 128), "encoder_blocks": 6, "blocks": 1, "attention_levels": (4,),
+    "widths": (32, 32, 64, 64, 128, 128), "encoder_blocks": 6, "blocks": 3, "attention_levels": (4,),
     "latent": 100, "latent_width": 256, "learning_rate": 2e-4, "discriminator_learning_rate": 1e-5, "r1_every": 1,
     "discriminator_widths": (128, 256, 512, 512, 512, 512, 512),
 }  # fmt: skip

@@ -1,0 +1,107 @@
+"""What things cost, as ratios within one run: `python -m benchmarks.speed` (no data needed, a quiet machine, some minutes).
+
+Things to compare take turns, and the ratio is that of their fastest rounds: what else the machine does only adds time.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.score import RESULTS, write
+from diffuseg.data.plan import Plan
+from diffuseg.methods import METHODS, Method
+from diffuseg.precision import choose_precision
+from diffuseg.types import Batch
+
+PLAN = Plan("made", ("MR",), {"background": 0, "anterior": 1, "posterior": 2}, ".nii.gz", patch=(40, 56, 40))
+ROUNDS = 7
+
+
+def build(name: str) -> Method:
+    """A method on the hippocampus plan, with its defaults."""
+    torch.manual_seed(0)
+    return METHODS[name](PLAN, METHODS[name].config_class())
+
+
+def seconds(tasks: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
+    """The fastest of some rounds of each task, after one to warm up; tasks take turns."""
+    found: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(rounds + 1):
+        for name, task in tasks.items():
+            started = time.perf_counter()
+            task()
+            found[name].append(time.perf_counter() - started)
+    return {name: min(times[1:]) for name, times in found.items()}
+
+
+def drawing() -> list[dict[str, Any]]:
+    """A draw of cDAL against one pass of the U-Net, on one image, in the precision that prediction takes here."""
+    image, device = torch.randn(1, 36, 50, 35), torch.device("cpu")
+    unet, cdal, precision = build("unet"), build("cdal"), choose_precision(device)
+
+    def draw(method: Method, n: int, steps: int | None) -> Callable[[], Any]:
+        def task() -> None:
+            with precision.autocast(device):
+                list(method.draw(image, range(n), steps=steps))
+
+        return task
+
+    tasks = {"unet": draw(unet, 1, None)} | {f"{n}/{s}": draw(cdal, n, s) for n, s in ((1, 1), (1, 2), (8, 2))}
+    times = seconds(tasks)
+    what = {"1/1": "1 draw of cDAL in 1 step", "1/2": "1 draw of cDAL in 2 steps", "8/2": "8 draws of cDAL in 2 steps"}
+    means = "wall time, over one pass of the U-Net of the same width on the same image"
+    return [{"what": what[key], "ratio": times[key] / times["unet"], "means": means, "seconds": times[key]} for key in what]
+
+
+def training() -> list[dict[str, Any]]:
+    """A training step (all phases but the lazy R1) in bf16 against float32."""
+    rows = []
+    for name in ("unet", "cdal"):
+        times = seconds({dtype: step(name, dtype == "bf16") for dtype in ("fp32", "bf16")}, rounds=3)
+        means = "float32 time over bf16 time: above 1, bf16 is faster"
+        row = {"what": f"training step of {name} in bf16", "ratio": times["fp32"] / times["bf16"], "means": means}
+        rows.append(row | {"seconds": times["bf16"], "seconds_fp32": times["fp32"]})
+    return rows
+
+
+def step(name: str, bf16: bool) -> Callable[[], None]:
+    """One training step of a method on a made-up batch of two."""
+    method = build(name)
+    mask = torch.zeros(2, PLAN.classes, *PLAN.patch)
+    mask[:, 0] = 1
+    batch = Batch(torch.randn(2, 1, *PLAN.patch), mask)
+    optimiser = torch.optim.AdamW(method.parameters())
+
+    def task() -> None:
+        for phase in method.phases:
+            if phase.name == "r1":
+                continue
+            for child, module in method.named_children():
+                module.requires_grad_(child in phase.modules)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+                loss, _ = method.loss(batch, phase, torch.Generator().manual_seed(0))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+    return task
+
+
+def starting() -> list[dict[str, Any]]:
+    """The answer to --help against the bare start of Python."""
+    run = lambda *arguments: lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    times = seconds({"help": run("-m", "diffuseg.cli", "--help"), "python": run("-c", "pass")})
+    row = {"what": "`diffuseg --help`", "ratio": times["help"] / times["python"], "means": "over the bare start of Python"}
+    return [row | {"seconds": times["help"]}]
+
+
+if __name__ == "__main__":
+    rows = drawing() + training() + starting()
+    write(RESULTS / "speed.json", {"rows": rows})
+    for row in rows:
+        print(json.dumps(row))
