@@ -54,6 +54,7 @@ def score(
         mean, low, high = bootstrap_mean(scores.mean(1))
         row = {
             "method": meta["method"], "model": model_hash(checkpoint), "steps": steps, "draws": n,
+            "default_steps": method.default_steps if method.generative else 1,
             "sampler": (sampler or method.default_sampler) if method.generative else None,
             "cases": len(cases), "fold": fold, "dice": mean, "dice_low": low, "dice_high": high,
             "dice_per_class": dict(zip(names, scores.mean(0).tolist(), strict=True)),

@@ -11,8 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffuseg.evaluation.statistics import paired_difference
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+CONTROLS = ["unet", "ours", "noise", "other", "nolatent", "plain", "label", "input"]
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -29,6 +32,13 @@ def _dice(row: dict[str, Any]) -> str:
     return f"{row['dice']:.3f} [{row['dice_low']:.3f}, {row['dice_high']:.3f}]"
 
 
+def _difference(row: dict[str, Any], bar: dict[str, Any]) -> str:
+    """Mean over cases of row - bar with its interval; both were measured on the same cases."""
+    cases = sorted(bar["dice_per_case"])
+    found = paired_difference(*([r["dice_per_case"][case] for case in cases] for r in (row, bar)))
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
 def hippocampus() -> str:
     """Methods beside each other on fold 0, single draw and mean of eight."""
     rows = []
@@ -36,40 +46,67 @@ def hippocampus() -> str:
         rows.append([
             f"`{row['method']}`", str(row["steps"]) if row["method"] != "unet" else "-", str(row["draws"]), _dice(row),
             *(f"{v:.3f}" for v in row["dice_per_class"].values()), str(row["evaluations_per_case"]),
-            f"{row['training_seconds'] / 60:.0f} min",
+            f"{row['parameters'] / 1e6:.1f} M", f"{row['training_seconds'] / 60:.0f} min",
         ])  # fmt: skip
-    head = ["method", "steps", "draws", "Dice [95 % CI]", "anterior", "posterior", "network calls", "training"]
+    head = ["method", "steps", "draws", "Dice [95 % CI]", "anterior", "posterior", "network calls", "parameters", "training"]
     return _grid(head, rows)
+
+
+def differences() -> str:
+    """Each method at its own number of steps against the U-Net, case by case."""
+    found = _load("hippocampus_fold0")["rows"]
+    bar = next(row for row in found if row["method"] == "unet")
+    rows = []
+    for row in found:
+        if row["method"] != "unet" and row["steps"] == row["default_steps"]:
+            rows.append([f"`{row['method']}`", str(row["steps"]), str(row["draws"]), _difference(row, bar)])
+    return _grid(["method", "steps", "draws", "Dice minus that of the U-Net [95 % CI, paired]"], rows)
+
+
+def shipped() -> str:
+    """The packaged model alone, at its own number of steps."""
+    rows = []
+    for row in _load("hippocampus_fold0")["rows"]:
+        if row["method"] == "cdal" and row["steps"] == row["default_steps"]:
+            rows.append(
+                [str(row["draws"]), _dice(row), *(f"{v:.3f}" for v in row["dice_per_class"].values()), str(row["cases"])]
+            )
+    return _grid(["draws", "Dice [95 % CI]", "anterior", "posterior", "cases"], rows)
 
 
 def ablation() -> str:
     """What each measure of cDAL does, from short trainings judged on cases set aside from the training fold."""
-    rows = []
-    for row in _load("cdal_ablation")["rows"]:
-        rows.append([row["what"], f"`{row['set']}`" if row["set"] else "", *(
-            f"{row[key]:.3f}" if row.get(key) is not None else "-" for key in ("one", "mean", "one_step", "disagreement")
-        )])  # fmt: skip
-    head = ["what", "--set", "one draw", "mean of 4", "one draw, 1 step", "voxels that change between draws / object"]
-    return _grid(head, rows)
+    found = {row["name"]: row for row in _load("cdal_ablation")["rows"]}
+    chosen = [row for name, row in found.items() if name not in CONTROLS[2:]]
+    return _ablation(chosen, found["unet"])
 
 
 def controls() -> str:
     """The controls that ask whether diffusion does anything."""
+    found = {row["name"]: row for row in _load("cdal_ablation")["rows"]}
+    return _ablation([found[name] for name in CONTROLS], found["unet"])
+
+
+def _ablation(chosen: list[dict[str, Any]], bar: dict[str, Any]) -> str:
     rows = []
-    for row in _load("cdal_controls")["rows"]:
-        rows.append([row["what"], f"`{row['set']}`" if row["set"] else "", *(
-            f"{row[key]:.3f}" if row.get(key) is not None else "-" for key in ("one", "mean", "disagreement")
-        )])  # fmt: skip
-    return _grid(["control", "--set", "one draw", "mean of 4", "voxels that change between draws / object"], rows)
+    for row in chosen:
+        numbers = [
+            f"{row[key]:.3f}" if row.get(key) is not None else "-" for key in ("one", "mean", "one_step", "disagreement")
+        ]
+        rows.append([row["what"], f"`{row['set']}`" if row["set"] else "", *numbers, _difference(row, bar)])
+    head = ["what", "--set", "one draw", "mean of 4", "one draw, 1 step", "changed voxels", "difference"]
+    return _grid(head, rows)
 
 
 def speed() -> str:
     """Ratios within one run."""
-    rows = [[r["what"], f"{r['ratio']:.2f}", r["means"]] for r in _load("speed")["rows"]]
-    return _grid(["measured", "ratio", "of what to what"], rows)
+    content = _load("speed")
+    rows = [[r["what"], f"{r['ratio']:.2f}", r["means"]] for r in content["rows"]]
+    where = content["environment"]
+    return _grid(["measured", "ratio", "of what to what"], rows) + f"\n{where['threads']} threads, {where['precision']}.\n"
 
 
-TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (hippocampus, ablation, controls, speed)}
+TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (hippocampus, differences, shipped, ablation, controls, speed)}
 
 
 def render(text: str) -> str:
@@ -83,7 +120,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+    cards = sorted((ROOT / "src" / "diffuseg" / "models").glob("*.md"))
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *cards]:
         text = path.read_text()
         new = render(text)
         if new != text:
