@@ -86,11 +86,13 @@ class UNet(nn.Module):
         w: Float[Tensor, "b d"] | None = None,
     ) -> Float[Tensor, "b o *s"]:
         """`features` with a batch of one serve all elements of x_t (the image is encoded once for many draws)."""
-        size = (x_t if x_t is not None else features).shape[2:]  # type: ignore[union-attr]
+        seen = x_t if self.first is not None and x_t is not None else features
+        assert seen is not None, "a U-Net needs a noisy mask, image features, or both"
+        size = seen.shape[2:]
         h = self.first(self._pad(x_t)) if self.first is not None and x_t is not None else None
         if features is not None:
             h = self._pad(features) if h is None else h + self._pad(features)
-        assert h is not None, "a U-Net needs a noisy mask, image features, or both"
+        assert h is not None
         pyramid = self._pad(x_t) if self.pyramid is not None and x_t is not None else None
         time = None if self.time is None else self.time(t)
         skips: list[Tensor] = []
