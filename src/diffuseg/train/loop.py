@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffuseg.methods import Method, Phase
 from diffuseg.train.checkpoint import save_checkpoint
+from diffuseg.train.interrupt import Interrupt
 from diffuseg.train.prepare import Recipe, Run, TrainSettings, prepare
 from diffuseg.train.progress import Progress
 from diffuseg.train.state import load_state, save_state
@@ -23,7 +24,8 @@ def train(settings: TrainSettings) -> Path:
     """Train one method on one fold; returns the checkpoint that validated best.
 
     Refuses unknown methods, presets and settings, an out folder that already holds a run (without --resume), a fold that
-    does not exist, and a resume with other settings than the run was started with.
+    does not exist, and a resume with other settings than the run was started with. Ctrl-C stops after the step under way,
+    saves, and is a KeyboardInterrupt.
     """
     run = prepare(settings)
     state = settings.out / "resume.safetensors"
@@ -32,13 +34,11 @@ def train(settings: TrainSettings) -> Path:
         run.step, run.seconds, run.best = scalars["step"], scalars["seconds"], scalars["best"]
     with Progress(settings.out, run.step, run.steps, settings.max_minutes, run.fabric.is_global_zero) as progress:
         progress.note(f"{settings.method} on {run.fabric.device}, {run.precision.reason}")
-        try:
-            _train(run, progress, state)
-        except KeyboardInterrupt:
-            _save(run, state)
+        stopped = _train(run, progress, state)
+        _save(run, progress, state)
+        if stopped:
             progress.note(f"stopped at step {run.step}; continue with --resume")
-            raise
-        _save(run, state)
+            raise KeyboardInterrupt
         if run.fabric.is_global_zero:
             meta = run.meta | {"steps_trained": run.step, "seconds": run.seconds}
             save_checkpoint(settings.out / "last.safetensors", run.average, meta)
@@ -46,25 +46,28 @@ def train(settings: TrainSettings) -> Path:
     return settings.out / "best.safetensors"
 
 
-def _train(run: Run, progress: Progress, state: Path) -> None:
+def _train(run: Run, progress: Progress, state: Path) -> bool:
+    """All steps that are left; whether Ctrl-C stopped them early."""
     every = run.settings.validate_every or max(run.steps // 8, 1)
     world, rank = run.fabric.world_size, run.fabric.global_rank
     started, before = time.monotonic(), run.seconds
     limit = math.inf if run.settings.max_minutes is None else 60 * run.settings.max_minutes
-    for batch in run.batches.iterate(run.step, run.steps, rank, world):
-        done = max(run.step / run.steps, run.seconds / limit)
-        log = step(run, batch.to(run.fabric.device), done)
-        run.step += 1
-        run.seconds = before + time.monotonic() - started
-        out_of_time = run.fabric.broadcast(run.seconds >= limit)
-        last = run.step == run.steps or out_of_time
-        progress.advance(run.step, run.seconds, log if run.step % run.recipe.log_every == 0 or last else None)
-        if run.step % every == 0 or last:
-            _validate(run, progress)
-        if run.step % run.recipe.save_every == 0:
-            _save(run, state)
-        if out_of_time:
-            break
+    with Interrupt() as interrupt:
+        for batch in run.batches.iterate(run.step, run.steps, rank, world):
+            done = max(run.step / run.steps, run.seconds / limit)
+            log = step(run, batch.to(run.fabric.device), done)
+            run.step += 1
+            run.seconds = before + time.monotonic() - started
+            out_of_time, stopped = run.fabric.broadcast((run.seconds >= limit, interrupt.asked))
+            last = run.step == run.steps or out_of_time
+            progress.advance(run.step, run.seconds, log if run.step % run.recipe.log_every == 0 or last else None)
+            if run.step % every == 0 or last:
+                _validate(run, progress)
+            if run.step % run.recipe.save_every == 0:
+                _save(run, progress, state)
+            if out_of_time or stopped:
+                return stopped and not last
+    return False
 
 
 def step(run: Run, batch: Any, done: float) -> dict[str, float]:
@@ -75,7 +78,9 @@ def step(run: Run, batch: Any, done: float) -> dict[str, float]:
         if run.step % phase.every:
             continue
         _only(run.method, phase)
-        rng = torch.Generator().manual_seed(_mix(run.settings.seed, run.step, index, run.fabric.global_rank))
+        seed = _mix(run.settings.seed, run.step, index, run.fabric.global_rank)
+        rng = torch.Generator().manual_seed(seed)
+        torch.manual_seed(_mix(seed))  # what dropout uses: a resumed run shall drop the same
         optimiser = run.optimisers["+".join(phase.modules)]
         rate = phase.learning_rate * _schedule(run.step, done, run.recipe)
         for group in optimiser.param_groups:
@@ -143,8 +148,9 @@ def _validate(run: Run, progress: Progress) -> None:
     run.best = max(run.best, run.fabric.broadcast(score))
 
 
-def _save(run: Run, state: Path) -> None:
+def _save(run: Run, progress: Progress, state: Path) -> None:
     if run.fabric.is_global_zero:
+        progress.write()  # first: a kill must not leave a state that is ahead of its log
         scalars = {"step": run.step, "seconds": run.seconds, "best": run.best}
         save_state(state, run.method, run.average, run.optimisers, scalars)
 

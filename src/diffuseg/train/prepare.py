@@ -13,8 +13,10 @@ import torch
 from diffuseg.config import from_dict, override, to_dict
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset, open_dataset, splits
+from diffuseg.data.layout import read_json
 from diffuseg.data.plan import Plan, check_plan, fingerprint, load_plan, make_plan, save_plan
 from diffuseg.errors import UserError
+from diffuseg.inference.model import choose_device
 from diffuseg.methods import METHODS, Method
 from diffuseg.methods.presets import PRESETS
 from diffuseg.precision import Precision, choose_precision
@@ -97,7 +99,10 @@ def prepare(settings: TrainSettings) -> Run:
     if not 0 <= settings.fold < len(folds):
         raise UserError(f"there is no fold {settings.fold}", do=f"Folds are 0 to {len(folds) - 1}.")
     fold = folds[settings.fold]
+    if settings.max_minutes is not None and not settings.max_minutes > 0:
+        raise UserError(f"--max-minutes {settings.max_minutes}: some time is needed")
     fabric = _fabric(settings.device)
+    precision = choose_precision(fabric.device, settings.precision)
     plan, config, recipe = _configure(settings, dataset)
     if settings.steps is not None:
         steps = settings.steps
@@ -105,12 +110,14 @@ def prepare(settings: TrainSettings) -> Run:
         steps = plan.steps if settings.max_minutes is None else 10**9
     if steps < 1:
         raise UserError(f"--steps {steps}: at least one step is needed")
-    _claim(settings, plan, config, recipe)
     torch.manual_seed(settings.seed)  # initial weights; everything later has generators of its own
-    method = METHODS[settings.method](plan, config).to(fabric.device)
+    method = METHODS[settings.method](plan, config)
     method = fabric.broadcast(method) if fabric.world_size > 1 else method
+    method = method.to(fabric.device)
     average = copy.deepcopy(method).requires_grad_(False)
-    precision = choose_precision(fabric.device, settings.precision)
+    if fabric.is_global_zero:  # one claims for all: a second would find the folder taken
+        _claim(settings, plan, config, recipe)
+    fabric.barrier()
     return Run(
         settings, recipe, plan, method, average, _optimisers(method, recipe),
         Batches(dataset, fold["train"], plan, settings.seed),
@@ -123,11 +130,7 @@ def _fabric(device: str | None) -> Any:
     """CPU, one GPU, or under torchrun all the processes it started."""
     from lightning.fabric import Fabric
 
-    accelerator = {"cpu": "cpu", "cuda": "cuda"}.get((device or "").split(":")[0])
-    if accelerator is None:
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device is available", do="Leave --device out, or give cpu.")
+    accelerator = choose_device(device).type
     local, nodes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("GROUP_WORLD_SIZE", 1))
     distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
     devices: Any = local
@@ -153,7 +156,10 @@ def _configure(settings: TrainSettings, dataset: Dataset) -> tuple[Plan, Any, Re
         wishes[room if known else ""].append(rest if known else wish)
     plan = override(plan, wishes["plan"])
     check_plan(plan)
-    return plan, override(config, wishes[""]), override(recipe, wishes["train"])
+    recipe = override(recipe, wishes["train"])
+    if min(recipe.save_every, recipe.log_every) < 1:
+        raise UserError("train.save_every and train.log_every are at least 1")
+    return plan, override(config, wishes[""]), recipe
 
 
 def _claim(settings: TrainSettings, plan: Plan, config: Any, recipe: Recipe) -> None:
@@ -166,7 +172,7 @@ def _claim(settings: TrainSettings, plan: Plan, config: Any, recipe: Recipe) -> 
     if record.exists():
         if not settings.resume:
             raise UserError("already holds a run", file=out, do="Give --resume to continue it, or another --out.")
-        before = json.loads(record.read_text())
+        before = read_json(record)
         changed = [key for key in asked if before.get(key) != json.loads(json.dumps(asked[key]))]
         if changed:
             raise UserError(f"--resume with another {', '.join(changed)} than the run was started with", file=out)

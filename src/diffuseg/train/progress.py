@@ -23,12 +23,12 @@ from diffuseg.whole import write_whole
 class Progress:
     """Bar on the terminal, `log.csv` and `tensorboard/` in the run's folder, `validation.png` after each validation.
 
-    On resuming at step n, rows of the CSV beyond n are dropped, so that the curve continues as if nothing had happened.
+    On resuming at step n, what was written beyond n is dropped, so that curves continue as if nothing had happened.
     Only the first process of several shows or writes anything.
     """
 
     def __init__(self, out: Path, step: int, steps: int, minutes: float | None, shown: bool) -> None:
-        self.out, self.shown, self.minutes = out, shown, minutes
+        self.out, self.step, self.shown, self.minutes = out, step, shown, minutes
         self.text, self.score = "", ""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bar = Bar(*columns, TextColumn("left"), TimeRemainingColumn(), disable=not shown)
@@ -40,15 +40,15 @@ class Progress:
         if self.shown:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board: Any = SummaryWriter(str(self.out / "tensorboard"))
+            self.board: Any = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step + 1)
             self.bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self.shown:
             self.bar.stop()
+            self.write()
             self.board.close()
-            self._write()
 
     def note(self, text: str) -> None:
         """One line for the user."""
@@ -66,7 +66,7 @@ class Progress:
             losses = [f"{k.split('/')[0]} {v:.3f}" for k, v in log.items() if k.endswith("/loss")]
             self.text = "  ".join(losses)
             if len(self.rows) % 20 == 0:
-                self._write()
+                self.write()
         done = step if self.minutes is None else seconds
         self.bar.update(self.task, completed=done, description=f"{self.text}  {self.score}".strip() or "training")
 
@@ -78,20 +78,22 @@ class Progress:
         for key, value in row.items():
             self.board.add_scalar(key, value, step)
         self.rows.append({"step": step, "seconds": round(seconds, 1)} | row)
-        self._write()
+        self.write()
         self.note(f"step {step}: validation Dice {result.dice:.4f} ({result.cases} cases, one draw each)")
         if result.pictures:
             from diffuseg.evaluation.figures import validation_figure
 
             write_whole(self.out / "validation.png", validation_figure(result.pictures))
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Bring `log.csv` up to date."""
         keys = list(dict.fromkeys(key for row in self.rows for key in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, keys)
         writer.writeheader()
         writer.writerows(self.rows)
         write_whole(self.out / "log.csv", text.getvalue())
+        self.board.flush()
 
 
 def _read(path: Path, step: int) -> list[dict[str, Any]]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from diffuseg.errors import UserError
 from diffuseg.whole import replacing
 
 Optimisers = dict[str, torch.optim.Optimizer]
@@ -32,10 +33,13 @@ def save_state(path: Path, model: nn.Module, average: nn.Module, optimisers: Opt
 
 
 def load_state(path: Path, model: nn.Module, average: nn.Module, optimisers: Optimisers) -> dict[str, Any]:
-    """Restore in place; returns the scalars."""
-    with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        scalars = json.loads(file.metadata()["scalars"])
+    """Restore in place; returns the scalars. Refuses a file that is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            scalars = json.loads(file.metadata()["scalars"])
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"not a readable safetensors file ({error})", file=path, do="Start again in another --out") from None
     for prefix, module in (("model", model), ("average", average)):
         module.load_state_dict({k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith(prefix + "/")})
     for name, optimiser in optimisers.items():
