@@ -1,0 +1,150 @@
+"""What a user can mend is one line that names the file or the setting, and leaves nothing behind."""
+
+import json
+from pathlib import Path
+from shutil import copytree
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.train.tiny import call, options, refused, same_weights, start
+
+IMAGE, MASK = "imagesTr/case_001_0000.nii.gz", "labelsTr/case_001.nii.gz"
+
+
+def change(file: Path, shift=lambda data: data, affine=lambda affine: affine, kind: type = np.uint8) -> None:
+    scan = nib.load(file)
+    nib.save(nib.Nifti1Image(shift(np.asarray(scan.dataobj)).astype(kind), affine(scan.affine)), file)
+
+
+def holed(data: np.ndarray) -> np.ndarray:
+    data = data.astype(np.float32)
+    data[3, 4, 5] = np.nan
+    return data
+
+
+# what is done to a good folder -> words of the line; whether it is seen only once the file is read
+FAULTS = {
+    "missing mask": (lambda d: (d / MASK).unlink(), ("labelsTr", "missing mask for 1 of 4 cases: case_001"), False),
+    "empty folder": (lambda d: [f.unlink() for f in (d / "imagesTr").iterdir()], ("imagesTr", "no image"), False),
+    "other shape": (lambda d: change(d / MASK, lambda m: m[:-1]), (MASK, "(9, 12, 9)", "(10, 12, 9)"), True),
+    "other affine": (lambda d: change(d / MASK, affine=lambda a: a + np.diag([1, 0, 0, 0])), (MASK, "mm"), True),
+    "unknown label": (lambda d: change(d / MASK, lambda m: np.where(m, 7, 0)), (MASK, "label value 7", "1 head"), True),
+    "NaN": (lambda d: change(d / IMAGE, holed, kind=np.float32), (IMAGE, "1 of 1080 values are NaN"), True),
+    "truncated": (lambda d: (d / IMAGE).write_bytes((d / IMAGE).read_bytes()[:300]), (IMAGE, "truncated"), True),
+    "zero bytes": (lambda d: (d / MASK).write_bytes(b""), (MASK, "empty (0 bytes)"), True),
+}
+
+
+@pytest.fixture
+def spoilt(tmp_path, data) -> Path:
+    """A copy that a test may damage."""
+    return copytree(data, tmp_path / "data")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bad_data_ends_a_plan_and_a_training_before_they_begin(tmp_path, spoilt, fault):
+    spoil, words, _ = FAULTS[fault]
+    spoil(spoilt)
+    refused(call("plan", spoilt, "--out", tmp_path / "plan.json"), *words)
+    refused(call(*options(spoilt, tmp_path / "out")), *words)
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("side", ["train", "val"])
+@pytest.mark.parametrize("fault", [name for name, (*_, late) in FAULTS.items() if late])
+def test_bad_data_under_a_given_plan_is_named_when_it_is_read(tmp_path, spoilt, plan, request, fault, side):
+    """The loader reads in a thread of its own: what it is refused there arrives unchanged."""
+    if side == "train":
+        request.getfixturevalue("quick")
+    spoil, words, _ = FAULTS[fault]
+    spoil(spoilt)
+    others = ["case_000", "case_002", "case_003"]
+    split = {"train": others[:2], "val": others[2:], side: ["case_001"] if side == "val" else [*others[:2], "case_001"]}
+    (spoilt / "splits_final.json").write_text(json.dumps([split]))
+    out = tmp_path / "out"
+    refused(call(*options(spoilt, out), "--plan", plan), *words)
+    assert not (out / "best.safetensors").exists() and not (out / "last.safetensors").exists()
+    assert not [p for p in out.rglob(".*")]
+
+
+def test_a_training_that_met_bad_data_goes_on_when_it_is_mended(tmp_path, spoilt, plan, quick):
+    arguments, image = [*options(spoilt, tmp_path / "out", steps=3), "--plan", plan], spoilt / IMAGE
+    good = image.read_bytes()
+    image.write_bytes(b"")
+    refused(call(*arguments), IMAGE)
+    refused(call(*arguments, "--resume"), IMAGE)
+    image.write_bytes(good)
+    assert call(*arguments, "--resume").exit_code == 0
+    assert call(*options(spoilt, tmp_path / "straight", steps=3), "--plan", plan).exit_code == 0
+    assert same_weights(tmp_path / "out" / "last.safetensors", tmp_path / "straight" / "last.safetensors")
+
+
+# arguments after those of a good training -> words of the line
+WISHES = {
+    "--preset cdal/hipocampus": ("unknown preset 'cdal/hipocampus'", "cdal/hippocampus"),
+    "--preset cdal/hippocampus": ("unknown setting 'T'",),  # that of another method
+    "--set lerning_rate=1": ("unknown setting 'lerning_rate'", "did you mean 'learning_rate'?"),
+    "--set train.warm_up=1": ("did you mean 'warmup'?",),
+    "--set plan.bach=1": ("did you mean 'batch'?",),
+    "--set learning_rate": ("--set learning_rate", "key=value"),
+    "--set learning_rate=fast": ("learning_rate='fast'", "expected float"),
+    "--set plan.batch=0": ("batch", "at least 1"),
+    "--set train.save_every=0": ("train.save_every", "at least 1"),
+    "--fold 4": ("no fold 4", "0 to 3"),
+    "--fold -1": ("no fold -1",),
+    "--steps 0": ("--steps 0", "at least one"),
+    "--max-minutes 0": ("--max-minutes 0",),
+    "--max-minutes nan": ("--max-minutes nan",),
+    "--device tpu": ("unknown device 'tpu'", "cpu"),
+    "--device cuda:99": ("cuda:99", "GPUs found"),
+    "--precision fp16": ("unknown precision 'fp16'", "bf16"),
+    "--plan nowhere.json": ("nowhere.json", "no such file"),
+}
+
+
+@pytest.mark.parametrize("wish", WISHES)
+def test_a_wish_that_cannot_be_met_is_one_line_and_leaves_no_folder(tmp_path, data, wish):
+    refused(call(*options(data, tmp_path / "out"), *wish.split()), *WISHES[wish])
+    assert not (tmp_path / "out").exists()
+
+
+CHANGES = {
+    "seed": ["--seed", "1"],
+    "fold": ["--fold", "1"],
+    "steps": ["--steps", "5"],
+    "method, config": ["--method", "concat"],
+    "config": ["--set", "dice=0.5"],
+    "plan": ["--set", "plan.batch=1"],
+    "train": ["--set", "train.ema=0.5"],
+}
+
+
+def test_a_folder_that_holds_a_run_is_continued_as_it_was_or_not_at_all(tmp_path, data):
+    out = tmp_path / "out"
+    start(data, out)
+    refused(call(*options(data, out)), str(out), "already holds a run", "--resume")
+    record = (out / "run.json").read_text()
+    for what, change in CHANGES.items():
+        refused(call(*options(data, out), "--resume", *change), str(out), f"another {what} than")
+    assert (out / "run.json").read_text() == record
+    (out / "resume.safetensors").write_bytes(b"half")
+    refused(call(*options(data, out), "--resume"), "resume.safetensors", "not a readable")
+    (out / "run.json").write_text(record[:100])
+    refused(call(*options(data, out), "--resume"), "run.json", "JSON")
+
+
+def test_an_out_that_cannot_be_a_folder(tmp_path, data):
+    (tmp_path / "file").write_text("here")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        refused(call(*options(data, out)), str(out), "cannot be written")
+    assert (tmp_path / "file").read_text() == "here" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory, data) -> Path:
+    """A plan of the undamaged data, so that a training reads no case before it needs it."""
+    out = tmp_path_factory.mktemp("plan")
+    start(data, out)
+    return out / "plan.json"
