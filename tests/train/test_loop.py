@@ -1,0 +1,251 @@
+"""The loop: exact resume from any interruption, its averages, rates, clipping and phases, and what it writes."""
+
+import copy
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from diffuseg.methods import METHODS
+from diffuseg.train import loop
+from diffuseg.train.checkpoint import read_meta
+from diffuseg.train.validate import Result
+from tests.train.tiny import call, options, same_weights, settings, start
+
+STEPS = 24
+# All three phases (R1 every fourth step), and dropout, which is random by itself.
+CDAL = ("cdal", "r1_every=2", "dropout=0.2", "train.log_every=1", "train.warmup=3", "train.save_every=4")
+
+
+def command(data: Path, out: Path) -> list[str]:
+    return [*options(data, out, *CDAL, "train.validation_cases=1", steps=STEPS), "--val-every", "8"]
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    """log.csv without the seconds."""
+    with (out / "log.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def curve(out: Path) -> list[tuple[int, float]]:
+    """The generator's loss as TensorBoard shows it."""
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    return [(event.step, event.value) for event in board.Scalars("generator/loss")]
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory):
+    """A run that nothing interrupts."""
+    out = tmp_path_factory.mktemp("straight")
+    done = call(*command(data, out))
+    assert done.exit_code == 0, done.output
+    assert f"best checkpoint: {out / 'best.safetensors'}" in done.stdout
+    return out
+
+
+def is_as_if_nothing_had_happened(out, straight) -> None:
+    assert rows(out) == rows(straight) and curve(out) == curve(straight)
+    for name in ("last", "best", "resume"):
+        assert same_weights(out / f"{name}.safetensors", straight / f"{name}.safetensors"), name
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def saved_step(out) -> int:
+    with safe_open(out / "resume.safetensors", "pt") as file:
+        return json.loads(file.metadata()["scalars"])["step"]
+
+
+def test_what_a_run_leaves_behind(straight):
+    names = {"best.safetensors", "last.safetensors", "resume.safetensors", "log.csv", "plan.json", "run.json"}
+    assert {path.name for path in straight.iterdir()} == names | {"tensorboard", "validation.png"}
+    steps = [row for row in rows(straight) if row["generator/loss"]]
+    assert [int(row["step"]) for row in steps] == list(range(1, STEPS + 1))
+    assert [int(row["step"]) for row in rows(straight) if row["validation/dice"]] == [8, 16, 24]
+    assert read_meta(straight / "last.safetensors")["steps_trained"] == STEPS
+
+
+def test_a_killed_training_resumes_as_if_nothing_had_happened(data, straight, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffuseg.cli", *command(data, tmp_path)], stdout=subprocess.DEVNULL, env=environment
+    )
+    try:
+        while not (tmp_path / "resume.safetensors").exists() and process.poll() is None:
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < saved_step(tmp_path) < STEPS
+    done = call(*command(data, tmp_path), "--resume")
+    assert done.exit_code == 0, done.output
+    is_as_if_nothing_had_happened(tmp_path, straight)
+
+
+@pytest.mark.parametrize("when", ["between two phases", "in validation"])
+def test_an_interrupted_training_resumes_as_if_nothing_had_happened(data, straight, tmp_path, monkeypatch, when):
+    owner, name = (METHODS["cdal"], "loss") if when == "between two phases" else (loop, "validate")
+    inner, calls = getattr(owner, name), []
+
+    def interrupted(*given):
+        calls.append(given)
+        if name == "validate" or (given[2].name == "generator" and len(calls) > 12):
+            os.kill(os.getpid(), signal.SIGINT)
+        return inner(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        done = call(*command(data, tmp_path))
+    assert done.exit_code == 130 and done.stderr == "interrupted\n"
+    assert f"stopped at step {saved_step(tmp_path)}; continue with --resume" in done.stdout
+    assert 0 < saved_step(tmp_path) < STEPS
+    done = call(*command(data, tmp_path), "--resume")
+    assert done.exit_code == 0, done.output
+    is_as_if_nothing_had_happened(tmp_path, straight)
+
+
+def test_a_second_interrupt_does_not_wait_and_saves_no_half_step(data, tmp_path, monkeypatch):
+    inner = METHODS["cdal"].loss
+
+    def impatient(method, batch, phase, rng):
+        if phase.name == "generator":
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("it went on")
+        return inner(method, batch, phase, rng)
+
+    monkeypatch.setattr(METHODS["cdal"], "loss", impatient)
+    before = signal.getsignal(signal.SIGINT)
+    assert call(*command(data, tmp_path)).exit_code == 130
+    assert not (tmp_path / "resume.safetensors").exists()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_finished_run_resumes_to_itself(data, straight, tmp_path):
+    done = call(*command(data, straight), "--resume")
+    assert done.exit_code == 0 and saved_step(straight) == STEPS and len(rows(straight)) == STEPS + 3
+
+
+def test_validation_leaves_no_trace_in_the_training(data, straight, tmp_path, monkeypatch):
+    inner, seen = loop.validate, []
+
+    def watched(*given):
+        before = torch.get_rng_state(), str(np.random.get_state())
+        seen.append(inner(*given))
+        assert torch.equal(before[0], torch.get_rng_state()) and before[1] == str(np.random.get_state())
+        return seen[-1]
+
+    monkeypatch.setattr(loop, "validate", watched)
+    loop.train(settings(data, tmp_path, *CDAL, "train.validation_cases=1", steps=STEPS, validate_every=STEPS))
+    assert len(seen) == 1 and seen[0].dice == float(rows(straight)[-1]["validation/dice"])  # the other had three
+    assert same_weights(tmp_path / "resume.safetensors", straight / "resume.safetensors")
+
+
+def test_best_holds_the_average_that_validated_best_and_last_the_last(data, tmp_path, monkeypatch):
+    scores, seen = [0.3, 0.9, 0.5, 0.7, 0.9], []
+
+    def scripted(method, batches, validation):
+        seen.append(copy.deepcopy(method.state_dict()))
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGINT)  # the resumed run remembers the score to beat
+        return Result({"head": scores[len(seen) - 1]}, 1)
+
+    monkeypatch.setattr(loop, "validate", scripted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(settings(data, tmp_path, "unet", steps=10, validate_every=2))
+    best = loop.train(settings(data, tmp_path, "unet", steps=10, validate_every=2, resume=True))
+    assert best == tmp_path / "best.safetensors" and len(seen) == 5
+    for name, index in (("best", 1), ("last", 4)):
+        weights = load_file(tmp_path / f"{name}.safetensors")
+        assert weights.keys() == seen[index].keys() and all(torch.equal(v, seen[index][k]) for k, v in weights.items())
+    meta = read_meta(tmp_path / "best.safetensors")
+    assert meta["steps_trained"] == 4 and meta["validation"]["dice"] == 0.9
+    assert [row["validation/dice"] for row in rows(tmp_path) if row["validation/dice"]] == [str(s) for s in scores]
+
+
+def test_the_average_by_hand(data, tmp_path):
+    run = start(data, tmp_path, "unet", "train.ema=0.25", steps=9)
+    expected = [p.detach().double() for p in run.method.parameters()]
+    for n, batch in enumerate(run.batches.iterate(0, 5)):
+        loop.step(run, batch, 0.0)
+        run.step += 1
+        decay = min(0.25, (1 + n) / (10 + n))  # 0.1, 2/11, 0.25, ...
+        new = [p.detach().double() for p in run.method.parameters()]
+        expected = [decay * a + (1 - decay) * p for a, p in zip(expected, new, strict=True)]
+    for a, b in zip(run.average.parameters(), expected, strict=True):
+        torch.testing.assert_close(a.double(), b, atol=1e-6, rtol=1e-6)
+    assert not any(p.requires_grad for p in run.average.parameters())
+    assert not any(torch.equal(a, p) for a, p in zip(run.average.parameters(), run.method.parameters(), strict=True))
+
+
+def test_the_rate_rises_falls_and_keeps_a_floor(data, tmp_path):
+    run = start(data, tmp_path, "cdal", "train.warmup=4", "train.floor=0.1", "learning_rate=0.01", steps=9)
+    batch, judge = run.batches.batch(0), run.optimisers["discriminator"]
+    # (step, share of the run that is done) -> share of the full rate
+    points = {(0, 0.0): 0.25, (2, 0.0): 0.75, (4, 0.0): 1, (6, 0.5): 0.55, (8, 1.0): 0.1, (9, 1.3): 0.1, (2, 0.5): 0.4125}
+    for (at, done), share in points.items():
+        run.step = at
+        assert loop.step(run, batch, done)["rate"] == pytest.approx(0.01 * share)
+        assert judge.param_groups[0]["lr"] == pytest.approx(2e-4 * share)  # each phase its own rate, one course
+
+
+def test_the_rate_follows_the_steps_of_the_run(straight):
+    for row in rows(straight):
+        if row["rate"]:
+            n = int(row["step"]) - 1
+            cosine = 0.01 + 0.99 * (1 + math.cos(math.pi * n / STEPS)) / 2
+            assert float(row["rate"]) == pytest.approx(1e-3 * min((n + 1) / 3, 1) * cosine)
+
+
+@pytest.mark.parametrize("method", ["cdal", "unet"])
+def test_clipping_bounds_the_norm_and_keeps_the_direction(data, tmp_path, method):
+    seen: dict[str, list[torch.Tensor]] = {}
+    for clip in ("0", "0.001"):
+        run = start(data, tmp_path / clip, method, f"train.clip={clip}", steps=9)
+
+        def note(optimiser, *_):
+            gradients = [p.grad.flatten() for p in optimiser.param_groups[0]["params"] if p.grad is not None]
+            seen.setdefault(clip, []).append(torch.cat(gradients).clone())  # noqa: B023 (called at once)
+
+        for optimiser in run.optimisers.values():
+            optimiser.register_step_pre_hook(note)
+        loop.step(run, run.batches.batch(0), 0.0)
+    free, bound = seen["0"][0], seen["0.001"][0]
+    assert free.norm() > 0.002
+    torch.testing.assert_close(bound, free * (0.001 / free.norm()), rtol=1e-3, atol=1e-9)
+    assert all(gradient.norm() <= 0.001 * (1 + 1e-4) for gradient in seen["0.001"])
+
+
+def test_phases_run_when_it_is_their_turn_and_move_only_their_modules(data, tmp_path, monkeypatch):
+    inner, turns = METHODS["cdal"].loss, []
+
+    def noted(method, batch, phase, rng):
+        turns.append((run.step, phase.name))
+        return inner(method, batch, phase, rng)
+
+    monkeypatch.setattr(METHODS["cdal"], "loss", noted)
+    run = start(data, tmp_path, "cdal", "r1_every=2", "discriminator_every=3", steps=9)
+    moved = {}
+    for batch in run.batches.iterate(0, 8):
+        before = copy.deepcopy(run.method.state_dict())
+        loop.step(run, batch, 0.0)
+        after = run.method.state_dict()
+        moved[run.step] = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
+        run.step += 1
+    generator = {"encoder", "generator", "mapping"}
+    for n in range(8):
+        names = [name for step, name in turns if step == n]
+        assert names == ["discriminator"] * (n % 3 == 0) + ["r1"] * (n % 6 == 0) + ["generator"]
+        assert moved[n] == generator | ({"discriminator"} if n % 3 == 0 else set())
+    assert sorted(run.optimisers) == ["discriminator", "encoder+generator+mapping"]  # R1 shares the discriminator's
