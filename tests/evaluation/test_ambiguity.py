@@ -260,6 +260,8 @@ def test_what_cannot_be_compared_is_refused() -> None:
         soft_dice(np.zeros((6, 1)), a)
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         soft_dice(np.full((1, 6), 1.1), a)
+    with pytest.raises(ValueError, match="there are none"):
+        soft_dice(np.zeros((1, 6)), a, ())
     with pytest.raises(ValueError, match="two draws"):
         ged(a[:1], a, statistic="U")
     with pytest.raises(ValueError, match="no 4 of them"):

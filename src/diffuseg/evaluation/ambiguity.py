@@ -70,7 +70,7 @@ def ged(
     S, S' are draws, Y, Y' raters. "V" takes means over all pairs, those of a mask with itself included, as published tables
     do; it is never negative and falls with the number of draws. "U" leaves those pairs out: without bias, possibly
     negative. Refuses what `pairwise_iou` does, and "U" with fewer than two draws or raters. Székely and Rizzo (2013); Kohl
-    et al. (2018), eq. 3.
+    et al. (2018).
     """
     if statistic not in ("V", "U"):
         raise ValueError(f"a statistic is 'V' or 'U', not {statistic!r}")
@@ -123,7 +123,7 @@ def hm_iou(draws: Draws, raters: Raters, both: Both = "one", labels: Sequence[in
     """Mean IoU of draws and raters matched one to one as well as possible, in [0, 1]; 1 is best.
 
     Both are repeated to the least common multiple of n and m, so that each draw counts as much as another, and each rater.
-    Refuses what `pairwise_iou` does, and numbers whose least common multiple is above 4096. Kohl et al. (2019), sec. 4.1.
+    Refuses what `pairwise_iou` does, and numbers whose least common multiple is above 4096. Kohl et al. (2019).
     """
     similarity = pairwise_iou(draws, raters, both, labels)
     n, m = similarity.shape
@@ -207,11 +207,14 @@ def soft_dice(
     """Mean over thresholds t of the Dice of {probability > t} and {share of raters > t}, in [0, 1].
 
     probability [*s] of one class, raters' masks of it [m, *s]. A share that equals a threshold to 1e-6 is not above it.
-    Neither side is rescaled by its maximum. Refuses other shapes and probabilities outside [0, 1]. Ji et al. (2021).
+    Neither side is rescaled by its maximum. Refuses other shapes, probabilities outside [0, 1] and no threshold. Ji
+    et al. (2021).
     """
     _refuse_shapes(probability[None], raters)
     if not (np.isfinite(probability).all() and probability.min() >= 0 and probability.max() <= 1):
         raise ValueError("probabilities must be in [0, 1]")
+    if not thresholds:
+        raise ValueError("soft Dice is a mean over thresholds; there are none")
     share = raters.mean(0)
     scores = []
     for threshold in thresholds:
