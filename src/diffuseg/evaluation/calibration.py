@@ -60,7 +60,7 @@ def band(truth: Integer[np.ndarray, "*s"], spacing: Sequence[float], radius: flo
     classes = np.unique(truth)
     for value in classes if len(classes) > 1 else []:
         inside = truth == value
-        near |= inside & (distance_transform_edt(inside, sampling=spacing) <= radius * (1 + ROUNDING))
+        near |= inside & (np.asarray(distance_transform_edt(inside, sampling=spacing)) <= radius * (1 + ROUNDING))
     return near
 
 
