@@ -301,3 +301,5 @@ def test_an_image_that_the_training_has_met_is_recognised_by_its_content(tmp_pat
         model.predict(scan, draws=1).save(tmp_path / "out")
         assert json.loads((tmp_path / "out" / f"{scan.stem}.json").read_text())["seen_in"] == expected
     assert model.predict(index().astype(float), draws=1).provenance["seen_in"] == "unknown", "an array has no file"
+    gone = Image(index()[None].astype(np.float32), source=tmp_path / "gone.nii")
+    assert model.predict(gone, draws=1).provenance["seen_in"] == "unknown", "what is in memory outlives its file"

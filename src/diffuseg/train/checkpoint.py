@@ -26,9 +26,10 @@ def image_digest(path: Path) -> str:
 def seen_in(meta: dict[str, Any], image: Path | None) -> str:
     """Where the training with this header met an image file, its first one: "training", "validation", "neither" or "unknown".
 
-    Bytes are compared: another file of the same examination, or of the same patient, is not recognised.
+    Bytes are compared: another file of the same examination, or of the same patient, is not recognised. A file that is not
+    there any more is "unknown".
     """
-    if image is None or "training_cases" not in meta:
+    if image is None or "training_cases" not in meta or not image.is_file():
         return "unknown"
     digest = image_digest(image)
     sides = {side: meta.get(f"{side}_cases", {}).values() for side in ("training", "validation")}
