@@ -208,6 +208,24 @@ def evaluate(
         raise typer.Exit(SOME_FAILED)
 
 
+@app.command()
+def compare(
+    evaluations: Annotated[list[Path], typer.Argument(metavar="EVAL...", help="Folders that `diffuseg evaluate` wrote.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for comparison.json.", show_default="printed only")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Repeatable.", show_default="dice and hd95")] = None,
+    label: Annotated[str | None, typer.Option("--class", help="A class.", show_default="mean of classes")] = None,
+    allow_seen: Annotated[bool, typer.Option("--allow-seen", help="Also cases of a model's training or validation.")] = False,
+) -> None:
+    """Compare evaluations of the same cases: paired differences, tests over patients, who would be first how often."""
+    from diffuseg.evaluation.compare import DEFAULT, tables
+    from diffuseg.evaluation.compare import compare as hold
+
+    found = hold(evaluations, out, metric or DEFAULT, label, allow_seen)
+    _console().print(*tables(found), sep="\n")
+    if out is not None:
+        typer.echo(f"{out / 'comparison.json'}: written")
+
+
 @app.command("demo-data")
 def demo_data(
     out: Annotated[Path, typer.Argument(help="Folder for the data set.")],

@@ -1,6 +1,7 @@
 """Files are there whole or not at all."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,15 @@ def write_whole(path: Path | str, content: str | bytes) -> None:
     """Write text (as UTF-8) or bytes to a file."""
     with replacing(path) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def without_nan(value: Any) -> Any:
+    """Plain values with None in place of NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path | str, content: Any) -> None:

@@ -177,6 +177,24 @@ def test_volume_intervals_are_held_against_the_truth(folders: tuple[Path, Path],
     assert evaluate(*folders, tmp_path / "out").summary["classes"]["head"]["interval_coverage"]["n"] == 3
 
 
+def test_cases_that_the_model_has_met_are_said(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, _ = folders
+    assert evaluate(*folders, tmp_path / "out").summary["seen"] == {
+        "training": [],
+        "validation": [],
+        "neither": 0,
+        "unknown": 5,
+    }
+    for number, side in enumerate(["training", "validation", "neither", "neither"]):
+        (predictions / f"case_{number:04d}.json").write_text(json.dumps({"seen_in": side}))
+    (predictions / "case_0004.json").write_text('{"seen_in": ["of", "another", "program"]}')
+    result = evaluate(*folders, tmp_path / "out")
+    expected = {"training": ["case_0000"], "validation": ["case_0001"], "neither": 2, "unknown": 1}
+    assert result.summary["seen"] == expected and not result.faults
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["seen"] == expected
+    assert "1 cases were in the training of the model" in printed(result) and "case_0001" in printed(result)
+
+
 def test_intervals_are_over_patients_where_they_are_known(folders: tuple[Path, Path], tmp_path: Path) -> None:
     _, labels = folders
     alone = evaluate(*folders, tmp_path / "a")

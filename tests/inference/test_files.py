@@ -1,5 +1,6 @@
 """Results as files: complete, in the image's geometry, and one bad case does not cost the others."""
 
+import dataclasses
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from diffuseg.data.io import read_image, read_mask
 from diffuseg.errors import UserError
 from diffuseg.inference import files
 from diffuseg.inference.files import find_cases, predict_folder, save
+from diffuseg.train.checkpoint import image_digest
 from diffuseg.types import Image
 from tests.inference.oracle import make_model
 
@@ -284,3 +286,20 @@ def test_formats_that_cannot_hold_the_image_are_refused(tmp_path):
     with pytest.raises(UserError, match="volume"):
         save(p, tmp_path, "x", ".png")
     assert not names(tmp_path) and files.Report().finished == []
+
+
+def test_an_image_that_the_training_has_met_is_recognised_by_its_content(tmp_path):
+    scans = {
+        side: write_scan(tmp_path / f"{side}.nii", index(seed=n)) for n, side in enumerate(("training", "validation", "new"))
+    }
+    model = make_model()
+    assert model.predict(scans["training"], draws=1).provenance["seen_in"] == "unknown", "the checkpoint tells no cases"
+    met = {f"{side}_cases": {"another name": image_digest(scans[side])} for side in ("training", "validation")}
+    model = dataclasses.replace(model, meta=model.meta | met)
+    moved = scans["training"].rename(tmp_path / "moved.nii")
+    for scan, expected in ((moved, "training"), (scans["validation"], "validation"), (scans["new"], "neither")):
+        model.predict(scan, draws=1).save(tmp_path / "out")
+        assert json.loads((tmp_path / "out" / f"{scan.stem}.json").read_text())["seen_in"] == expected
+    assert model.predict(index().astype(float), draws=1).provenance["seen_in"] == "unknown", "an array has no file"
+    gone = Image(index()[None].astype(np.float32), source=tmp_path / "gone.nii")
+    assert model.predict(gone, draws=1).provenance["seen_in"] == "unknown", "what is in memory outlives its file"

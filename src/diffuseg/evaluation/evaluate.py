@@ -20,7 +20,7 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import METRICS, Empty, Rule, measure
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES
 from diffuseg.evaluation.summary import Evaluation, Row, summarise, table
-from diffuseg.whole import write_json, write_whole
+from diffuseg.whole import without_nan, write_json, write_whole
 
 __all__ = ["Evaluation", "Row", "evaluate", "table"]
 
@@ -77,13 +77,14 @@ def evaluate(
         "rule": {"empty": empty, "means": f"{RULES[empty]}; {ONE_SIDED}"},
         "nsd_tolerance_mm": nsd_tolerance,
         "interval": {"confidence": CONFIDENCE, "method": METHOD, "resamples": RESAMPLES, "over": over},
+        "seen": _seen({row.case: pairs[row.case] for row in rows}),
         **summarise(rows),
         "versions": {name: metadata.version(name) for name in ("diffuseg", "monai", "numpy", "scipy")},
     }
     kept = {name: value for name, value in labels.items() if value != 0}
     result = Evaluation(kept, rows, summary, missing, unlabelled, faults, pairs, truths)
     write_whole(out_dir / "cases.csv", _csv(rows))
-    write_json(out_dir / "summary.json", _plain(summary))
+    write_json(out_dir / "summary.json", without_nan(summary))
     return result
 
 
@@ -156,6 +157,21 @@ def _intervals(file: Path) -> dict[str, tuple[float, float]]:
         raise UserError('"volume_ml_90" must be {"class": [low, high]}', file=file) from None
 
 
+def _seen(predictions: dict[str, Path]) -> dict[str, Any]:
+    """Cases that the model met in its training or validation, by name, and how many it did not meet or where it is unknown.
+
+    From the records beside the predictions; without one, or of another program, it is unknown.
+    """
+    found: dict[str, list[str]] = {"training": [], "validation": [], "neither": [], "unknown": []}
+    for case, path in predictions.items():
+        try:
+            side = str(read_json(path.with_name(f"{case}.json"))["seen_in"])
+        except (UserError, KeyError, TypeError):
+            side = "unknown"
+        found[side if side in found else "unknown"].append(case)
+    return found | {side: len(found[side]) for side in ("neither", "unknown")}
+
+
 def _csv(rows: list[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -168,10 +184,3 @@ def _csv(rows: list[Row]) -> str:
         shown = ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
         writer.writerow([row.case, row.patient, row.label, *shown, score.empty])
     return text.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    """The same with null in place of NaN, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

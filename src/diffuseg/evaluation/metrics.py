@@ -105,21 +105,24 @@ class Rule:
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the report: its title, its unit, how many digits are worth printing, and what is measured."""
+    """A column of the report: its title, its unit, how many digits are worth printing, which value is the best, the measure."""
 
     title: str
     unit: str
     digits: int
+    best: Literal["highest", "lowest", "zero"]
     measure: Callable[[np.ndarray, np.ndarray, Sequence[float], Rule], float]
 
 
 METRICS: dict[str, Metric] = {
-    "dice": Metric("Dice", "", 3, lambda p, t, spacing, rule: dice(p, t, rule.empty)),
-    "iou": Metric("IoU", "", 3, lambda p, t, spacing, rule: iou(p, t, rule.empty)),
-    "hd95": Metric("HD95", "mm", 2, lambda p, t, spacing, rule: hd95(p, t, spacing, rule.empty)),
-    "nsd": Metric("NSD", "", 3, lambda p, t, spacing, rule: nsd(p, t, spacing, rule.tolerance, rule.empty)),
-    "volume_error": Metric("volume error", "ml", 3, lambda p, t, spacing, rule: volume_error(p, t, spacing)),
-    "relative_volume_error": Metric("relative volume error", "", 3, lambda p, t, spacing, rule: relative_volume_error(p, t)),
+    "dice": Metric("Dice", "", 3, "highest", lambda p, t, spacing, rule: dice(p, t, rule.empty)),
+    "iou": Metric("IoU", "", 3, "highest", lambda p, t, spacing, rule: iou(p, t, rule.empty)),
+    "hd95": Metric("HD95", "mm", 2, "lowest", lambda p, t, spacing, rule: hd95(p, t, spacing, rule.empty)),
+    "nsd": Metric("NSD", "", 3, "highest", lambda p, t, spacing, rule: nsd(p, t, spacing, rule.tolerance, rule.empty)),
+    "volume_error": Metric("volume error", "ml", 3, "zero", lambda p, t, spacing, rule: volume_error(p, t, spacing)),
+    "relative_volume_error": Metric(
+        "relative volume error", "", 3, "zero", lambda p, t, spacing, rule: relative_volume_error(p, t)
+    ),
 }
 
 

@@ -115,6 +115,10 @@ def notes(evaluation: Evaluation) -> list[str]:
     ):
         if names:
             lines.append(f"{len(names)} {what}: {some(names)}.")
+    for side in ("training", "validation"):
+        if summary["seen"][side]:
+            names = summary["seen"][side]
+            lines.append(f"{len(names)} cases were in the {side} of the model, so are no test of it: {some(names)}.")
     return lines
 
 

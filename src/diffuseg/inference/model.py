@@ -20,7 +20,7 @@ from diffuseg.errors import UserError
 from diffuseg.inference.ensemble import Ensemble, interval
 from diffuseg.methods import Method
 from diffuseg.precision import Precision, choose_precision
-from diffuseg.train.checkpoint import load_checkpoint, model_hash, versions
+from diffuseg.train.checkpoint import load_checkpoint, model_hash, seen_in, versions
 from diffuseg.types import Image, Prediction
 
 NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
@@ -143,6 +143,7 @@ class Model:
             "method": self.meta.get("method"),
             "labels": self.plan.labels,
             "source": None if image.source is None else str(image.source),
+            "seen_in": seen_in(self.meta, image.source),
             "grid": {"shape": list(grid), "spacing_mm": spacing, "orientation": self.plan.orientation},
             "precision": self.precision.reason,
             "device": str(self.device),

@@ -1,7 +1,6 @@
 """What a run needs before its first step: settings, data, plan, model, optimisers, and a folder of its own."""
 
 import copy
-import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from diffuseg.inference.model import choose_device
 from diffuseg.methods import METHODS, Method
 from diffuseg.methods.presets import PRESETS
 from diffuseg.precision import Precision, choose_precision
+from diffuseg.train.checkpoint import image_digest
 from diffuseg.train.state import Optimisers
 from diffuseg.train.validate import Validation
 from diffuseg.whole import write_json
@@ -196,7 +196,7 @@ def _optimisers(method: Method, recipe: Recipe) -> Optimisers:
 def _meta(settings: TrainSettings, dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, Any]:
     """Where a checkpoint came from: its training and validation cases by hash, so that nobody tests on them unawares."""
     by_id = {case.id: case for case in dataset.cases}
-    digest = lambda case: hashlib.sha256(by_id[case].images[0].read_bytes()).hexdigest()[:16]
+    digest = lambda case: image_digest(by_id[case].images[0])
     return {
         "name": f"{dataset.name}/{settings.method}/fold{settings.fold}",
         "seed": settings.seed,

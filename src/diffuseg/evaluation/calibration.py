@@ -1,0 +1,227 @@
+"""Do probabilities mean what they say: over the image, and near the border, where the question is.
+
+probability [k, *s] sums to 1 over the classes; truth [*s] holds class indices 0 .. k-1 (not label values; `class_indices`
+turns those into these). `where` [*s] chooses voxels; of several cases, join the voxels: arrays [k, v] and [v] do as well.
+Over an image, the easy background decides every mean; `band` chooses the voxels near the true boundary.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer
+from scipy.ndimage import distance_transform_edt
+from scipy.optimize import minimize_scalar
+
+from diffuseg.evaluation.metrics import ROUNDING
+
+BINS = 15
+FLOOR = 1e-6  # the mean of few draws may say 0, which no finite number of draws can know
+COLDEST, HOTTEST = 0.05, 20.0
+
+Mass = Literal["width", "mass"]
+
+
+class Reliability(NamedTuple):
+    """A reliability diagram: per bin that has voxels, [b], its edges, mean confidence, share that was right, and number."""
+
+    low: Float[np.ndarray, " b"]
+    high: Float[np.ndarray, " b"]
+    confidence: Float[np.ndarray, " b"]
+    frequency: Float[np.ndarray, " b"]
+    count: Integer[np.ndarray, " b"]
+
+    @property
+    def ece(self) -> float:
+        """Mean over voxels of |confidence - frequency| of their bin; NaN without voxels."""
+        total = self.count.sum()
+        return float((self.count * np.abs(self.confidence - self.frequency)).sum() / total) if total else math.nan
+
+
+def class_indices(mask: Integer[np.ndarray, "*s"], values: Sequence[int]) -> Integer[np.ndarray, "*s"]:
+    """A mask of label values [*s] as class indices: the rank of each value in `values`; refuses values that are not there."""
+    ordered = np.array(sorted(values))
+    index = np.searchsorted(ordered, mask).clip(max=len(ordered) - 1)
+    if (ordered[index] != mask).any():
+        raise ValueError(f"label values {sorted(set(np.unique(mask).tolist()) - set(values))} are not among the classes")
+    return index
+
+
+def band(truth: Integer[np.ndarray, "*s"], spacing: Sequence[float], radius: float) -> Bool[np.ndarray, "*s"]:
+    """Voxels within `radius` mm of the true boundary: of another class, the centre of a voxel is no further away.
+
+    truth [*s], spacing in mm per axis. Both sides of all boundaries between classes; the edge of the image is none. Where
+    there is a single class there is no boundary, and no voxel. Refuses a negative radius and a spacing for other axes.
+    """
+    if radius < 0 or len(spacing) != truth.ndim:
+        raise ValueError(f"a radius in mm and a spacing per axis are needed, not {radius} and {tuple(spacing)}")
+    near = np.zeros(truth.shape, bool)
+    classes = np.unique(truth)
+    for value in classes if len(classes) > 1 else []:
+        inside = truth == value
+        near |= inside & (np.asarray(distance_transform_edt(inside, sampling=spacing)) <= radius * (1 + ROUNDING))
+    return near
+
+
+def reliability(
+    probability: Float[np.ndarray, "k *s"],
+    truth: Integer[np.ndarray, "*s"],
+    where: Bool[np.ndarray, "*s"] | None = None,
+    bins: int = BINS,
+    by: Mass = "width",
+    of_class: int | None = None,
+) -> Reliability:
+    """Confidence against the share that was right, in bins of equal width or equal mass.
+
+    Confidence is the largest probability, right where that class is the true one (Guo et al. 2017); with `of_class` it is
+    the probability of this class, right where it is the true one. Bins of equal width part [0, 1]; a value on an edge
+    belongs to the upper bin. Bins of equal mass begin at quantiles of the confidences; equal confidences share a bin, so
+    there may be fewer. Refuses no bins, a class that is not there, and what does not fit together.
+    """
+    p, t = _chosen(probability, truth, where)
+    if bins < 1 or (of_class is not None and not 0 <= of_class < len(p)):
+        raise ValueError(f"{bins} bins, class {of_class} of {len(p)}")
+    confidence = p.max(0) if of_class is None else p[of_class]
+    right = t == (p.argmax(0) if of_class is None else of_class)
+    if not len(t):
+        nothing = np.zeros(0)
+        return Reliability(nothing, nothing, nothing, nothing, nothing.astype(int))
+    inner = np.arange(1, bins) / bins
+    if by == "mass":
+        inner = np.unique(np.quantile(confidence, inner, method="inverted_cdf"))
+    elif by != "width":
+        raise ValueError(f"bins are of equal 'width' or 'mass', not {by!r}")
+    index = np.searchsorted(inner, confidence, side="right")
+    count = np.bincount(index, minlength=len(inner) + 1)
+    sums = [np.bincount(index, weights=values, minlength=len(count)) for values in (confidence, right)]
+    edges, there = np.array([0.0, *inner, 1.0]), count > 0
+    means = [total[there] / count[there] for total in sums]
+    return Reliability(edges[:-1][there], edges[1:][there], means[0], means[1], count[there])
+
+
+def ece(
+    probability: Float[np.ndarray, "k *s"],
+    truth: Integer[np.ndarray, "*s"],
+    where: Bool[np.ndarray, "*s"] | None = None,
+    bins: int = BINS,
+    of_class: int | None = None,
+) -> float:
+    """Expected calibration error in bins of equal width, in [0, 1], 0 is best; NaN without voxels. Guo et al. (2017), eq. 3."""
+    return reliability(probability, truth, where, bins, "width", of_class).ece
+
+
+def adaptive_ece(
+    probability: Float[np.ndarray, "k *s"],
+    truth: Integer[np.ndarray, "*s"],
+    where: Bool[np.ndarray, "*s"] | None = None,
+    bins: int = BINS,
+    of_class: int | None = None,
+) -> float:
+    """The same in bins of equal mass: where nearly all confidences are near 1, they still get bins. Nixon et al. (2019)."""
+    return reliability(probability, truth, where, bins, "mass", of_class).ece
+
+
+def brier(
+    probability: Float[np.ndarray, "k *s"], truth: Integer[np.ndarray, "*s"], where: Bool[np.ndarray, "*s"] | None = None
+) -> float:
+    """Mean over voxels of the sum over classes of (p - y)^2, in [0, 2], 0 is best; NaN without voxels. Brier (1950).
+
+    For two classes it is twice the mean of (p - y)^2 of the foreground, which others report.
+    """
+    p, t = _chosen(probability, truth, where)
+    if not len(t):
+        return math.nan
+    true = np.take_along_axis(p, t[None], 0)[0].astype(np.float64)
+    return float((np.square(p, dtype=np.float64).sum(0) - 2 * true + 1).mean())
+
+
+def nll(
+    probability: Float[np.ndarray, "k *s"],
+    truth: Integer[np.ndarray, "*s"],
+    where: Bool[np.ndarray, "*s"] | None = None,
+    floor: float = FLOOR,
+) -> float:
+    """Mean over voxels of -log max(p(true class), floor), in nats, 0 is best; NaN without voxels."""
+    p, t = _chosen(probability, truth, where)
+    if not len(t):
+        return math.nan
+    return float(-np.log(np.maximum(np.take_along_axis(p, t[None], 0)[0], floor), dtype=np.float64).mean())
+
+
+def calibration(
+    probability: Float[np.ndarray, "k *s"],
+    truth: Integer[np.ndarray, "*s"],
+    spacing: Sequence[float],
+    radius: float,
+    bins: int = BINS,
+) -> dict[str, dict[str, float]]:
+    """For the "image" and the "band" within `radius` mm of the true boundary: ece, adaptive_ece, brier, nll, number of voxels.
+
+    In the band of an image with a single class there is no value: NaN. Refuses what `band` and the measures refuse.
+    """
+    found = {}
+    for region, where in (("image", None), ("band", band(truth, spacing, radius))):
+        found[region] = {
+            "ece": ece(probability, truth, where, bins),
+            "adaptive_ece": adaptive_ece(probability, truth, where, bins),
+            "brier": brier(probability, truth, where),
+            "nll": nll(probability, truth, where),
+            "voxels": float(truth.size if where is None else where.sum()),
+        }
+    return found
+
+
+def tempered(probability: Float[np.ndarray, "k *s"], temperature: float, floor: float = FLOOR) -> Float[np.ndarray, "k *s"]:
+    """Probabilities p^(1/T) / sum of p^(1/T): softer for T > 1, harder for T < 1; the mask does not change.
+
+    That is the softmax of log p / T, p not below the floor. Refuses T <= 0. Guo et al. (2017), eq. 9.
+    """
+    if not temperature > 0:
+        raise ValueError(f"a temperature is above 0, not {temperature}")
+    logits = np.log(np.maximum(probability, floor)) / temperature
+    power = np.exp(logits - logits.max(0))
+    return power / power.sum(0)
+
+
+def fit_temperature(
+    probabilities: Sequence[Float[np.ndarray, "..."]],
+    truths: Sequence[Integer[np.ndarray, "..."]],
+    wheres: Sequence[Bool[np.ndarray, "..."]] | None = None,
+    floor: float = FLOOR,
+) -> float:
+    """The one temperature that minimises the mean NLL over the voxels of validation cases, between 0.05 and 20.
+
+    Per case probability [k, *s], truth [*s] and, where given, the voxels that count [*s]. To be fitted on cases that are
+    neither trained on nor reported. The NLL has one minimum in 1/T; without any error it has none, and the result means
+    nothing. Refuses no voxels, and lists of different lengths.
+    """
+    chosen = [_chosen(p, t, where) for p, t, where in zip(probabilities, truths, wheres or [None] * len(truths), strict=True)]
+    truth = np.concatenate([t for _, t in chosen]) if chosen else np.zeros(0, int)
+    if not len(truth):
+        raise ValueError("a temperature is fitted to voxels; there are none")
+    logs = np.log(np.maximum(np.concatenate([p for p, _ in chosen], axis=1), floor))
+    logs -= logs.max(0)
+    true = np.take_along_axis(logs, truth[None], 0)[0].mean(dtype=np.float64)
+
+    def loss(log_temperature: float) -> float:
+        cold = math.exp(-log_temperature)
+        return float(np.log(np.exp(cold * logs).sum(0)).mean(dtype=np.float64) - cold * true)
+
+    edges = (math.log(COLDEST), math.log(HOTTEST))
+    return math.exp(minimize_scalar(loss, bounds=edges, method="bounded", options={"xatol": 1e-5}).x)
+
+
+def _chosen(probability: np.ndarray, truth: np.ndarray, where: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities [k, v] and classes [v] of the voxels that count."""
+    if probability.shape[1:] != truth.shape or (where is not None and where.shape != truth.shape):
+        shapes = (probability.shape, truth.shape, None if where is None else where.shape)
+        raise ValueError(f"probability, truth and choice of voxels of shapes {shapes} do not fit together")
+    p, t = probability.reshape(len(probability), -1), truth.reshape(-1)
+    if where is not None:
+        p, t = p[:, where.reshape(-1)], t[where.reshape(-1)]
+    if t.size and (t.min() < 0 or t.max() >= len(p)):
+        raise ValueError(f"classes {t.min()} to {t.max()} of {len(p)}")
+    if t.size and not (p.min() >= 0 and np.abs(p.sum(0) - 1).max() <= 1e-3):
+        raise ValueError("probabilities must not be negative, and must sum to 1 over the classes")
+    return p, t

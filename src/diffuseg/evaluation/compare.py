@@ -1,0 +1,249 @@
+"""Two or more evaluations of the same cases: which differences are more than chance, and how large they are.
+
+For each metric and pair: the mean difference with its bootstrap interval, a sign-flip test over patients, Holm's correction
+over all metrics and pairs at once, effect sizes. For each metric: how often each evaluation is first if patients are drawn
+anew. docs/uncertainty.md says what each number is for.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from diffuseg.data.layout import some
+from diffuseg.errors import UserError
+from diffuseg.evaluation.metrics import METRICS
+from diffuseg.evaluation.significance import FLIPS, cohens_d, first_places, holm, rank_biserial, sign_flip_test
+from diffuseg.evaluation.statistics import CONFIDENCE, EQUAL, METHOD, RESAMPLES, Interval, bootstrap_mean, paired_difference
+from diffuseg.evaluation.summary import ALL
+from diffuseg.evaluation.written import Written, read_evaluations, refuse_unlike
+from diffuseg.whole import without_nan, write_json
+
+LEVEL = 0.05  # of a family of tests
+DEFAULT = ("dice", "hd95")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What two evaluations differ by in one metric: first minus second, over the n cases that have a value in both.
+
+    mean, low, high  in the unit of the metric; errors without their sign
+    p, adjusted      of the sign-flip test; after Holm's correction over the whole comparison
+    d, rank_biserial effect sizes, positive where the first value is higher
+    unpaired         cases that have a value in one of the two only, and are left out
+    verdict          "no difference", "not told apart", or the name of the better one
+    """
+
+    metric: str
+    first: str
+    second: str
+    n: int
+    patients: int
+    mean: float
+    low: float
+    high: float
+    p: float
+    adjusted: float
+    cohens_d: float
+    rank_biserial: float
+    unpaired: int
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found.
+
+    means        metric -> evaluation -> its mean with interval, over the cases that have a value there
+    first        metric -> evaluation -> how often it is the best if patients are drawn anew; sums to 1
+    differences  of each pair, metric after metric
+    notes        what has to stand under every table
+    """
+
+    names: list[str]
+    label: str
+    means: dict[str, dict[str, Interval]]
+    first: dict[str, dict[str, float]]
+    differences: list[Difference]
+    notes: list[str]
+
+
+def compare(
+    folders: Sequence[Path | str],
+    out_dir: Path | str | None = None,
+    metrics: Sequence[str] = DEFAULT,
+    label: str | None = None,
+    allow_seen: bool = False,
+    seed: int = 0,
+) -> Comparison:
+    """Compare evaluations that `diffuseg evaluate` wrote; writes comparison.json to `out_dir`, if there is one.
+
+    Of one class (`label`) or of the mean of a case's classes. The tests are those of the metrics asked for, so ask only for
+    what is meant to decide. Refuses what `read_evaluations` and `refuse_unlike` do, unknown metrics and classes, and none.
+    """
+    evaluations = read_evaluations([Path(folder) for folder in folders])
+    refuse_unlike(evaluations, allow_seen)
+    unknown = [metric for metric in metrics if metric not in METRICS]
+    if unknown or not metrics:
+        raise UserError(f"{'unknown metric ' + some(unknown) if unknown else 'no metric'}", do=f"Known: {', '.join(METRICS)}")
+    metrics = list(dict.fromkeys(metrics))
+    classes = evaluations[0].classes
+    if label is not None and label not in classes:
+        raise UserError(f"there is no class {label!r}", file=evaluations[0].folder, do=f"Classes: {', '.join(classes)}")
+    patients = [evaluations[0].patients[case] for case in evaluations[0].cases]
+    scores = {metric: {e.name: e.per_case(metric, label) for e in evaluations} for metric in metrics}
+    raw = [
+        _difference(metric, (one, ones), (other, others), patients, seed)
+        for metric, values in scores.items()
+        for (one, ones), (other, others) in itertools.combinations(values.items(), 2)
+    ]
+    differences = [_decided(d, adjusted) for d, adjusted in zip(raw, holm([d.p for d in raw]), strict=True)]
+    found = Comparison(
+        [evaluation.name for evaluation in evaluations],
+        label or (ALL if len(classes) > 1 else classes[0]),
+        {m: {name: bootstrap_mean(v, patients) for name, v in values.items()} for m, values in scores.items()},
+        {metric: _first(metric, values, patients, seed) for metric, values in scores.items()},
+        differences,
+        _notes(evaluations, differences),
+    )
+    if out_dir is not None:
+        write_json(Path(out_dir) / "comparison.json", without_nan(_content(found, evaluations, seed)))
+    return found
+
+
+def tables(found: Comparison) -> list[Table]:
+    """The comparison for a terminal: means and first places, then differences with the notes below."""
+    means = Table("metric", "evaluation", "mean [95 % interval]".replace("[", "\\["), "first", title=_escape(found.label))
+    for metric, values in found.means.items():
+        for name, interval in values.items():
+            place = found.first[metric][name]
+            share = "-" if math.isnan(place) else f"{place:.0%}"
+            means.add_row(*map(_escape, (_title(metric), name, _interval(metric, interval), share)))
+    columns = ("metric", "difference", "mean [95 % interval]", "p", "adjusted p", "d", "rank-biserial", "n", "better")
+    pairs = Table(*map(_escape, columns), title="Differences")
+    for d in found.differences:
+        names = f"{d.first} - {d.second}"
+        numbers = (_interval(d.metric, Interval(d.mean, d.low, d.high)), _p(d.p), _p(d.adjusted))
+        effects = (f"{d.cohens_d:.2f}", f"{d.rank_biserial:.2f}")
+        pairs.add_row(*map(_escape, (_title(d.metric), names, *numbers, *effects, str(d.n), d.verdict)))
+    pairs.caption, pairs.caption_justify = _escape("\n".join(found.notes)), "left"
+    return [means, pairs]
+
+
+def _difference(
+    metric: str, first: tuple[str, np.ndarray], second: tuple[str, np.ndarray], patients: list[str], seed: int
+) -> Difference:
+    (one, ones), (other, others) = first, second
+    apart = ones - others
+    there = np.isfinite(apart)
+    interval = paired_difference(ones, others, patients, seed=seed)
+    same = there.any() and np.abs(apart[there]).max() < EQUAL
+    unpaired = int((np.isfinite(ones) != np.isfinite(others)).sum())
+    return Difference(
+        metric,
+        one,
+        other,
+        int(there.sum()),
+        len({patient for patient, keep in zip(patients, there.tolist(), strict=True) if keep}),
+        *interval,
+        sign_flip_test(apart, patients, seed=seed),
+        math.nan,
+        cohens_d(apart, patients),
+        rank_biserial(apart, patients),
+        unpaired,
+        "no difference" if same and not unpaired else "not told apart",
+    )
+
+
+def _decided(difference: Difference, adjusted: float) -> Difference:
+    """With its adjusted p-value, and the better one named if that is below the level."""
+    verdict = difference.verdict
+    if adjusted < LEVEL:
+        first = (difference.mean > 0) == (METRICS[difference.metric].best == "highest")
+        verdict = difference.first if first else difference.second
+    return replace(difference, adjusted=adjusted, verdict=verdict)
+
+
+def _first(metric: str, values: dict[str, np.ndarray], patients: list[str], seed: int) -> dict[str, float]:
+    sign = 1 if METRICS[metric].best == "highest" else -1
+    shares = first_places(sign * np.stack(list(values.values())), patients, seed=seed)
+    return dict(zip(values, shares.tolist(), strict=True))
+
+
+def _notes(evaluations: list[Written], differences: list[Difference]) -> list[str]:
+    first = evaluations[0]
+    over = first.summary.get("interval", {}).get("over", "over patients")
+    lines = [
+        f"{len(first.cases)} cases; empty masks: {first.summary['rule']['means']}.",
+        f"Intervals and tests {over}.",
+        f"p: sign-flip test of the mean difference; adjusted: Holm over all {len(differences)} tests of this table.",
+        f"A name stands under 'better' where the adjusted p is below {LEVEL:g}.",
+        "The test knows of other patients like these; nothing of other seeds of a training.",
+    ]
+    missing = first.summary.get("missing", [])
+    if missing:
+        lines.append(f"{len(missing)} labelled cases without a prediction are in no number: {some(missing)}.")
+    if len(differences) * 2.0 ** (1 - max(d.patients for d in differences)) >= LEVEL:
+        lines.append(f"So few patients cannot show any difference in {len(differences)} tests, however large it is.")
+    left_out = max(d.unpaired for d in differences)
+    if left_out:
+        lines.append(
+            f"Up to {left_out} cases have a value in one of a pair only (a class in neither mask) and are left out: a false "
+            "alarm there is not counted. Evaluate with --empty one to count it."
+        )
+    for evaluation in evaluations:
+        for side in ("training", "validation"):
+            if evaluation.seen(side):
+                lines.append(f"{evaluation.name}: {len(evaluation.seen(side))} cases were in the {side} of its model.")
+        if evaluation.unknown:
+            lines.append(
+                f"{evaluation.name}: of {evaluation.unknown} cases it is unknown whether its model was trained on them."
+            )
+    return lines
+
+
+def _content(found: Comparison, evaluations: list[Written], seed: int) -> dict[str, Any]:
+    return {
+        "evaluations": {evaluation.name: str(evaluation.folder) for evaluation in evaluations},
+        "cases": evaluations[0].cases,
+        "class": found.label,
+        "rule": evaluations[0].summary["rule"],
+        "nsd_tolerance_mm": evaluations[0].summary["nsd_tolerance_mm"],
+        "means": {m: {name: i._asdict() for name, i in values.items()} for m, values in found.means.items()},
+        "first_places": found.first,
+        "differences": [asdict(difference) for difference in found.differences],
+        "level": LEVEL,
+        "correction": "Holm",
+        "interval": {"confidence": CONFIDENCE, "method": METHOD, "resamples": RESAMPLES},
+        "sign_flips": FLIPS,
+        "seed": seed,
+        "seen": {e.name: {side: e.seen(side) for side in ("training", "validation")} for e in evaluations},
+        "notes": found.notes,
+    }
+
+
+def _title(metric: str) -> str:
+    found = METRICS[metric]
+    unsigned = "absolute " if found.best == "zero" else ""
+    return f"{unsigned}{found.title}{f' ({found.unit})' if found.unit else ''}"
+
+
+def _interval(metric: str, interval: Interval) -> str:
+    digits = METRICS[metric].digits
+    if math.isnan(interval.mean):
+        return "-"
+    text = f"{interval.mean:.{digits}f}"
+    return text if math.isnan(interval.low) else f"{text} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+def _p(value: float) -> str:
+    return "-" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")

@@ -1,0 +1,167 @@
+"""A volume interval that holds the true volume as often as it says: split-conformal scaling of the interval of the draws.
+
+Draws of a model agree more, or less, than they should. On calibration cases, each interval [low, high] is asked how much
+it would have to be widened to hold the truth; a quantile of these scores widens the interval of every new case. If new
+cases are like the calibration cases (exchangeable with them), the truth is inside with probability 1 - alpha or more,
+whatever the model is like: over cases, not for each kind of case. Romano et al., Conformalized Quantile Regression (2019).
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import stats
+
+Scale = Literal["ml", "relative", "log"]
+Volumes = Float[np.ndarray, " n"]
+SMALLEST = 1e-3  # ml: a voxel of 1 mm
+
+
+@dataclass(frozen=True)
+class Widening:
+    """What calibration found.
+
+    margin    how much each side is widened: ml, part of the predicted volume, or difference of logarithms, as `scale` says;
+              negative where the draws differ more than they need to, infinite where there were too few cases
+    alpha     the part of cases that may be outside
+    smallest  ml: added to volumes before they divide or are taken the logarithm of, so that an empty mask has a score too
+    cases     number of calibration cases
+    """
+
+    margin: float
+    scale: Scale
+    alpha: float
+    smallest: float
+    cases: int
+
+    def apply(self, low: Volumes, high: Volumes) -> tuple[Volumes, Volumes]:
+        """Intervals [n] in ml, widened; never below 0, and where they would be inside out the point in the middle."""
+        _refuse(low, high)
+        if self.scale == "log":
+            factor = math.exp(self.margin) if self.margin < 700 else math.inf
+            new_low, new_high = (low + self.smallest) / factor - self.smallest, (high + self.smallest) * factor - self.smallest
+        else:
+            by = self.margin * _unit(low, high, self.scale, self.smallest)
+            new_low, new_high = low - by, high + by
+        middle = (low + high) / 2
+        crossed = new_low > new_high
+        return np.maximum(np.where(crossed, middle, new_low), 0.0), np.maximum(np.where(crossed, middle, new_high), 0.0)
+
+
+class Coverage(NamedTuple):
+    """Whether each true volume [n] was inside, and the intervals [n] in ml that were asked."""
+
+    inside: Bool[np.ndarray, " n"]
+    low: Volumes
+    high: Volumes
+
+    @property
+    def fraction(self) -> float:
+        """The part of cases whose true volume was inside."""
+        return float(self.inside.mean())
+
+
+def calibrate_interval(
+    low: Volumes,
+    high: Volumes,
+    truth: Volumes,
+    alpha: float = 0.1,
+    scale: Scale = "relative",
+    smallest: float = SMALLEST,
+) -> Widening:
+    """The widening that makes intervals [low, high] of volumes hold the truth in 1 - alpha of cases; all [n], in ml.
+
+    Score of a case: max(low - truth, truth - high), in ml, or over the middle of its interval ("relative"), or with
+    logarithms ("log"). The margin is the ceil((n + 1)(1 - alpha))-th smallest of the n scores; infinite where that is more
+    than n, that is with fewer than 1 / alpha - 1 cases. To be calibrated on cases that the model was not trained on. Refuses
+    no case, alpha outside (0, 1), negative or infinite volumes, low above high, an unknown scale, and smallest <= 0.
+    """
+    _refuse(low, high)
+    if not len(low) or truth.shape != low.shape or not (np.isfinite(truth).all() and (truth >= 0).all()):
+        raise ValueError("a true volume of 0 ml or more is needed for each of the intervals, and at least one")
+    if not (0 < alpha < 1 and smallest > 0):
+        raise ValueError(f"alpha in (0, 1) and a smallest volume above 0 ml are needed, not {alpha} and {smallest}")
+    scores = np.sort(_scores(low, high, truth, scale, smallest))
+    rank = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)
+    margin = float(scores[rank - 1]) if rank <= len(scores) else math.inf
+    return Widening(margin, scale, alpha, smallest, len(scores))
+
+
+def cross_coverage(
+    low: Volumes,
+    high: Volumes,
+    truth: Volumes,
+    alpha: float = 0.1,
+    scale: Scale = "relative",
+    smallest: float = SMALLEST,
+    groups: Sequence[Hashable] | None = None,
+    folds: int | None = None,
+    seed: int = 0,
+) -> Coverage:
+    """Each case with the widening calibrated on the others: those of other patients (`groups`) or, with `folds`, other folds.
+
+    All [n], in ml. Leaving out one case at a time, without ties, covers ceil(n (1 - alpha)) of n cases **whatever the
+    model**, for the rank of a score among the others decides: it shows the widths that are needed, and is no evidence of
+    coverage. Patients and folds left out make it vary, but not much; evidence is coverage of cases kept aside. Refuses what
+    `calibrate_interval` does, groups of another length, fewer than two groups, and other than 2 .. groups folds.
+    """
+    keys = list(range(len(low))) if groups is None else list(groups)
+    names = list(dict.fromkeys(keys))
+    if len(keys) != len(low) or len(names) < 2:
+        raise ValueError(f"{len(low)} cases in {len(names)} groups: at least two groups, and a group per case, are needed")
+    if folds is not None and not 2 <= folds <= len(names):
+        raise ValueError(f"{folds} folds of {len(names)} groups")
+    places = np.arange(len(names))
+    if folds is not None:
+        places = np.random.default_rng(seed).permutation(len(names)) % folds
+    fold = np.array([places[names.index(key)] for key in keys])
+    new_low, new_high = np.empty(len(low)), np.empty(len(low))
+    for number in np.unique(places):
+        out = fold == number
+        widening = calibrate_interval(low[~out], high[~out], truth[~out], alpha, scale, smallest)
+        new_low[out], new_high[out] = widening.apply(low[out], high[out])
+    return covered(new_low, new_high, truth)
+
+
+def covered(low: Volumes, high: Volumes, truth: Volumes) -> Coverage:
+    """Whether true volumes lie in their intervals, all [n] in ml; both ends belong to it, to a rounding error."""
+    slack = 1e-9 * (1 + np.abs(truth))
+    return Coverage((low - slack <= truth) & (truth <= high + slack), low, high)
+
+
+def expected_coverage(cases: int, alpha: float = 0.1, confidence: float = 0.9) -> tuple[float, float]:
+    """Where the coverage over endless new cases lies, at this confidence, given the number of calibration cases.
+
+    It depends on which cases one happened to calibrate on: Beta(k, n + 1 - k) with k = ceil((n + 1)(1 - alpha)), for scores
+    without ties; (1, 1) where the intervals are infinite. Refuses no case, and parts outside (0, 1). Vovk (2012).
+    """
+    if cases < 1 or not (0 < alpha < 1 and 0 < confidence < 1):
+        raise ValueError(f"{cases} cases, alpha {alpha}, confidence {confidence}")
+    rank = math.ceil((cases + 1) * (1 - alpha) - 1e-9)
+    if rank > cases:
+        return 1.0, 1.0
+    low, high = stats.beta.interval(confidence, rank, cases + 1 - rank)
+    return float(low), float(high)
+
+
+def _scores(low: Volumes, high: Volumes, truth: Volumes, scale: Scale, smallest: float) -> Volumes:
+    if scale == "log":
+        below, above = (np.log(a + smallest) - np.log(b + smallest) for a, b in ((low, truth), (truth, high)))
+        return np.maximum(below, above)
+    return np.maximum(low - truth, truth - high) / _unit(low, high, scale, smallest)
+
+
+def _unit(low: Volumes, high: Volumes, scale: Scale, smallest: float) -> Volumes:
+    if scale not in ("ml", "relative"):
+        raise ValueError(f"a scale is 'ml', 'relative' or 'log', not {scale!r}")
+    return np.ones(len(low)) if scale == "ml" else (low + high) / 2 + smallest
+
+
+def _refuse(low: np.ndarray, high: np.ndarray) -> None:
+    if low.shape != high.shape or low.ndim != 1:
+        raise ValueError(f"intervals need both ends, not shapes {low.shape} and {high.shape}")
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low >= 0).all() and (low <= high).all()):
+        raise ValueError("intervals must be 0 <= low <= high, in ml")

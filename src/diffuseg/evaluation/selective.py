@@ -1,0 +1,94 @@
+"""Which cases should a human look at, and what does a model gain by handing them over.
+
+risk [n] is what a case costs (1 - Dice, say: lower is better), uncertainty [n] what the model says of it without knowing the
+truth. Cases of equal uncertainty are not told apart by it: each number is the mean over all orders among them.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+
+class RiskCoverage(NamedTuple):
+    """The curve, by rising coverage [n]: the part of cases kept, their mean risk, the largest uncertainty among them."""
+
+    coverage: Float[np.ndarray, " n"]
+    risk: Float[np.ndarray, " n"]
+    threshold: Float[np.ndarray, " n"]
+
+
+def risk_coverage(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"]) -> RiskCoverage:
+    """Mean risk of the k least uncertain of n cases, k = 1 .. n; refuses no case, other lengths and values that are not finite.
+
+    Geifman and El-Yaniv (2017).
+    """
+    _refuse(risk, uncertainty)
+    n = len(risk)
+    order = np.argsort(uncertainty, kind="stable")
+    sorted_uncertainty = uncertainty[order]
+    _, first, size = np.unique(sorted_uncertainty, return_index=True, return_counts=True)
+    expected = np.repeat(np.add.reduceat(risk[order].astype(np.float64), first) / size, size)  # over orders among equals
+    kept = np.arange(1, n + 1)
+    return RiskCoverage(kept / n, np.cumsum(expected) / kept, sorted_uncertainty.astype(np.float64))
+
+
+def aurc(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"]) -> float:
+    """Area under the risk-coverage curve: mean of the n mean risks, in the unit of the risk; lower is better.
+
+    An uncertainty that says nothing gives the mean risk of all cases. Refuses what `risk_coverage` does. Geifman et al. (2019).
+    """
+    return float(risk_coverage(risk, uncertainty).risk.mean())
+
+
+def excess_aurc(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"]) -> float:
+    """AURC minus that of an uncertainty which ranks cases as the risk itself does: 0 is best; never negative.
+
+    It tells the ranking from the quality of the masks, which AURC alone does not. Refuses what `risk_coverage` does.
+    Geifman et al. (2019).
+    """
+    return max(0.0, aurc(risk, uncertainty) - aurc(risk, np.asarray(risk, np.float64)))
+
+
+def risk_after_rejecting(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"], fraction: float) -> float:
+    """Mean risk of what is kept where the most uncertain `fraction` of cases, rounded down to whole cases, goes to a human.
+
+    Refuses fractions outside [0, 1) and what `risk_coverage` does.
+    """
+    return float(risk_coverage(risk, uncertainty).risk[len(risk) - 1 - _sent(len(risk), fraction)])
+
+
+def threshold_for_fraction(uncertainty: Float[np.ndarray, " n"], fraction: float) -> float:
+    """The threshold above which a case goes to a human, so that at most `fraction` of these validation cases do.
+
+    The smallest such threshold among their uncertainties. Refuses no case, values that are not finite, and fractions
+    outside [0, 1).
+    """
+    _refuse(uncertainty, uncertainty)
+    return float(np.sort(uncertainty)[len(uncertainty) - 1 - _sent(len(uncertainty), fraction)])
+
+
+def threshold_for_risk(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"], target: float) -> float:
+    """The largest threshold that keeps the mean risk of the validation cases at or below it within `target`.
+
+    -inf where none does: then all cases go to a human. The target is met on the validation cases, not guaranteed on others:
+    the threshold was chosen because it looked good there. Refuses what `risk_coverage` does.
+    """
+    curve = risk_coverage(risk, uncertainty)
+    last = np.append(curve.threshold[1:] > curve.threshold[:-1], True)  # cases of equal uncertainty stay together
+    meets = last & (curve.risk <= target)
+    return float(curve.threshold[meets].max()) if meets.any() else -math.inf
+
+
+def _sent(n: int, fraction: float) -> int:
+    if not 0 <= fraction < 1:
+        raise ValueError(f"a fraction of cases is in [0, 1), not {fraction}")
+    return math.floor(fraction * n + 1e-9)
+
+
+def _refuse(risk: np.ndarray, uncertainty: np.ndarray) -> None:
+    if risk.ndim != 1 or risk.shape != uncertainty.shape or not len(risk):
+        raise ValueError(f"risk of shape {risk.shape}, uncertainty of shape {uncertainty.shape}: a value per case is needed")
+    if not (np.isfinite(risk).all() and np.isfinite(uncertainty).all()):
+        raise ValueError("risk and uncertainty must be finite; decide beforehand what a case without a value is worth")
