@@ -3,8 +3,14 @@
 from diffuseg.methods.base import Method, Phase
 from diffuseg.methods.cdal import CDAL
 from diffuseg.methods.concat import Concat
+from diffuseg.methods.medsegdiff import MedSegDiff
 from diffuseg.methods.unet import UNetMethod
 
-METHODS: dict[str, type[Method]] = {"unet": UNetMethod, "concat": Concat, "cdal": CDAL}
+METHODS: dict[str, type[Method]] = {
+    "unet": UNetMethod,
+    "concat": Concat,
+    "cdal": CDAL,
+    "medsegdiff": MedSegDiff,
+}
 
 __all__ = ["METHODS", "Method", "Phase"]
