@@ -16,10 +16,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import diffuseg
-from diffuseg.cli import EmptyRule, _Bars, app
+from diffuseg.cli import EmptyRule, Fuse, _Bars, app
 from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import Empty
+from diffuseg.inference.fusion import FUSIONS
 from diffuseg.methods import METHODS
 from diffuseg.train import loop
 from diffuseg.train.checkpoint import save_checkpoint
@@ -72,6 +73,7 @@ def test_help_and_version():
     assert call("--version").output == f"diffuseg {diffuseg.__version__}\n"
     assert call("predict").exit_code == 2
     assert {rule.value for rule in EmptyRule} == set(get_args(Empty))
+    assert [fuse.value for fuse in Fuse] == list(FUSIONS)
 
 
 def test_from_made_up_data_to_an_evaluation(tmp_path, checkpoint):

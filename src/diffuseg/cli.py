@@ -24,6 +24,14 @@ class EmptyRule(StrEnum):
     zero = "zero"
 
 
+class Fuse(StrEnum):
+    """The names in `diffuseg.inference.fusion.FUSIONS`, without importing it."""
+
+    mean = "mean"
+    vote = "vote"
+    staple = "staple"
+
+
 class Commands(TyperGroup):
     """Turns a fault that the user can mend into one line and an exit code."""
 
@@ -149,6 +157,7 @@ def predict(
     draws: Annotated[int, typer.Option(help="Segmentations drawn per case; their spread is the uncertainty.")] = 8,
     steps: Annotated[int | None, typer.Option(help="Denoising steps per draw.", show_default="the model's")] = None,
     sampler: Annotated[str | None, typer.Option(help="ancestral, ddim, ...", show_default="the model's")] = None,
+    fuse: Annotated[Fuse, typer.Option(help="How the draws make one mask; probabilities are always their mean.")] = Fuse.mean,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do cases that are already finished.")] = False,
@@ -160,7 +169,7 @@ def predict(
     loaded = load(model, device)
     typer.echo(f"{loaded.name} ({loaded.hash}) on {loaded.device}, {loaded.precision.reason}")
     with _Bars(_console(stderr=True)) as bars:
-        report = predict_folder(loaded, inputs, out, draws, seed, steps, sampler, overwrite, bars.case, bars.draw)
+        report = predict_folder(loaded, inputs, out, draws, seed, steps, sampler, overwrite, bars.case, bars.draw, fuse.value)
     for case, reason in report.skipped:
         typer.echo(f"skipped {case}: {reason}")
     for case, reason in report.failed:

@@ -18,6 +18,7 @@ from diffuseg.data.transforms import Placement, to_grid, to_native
 from diffuseg.diffusion.samplers import SAMPLERS, timesteps
 from diffuseg.errors import UserError
 from diffuseg.inference.ensemble import Ensemble, interval
+from diffuseg.inference.fusion import fusion
 from diffuseg.methods import Method
 from diffuseg.precision import Precision, choose_precision
 from diffuseg.train.checkpoint import load_checkpoint, model_hash, versions
@@ -44,20 +45,23 @@ class Model:
     device: torch.device
     precision: Precision
 
-    def settings(self, draws: int = 8, seed: int = 0, steps: int | None = None, sampler: str | None = None) -> dict[str, Any]:
+    def settings(
+        self, draws: int = 8, seed: int = 0, steps: int | None = None, sampler: str | None = None, fuse: str = "mean"
+    ) -> dict[str, Any]:
         """All that decides a result besides the image, defaults filled in; a deterministic method has a single draw.
 
-        Refuses fewer than one draw, an unknown sampler, and more steps than the model has levels.
+        Refuses fewer than one draw, an unknown sampler or fusion, and more steps than the model has levels.
         """
         if draws < 1:
             raise UserError(f"{draws} draws: at least one is needed")
+        fusion(fuse)
         if not self.method.generative:
-            return {"model": self.hash, "draws": 1, "seed": None, "steps": 1, "sampler": None}
+            return {"model": self.hash, "draws": 1, "seed": None, "steps": 1, "sampler": None, "fuse": "mean"}
         sampler, steps = sampler or self.method.default_sampler, self.method.default_steps if steps is None else steps
         if sampler not in SAMPLERS:
             raise UserError(f"unknown sampler {sampler!r}", do=f"Known: {', '.join(SAMPLERS)}")
         timesteps(self.method.schedule.T, steps)
-        return {"model": self.hash, "draws": draws, "seed": seed, "steps": steps, "sampler": sampler}
+        return {"model": self.hash, "draws": draws, "seed": seed, "steps": steps, "sampler": sampler, "fuse": fuse}
 
     def predict(
         self,
@@ -67,33 +71,36 @@ class Model:
         steps: int | None = None,
         sampler: str | None = None,
         on_draw: Callable[[int, int], None] | None = None,
+        fuse: str = "mean",
     ) -> Prediction:
         """Segment one case, given as a file, files (one per channel), an Image, or an array [*s] or [c, *s].
 
         An array has no geometry: its voxels are taken for 1 mm, its axes for right, anterior, superior. Statistics are
         made on the model's grid and interpolated back; the mask is the largest of the probabilities on the image's own
-        voxels. Noise depends on the seed and on the image's intensities, not on its name or on other cases.
-        `on_draw(done, draws)` is told of each draw. Refuses what `settings` refuses, images that cannot be read, and
-        images with other channels or axes than the model's.
+        voxels, or of the votes or of STAPLE's decision with `fuse` "vote" or "staple". Noise depends on the seed and on the
+        image's intensities, not on its name or on other cases. `on_draw(done, draws)` is told of each draw.
+        Refuses what `settings` refuses, images that cannot be read, and images with other channels or axes than the model's.
         """
         started = time.monotonic()
-        asked = self.settings(draws, seed, steps, sampler)
+        asked = self.settings(draws, seed, steps, sampler, fuse)
         image = self._image(image)
         x, placement = to_grid(image, self.plan)
         digest = content(image, placement)
         seeds = [draw_seed(seed, digest, i) for i in range(asked["draws"])]
-        ensemble = Ensemble()
+        ensemble, fused = Ensemble(), fusion(asked["fuse"])
         how = {"steps": asked["steps"], "sampler": asked["sampler"], "chunk": self._together(x.shape[1:])}
         with self.precision.autocast(self.device):
             for p in self.method.draw(x.to(self.device), seeds, **how):
                 ensemble.add(p)
+                fused.add(p)
                 if on_draw is not None:
                     on_draw(ensemble.draws, len(seeds))
         probability = to_native(ensemble.mean, placement)
+        shares = probability if asked["fuse"] == "mean" else to_native(fused.shares(ensemble.mean), placement)
         maps = ensemble.uncertainty()
         native = to_native(torch.stack(list(maps.values())), placement)
         values = np.array(sorted(self.plan.labels.values()))
-        mask = values.astype(np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32)[probability.argmax(0)]
+        mask = values.astype(np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32)[shares.argmax(0)]
         provenance = self._volumes(mask, image, placement, ensemble) | asked
         provenance |= self._provenance(image, placement, x.shape[1:])
         provenance["seeds"] = seeds if self.method.generative else []
