@@ -21,6 +21,7 @@ CHEAP = {
     "cdal": ["latent=8", "latent_width=16", "discriminator_widths=8,8,16", "adversarial=0.1"],
     "concat": ["T=50"],
     "medsegdiff": ["filter_size=4"],
+    "medsegdiff_v2": ["alpha=2"],
 }
 
 

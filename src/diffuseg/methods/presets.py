@@ -65,4 +65,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "config": _PUBLISHED | {"size": "B", "dce": "published", "filter_size": 64, "skips": "mask"},
         "train": {"ema": 0.9999},
     },
+    # Its second version as far as we know it; alpha, beta and the blocks of its transformer are ours.
+    "medsegdiff_v2/as_published": {
+        "plan": {"dims": 2, "context": 0, "patch": (256, 256), "batch": 32, "augmentation": "none"},
+        "config": _PUBLISHED | {"widths": (64, 128, 256, 384, 512), "blocks": 1, "encoder_blocks": 1},
+        "train": {"ema": 0.9999},
+    },
 }
