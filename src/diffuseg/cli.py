@@ -109,7 +109,7 @@ def plan(
 def train(
     dataset: Annotated[Path, typer.Argument(help="Folder in the nnU-Net v2 raw or the MSD layout.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, logs, pictures.")],
-    method: Annotated[str, typer.Option(help="unet, concat or cdal.")] = "cdal",
+    method: Annotated[str, typer.Option(help="unet, concat, cdal, medsegdiff or medsegdiff_v2.")] = "cdal",
     fold: Annotated[int, typer.Option(help="Fold to validate on.")] = 0,
     plan: Annotated[Path | None, typer.Option(help="An edited plan.", show_default="made from the data")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
