@@ -120,6 +120,38 @@ def dot_plot(panels: dict[str, dict[str, tuple[list[float], tuple[float, float, 
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
+def curve_figure(rows: Sequence[dict[str, Any]], recommended: dict[str, Any]) -> bytes:
+    """Quality against cost as PNG: Dice, NLL and Brier score over the seconds of one case, a line per number of steps.
+
+    Each row has steps, draws, seconds, dice, dice_low, dice_high, nll, brier; numbers at the dots are draws. The
+    recommended row is ringed. Refuses no row at all.
+    """
+    if not rows:
+        raise ValueError("curve_figure: there is nothing to draw")
+    figure, axes = _figure(1, 3, (12.0, 4.2))
+    for axis, (key, name) in zip(
+        axes[0], {"dice": "Dice (95 % interval)", "nll": "NLL (nats)", "brier": "Brier score"}.items(), strict=True
+    ):
+        for number, steps in enumerate(sorted({row["steps"] for row in rows})):
+            line = sorted((row for row in rows if row["steps"] == steps), key=lambda row: row["draws"])
+            x, y = [row["seconds"] for row in line], [row[key] for row in line]
+            colour, mark = OKABE_ITO[number % len(OKABE_ITO)], "os^Dvph"[number % 7]
+            axis.plot(x, y, color=colour, marker=mark, label=f"{steps} step{'s' * (steps > 1)}")
+            if key == "dice":
+                low = [max(row["dice"] - row["dice_low"], 0) for row in line]  # NaN of a single case: no bar
+                high = [max(row["dice_high"] - row["dice"], 0) for row in line]
+                axis.errorbar(x, y, yerr=[low, high], fmt="none", ecolor=colour, alpha=0.35, capsize=2)
+            for row in line:
+                axis.annotate(str(row["draws"]), (row["seconds"], row[key]), (3, 4), textcoords="offset points", fontsize=7)
+        axis.plot(recommended["seconds"], recommended[key], "o", ms=14, mfc="none", mec="black", label="recommended")
+        axis.set_xscale("log")
+        axis.set_xlabel("seconds per case (log)", fontsize=9)
+        axis.set_title(name, fontsize=9)
+        axis.tick_params(labelsize=8)
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    return _png(figure)
+
+
 class _View:
     """The slice of a case that is shown, the part of it that is enlarged, and how arrays come to lie on the paper."""
 

@@ -99,7 +99,7 @@ def predict_folder(
     model: Model,
     inputs: Sequence[Path],
     out: Path,
-    draws: int = 8,
+    draws: int | None = None,
     seed: int = 0,
     steps: int | None = None,
     sampler: str | None = None,

@@ -26,6 +26,7 @@ from diffuseg.types import Image, Prediction
 
 NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
 STATE_BYTES = 2**28  # of the noisy masks that are denoised together; a sampler holds a few such tensors
+DRAWS = 8  # per image, where nobody says otherwise
 Readable = Image | np.ndarray | Path | str | Sequence[Path | str]
 
 
@@ -45,13 +46,29 @@ class Model:
     device: torch.device
     precision: Precision
 
+    def recommended(self, draws: int | None, steps: int | None, sampler: str | None) -> dict[str, Any] | None:
+        """What `diffuseg curve` found for this model, where neither draws nor steps nor another sampler are asked for."""
+        found = self.meta.get("recommended")
+        free = draws is None and steps is None and self.method.generative
+        return found if found and free and sampler in (None, found["sampler"]) else None
+
     def settings(
-        self, draws: int = 8, seed: int = 0, steps: int | None = None, sampler: str | None = None, fuse: str = "mean"
+        self,
+        draws: int | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        sampler: str | None = None,
+        fuse: str = "mean",
     ) -> dict[str, Any]:
         """All that decides a result besides the image, defaults filled in; a deterministic method has a single draw.
 
-        Refuses fewer than one draw, an unknown sampler or fusion, and more steps than the model has levels.
+        Defaults are what is recommended for the model, else 8 draws with the method's own steps and sampler. Refuses fewer
+        than one draw, an unknown sampler or fusion, and more steps than the model has levels.
         """
+        best = self.recommended(draws, steps, sampler)
+        if best is not None:
+            draws, steps, sampler = best["draws"], best["steps"], best["sampler"]
+        draws = DRAWS if draws is None else draws
         if draws < 1:
             raise UserError(f"{draws} draws: at least one is needed")
         fusion(fuse)
@@ -66,7 +83,7 @@ class Model:
     def predict(
         self,
         image: Readable,
-        draws: int = 8,
+        draws: int | None = None,
         seed: int = 0,
         steps: int | None = None,
         sampler: str | None = None,
@@ -88,7 +105,7 @@ class Model:
         digest = content(image, placement)
         seeds = [draw_seed(seed, digest, i) for i in range(asked["draws"])]
         ensemble, fused = Ensemble(), fusion(asked["fuse"])
-        how = {"steps": asked["steps"], "sampler": asked["sampler"], "chunk": self._together(x.shape[1:])}
+        how = {"steps": asked["steps"], "sampler": asked["sampler"], "chunk": self.together(x.shape[1:])}
         with self.precision.autocast(self.device):
             for p in self.method.draw(x.to(self.device), seeds, **how):
                 ensemble.add(p)
@@ -103,12 +120,13 @@ class Model:
         mask = values.astype(np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32)[shares.argmax(0)]
         provenance = self._volumes(mask, image, placement, ensemble) | asked
         provenance |= self._provenance(image, placement, x.shape[1:])
+        provenance["recommended"] = self.recommended(draws, steps, sampler) is not None
         provenance["seeds"] = seeds if self.method.generative else []
         provenance["network_evaluations"] = asked["draws"] * asked["steps"]
         provenance["seconds"] = round(time.monotonic() - started, 2)
         return Prediction(mask, probability, dict(zip(maps, native, strict=True)), image, provenance)
 
-    def _together(self, grid: Sequence[int]) -> int:
+    def together(self, grid: Sequence[int]) -> int:
         """How many draws are made at a time: 8, or fewer of a large image; the result is the same."""
         return max(1, min(8, STATE_BYTES // (4 * self.plan.classes * math.prod(grid))))
 
