@@ -1,5 +1,6 @@
 """What is particular to MedSegDiff: its equations, its switches, its sizes, and what is computed once per image."""
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -321,3 +322,31 @@ def test_one_case_is_learnt_by_heart(name, predict):
     for p in method.draw(image, seeds=[0, 1, 2]):
         found = p.argmax(0).bool()
         assert float(2 * (found & truth).sum() / (found.sum() + truth.sum())) > 0.97
+
+
+@BOTH
+@pytest.mark.parametrize("grid", ["2d", "3d"])
+def test_half_the_digits_are_enough_for_convolutions_and_never_used_for_spectra(name, grid):
+    """bfloat16 trains and draws, and a draw stays near that of float32."""
+    method = build(name, grid)
+    image = torch.randn(len(method.plan.channels), *method.plan.patch, generator=rng())
+    exact = next(iter(method.draw(image, seeds=[0])))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for phase in method.phases:
+            loss, _ = method.loss(make_batch(method), phase, rng())
+            loss.backward()
+            assert torch.isfinite(loss) and loss.dtype == torch.float32
+        near = next(iter(method.draw(image, seeds=[0])))
+    assert near.dtype == torch.float32 and (near - exact).detach().abs().mean() < 0.03
+
+
+@BOTH
+def test_slices_with_neighbours_of_a_volume(name):
+    """2.5-D: one slice's features serve that slice of every draw, and no other."""
+    plan = replace(build(name, "2d").plan, context=1, patch=(8, 6))
+    torch.manual_seed(0)
+    method = METHODS[name](plan, override(METHODS[name].config_class(), CHEAP[name]))
+    volume = torch.randn(1, 9, 7, 5, generator=rng())
+    maps = list(method.draw(volume, seeds=[0, 1]))
+    assert all(p.shape == (2, 9, 7, 5) for p in maps) and not torch.equal(*maps)
+    torch.testing.assert_close(next(iter(method.draw(volume, seeds=[1]))), maps[1], atol=1e-5, rtol=0)
