@@ -16,10 +16,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import diffuseg
-from diffuseg.cli import EmptyRule, _Bars, app
+from diffuseg.cli import EmptyRule, Fuse, _Bars, app
 from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import Empty
+from diffuseg.inference.fusion import FUSIONS
 from diffuseg.methods import METHODS
 from diffuseg.train import loop
 from diffuseg.train.checkpoint import save_checkpoint
@@ -66,12 +67,13 @@ def test_importing_the_commands_imports_nothing_heavy():
 def test_help_and_version():
     shown = call("--help")
     assert shown.exit_code == 0
-    for command in ("plan", "train", "predict", "evaluate", "compare", "demo-data"):
+    for command in ("plan", "train", "predict", "curve", "evaluate", "compare", "demo-data"):
         assert command in shown.output
         assert call(command, "--help").exit_code == 0
     assert call("--version").output == f"diffuseg {diffuseg.__version__}\n"
     assert call("predict").exit_code == 2
     assert {rule.value for rule in EmptyRule} == set(get_args(Empty))
+    assert [fuse.value for fuse in Fuse] == list(FUSIONS)
 
 
 def test_from_made_up_data_to_an_evaluation(tmp_path, checkpoint):

@@ -65,7 +65,7 @@ class Batch:
 class Prediction:
     """One segmented case in its native geometry.
 
-    mask         [*s] label values as in dataset.json
+    mask         [*s] label values as in dataset.json: what the draws agree on, by the fusion that was asked for
     probability  [k, *s] mean over the draws, sums to 1 over k; class 0 is background
     uncertainty  name -> [*s]: "entropy" of the mean (nats), "expected_entropy", "mutual_information", "variance"
     image        the image that it belongs to

@@ -17,7 +17,12 @@ GRIDS = {
     "3d": (3, 2, 3, (8, 12, 9)),
     "binary": (2, 3, 2, (17, 23)),
 }  # dims, channels, classes
-CHEAP = {"cdal": ["latent=8", "latent_width=16", "discriminator_widths=8,8,16", "adversarial=0.1"], "concat": ["T=50"]}
+CHEAP = {
+    "cdal": ["latent=8", "latent_width=16", "discriminator_widths=8,8,16", "adversarial=0.1"],
+    "concat": ["T=50"],
+    "medsegdiff": ["filter_size=4"],
+    "medsegdiff_v2": ["alpha=2"],
+}
 
 
 def build(name: str, grid: str = "3d", *settings: str) -> Method:

@@ -146,6 +146,19 @@ def test_finished_cases_are_skipped_until_they_are_to_be_overwritten(scans, tmp_
     assert json.loads((out / "case1.json").read_text())["draws"] == 3
 
 
+def test_the_fusion_is_a_setting_and_results_from_before_there_was_one_are_means(tmp_path):
+    scan, out, model = write_scan(tmp_path / "a.nii.gz"), tmp_path / "out", make_model()
+    predict_folder(model, [scan], out, draws=2, fuse="vote")
+    assert json.loads((out / "a.json").read_text())["fuse"] == "vote"
+    (_, reason), *_ = predict_folder(model, [scan], out, draws=2).skipped
+    assert "fuse vote, not mean" in reason
+    predict_folder(model, [scan], out, draws=2, overwrite=True)
+    record = json.loads((out / "a.json").read_text())
+    del record["fuse"]
+    (out / "a.json").write_text(json.dumps(record))
+    assert predict_folder(model, [scan], out, draws=2).skipped == [("a", "already finished")]
+
+
 def test_a_record_of_another_program_is_not_touched(scans, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

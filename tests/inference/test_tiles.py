@@ -56,6 +56,24 @@ def test_a_two_dimensional_network_on_a_volume_keeps_the_axes(axis, context):
     torch.testing.assert_close(got, tiling.crop(x_t) * image)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_features_may_be_several_tensors_of_any_sizes(dims, monkeypatch):
+    """Kept or computed again, repeated for the draws or not: the same as one tensor."""
+    image = torch.randn(1, 9, 12, 11)
+    p = plan(dims=dims, patch=(8, 8, 6)[:dims])
+    several = lambda x: (x, x.mean(tuple(range(2, x.ndim)), keepdim=True))
+    joined = lambda x: torch.cat([x, several(x)[1].expand_as(x)], dim=1)
+    for kept in (2**31, 0):
+        monkeypatch.setattr("diffuseg.inference.tiles.FEATURES_KEPT", kept)
+        a, b = (Tiling(image, p, encode=encode, overlap=0.5) for encode in (several, joined))
+        x_t = torch.randn(2, 3, *a.shape)
+        for t in (1, 2):
+            got = a.denoise(lambda x, t, f, z: x * f[0] + f[1], x_t, t, None, 2)
+            expected = b.denoise(lambda x, t, f, z: x * f[:, :1] + f[:, 1:], x_t, t, None, 2)
+            torch.testing.assert_close(got, expected)
+        assert bool(a._features) == bool(kept)
+
+
 def test_every_tile_of_a_draw_gets_the_draws_own_latent():
     tiling = Tiling(torch.randn(1, 19, 14, 11), plan(), encode=lambda x: x, overlap=0.5)
     z = torch.tensor([[1.0], [2.0]])

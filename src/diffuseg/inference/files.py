@@ -18,7 +18,7 @@ from diffuseg.inference.model import Model
 from diffuseg.types import Prediction
 from diffuseg.whole import write_json
 
-SETTINGS = ("model", "draws", "seed", "steps", "sampler")  # what makes two results of one image differ
+SETTINGS = ("model", "draws", "seed", "steps", "sampler", "fuse")  # what makes two results of one image differ
 
 
 @dataclass
@@ -99,13 +99,14 @@ def predict_folder(
     model: Model,
     inputs: Sequence[Path],
     out: Path,
-    draws: int = 8,
+    draws: int | None = None,
     seed: int = 0,
     steps: int | None = None,
     sampler: str | None = None,
     overwrite: bool = False,
     on_case: Callable[[str, int, int], None] | None = None,
     on_draw: Callable[[int, int], None] | None = None,
+    fuse: str = "mean",
 ) -> Report:
     """Segment files and folders into a folder, see `save`; finished cases are skipped unless they are to be overwritten.
 
@@ -113,7 +114,7 @@ def predict_folder(
     case. Refuses, before any work, settings that the model refuses, inputs that `find_cases` refuses, an out folder that
     cannot be written, and results that would overwrite an input or each other.
     """
-    asked, out = model.settings(draws, seed, steps, sampler), Path(out)
+    asked, out = model.settings(draws, seed, steps, sampler, fuse), Path(out)
     cases = find_cases([Path(item) for item in inputs], len(model.plan.channels))
     _refuse_collisions(cases, out)
     _claim(out)
@@ -126,7 +127,7 @@ def predict_folder(
             if before is not None:
                 report.skipped.append((case, before))
                 continue
-            prediction = model.predict(paths, draws, seed, steps, sampler, on_draw)
+            prediction = model.predict(paths, draws, seed, steps, sampler, on_draw, fuse)
             save(prediction, out, case, ending_for(paths[0]))
             report.finished.append(case)
         except UserError as fault:
@@ -153,6 +154,7 @@ def _finished(record: Path, asked: dict[str, Any]) -> str | None:
     if not record.exists():
         return None
     before = read_json(record)
+    before = {"fuse": "mean"} | before if isinstance(before, dict) else before  # what it was before there was a choice
     if not isinstance(before, dict) or not set(SETTINGS) <= set(before):
         raise UserError("is there, but no result of this program", file=record, do="Choose another folder, or --overwrite")
     changed = [f"{key} {before[key]}, not {asked[key]}" for key in SETTINGS if before[key] != asked[key]]

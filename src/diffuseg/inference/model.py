@@ -18,6 +18,7 @@ from diffuseg.data.transforms import Placement, to_grid, to_native
 from diffuseg.diffusion.samplers import SAMPLERS, timesteps
 from diffuseg.errors import UserError
 from diffuseg.inference.ensemble import Ensemble, interval
+from diffuseg.inference.fusion import fusion
 from diffuseg.methods import Method
 from diffuseg.precision import Precision, choose_precision
 from diffuseg.train.checkpoint import load_checkpoint, model_hash, seen_in, versions
@@ -25,6 +26,7 @@ from diffuseg.types import Image, Prediction
 
 NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
 STATE_BYTES = 2**28  # of the noisy masks that are denoised together; a sampler holds a few such tensors
+DRAWS = 8  # per image, where nobody says otherwise
 Readable = Image | np.ndarray | Path | str | Sequence[Path | str]
 
 
@@ -44,64 +46,87 @@ class Model:
     device: torch.device
     precision: Precision
 
-    def settings(self, draws: int = 8, seed: int = 0, steps: int | None = None, sampler: str | None = None) -> dict[str, Any]:
+    def recommended(self, draws: int | None, steps: int | None, sampler: str | None) -> dict[str, Any] | None:
+        """What `diffuseg curve` found for this model, where neither draws nor steps nor another sampler are asked for."""
+        found = self.meta.get("recommended")
+        free = draws is None and steps is None and self.method.generative
+        return found if found and free and sampler in (None, found["sampler"]) else None
+
+    def settings(
+        self,
+        draws: int | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        sampler: str | None = None,
+        fuse: str = "mean",
+    ) -> dict[str, Any]:
         """All that decides a result besides the image, defaults filled in; a deterministic method has a single draw.
 
-        Refuses fewer than one draw, an unknown sampler, and more steps than the model has levels.
+        Defaults are what is recommended for the model, else 8 draws with the method's own steps and sampler. Refuses fewer
+        than one draw, an unknown sampler or fusion, and more steps than the model has levels.
         """
+        best = self.recommended(draws, steps, sampler)
+        if best is not None:
+            draws, steps, sampler = best["draws"], best["steps"], best["sampler"]
+        draws = DRAWS if draws is None else draws
         if draws < 1:
             raise UserError(f"{draws} draws: at least one is needed")
+        fusion(fuse)
         if not self.method.generative:
-            return {"model": self.hash, "draws": 1, "seed": None, "steps": 1, "sampler": None}
+            return {"model": self.hash, "draws": 1, "seed": None, "steps": 1, "sampler": None, "fuse": "mean"}
         sampler, steps = sampler or self.method.default_sampler, self.method.default_steps if steps is None else steps
         if sampler not in SAMPLERS:
             raise UserError(f"unknown sampler {sampler!r}", do=f"Known: {', '.join(SAMPLERS)}")
         timesteps(self.method.schedule.T, steps)
-        return {"model": self.hash, "draws": draws, "seed": seed, "steps": steps, "sampler": sampler}
+        return {"model": self.hash, "draws": draws, "seed": seed, "steps": steps, "sampler": sampler, "fuse": fuse}
 
     def predict(
         self,
         image: Readable,
-        draws: int = 8,
+        draws: int | None = None,
         seed: int = 0,
         steps: int | None = None,
         sampler: str | None = None,
         on_draw: Callable[[int, int], None] | None = None,
+        fuse: str = "mean",
     ) -> Prediction:
         """Segment one case, given as a file, files (one per channel), an Image, or an array [*s] or [c, *s].
 
         An array has no geometry: its voxels are taken for 1 mm, its axes for right, anterior, superior. Statistics are
         made on the model's grid and interpolated back; the mask is the largest of the probabilities on the image's own
-        voxels. Noise depends on the seed and on the image's intensities, not on its name or on other cases.
-        `on_draw(done, draws)` is told of each draw. Refuses what `settings` refuses, images that cannot be read, and
-        images with other channels or axes than the model's.
+        voxels, or of the votes or of STAPLE's decision with `fuse` "vote" or "staple". Noise depends on the seed and on the
+        image's intensities, not on its name or on other cases. `on_draw(done, draws)` is told of each draw.
+        Refuses what `settings` refuses, images that cannot be read, and images with other channels or axes than the model's.
         """
         started = time.monotonic()
-        asked = self.settings(draws, seed, steps, sampler)
+        asked = self.settings(draws, seed, steps, sampler, fuse)
         image = self._image(image)
         x, placement = to_grid(image, self.plan)
         digest = content(image, placement)
         seeds = [draw_seed(seed, digest, i) for i in range(asked["draws"])]
-        ensemble = Ensemble()
-        how = {"steps": asked["steps"], "sampler": asked["sampler"], "chunk": self._together(x.shape[1:])}
+        ensemble, fused = Ensemble(), fusion(asked["fuse"])
+        how = {"steps": asked["steps"], "sampler": asked["sampler"], "chunk": self.together(x.shape[1:])}
         with self.precision.autocast(self.device):
             for p in self.method.draw(x.to(self.device), seeds, **how):
                 ensemble.add(p)
+                fused.add(p)
                 if on_draw is not None:
                     on_draw(ensemble.draws, len(seeds))
         probability = to_native(ensemble.mean, placement)
+        shares = probability if asked["fuse"] == "mean" else to_native(fused.shares(ensemble.mean), placement)
         maps = ensemble.uncertainty()
         native = to_native(torch.stack(list(maps.values())), placement)
         values = np.array(sorted(self.plan.labels.values()))
-        mask = values.astype(np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32)[probability.argmax(0)]
+        mask = values.astype(np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32)[shares.argmax(0)]
         provenance = self._volumes(mask, image, placement, ensemble) | asked
         provenance |= self._provenance(image, placement, x.shape[1:])
+        provenance["recommended"] = self.recommended(draws, steps, sampler) is not None
         provenance["seeds"] = seeds if self.method.generative else []
         provenance["network_evaluations"] = asked["draws"] * asked["steps"]
         provenance["seconds"] = round(time.monotonic() - started, 2)
         return Prediction(mask, probability, dict(zip(maps, native, strict=True)), image, provenance)
 
-    def _together(self, grid: Sequence[int]) -> int:
+    def together(self, grid: Sequence[int]) -> int:
         """How many draws are made at a time: 8, or fewer of a large image; the result is the same."""
         return max(1, min(8, STATE_BYTES // (4 * self.plan.classes * math.prod(grid))))
 

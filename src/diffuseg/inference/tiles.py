@@ -11,6 +11,8 @@ from torch import Tensor
 
 from diffuseg.data.plan import Plan
 
+Features = Tensor | tuple[Tensor, ...]  # what a method makes of an image once: one tensor, or several of any sizes
+
 FEATURES_KEPT = 2**31  # bytes of image features kept between steps; beyond that they are computed again
 SLICES = 32  # slices of a volume that a 2-D network sees at a time
 
@@ -22,7 +24,7 @@ class Tiling:
     States and results are whole-image tensors [n, k, *shape], `shape` being the padded spatial shape.
     """
 
-    def __init__(self, image: Float[Tensor, "c *s"], plan: Plan, encode: Callable[[Tensor], Tensor], overlap: float) -> None:
+    def __init__(self, image: Float[Tensor, "c *s"], plan: Plan, encode: Callable[[Tensor], Features], overlap: float) -> None:
         self.plan, self.encode = plan, encode
         self.sliced = plan.dims == 2 and image.ndim == 4
         self.native = image.shape[1:]
@@ -40,7 +42,7 @@ class Tiling:
         self.shape = (self.stack.shape[0], *plane) if self.sliced else plane
         self.windows = list(windows(plane, plan.patch, overlap))
         self.weight = gaussian(plan.patch).to(image.device)
-        self._features: dict[tuple, Tensor] = {}
+        self._features: dict[tuple, Features] = {}
         self._kept = 0
 
     def denoise(
@@ -57,9 +59,9 @@ class Tiling:
             for start in range(0, m, SLICES):
                 part = slice(start, min(start + SLICES, m))
                 features = self._encoded(part, window)
-                count = features.shape[0]
+                count = part.stop - part.start
                 if count > 1 and n > 1:
-                    features = features.repeat(n, *[1] * (features.ndim - 1))
+                    features = _each(features, lambda f: f.repeat(n, *[1] * (f.ndim - 1)))
                 tile = None if state is None else state[(slice(None), part, slice(None), *window)].flatten(0, 1)
                 latent = None if z is None else z.repeat_interleave(count, dim=0)
                 x_0 = denoise(tile, t, features, latent).float().unflatten(0, (n, count))
@@ -81,16 +83,20 @@ class Tiling:
     def _join(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2) if self.sliced else x[:, 0]
 
-    def _encoded(self, part: slice, window: tuple[slice, ...]) -> Tensor:
+    def _encoded(self, part: slice, window: tuple[slice, ...]) -> Features:
         key = (part.start, *((w.start, w.stop) for w in window))
         if key in self._features:
             return self._features[key]
         features = self.encode(self.stack[(part, slice(None), *window)])
-        size = features.numel() * features.element_size()
+        size = sum(f.numel() * f.element_size() for f in (features if isinstance(features, tuple) else (features,)))
         if self._kept + size <= FEATURES_KEPT:
             self._features[key] = features
             self._kept += size
         return features
+
+
+def _each(features: Features, change: Callable[[Tensor], Tensor]) -> Features:
+    return tuple(map(change, features)) if isinstance(features, tuple) else change(features)
 
 
 def windows(size: tuple[int, ...], patch: tuple[int, ...], overlap: float) -> itertools.product:

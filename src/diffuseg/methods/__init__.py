@@ -3,8 +3,16 @@
 from diffuseg.methods.base import Method, Phase
 from diffuseg.methods.cdal import CDAL
 from diffuseg.methods.concat import Concat
+from diffuseg.methods.medsegdiff import MedSegDiff
+from diffuseg.methods.medsegdiff_v2 import MedSegDiffV2
 from diffuseg.methods.unet import UNetMethod
 
-METHODS: dict[str, type[Method]] = {"unet": UNetMethod, "concat": Concat, "cdal": CDAL}
+METHODS: dict[str, type[Method]] = {
+    "unet": UNetMethod,
+    "concat": Concat,
+    "cdal": CDAL,
+    "medsegdiff": MedSegDiff,
+    "medsegdiff_v2": MedSegDiffV2,
+}
 
 __all__ = ["METHODS", "Method", "Phase"]

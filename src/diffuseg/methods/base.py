@@ -13,7 +13,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import SAMPLERS, timesteps
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.inference.tiles import Tiling
+from diffuseg.inference.tiles import Features, Tiling
 from diffuseg.types import Batch
 
 
@@ -66,12 +66,12 @@ class Method(nn.Module, ABC):
         """The scalar that a phase minimises, and what to log; all randomness comes from `rng`."""
 
     @abstractmethod
-    def encode(self, image: Float[Tensor, "b c *s"]) -> Float[Tensor, "b w *s"]:
-        """What is computed once per image, however many draws and steps follow."""
+    def encode(self, image: Float[Tensor, "b c *s"]) -> Features:
+        """What is computed once per image, however many draws and steps follow: a tensor [b, ...], or a tuple of them."""
 
     @abstractmethod
     def denoise(
-        self, x_t: Float[Tensor, "b k *s"] | None, t: int, features: Float[Tensor, "n w *s"], z: Tensor | None
+        self, x_t: Float[Tensor, "b k *s"] | None, t: int, features: Features, z: Tensor | None
     ) -> Float[Tensor, "b k *s"]:
         """x0_hat in [-1, 1] from the noisy mask at level t; features of one image serve the whole batch."""
 

@@ -1,6 +1,7 @@
 """Building blocks in two and three dimensions: embeddings, adaptive norm, residual block, attention, resampling."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,20 @@ def halve(x: Float[Tensor, "b c *s"]) -> Tensor:
 def double(x: Float[Tensor, "b c *s"]) -> Tensor:
     """Twice the resolution, nearest neighbour."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def pad_to_multiple(x: Float[Tensor, "b c *s"], multiple: int) -> Tensor:
+    """Each axis lengthened at its end to a multiple, by its border (by zeros where it is shorter than the padding)."""
+    missing = [-n % multiple for n in x.shape[2:]]
+    if not any(missing):
+        return x
+    mode = "replicate" if all(m < n for m, n in zip(missing, x.shape[2:], strict=True)) else "constant"
+    return F.pad(x, [v for m in reversed(missing) for v in (0, m)], mode=mode)
+
+
+def crop(x: Float[Tensor, "b c *s"], size: Sequence[int]) -> Tensor:
+    """Without what `pad_to_multiple` added: the first `size` of each axis."""
+    return x[(..., *(slice(n) for n in size))]
 
 
 def sinusoid(t: Float[Tensor, " b"], width: int) -> Float[Tensor, "b width"]:

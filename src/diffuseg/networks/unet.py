@@ -11,8 +11,10 @@ from diffuseg.networks.blocks import (
     SelfAttention,
     TimeEmbedding,
     conv,
+    crop,
     double,
     halve,
+    pad_to_multiple,
 )
 
 
@@ -114,12 +116,7 @@ class UNet(nn.Module):
             for block in self.up[level]:  # type: ignore[union-attr]
                 h = block(h, time, w)
         h = self.last(F.silu(self.norm(h)))
-        return h[(..., *(slice(n) for n in size))]
+        return crop(h, size)
 
     def _pad(self, x: Tensor) -> Tensor:
-        multiple = 2 ** (self.levels - 1)
-        missing = [-n % multiple for n in x.shape[2:]]
-        if not any(missing):
-            return x
-        mode = "replicate" if all(m < n for m, n in zip(missing, x.shape[2:], strict=True)) else "constant"
-        return F.pad(x, [v for m in reversed(missing) for v in (0, m)], mode=mode)
+        return pad_to_multiple(x, 2 ** (self.levels - 1))

@@ -61,6 +61,18 @@ def save_checkpoint(path: Path, method: Method, meta: dict[str, Any], dtype: tor
         save_file(weights, aside, metadata={"format": FORMAT, "diffuseg": json.dumps(header)})
 
 
+def amend_meta(path: Path, entries: dict[str, Any]) -> None:
+    """Set entries of a checkpoint's header; its weights stay as they are. Written aside, then renamed.
+
+    The file is another one afterwards, and so is its hash. Refuses files that are not our checkpoints.
+    """
+    header = read_meta(path) | entries
+    with safe_open(path, "pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    with replacing(path) as aside:
+        save_file(weights, aside, metadata={"format": FORMAT, "diffuseg": json.dumps(header)})
+
+
 def read_meta(path: Path) -> dict[str, Any]:
     """The header of a checkpoint, without its weights. Refuses files that are not our checkpoints."""
     if not path.is_file():

@@ -1,0 +1,258 @@
+"""What more steps and more draws buy: quality and cost of each setting, on cases that the model was not trained on.
+
+Draws are shared: the mean of the first n draws of a case is the result for n draws, as `Model.predict` makes it with the
+same seed. So the quality of all numbers of draws costs what the largest costs.
+"""
+
+import csv
+import hashlib
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from diffuseg.data.batches import Batches, Whole
+from diffuseg.data.dataset import Dataset, open_dataset, splits
+from diffuseg.data.transforms import to_native
+from diffuseg.errors import UserError
+from diffuseg.evaluation.metrics import dice
+from diffuseg.evaluation.statistics import bootstrap_mean
+from diffuseg.inference.ensemble import Ensemble
+from diffuseg.inference.model import Model, content, draw_seed
+from diffuseg.methods import Method
+from diffuseg.whole import write_json, write_whole
+
+WITHIN = 0.002  # of the best Dice: what a cheaper setting may lose
+MARGIN = 5  # voxels around the object in which probabilities are judged; further out all of them are right
+FLOOR = 1e-6  # the mean of few draws may say 0, which no finite number of draws can know
+DRAWS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting.
+
+    dice, dice_low, dice_high   mean over cases (of the mean over classes), and its 95 % bootstrap interval
+    nll      mean of -log p(true class), nats, in the box of the object and MARGIN voxels around; mean over cases
+    brier    mean of the sum over classes of (p - y)^2, in [0, 2], in the same box; mean over cases
+    evaluations   of the network per tile: steps times draws
+    seconds  wall time of predicting the timed case
+    memory_mb     peak while it was predicted: allocated on a GPU, else resident in the whole process; None: not known
+    """
+
+    steps: int
+    draws: int
+    dice: float
+    dice_low: float
+    dice_high: float
+    nll: float
+    brier: float
+    evaluations: int
+    seconds: float
+    memory_mb: float | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """All points, steps first, and where they were measured; `timed` is the case (of median size) that costs were taken on."""
+
+    points: list[Point]
+    model: str
+    dataset: str
+    fold: int
+    cases: list[str]
+    sampler: str
+    seed: int
+    timed: str
+    device: str
+    precision: str
+
+    @property
+    def recommended(self) -> Point:
+        """The cheapest setting within WITHIN of the best Dice: fewest network evaluations; among equals, the fastest."""
+        best = max(point.dice for point in self.points)
+        near = [point for point in self.points if point.dice >= best - WITHIN]
+        return min(near, key=lambda point: (point.evaluations, point.seconds))
+
+    def recommendation(self) -> dict[str, Any]:
+        """What a checkpoint remembers of it, for `predict`."""
+        chosen = self.recommended
+        kept = {"steps": chosen.steps, "draws": chosen.draws, "sampler": self.sampler, "dice": round(chosen.dice, 5)}
+        return kept | {"within": WITHIN, "dataset": self.dataset, "fold": self.fold, "cases": len(self.cases)}
+
+
+def measure_curve(
+    model: Model,
+    folder: Path,
+    steps: Sequence[int] = (),
+    draws: Sequence[int] = DRAWS,
+    fold: int | None = None,
+    limit: int = 0,
+    sampler: str | None = None,
+    seed: int = 0,
+    on_case: Callable[[int, int], None] | None = None,
+) -> Curve:
+    """Dice, likelihood, Brier score, time and memory of every steps x draws on the validation cases of a fold.
+
+    steps empty: powers of two up to 16 and the model's own number; fold None: the one the model was validated on; limit:
+    so many cases, spread evenly, 0 for all. `on_case(done, cases)` is told after each case. Refuses methods without draws,
+    settings that the model refuses, folds that are not there, and cases that the model was trained on.
+    """
+    if not model.method.generative:
+        raise UserError(f"{model.name} makes one answer in one step", do="There is nothing to choose")
+    steps, draws = sorted(set(steps) or usual_steps(model.method)), sorted(set(draws))
+    if not draws:
+        raise UserError("no number of draws is given")
+    asked = [model.settings(n, seed, s, sampler) for s in steps for n in draws]
+    dataset = open_dataset(folder)
+    fold = int(model.meta.get("fold", 0)) if fold is None else fold
+    cases = _cases(model, dataset, fold, limit)
+    source = Batches(dataset, cases, model.plan)
+    scores: dict[tuple[int, int], list[tuple[float, float, float]]] = {(s, n): [] for s in steps for n in draws}
+    sizes = {}
+    for number, case in enumerate(cases):
+        whole = source.whole(case)
+        sizes[case] = whole.truth.size
+        for s in steps:
+            for n, score in _score(model, whole, s, draws, asked[0]["sampler"], seed).items():
+                scores[s, n].append(score)
+        if on_case is not None:
+            on_case(number + 1, len(cases))
+    timed = sorted(cases, key=sizes.__getitem__)[len(cases) // 2]
+    image = source.whole(timed).native
+    model.predict(image, 1, seed, 1, sampler)  # what only the first call costs
+    points = []
+    for (s, n), rows in scores.items():
+        cost = peak_of(lambda s=s, n=n: model.predict(image, n, seed, s, sampler), model.device)
+        overlap, nll, brier = zip(*rows, strict=True)
+        points.append(Point(s, n, *bootstrap_mean(overlap), float(np.mean(nll)), float(np.mean(brier)), s * n, *cost))
+    where = (dataset.name, fold, cases, asked[0]["sampler"], seed, timed, str(model.device), model.precision.reason)
+    return Curve(points, model.hash, *where)
+
+
+def usual_steps(method: Method) -> list[int]:
+    """Powers of two up to 16 and the method's own number, as far as there are levels."""
+    return [s for s in sorted({1, 2, 4, 8, 16, method.default_steps}) if s <= method.schedule.T]
+
+
+def write_curve(curve: Curve, out: Path) -> list[Path]:
+    """Write curve.csv, curve.json and curve.png into a folder; returns their paths."""
+    from diffuseg.evaluation.figures import curve_figure
+
+    rows = [asdict(point) for point in curve.points]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    paths = [Path(out) / f"curve.{ending}" for ending in ("csv", "json", "png")]
+    write_whole(paths[0], table.getvalue())
+    plain = [{k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in rows]  # no NaN in JSON
+    write_json(paths[1], asdict(curve) | {"points": plain, "recommended": curve.recommendation()})
+    write_whole(paths[2], curve_figure(rows, asdict(curve.recommended)))
+    return paths
+
+
+def table(curve: Curve) -> Table:
+    """The points for a terminal, the recommended one marked."""
+    shown = Table(
+        "steps", "draws", "Dice", "95 %", "NLL", "Brier", "evaluations", "s / case", "MB", "", title="Steps and draws"
+    )
+    for p in curve.points:
+        interval = f"{p.dice_low:.4f} to {p.dice_high:.4f}"
+        memory = "-" if p.memory_mb is None else f"{p.memory_mb:.0f}"
+        mark = "recommended" if p == curve.recommended else ""
+        cells = (p.steps, p.draws, f"{p.dice:.4f}", interval, f"{p.nll:.4f}", f"{p.brier:.4f}", p.evaluations)
+        shown.add_row(*map(str, cells), f"{p.seconds:.2f}", memory, mark)
+    shown.caption = (
+        f"fold {curve.fold}, {len(curve.cases)} cases; time and memory of {curve.timed} on {curve.device}. "
+        f"Recommended: fewest evaluations within {WITHIN} of the best Dice; a single draw has no spread, hence no uncertainty."
+    )
+    return shown
+
+
+def peak_of(work: Callable[[], Any], device: torch.device) -> tuple[float, float | None]:
+    """Wall seconds of some work, and the peak memory in MB (10^6 bytes) meanwhile, None where it cannot be told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        known = _forget_peak()
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - started, torch.cuda.max_memory_allocated(device) / 1e6
+    seconds = time.perf_counter() - started
+    return seconds, _peak() if known else None
+
+
+def _cases(model: Model, dataset: Dataset, fold: int, limit: int) -> list[str]:
+    folds = splits(dataset)
+    if not 0 <= fold < len(folds):
+        raise UserError(f"there is no fold {fold}", do=f"Folds are 0 to {len(folds) - 1}")
+    cases = folds[fold]["val"]
+    if limit and limit < len(cases):
+        cases = [cases[round(i)] for i in np.linspace(0, len(cases) - 1, limit)]
+    trained, files = set(model.meta.get("training_cases", {}).values()), {case.id: case.images[0] for case in dataset.cases}
+    for case in cases if trained else ():
+        if hashlib.sha256(files[case].read_bytes()).hexdigest()[:16] in trained:
+            own = model.meta.get("fold")
+            raise UserError(f"case {case} of fold {fold} is one the model was trained on", do=f"Its own fold is {own}")
+    return cases
+
+
+def _score(
+    model: Model, whole: Whole, steps: int, draws: Sequence[int], sampler: str, seed: int
+) -> dict[int, tuple[float, float, float]]:
+    """Number of draws -> (Dice, NLL, Brier score) of the mean of the first so many draws, on native voxels."""
+    digest = content(whole.native, whole.placement)
+    seeds = [draw_seed(seed, digest, i) for i in range(max(draws))]
+    chunk = model.together(whole.image.shape[1:])
+    ensemble, found = Ensemble(), {}
+    with model.precision.autocast(model.device):
+        for p in model.method.draw(whole.image.to(model.device), seeds, steps=steps, sampler=sampler, chunk=chunk):
+            ensemble.add(p)
+            if ensemble.draws in draws:
+                found[ensemble.draws] = _quality(to_native(ensemble.mean, whole.placement), whole.truth)
+    return found
+
+
+def _quality(p: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
+    mask = p.argmax(0)
+    overlap = [dice(mask == k, truth == k) for k in range(1, len(p))]
+    near = (slice(None), *_box(truth > 0))
+    q, t = p[near].astype(np.float64), truth[near[1:]]
+    likelihood = np.take_along_axis(q, t[None], axis=0)[0]
+    brier = np.square(q).sum(0) - 2 * likelihood + 1
+    known = [value for value in overlap if np.isfinite(value)]
+    mean = float(np.mean(known)) if known else float("nan")
+    return mean, float(-np.log(np.maximum(likelihood, FLOOR)).mean()), float(brier.mean())
+
+
+def _box(thing: np.ndarray) -> tuple[slice, ...]:
+    """The box of what is true and MARGIN voxels around it; everything where nothing is."""
+    if not thing.any():
+        return (slice(None),) * thing.ndim
+    inside = np.argwhere(thing)
+    pairs = zip(inside.min(0), inside.max(0), strict=True)
+    return tuple(slice(max(low - MARGIN, 0), high + MARGIN + 1) for low, high in pairs)
+
+
+def _forget_peak() -> bool:
+    """Make the system measure this process's peak memory anew, where it can (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak() -> float | None:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), None)

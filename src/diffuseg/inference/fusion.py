@@ -1,0 +1,116 @@
+"""From many draws to one mask: the largest mean probability, the majority of the draws, or STAPLE.
+
+mean     the class with the largest mean probability                          memory: nothing beyond the mean itself
+vote     the class that most draws say; of equals the one with the larger mean       one count per class and voxel
+staple   expectation maximisation over the draws as raters (Warfield et al. 2004)    one byte per draw and voxel
+
+STAPLE weighs each draw by how often it confuses which classes, judged by the consensus of all of them. Its probabilities
+say how sure the consensus is of itself, not how sure the model is: a Prediction keeps the mean of the draws as its
+probability whatever makes its mask.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from diffuseg.errors import UserError
+
+TIE = 1e-3  # what a mean probability counts against one vote: enough to decide between equals, and nothing else
+
+
+class Fusion(ABC):
+    """Takes in probability maps [k, *s] one by one; `shares` is what the mask is the largest of, after resampling."""
+
+    def __init__(self) -> None:
+        self.draws = 0
+
+    def add(self, probability: Float[Tensor, "k *s"]) -> None:
+        """Take in one draw."""
+        self.draws += 1
+        self._add(probability)
+
+    @abstractmethod
+    def _add(self, probability: Tensor) -> None: ...
+
+    @abstractmethod
+    def shares(self, mean: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
+        """Each class's claim to each voxel, >= 0; `mean` is the mean probability of the draws, which decides ties."""
+
+
+class Mean(Fusion):
+    """The mean probability itself."""
+
+    def _add(self, probability: Tensor) -> None:
+        pass
+
+    def shares(self, mean: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
+        return mean
+
+
+class Vote(Fusion):
+    """The share of draws in which a class is the most probable one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counts = torch.zeros(())
+
+    def _add(self, probability: Tensor) -> None:
+        vote = torch.zeros_like(probability, dtype=torch.float32).scatter_(0, probability.argmax(0, keepdim=True), 1.0)
+        self._counts = self._counts + vote
+
+    def shares(self, mean: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
+        return (self._counts + TIE * mean) / (max(self.draws, 1) + TIE)
+
+
+class Staple(Fusion):
+    """Simultaneous truth and performance level estimation over label maps of several classes, by SimpleITK.
+
+    Keeps the label map of every draw, uint8. Refuses more than 255 classes, and to start without SimpleITK.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._itk = simple_itk()
+        self._labels: list[UInt8[np.ndarray, "*s"]] = []
+
+    def _add(self, probability: Tensor) -> None:
+        if len(probability) > 255:
+            raise UserError(f"STAPLE of {len(probability)} classes: there is room for 255", do="Choose --fuse vote")
+        self._labels.append(probability.argmax(0).to("cpu", torch.uint8).numpy())
+
+    def shares(self, mean: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
+        """1 for the class that STAPLE decides on, 0 for the others; where it cannot decide, the mean probability."""
+        first = self._labels[0]
+        if all(np.array_equal(first, other) for other in self._labels[1:]):
+            return torch.nn.functional.one_hot(mean.new_tensor(first).long(), len(mean)).movedim(-1, 0).to(mean.dtype)
+        undecided = len(mean)
+        filter_ = self._itk.MultiLabelSTAPLEImageFilter()
+        filter_.SetLabelForUndecidedPixels(undecided)
+        filter_.SetMaximumNumberOfIterations(1000)
+        decided = filter_.Execute([self._itk.GetImageFromArray(labels) for labels in self._labels])
+        labels = torch.from_numpy(self._itk.GetArrayFromImage(decided).astype(np.int64)).to(mean.device)
+        shares = torch.nn.functional.one_hot(labels, undecided + 1).movedim(-1, 0)[:undecided].to(mean.dtype)
+        return torch.where(labels == undecided, mean, shares)
+
+
+FUSIONS: dict[str, type[Fusion]] = {"mean": Mean, "vote": Vote, "staple": Staple}
+
+
+def fusion(name: str) -> Fusion:
+    """A fresh fusion of this name. Refuses unknown names, and STAPLE where SimpleITK is not installed."""
+    if name not in FUSIONS:
+        raise UserError(f"unknown fusion {name!r}", do=f"Known: {', '.join(FUSIONS)}")
+    return FUSIONS[name]()
+
+
+def simple_itk() -> Any:
+    """The library that STAPLE is in, an optional dependency."""
+    try:
+        import SimpleITK
+    except ImportError:
+        raise UserError("STAPLE needs SimpleITK", do="pip install 'diffuseg[itk]', or choose --fuse vote") from None
+    return SimpleITK

@@ -1,0 +1,352 @@
+"""What is particular to MedSegDiff: its equations, its switches, its sizes, and what is computed once per image."""
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+
+from diffuseg.config import from_dict, override
+from diffuseg.data.plan import Plan
+from diffuseg.diffusion.parameterization import Kind, target
+from diffuseg.diffusion.samplers import SAMPLERS
+from diffuseg.errors import UserError
+from diffuseg.methods import METHODS
+from diffuseg.methods.medsegdiff import (
+    SIZES,
+    ChannelNorm,
+    DynamicConditionalEncoding,
+    MedSegDiff,
+    MedSegDiffConfig,
+    ReleasedGate,
+    TwinEncoderUNet,
+    middle,
+)
+from diffuseg.methods.presets import PRESETS
+from diffuseg.networks.frequency import FFParser
+from tests.contract.test_methods import CHEAP, build, make_batch
+
+VERSIONS = ["medsegdiff", "medsegdiff_v2"]
+BOTH = pytest.mark.parametrize("name", VERSIONS)
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def fresh(*settings: str, widths: tuple[int, ...] = (8, 8, 16), grid: str = "2d") -> MedSegDiff:
+    """As it is before training, unlike `build`, which shakes all parameters."""
+    plan = build("unet", grid).plan
+    torch.manual_seed(0)
+    return MedSegDiff(plan, override(MedSegDiffConfig(widths=widths), list(settings)))
+
+
+def parameters(module: torch.nn.Module) -> set[str]:
+    return {name for name, _ in module.named_parameters()}
+
+
+# -- sampling: whatever the network outputs --------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("levels", ["T=4", "T=1000"])
+def test_a_network_that_knows_the_mask_draws_that_mask(name, sampler, kind, levels):
+    """The test that the released DPM-Solver path would have failed: what comes out is the mask and nothing else."""
+    method = build(name, "2d", f"predict={kind}", levels, "schedule=linear")
+    index = torch.randint(0, method.plan.classes, (1, *method.plan.patch), generator=rng())
+    mask = torch.nn.functional.one_hot(index, method.plan.classes).movedim(-1, 1).float()
+
+    def output(x_t, t, features):
+        if kind == "x0":
+            return 50 * mask.expand_as(x_t)  # logits
+        x_0, ab = (2 * mask - 1).double(), method.schedule.at(int(t[0]), x_t.double())
+        noise = (x_t - ab.sqrt() * x_0) / (1 - ab).sqrt()
+        return target(kind, x_0, noise, ab).float()
+
+    method.output = output
+    image = torch.randn(len(method.plan.channels), *method.plan.patch)
+    for steps in (1, 2, 4):
+        for p in method.draw(image, seeds=[0, 1], steps=steps, sampler=sampler):
+            torch.testing.assert_close(p, mask[0], atol=2e-2, rtol=0)  # eps at T: a division by sqrt(alpha_bar)
+            assert torch.equal(p.argmax(0), index[0])
+
+
+@BOTH
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_the_loss_vanishes_for_a_network_that_knows_the_mask(name, kind):
+    """Recycled or not, the target is what leads from x_t to the true mask."""
+    for recycle in (0, 1):
+        method = build(name, "2d", f"predict={kind}", f"recycle={recycle}", "T=4")
+        batch = make_batch(method)
+        x_0 = 2 * batch.mask - 1
+
+        def output(x_t, t, features, method=method, batch=batch, x_0=x_0):
+            if kind == "x0":
+                return 50 * batch.mask
+            ab = method.schedule.at(t, x_t)
+            return target(kind, x_0, (x_t - ab.sqrt() * x_0) / (1 - ab).sqrt(), ab)
+
+        method.output = output
+        total, log = method.denoising_loss(x_0, batch.mask, method.encode(batch.image), rng(1))
+        assert float(total) < 1e-6
+        assert set(log) == ({"noise", "dice", "cross_entropy"} if kind == "x0" else {"noise"})
+
+
+@BOTH
+def test_recycled_inputs_do_not_depend_on_the_mask(name):
+    method = build(name, "2d", "recycle=1", "T=3")
+    batch, t = make_batch(method), torch.tensor([1, 2, 3])
+    features = method.encode(batch.image)
+    a, b = (method.training_input(sign * (2 * batch.mask - 1), t, features, rng(4)) for sign in (1, -1))
+    torch.testing.assert_close(a[:2], b[:2])
+    assert not torch.allclose(a[2], b[2])
+
+
+@BOTH
+def test_recycled_inputs_are_those_that_sampling_meets(name):
+    method = build(name, "2d", "recycle=1", "T=2")
+    batch, t = make_batch(method), torch.ones(3, dtype=torch.long)
+    features, g = method.encode(batch.image), rng(4)
+    noise = torch.randn(batch.mask.shape, generator=g)
+    torch.rand((), generator=g)
+    x_T = torch.randn(batch.mask.shape, generator=g)
+    expected = method.schedule.posterior(method.denoise(x_T, 2, features, None), x_T, 2, 1, 1.0, noise)
+    torch.testing.assert_close(method.training_input(2 * batch.mask - 1, t, features, rng(4)), expected)
+
+
+@BOTH
+def test_published_training_noises_the_mask(name):
+    method = build(name, "2d", "recycle=0", "T=1000")
+    batch, t = make_batch(method), torch.tensor([1, 500, 1000])
+    x_0 = 2 * batch.mask - 1
+    x_t = method.training_input(x_0, t, method.encode(batch.image), rng(4))
+    torch.testing.assert_close(x_t, method.schedule.q_sample(x_0, t, torch.randn(x_0.shape, generator=rng(4))))
+
+
+# -- what is computed once ---------------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("grid", ["2d", "3d", "binary"])
+def test_features_of_one_image_serve_many_states(name, grid):
+    method = build(name, grid)
+    size = tuple(n + 3 for n in method.plan.patch)
+    features = method.encode(torch.randn(1, method.plan.image_channels, *size, generator=rng()))
+    x_t = torch.randn(3, method.plan.classes, *size, generator=rng(1))
+    together = method.denoise(x_t, 2, features, None)
+    for i in range(3):
+        torch.testing.assert_close(together[i : i + 1], method.denoise(x_t[i : i + 1], 2, features, None), atol=1e-5, rtol=1e-4)
+    repeated = tuple(f.repeat(3, *[1] * (f.ndim - 1)) for f in features)
+    torch.testing.assert_close(together, method.denoise(x_t, 2, repeated, None), atol=1e-5, rtol=1e-4)
+
+
+@BOTH
+def test_an_image_is_encoded_once_whatever_the_draws_and_steps(name):
+    method, calls = build(name, "2d"), []
+    encode = method.encode
+    method.encode = lambda image: calls.append(image.shape) or encode(image)
+    list(method.draw(torch.randn(1, *method.plan.patch), seeds=[1, 2, 3], steps=4, chunk=2))
+    assert calls == [(1, 1, *method.plan.patch)]
+
+
+def test_without_coupling_the_whole_image_branch_is_computed_once():
+    for dce, kept in (("off", 4), ("residual", 2), ("released", 2)):
+        method = fresh(f"dce={dce}", widths=(4, 4, 8, 8, 8))
+        features = method.encode(torch.randn(1, 1, 32, 16))
+        assert [tuple(f.shape[2:]) for f in features] == [(32 >> k, 16 >> k) for k in range(kept)]
+
+
+# -- V1's equations ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4, 3), (1, 3, 4, 2, 5)])
+def test_dynamic_conditional_encoding_by_hand(shape):
+    """Eq. 3, A = (LN(m_I) * LN(m_x)) * m_I, with layer norms over channels written out in numpy."""
+    dims, channels = len(shape) - 2, shape[1]
+    A = DynamicConditionalEncoding(dims, channels, torch.nn.Identity(), residual=False)
+    residual = DynamicConditionalEncoding(dims, channels, torch.nn.Identity(), residual=True)
+    with torch.no_grad():
+        for norm in (A.norm_I.norm, A.norm_x.norm):
+            norm.weight.copy_(torch.randn(channels, generator=rng(1)))
+            norm.bias.copy_(torch.randn(channels, generator=rng(2)))
+    m_I, m_x = torch.randn(shape, generator=rng(3)), torch.randn(shape, generator=rng(4))
+
+    def norm(m, layer):
+        m = m.double().numpy()
+        centred = m - m.mean(1, keepdims=True)
+        bend = lambda v: v.detach().double().numpy().reshape(1, -1, *[1] * dims)
+        return centred / (m.var(1, keepdims=True) + 1e-5) ** 0.5 * bend(layer.weight) + bend(layer.bias)
+
+    expected = norm(m_I, A.norm_I.norm) * norm(m_x, A.norm_x.norm) * m_I.double().numpy()
+    torch.testing.assert_close(A(m_I, m_x), torch.tensor(expected).float(), atol=1e-5, rtol=1e-4)
+    assert torch.equal(residual(m_I, m_x), m_I)  # gamma starts at zero
+    with torch.no_grad():
+        residual.load_state_dict(A.state_dict() | {"gamma": torch.full_like(residual.gamma, 0.5)})
+    torch.testing.assert_close(residual(m_I, m_x), m_I + 0.5 * A(m_I, m_x))
+
+
+def test_the_mask_passes_the_filter_before_it_meets_the_image():
+    parser = FFParser(2, 4, 8)
+    A = DynamicConditionalEncoding(2, 4, parser, residual=False)
+    with torch.no_grad():
+        parser.deviation.normal_(generator=rng(5))
+    m_I, m_x = torch.randn(2, 1, 4, 8, 6, generator=rng())
+    plain = DynamicConditionalEncoding(2, 4, torch.nn.Identity(), residual=False)
+    torch.testing.assert_close(A(m_I, m_x), plain(m_I, parser(m_x)))
+
+
+def test_layer_norm_is_that_of_each_position():
+    m = torch.randn(2, 6, 4, 5, generator=rng())
+    normed = ChannelNorm(6)(m)
+    torch.testing.assert_close(normed.mean(1), torch.zeros(2, 4, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normed[..., :2, 1:], ChannelNorm(6)(m[..., :2, 1:]))
+
+
+def test_the_released_gate_by_hand():
+    gate = ReleasedGate(2, 3, torch.nn.Identity())
+    m_I, m_x = torch.randn(2, 2, 3, 5, 4, generator=rng())
+    h = gate.project(m_x)
+    s = (gate.space.weight.reshape(1, 3, 1, 1) * h).sum(1, keepdim=True) + gate.space.bias
+    torch.testing.assert_close(gate(m_I, m_x), m_I * s * h.mean((2, 3))[..., None, None])
+
+
+def test_middle_stages():
+    assert [middle(n) for n in range(1, 7)] == [(0,), (0, 1), (1, 2), (1, 2), (2, 3), (2, 3)]
+
+
+def test_at_the_start_the_residual_coupling_is_the_sum_of_two_encoders():
+    """gamma = 0 and A = 1: with the same weights, dce=residual and dce=off say the same."""
+    coupled, plain = fresh("dce=residual"), fresh("dce=off")
+    missing = plain.load_state_dict(coupled.state_dict(), strict=False)
+    assert not missing.missing_keys and all(".couplings." in key for key in missing.unexpected_keys)
+    image, x_t = torch.randn(2, 1, 20, 24, generator=rng()), torch.randn(2, 2, 20, 24, generator=rng(1))
+    a, b = (m.denoise(x_t, 2, m.encode(image), None) for m in (coupled, plain))
+    torch.testing.assert_close(a, b)
+
+
+# -- switches and sizes ------------------------------------------------------------------------------------------------
+
+
+def test_switches_add_and_remove_exactly_what_they_name():
+    full = parameters(fresh())
+    without = full - parameters(fresh("ff_parser=false"))
+    assert without == {f"network.couplings.{k}.parser.deviation" for k in (0, 1)}
+    off = parameters(fresh("dce=off"))
+    assert off < full and all(".couplings." in name for name in full - off)
+    assert full - parameters(fresh("dce=published")) == {f"network.couplings.{k}.gamma" for k in (0, 1)}
+    released = parameters(fresh("dce=released"))
+    assert released - off == {
+        f"network.couplings.{k}.{name}"
+        for k in (0, 1)
+        for name in ("parser.deviation", "project.weight", "project.bias", "space.weight", "space.bias")
+    }
+    head = parameters(fresh("calibration=10")) - full
+    assert head == {f"network.calibration.{k}.{name}" for k in (0, 1) for name in ("weight", "bias")}
+    assert parameters(fresh("skips=mask")) == full
+
+
+@pytest.mark.parametrize(("size", "millions"), [("S", 13), ("B", 25), ("L", 41)])
+def test_sizes_have_the_published_numbers_of_parameters(size, millions):
+    """Table 3 of the paper, within a tenth, for a colour image and two classes; nothing is allocated."""
+    plan = Plan("made", ("r", "g", "b"), {"background": 0, "lesion": 1}, ".png", dims=2, normalisation=("unit",) * 3)
+    widths, blocks = SIZES[size]
+    with torch.device("meta"):
+        network = TwinEncoderUNet(plan, widths, blocks, MedSegDiffConfig(size=size))
+    count = sum(p.numel() for p in network.parameters()) / 1e6
+    assert count == pytest.approx(millions, rel=0.1)
+    assert network.stages == {"S": 4, "B": 5, "L": 6}[size]
+
+
+@pytest.mark.parametrize("settings", [("dce=published",), ("dce=released", "calibration=1"), ("dce=off", "skips=mask")])
+@pytest.mark.parametrize("grid", ["2d", "3d"])
+def test_every_reading_trains_and_draws(settings, grid):
+    method = build("medsegdiff", grid, *settings)
+    loss, log = method.loss(make_batch(method), method.phases[0], rng())
+    loss.backward()
+    assert torch.isfinite(loss) and ("calibration" in log) == ("calibration=1" in settings)
+    assert all(p.grad is not None for p in method.parameters())
+    p = next(iter(method.draw(torch.randn(len(method.plan.channels), *method.plan.patch), seeds=[0])))
+    assert torch.isfinite(p).all()
+
+
+def test_calibration_is_never_mixed_into_a_draw():
+    method = build("medsegdiff", "2d", "calibration=10")
+    image = torch.randn(1, *method.plan.patch, generator=rng())
+    before = next(iter(method.draw(image, seeds=[0])))
+    with torch.no_grad():
+        for p in method.network.calibration.parameters():
+            p.add_(1.0)
+    assert torch.equal(before, next(iter(method.draw(image, seeds=[0]))))
+
+
+def test_widths_that_do_not_fit_the_size_are_refused():
+    with pytest.raises(UserError, match="'B' needs 6 widths"):
+        build("medsegdiff", "2d", "size=B", "widths=8,16")
+    with pytest.raises(UserError, match="at least 2"):
+        build("medsegdiff", "2d", "widths=8")
+
+
+def test_the_published_preset_is_what_the_paper_says():
+    preset = PRESETS["medsegdiff/as_published"]
+    config = from_dict(MedSegDiffConfig, preset["config"])
+    assert (config.predict, config.dce, config.ff_parser, config.size) == ("eps", "published", True, "B")
+    assert (config.steps, config.learning_rate, config.recycle, config.hardest) == (100, 1e-4, 0.0, 0.0)
+    assert (config.noise, config.input_scale, config.calibration) == (1.0, 1.0, 0.0)
+    from_dict(Plan, {"dataset": "x", "channels": ("a",), "labels": {"b": 0, "c": 1}, "file_ending": ".png"} | preset["plan"])
+
+
+@pytest.mark.slow
+@BOTH
+@pytest.mark.parametrize("predict", ["x0", "v"])
+def test_one_case_is_learnt_by_heart(name, predict):
+    """A disc and a bar whose outlines the image shows faintly under noise: above 0.97 Dice after some hundred tiny steps."""
+    cls, settings = METHODS[name], [*CHEAP[name], f"predict={predict}"]
+    method = cls(build(name, "2d").plan, override(cls.config_class(), settings))
+    rows, columns = torch.meshgrid(torch.arange(20.0), torch.arange(24.0), indexing="ij")
+    truth = (((rows - 8) ** 2 + (columns - 9) ** 2) < 25) | ((rows > 14) & (columns > 4))
+    mask = torch.stack([~truth, truth]).float()[None]
+    image = 0.5 * truth.float()[None] + 0.5 * torch.randn(1, 20, 24, generator=rng(1))
+    batch = make_batch(method, n=1)
+    batch.image, batch.mask = image[None].expand(8, -1, -1, -1), mask.expand(8, -1, -1, -1)
+    trained = lambda phase: [p for m in phase.modules for p in method.get_submodule(m).parameters()]
+    optimisers = {phase.name: torch.optim.Adam(trained(phase), 3e-3) for phase in method.phases}
+    for i in range(300):
+        for phase in method.phases:
+            if i % phase.every:
+                continue
+            method.zero_grad(set_to_none=True)
+            method.loss(batch, phase, rng(i))[0].backward()
+            optimisers[phase.name].step()
+    for p in method.draw(image, seeds=[0, 1, 2]):
+        found = p.argmax(0).bool()
+        assert float(2 * (found & truth).sum() / (found.sum() + truth.sum())) > 0.97
+
+
+@BOTH
+@pytest.mark.parametrize("grid", ["2d", "3d"])
+def test_half_the_digits_are_enough_for_convolutions_and_never_used_for_spectra(name, grid):
+    """bfloat16 trains and draws, and a draw stays near that of float32."""
+    method = build(name, grid)
+    image = torch.randn(len(method.plan.channels), *method.plan.patch, generator=rng())
+    exact = next(iter(method.draw(image, seeds=[0])))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for phase in method.phases:
+            loss, _ = method.loss(make_batch(method), phase, rng())
+            loss.backward()
+            assert torch.isfinite(loss) and loss.dtype == torch.float32
+        near = next(iter(method.draw(image, seeds=[0])))
+    assert near.dtype == torch.float32 and (near - exact).detach().abs().mean() < 0.03
+
+
+@BOTH
+def test_slices_with_neighbours_of_a_volume(name):
+    """2.5-D: one slice's features serve that slice of every draw, and no other."""
+    plan = replace(build(name, "2d").plan, context=1, patch=(8, 6))
+    torch.manual_seed(0)
+    method = METHODS[name](plan, override(METHODS[name].config_class(), CHEAP[name]))
+    volume = torch.randn(1, 9, 7, 5, generator=rng())
+    maps = list(method.draw(volume, seeds=[0, 1]))
+    assert all(p.shape == (2, 9, 7, 5) for p in maps) and not torch.equal(*maps)
+    torch.testing.assert_close(next(iter(method.draw(volume, seeds=[1]))), maps[1], atol=1e-5, rtol=0)
