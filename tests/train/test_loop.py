@@ -88,6 +88,7 @@ def test_a_killed_training_resumes_as_if_nothing_had_happened(data, straight, tm
         process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert 0 < saved_step(tmp_path) < STEPS
+    time.sleep(1)  # TensorBoard puts files in order by the second at which they were begun
     done = call(*command(data, tmp_path), "--resume")
     assert done.exit_code == 0, done.output
     is_as_if_nothing_had_happened(tmp_path, straight)
