@@ -115,6 +115,7 @@ def prepare(settings: TrainSettings) -> Run:
     method = fabric.broadcast(method) if fabric.world_size > 1 else method
     method = method.to(fabric.device)
     average = copy.deepcopy(method).requires_grad_(False)
+    _check(settings, recipe, method)
     if fabric.is_global_zero:  # one claims for all: a second would find the folder taken
         _claim(settings, plan, config, recipe)
     fabric.barrier()
@@ -156,10 +157,24 @@ def _configure(settings: TrainSettings, dataset: Dataset) -> tuple[Plan, Any, Re
         wishes[room if known else ""].append(rest if known else wish)
     plan = override(plan, wishes["plan"])
     check_plan(plan)
-    recipe = override(recipe, wishes["train"])
-    if min(recipe.save_every, recipe.log_every) < 1:
-        raise UserError("train.save_every and train.log_every are at least 1")
-    return plan, override(config, wishes[""]), recipe
+    return plan, override(config, wishes[""]), override(recipe, wishes["train"])
+
+
+def _check(settings: TrainSettings, recipe: Recipe, method: Method) -> None:
+    """Refuse numbers that only the loop would stumble over."""
+    rules = {
+        "--seed is 0 or more": settings.seed >= 0,
+        "--val-every is at least 1": settings.validate_every is None or settings.validate_every >= 1,
+        "train.save_every and train.log_every are at least 1": min(recipe.save_every, recipe.log_every) >= 1,
+        "train.validation_cases is 0 or more": recipe.validation_cases >= 0,
+        "train.ema is between 0 and 1": 0 <= recipe.ema <= 1,
+    }
+    for phase in method.phases:
+        rules[f"the phase {phase.name!r} is due every {phase.every} steps: at least 1"] = phase.every >= 1
+        rules[f"the learning rate of the phase {phase.name!r} is {phase.learning_rate}: 0 or more"] = phase.learning_rate >= 0
+    for rule, holds in rules.items():
+        if not holds:
+            raise UserError(rule)
 
 
 def _claim(settings: TrainSettings, plan: Plan, config: Any, recipe: Recipe) -> None:
