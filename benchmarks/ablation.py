@@ -1,7 +1,8 @@
 """What each measure of cDAL is worth: short trainings, judged on cases set aside from the training fold.
 
-Every fifth case of the fold's training list judges, the others train; the fold's validation cases are never read, so what
-is chosen here is not chosen on them. `python -m benchmarks.ablation DATASET WORK` continues where it was stopped.
+Every fifth case of the fold's training list judges, the others train; the fold's validation cases are neither trained on nor
+scored (the plan's fingerprint, taken over all labelled cases, sees them), so that nothing is chosen on them.
+`python -m benchmarks.ablation DATASET WORK` continues where it was stopped.
 """
 
 import argparse
@@ -27,7 +28,8 @@ VARIANTS: list[tuple[str, str, str]] = [  # (name, what, --set)
     ("half", "half of the batches recycled", "recycle=0.5"),
     ("uniform", "levels uniform", "hardest=0"),
     ("noise", "x_t replaced by pure noise", "x_t=noise"),
-    ("other", "x_t of another case", "x_t=other_case"),
+    ("leaking", "no recycling", "recycle=0"),
+    ("other", "no recycling, x_t of another case", "recycle=0 x_t=other_case"),
     ("nolatent", "no latent", "latent=0"),
     ("label", "attention on the label, in training only", "attention=label"),
     ("input", "attention on the image features, in training and sampling", "attention=input"),

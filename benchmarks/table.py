@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.evaluation.statistics import paired_difference
+from diffuseg.train.checkpoint import model_hash
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-CONTROLS = ["unet", "ours", "noise", "other", "nolatent", "plain", "label", "input"]
+CONTROLS = ["unet", "ours", "noise", "leaking", "other", "nolatent", "plain", "label", "input"]
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def _load(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        raise SystemExit(f"{path.relative_to(ROOT)} is not there: run the benchmark that writes it")
+    return json.loads(path.read_text())
 
 
 def _grid(head: list[str], rows: list[list[str]]) -> str:
@@ -46,9 +50,19 @@ def hippocampus() -> str:
         rows.append([
             f"`{row['method']}`", str(row["steps"]) if row["method"] != "unet" else "-", str(row["draws"]), _dice(row),
             *(f"{v:.3f}" for v in row["dice_per_class"].values()), str(row["evaluations_per_case"]),
-            f"{row['parameters'] / 1e6:.1f} M", f"{row['training_seconds'] / 60:.0f} min",
+            f"{row['parameters'] / 1e6:.1f} M", str(row["training_steps"]),
         ])  # fmt: skip
-    head = ["method", "steps", "draws", "Dice [95 % CI]", "anterior", "posterior", "network calls", "parameters", "training"]
+    head = [
+        "method",
+        "steps",
+        "draws",
+        "Dice [95 % CI]",
+        "anterior",
+        "posterior",
+        "network calls",
+        "parameters",
+        "training steps",
+    ]
     return _grid(head, rows)
 
 
@@ -66,7 +80,10 @@ def differences() -> str:
 def shipped() -> str:
     """The packaged model alone, at its own number of steps."""
     rows = []
+    here = model_hash(ROOT / "src" / "diffuseg" / "models" / "hippocampus.safetensors")
     for row in _load("hippocampus_fold0")["rows"]:
+        if row["method"] == "cdal" and row["model"] != here:
+            raise SystemExit("the scores of cDAL are not those of the packaged model: run benchmarks.score on it")
         if row["method"] == "cdal" and row["steps"] == row["default_steps"]:
             rows.append(
                 [str(row["draws"]), _dice(row), *(f"{v:.3f}" for v in row["dice_per_class"].values()), str(row["cases"])]
@@ -84,17 +101,17 @@ def ablation() -> str:
 def controls() -> str:
     """The controls that ask whether diffusion does anything."""
     found = {row["name"]: row for row in _load("cdal_ablation")["rows"]}
-    return _ablation([found[name] for name in CONTROLS], found["unet"])
+    return _ablation([found[name] for name in CONTROLS if name in found], found["unet"])
 
 
 def _ablation(chosen: list[dict[str, Any]], bar: dict[str, Any]) -> str:
     rows = []
     for row in chosen:
         numbers = [
-            f"{row[key]:.3f}" if row.get(key) is not None else "-" for key in ("one", "mean", "one_step", "disagreement")
+            f"{row[key]:.3f}" if row.get(key) is not None else "-" for key in ("one", "mean", "one_step", "nll", "disagreement")
         ]
         rows.append([row["what"], f"`{row['set']}`" if row["set"] else "", *numbers, _difference(row, bar)])
-    head = ["what", "--set", "one draw", "mean of 4", "one draw, 1 step", "changed voxels", "difference"]
+    head = ["what", "--set", "one draw", "mean of 4", "one draw, 1 step", "NLL", "changed voxels", "difference"]
     return _grid(head, rows)
 
 

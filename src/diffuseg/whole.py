@@ -22,12 +22,19 @@ def replacing(path: Path | str) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
+        os.chmod(aside, 0o666 & ~_umask())  # some libraries write for the owner alone
         os.replace(aside, path)
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror or error})", file=path) from None
     finally:
         if aside.exists():
             aside.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_whole(path: Path | str, content: str | bytes) -> None:

@@ -5,6 +5,7 @@ import torch
 
 from diffuseg.config import from_dict, to_dict
 from diffuseg.data.plan import Plan, check_plan
+from diffuseg.errors import UserError
 from diffuseg.methods import METHODS
 from diffuseg.methods.presets import PRESETS
 from diffuseg.train.prepare import Recipe
@@ -127,6 +128,11 @@ def test_control_noise_hides_the_mask_in_training_and_the_state_in_sampling():
     assert torch.equal(a, torch.randn(a.shape, generator=rng(4)))
     fresh = torch.full_like(a, 3.0)
     assert torch.equal(method.state(a, lambda: fresh), fresh)
+
+
+def test_control_other_case_is_refused_where_recycling_would_undo_it():
+    with pytest.raises(UserError, match="recycle=0"):
+        build("cdal", "2d", "x_t=other_case", "recycle=0.5")
 
 
 def test_control_other_case_takes_the_neighbours_mask():

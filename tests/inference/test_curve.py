@@ -96,7 +96,7 @@ def test_a_perfect_model_scores_perfectly(data, monkeypatch):
     assert {(p.steps, p.draws) for p in made.points} == {(s, n) for s in (1, 2, 4) for n in (1, 2)}
     for p in made.points:
         assert p.dice == 1 and p.nll == pytest.approx(0, abs=1e-6) and p.brier == pytest.approx(0, abs=1e-6)
-    assert (made.recommended.steps, made.recommended.draws) == (1, 1)
+    assert (made.recommended.steps, made.recommended.draws) == (1, 2)  # a single draw has no uncertainty
     assert len(made.cases) == 1 and math.isnan(made.points[0].dice_low)
 
 
@@ -111,6 +111,7 @@ def test_the_recommended_setting_is_the_cheapest_within_two_thousandths_of_the_b
     near, far, dear = (2, 4, 0.9 - 0.9 * WITHIN, 3.0), (1, 1, 0.9 - 1.1 * WITHIN, 1.0), (4, 4, 0.9, 2.0)
     assert (curve_of(best, far, near, dear).recommended.steps, curve_of(best, near, dear).recommended.draws) == (2, 4)
     assert curve_of(best, far).recommended.steps == 4
+    assert curve_of(best, near, (1, 1, 0.9, 0.1)).recommended.draws == 4 and curve_of((1, 1, 0.9, 0.1)).recommended.draws == 1
     assert curve_of((1, 4, 0.9, 2.0), (2, 2, 0.9, 1.0), (4, 1, 0.9, 3.0)).recommended.steps == 2
     assert curve_of(best, near).recommendation() == {
         "steps": 2, "draws": 4, "sampler": "ddim", "dice": 0.8982, "within": 0.002, "dataset": "made", "fold": 0, "cases": 1,

@@ -209,14 +209,14 @@ def test_an_interrupt_leaves_finished_cases_and_no_half_files(scans, tmp_path, m
 
     def interrupted(image, path):
         write(image, path)
-        if "case1_prob" in str(path):
+        if "case1_entropy" in str(path):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(nib, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict_folder(make_model(), [scans], out, draws=1)
     monkeypatch.undo()
-    assert names(out) == ["case0.json", "case0.nii.gz", "case0_entropy.nii.gz", "case0_prob.nii.gz", "case1.nii.gz"]
+    assert names(out) == ["case0.json", "case0.nii.gz", "case0_entropy.nii.gz", "case0_prob.nii.gz", "case1_prob.nii.gz"]
     assert predict_folder(make_model(), [scans], out, draws=1).skipped == [("case0", "already finished")]
 
 
@@ -316,3 +316,15 @@ def test_an_image_that_the_training_has_met_is_recognised_by_its_content(tmp_pat
     assert model.predict(index().astype(float), draws=1).provenance["seen_in"] == "unknown", "an array has no file"
     gone = Image(index()[None].astype(np.float32), source=tmp_path / "gone.nii")
     assert model.predict(gone, draws=1).provenance["seen_in"] == "unknown", "what is in memory outlives its file"
+
+
+def test_masks_of_somebody_else_are_not_replaced(scans, tmp_path):
+    """As when --out is the folder of the labels, whose names are those of the cases."""
+    case = predict_folder(make_model(), [scans], tmp_path / "first").finished[0]
+    precious = tmp_path / "labels" / f"{case}.nii.gz"
+    precious.parent.mkdir()
+    precious.write_bytes(b"years of work")
+    report = predict_folder(make_model(), [scans], precious.parent)
+    assert [name for name, _ in report.failed] == [case] and str(precious) in report.failed[0][1]
+    assert precious.read_bytes() == b"years of work"
+    assert case in predict_folder(make_model(), [scans], precious.parent, overwrite=True).finished

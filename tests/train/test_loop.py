@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -250,3 +251,21 @@ def test_phases_run_when_it_is_their_turn_and_move_only_their_modules(data, tmp_
         assert names == ["discriminator"] * (n % 3 == 0) + ["r1"] * (n % 6 == 0) + ["generator"]
         assert moved[n] == generator | ({"discriminator"} if n % 3 == 0 else set())
     assert sorted(run.optimisers) == ["discriminator", "encoder+generator+mapping"]  # R1 shares the discriminator's
+
+
+def test_a_training_by_the_clock_validates_on_the_way(data, tmp_path, monkeypatch):
+    clock, seen = iter(range(10_000)), []
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))  # each look at the clock takes a second
+    monkeypatch.setattr(loop, "validate", lambda *_: seen.append(1) or Result({"head": 0.5, "tail": 0.5}, 1))
+    run = settings(data, tmp_path, steps=None, max_minutes=1.0)
+    loop.train(run)
+    assert len(seen) == loop.VALIDATIONS
+    before = (tmp_path / "log.csv").read_text()
+    loop.train(replace(run, resume=True))  # its time is over: nothing more is done
+    assert len(seen) == loop.VALIDATIONS and (tmp_path / "log.csv").read_text() == before
+
+
+def test_files_may_be_read_by_whom_the_umask_lets(straight):
+    mask = os.umask(0)
+    os.umask(mask)
+    assert {path.stat().st_mode & 0o777 for path in straight.glob("*.safetensors")} == {0o666 & ~mask}

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from diffuseg.data.plan import load_plan
 from tests.train.tiny import call, options, refused, same_weights, start
 
 IMAGE, MASK = "imagesTr/case_001_0000.nii.gz", "labelsTr/case_001.nii.gz"
@@ -84,7 +85,10 @@ def test_a_training_that_met_bad_data_goes_on_when_it_is_mended(tmp_path, spoilt
 # arguments after those of a good training -> words of the line
 WISHES = {
     "--preset cdal/hipocampus": ("unknown preset 'cdal/hipocampus'", "cdal/hippocampus"),
-    "--preset cdal/hippocampus": ("unknown setting 'T'",),  # that of another method
+    "--preset cdal/hippocampus": ("the preset cdal/hippocampus", "--method cdal"),  # that of another method
+    "--method concat --set sampler=foo": ("unknown sampler 'foo'", "ddim"),
+    "--method concat --set steps=0": ("0 steps",),
+    "--method cdal --set x_t=other_case": ("x_t=other_case", "recycle=0"),
     "--set lerning_rate=1": ("unknown setting 'lerning_rate'", "did you mean 'learning_rate'?"),
     "--set train.warm_up=1": ("did you mean 'warmup'?",),
     "--set plan.bach=1": ("did you mean 'batch'?",),
@@ -118,7 +122,7 @@ def test_a_wish_that_cannot_be_met_is_one_line_and_leaves_no_folder(tmp_path, da
 
 CHANGES = {
     "seed": ["--seed", "1"],
-    "fold": ["--fold", "1"],
+    "fold, cases": ["--fold", "1"],
     "steps": ["--steps", "5"],
     "method, config": ["--method", "concat"],
     "config": ["--set", "dice=0.5"],
@@ -136,7 +140,7 @@ def test_a_folder_that_holds_a_run_is_continued_as_it_was_or_not_at_all(tmp_path
         refused(call(*options(data, out), "--resume", *change), str(out), f"another {what} than")
     assert (out / "run.json").read_text() == record
     (out / "resume.safetensors").write_bytes(b"half")
-    refused(call(*options(data, out), "--resume"), "resume.safetensors", "not a readable")
+    refused(call(*options(data, out), "--resume"), "resume.safetensors", "no readable state")
     (out / "run.json").write_text(record[:100])
     refused(call(*options(data, out), "--resume"), "run.json", "JSON")
 
@@ -154,3 +158,12 @@ def plan(tmp_path_factory, data) -> Path:
     out = tmp_path_factory.mktemp("plan")
     start(data, out)
     return out / "plan.json"
+
+
+def test_what_depends_on_a_wished_plan_follows_it(tmp_path, data):
+    """Two dimensions need two-dimensional patches, and the plan says that it was asked for."""
+    wishes = ["--set", "plan.dims=2", "--set", "train.validation_cases=1", "--steps", "1", "--device", "cpu"]
+    done = call("train", data, "--out", tmp_path, "--method", "unet", *wishes)
+    assert done.exit_code == 0, done.output
+    plan = load_plan(tmp_path / "plan.json")
+    assert plan.dims == len(plan.patch) == 2 and plan.context == 1 and plan.reasons["dims"] == "as asked for"

@@ -73,6 +73,10 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, **wishes: Any) -> Plan
         "file_ending": dataset.file_ending,
     }
     asked = from_dict(Plan, known | wishes)
+    for name in ("batch", "steps", "patch", "widths", "spacing"):  # decisions divide by them
+        value = getattr(asked, name)
+        if value is not None and min(value if isinstance(value, tuple) else (value,), default=0) <= 0:
+            raise UserError(f"{name} must be positive, at least 1 where it counts something; it is {_text(value)}")
     chosen, reasons = dict(known), {name: "as in dataset.json" for name in known}
     for name, decide in DECISIONS.items():
         if name in wishes:

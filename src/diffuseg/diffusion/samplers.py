@@ -100,3 +100,10 @@ SAMPLERS: dict[str, Sampler] = {
     "ddim": Sampler(ddim, 1, False),
     "dpm-solver++(2m)": Sampler(dpm_solver_pp_2m, 2, False),
 }
+
+
+def check_sampling(schedule: NoiseSchedule, steps: int, sampler: str) -> None:
+    """Refuse a sampler that is not known and more steps than the schedule has levels, before anything is computed."""
+    if sampler not in SAMPLERS:
+        raise UserError(f"unknown sampler {sampler!r}", do=f"Known: {', '.join(SAMPLERS)}")
+    timesteps(schedule.T, steps)

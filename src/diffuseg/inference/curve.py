@@ -5,7 +5,6 @@ same seed. So the quality of all numbers of draws costs what the largest costs.
 """
 
 import csv
-import hashlib
 import io
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from diffuseg.evaluation.statistics import bootstrap_mean
 from diffuseg.inference.ensemble import Ensemble
 from diffuseg.inference.model import Model, content, draw_seed
 from diffuseg.methods import Method
+from diffuseg.train.checkpoint import image_digest
 from diffuseg.whole import write_json, write_whole
 
 WITHIN = 0.002  # of the best Dice: what a cheaper setting may lose
@@ -75,9 +75,13 @@ class Curve:
 
     @property
     def recommended(self) -> Point:
-        """The cheapest setting within WITHIN of the best Dice: fewest network evaluations; among equals, the fastest."""
-        best = max(point.dice for point in self.points)
-        near = [point for point in self.points if point.dice >= best - WITHIN]
+        """The cheapest setting within WITHIN of the best Dice: fewest network evaluations; among equals, the fastest.
+
+        A single draw has no uncertainty: it is recommended only where nothing else was measured.
+        """
+        several = [point for point in self.points if point.draws > 1] or self.points
+        best = max(point.dice for point in several)
+        near = [point for point in several if point.dice >= best - WITHIN]
         return min(near, key=lambda point: (point.evaluations, point.seconds))
 
     def recommendation(self) -> dict[str, Any]:
@@ -201,7 +205,7 @@ def _cases(model: Model, dataset: Dataset, fold: int, limit: int) -> list[str]:
         cases = [cases[round(i)] for i in np.linspace(0, len(cases) - 1, limit)]
     trained, files = set(model.meta.get("training_cases", {}).values()), {case.id: case.images[0] for case in dataset.cases}
     for case in cases if trained else ():
-        if hashlib.sha256(files[case].read_bytes()).hexdigest()[:16] in trained:
+        if image_digest(files[case]) in trained:
             own = model.meta.get("fold")
             raise UserError(f"case {case} of fold {fold} is one the model was trained on", do=f"Its own fold is {own}")
     return cases

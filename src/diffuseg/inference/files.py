@@ -52,7 +52,6 @@ def save(prediction: Prediction, folder: Path, case: str | None = None, ending: 
     if record.exists():
         record.unlink()  # while its files are replaced the case is not finished
     mask = folder / (case + ending)
-    io.write(mask, prediction.mask, prediction.image)
     for name, probability in _probabilities(prediction, ending):
         io.write(folder / f"{case}_prob{name}{ending}", probability, prediction.image)
     entropy, unit = prediction.uncertainty["entropy"], "nats"
@@ -60,6 +59,7 @@ def save(prediction: Prediction, folder: Path, case: str | None = None, ending: 
         classes = len(prediction.probability)
         entropy, unit = np.clip(entropy / math.log(classes), 0, 1), f"fraction of log({classes}) nats"
     io.write(folder / f"{case}_entropy{ending}", entropy, prediction.image)
+    io.write(mask, prediction.mask, prediction.image)  # after its maps: a mask without them is not ours to replace
     write_json(record, {"case": case} | prediction.provenance | {"entropy_unit": unit})
     return mask
 
@@ -123,7 +123,7 @@ def predict_folder(
         if on_case is not None:
             on_case(case, number, len(cases))
         try:
-            before = None if overwrite else _finished(out / f"{case}.json", asked)
+            before = None if overwrite else _finished(out, case, ending_for(paths[0]), asked)
             if before is not None:
                 report.skipped.append((case, before))
                 continue
@@ -149,9 +149,12 @@ def _files(item: Path) -> list[Path]:
     return images
 
 
-def _finished(record: Path, asked: dict[str, Any]) -> str | None:
+def _finished(out: Path, case: str, ending: str, asked: dict[str, Any]) -> str | None:
     """Why a case need not be done again; None where it has to be. Refuses to touch what some other program wrote."""
+    record, mask = out / f"{case}.json", out / (case + ending)
     if not record.exists():
+        if mask.exists() and not (out / f"{case}_entropy{ending}").exists():
+            raise UserError("is there, but no result of this program", file=mask, do="Choose another folder, or --overwrite")
         return None
     before = read_json(record)
     before = {"fuse": "mean"} | before if isinstance(before, dict) else before  # what it was before there was a choice

@@ -15,7 +15,7 @@ import torch
 from diffuseg.data.io import read_image
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import Placement, to_grid, to_native
-from diffuseg.diffusion.samplers import SAMPLERS, timesteps
+from diffuseg.diffusion.samplers import check_sampling
 from diffuseg.errors import UserError
 from diffuseg.inference.ensemble import Ensemble, interval
 from diffuseg.inference.fusion import fusion
@@ -75,9 +75,7 @@ class Model:
         if not self.method.generative:
             return {"model": self.hash, "draws": 1, "seed": None, "steps": 1, "sampler": None, "fuse": "mean"}
         sampler, steps = sampler or self.method.default_sampler, self.method.default_steps if steps is None else steps
-        if sampler not in SAMPLERS:
-            raise UserError(f"unknown sampler {sampler!r}", do=f"Known: {', '.join(SAMPLERS)}")
-        timesteps(self.method.schedule.T, steps)
+        check_sampling(self.method.schedule, steps, sampler)
         return {"model": self.hash, "draws": draws, "seed": seed, "steps": steps, "sampler": sampler, "fuse": fuse}
 
     def predict(

@@ -10,9 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffuseg.data.plan import Plan
-from diffuseg.diffusion.samplers import SAMPLERS, timesteps
+from diffuseg.diffusion.samplers import SAMPLERS, check_sampling, timesteps
 from diffuseg.diffusion.schedule import NoiseSchedule
-from diffuseg.errors import UserError
 from diffuseg.inference.tiles import Features, Tiling
 from diffuseg.types import Batch
 
@@ -109,9 +108,8 @@ class Method(nn.Module, ABC):
                 yield probability
             return
         name = sampler or self.default_sampler
-        if name not in SAMPLERS:
-            raise UserError(f"unknown sampler {name!r}", do=f"Known: {', '.join(SAMPLERS)}")
-        grid = timesteps(self.schedule.T, steps or self.default_steps)
+        check_sampling(self.schedule, self.default_steps if steps is None else steps, name)
+        grid = timesteps(self.schedule.T, self.default_steps if steps is None else steps)
         for start in range(0, len(seeds), chunk):
             generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start : start + chunk]]
             n, shape = len(generators), (self.plan.classes, *tiling.shape)

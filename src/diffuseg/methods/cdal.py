@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.schedule import NoiseSchedule
+from diffuseg.errors import UserError
 from diffuseg.methods.base import MaskConfig, Method, Phase, draw_levels, randn_like, signed
 from diffuseg.methods.losses import cross_entropy, soft_dice_loss, squared_error
 from diffuseg.networks.blocks import Mapping
@@ -40,7 +41,8 @@ class CDALConfig(MaskConfig):
     attention_norm          "none" (as released, signed and unbounded), "sigmoid" or "mean": positive with mean one
     recycle                 share of batches whose x_t (t < T) comes from the model's own prediction, not from the mask
     hardest                 share of elements at the noisiest level T, the others uniform over 1..T
-    x_t                     control: "noise" replaces x_t by pure noise, "other_case" noises another case's mask
+    x_t                     control: "noise" replaces x_t by pure noise, "other_case" noises another case's mask; the
+                            latter asks for recycle=0, which would replace that mask again
     """
 
     T: int = 4
@@ -82,6 +84,8 @@ class CDAL(Method):
 
     def __init__(self, plan: Plan, config: CDALConfig) -> None:
         super().__init__(plan, config)
+        if config.x_t == "other_case" and config.recycle:
+            raise UserError("x_t=other_case: recycling takes no mask at all into x_t", do="Give recycle=0 too.")
         k, c = plan.classes, plan.image_channels
         self.schedule = NoiseSchedule.variance_preserving(config.T, config.beta_min, config.beta_max).scaled(config.input_scale)
         self.default_steps = min(config.steps, config.T)

@@ -10,7 +10,8 @@ from typing import Any
 _RELEASED: dict[str, Any] = {
     "mse": 1.0, "dice": 0.0, "cross_entropy": 0.0, "adversarial": 0.0, "output": "tanh",
     "attention": "label", "attention_norm": "none", "discriminator_image": False,
-    "recycle": 0.0, "hardest": 0.0, "pyramid": True, "latent_depth": 3, "r1": 1.0, "betas": (0.5, 0.9),
+    "recycle": 0.0, "hardest": 0.0, "pyramid": True, "latent_depth": 3,
+    "r1": 0.1, "betas": (0.5, 0.9),
 }  # fmt: skip
 _HIPPOCAMPUS: dict[str, Any] = {
     "T": 4, "steps": 4, "discriminator_every": 1,
@@ -57,7 +58,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # The released training itself: squared error only, attention on the label, a discriminator that never sees the image.
     "as_released": {
         "plan": {"dims": 2, "context": 0, "patch": (32, 32), "batch": 128},
-        "config": _HIPPOCAMPUS | _RELEASED,
+        "config": _HIPPOCAMPUS | _RELEASED,  # gamma 1 every tenth step, not rescaled: 0.1 times the interval
         "train": {"ema": 0.999, "clip": 0.0},
     },
     # MedSegDiff's first version as its paper has it; where it is silent (schedule, skips) as improved DDPM and a plain U-Net.
@@ -73,3 +74,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "train": {"ema": 0.9999},
     },
 }
+
+
+def method_of(preset: str) -> str:
+    """The method that a preset is for: the part of its name before the slash."""
+    return preset.partition("/")[0] if "/" in preset else "cdal"

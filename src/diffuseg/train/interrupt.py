@@ -2,18 +2,19 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
 
 class Interrupt:
-    """While it is entered, a first Ctrl-C only sets `asked`; a second one is a KeyboardInterrupt at once.
+    """While it is entered, a first Ctrl-C only sets `asked` and is told to `told`; a second one is a KeyboardInterrupt at once.
 
     Python delivers signals to the main thread: in any other thread this does nothing.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, told: Callable[[], None] = lambda: None) -> None:
+        self.asked, self.told = False, told
         self.before: Any = None
 
     def __enter__(self) -> "Interrupt":
@@ -29,3 +30,4 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        self.told()

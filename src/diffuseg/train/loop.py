@@ -17,6 +17,8 @@ from diffuseg.train.progress import Progress
 from diffuseg.train.state import load_state, save_state
 from diffuseg.train.validate import validate
 
+VALIDATIONS = 8  # of a training, evenly spread, where nothing else is asked for
+
 __all__ = ["Recipe", "TrainSettings", "step", "train"]
 
 
@@ -48,20 +50,25 @@ def train(settings: TrainSettings) -> Path:
 
 def _train(run: Run, progress: Progress, state: Path) -> bool:
     """All steps that are left; whether Ctrl-C stopped them early."""
-    every = run.settings.validate_every or max(run.steps // 8, 1)
+    every = run.settings.validate_every
     world, rank = run.fabric.world_size, run.fabric.global_rank
     started, before = time.monotonic(), run.seconds
     limit = math.inf if run.settings.max_minutes is None else 60 * run.settings.max_minutes
-    with Interrupt() as interrupt:
+    if run.seconds >= limit:
+        return False  # a finished run that is resumed
+    with Interrupt(lambda: progress.note("stopping after this step; Ctrl-C once more stops at once")) as interrupt:
         for batch in run.batches.iterate(run.step, run.steps, rank, world):
             done = max(run.step / run.steps, run.seconds / limit)
             log = step(run, batch.to(run.fabric.device), done)
             run.step += 1
             run.seconds = before + time.monotonic() - started
-            out_of_time, stopped = run.fabric.broadcast((run.seconds >= limit, interrupt.asked))
+            reached = max(run.step / run.steps, run.seconds / limit)
+            due = run.step % every == 0 if every else int(VALIDATIONS * reached) > int(VALIDATIONS * done)
+            told = (run.seconds >= limit, interrupt.asked, due)  # clocks differ between processes: the first one's counts
+            out_of_time, stopped, due = run.fabric.broadcast(told)
             last = run.step == run.steps or out_of_time
             progress.advance(run.step, run.seconds, log if run.step % run.recipe.log_every == 0 or last else None)
-            if run.step % every == 0 or last:
+            if due or last:
                 _validate(run, progress)
             if run.step % run.recipe.save_every == 0:
                 _save(run, progress, state)

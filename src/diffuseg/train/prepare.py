@@ -3,7 +3,7 @@
 import copy
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset, open_dataset, splits
 from diffuseg.data.layout import read_json
 from diffuseg.data.plan import Plan, check_plan, fingerprint, load_plan, make_plan, save_plan
+from diffuseg.diffusion.samplers import check_sampling
 from diffuseg.errors import UserError
 from diffuseg.inference.model import choose_device
 from diffuseg.methods import METHODS, Method
-from diffuseg.methods.presets import PRESETS
+from diffuseg.methods.presets import PRESETS, method_of
 from diffuseg.precision import Precision, choose_precision
 from diffuseg.train.checkpoint import image_digest
 from diffuseg.train.state import Optimisers
@@ -94,6 +95,8 @@ def prepare(settings: TrainSettings) -> Run:
         raise UserError(f"unknown method {settings.method!r}", do=f"Known: {', '.join(METHODS)}")
     if settings.preset is not None and settings.preset not in PRESETS:
         raise UserError(f"unknown preset {settings.preset!r}", do=f"Known: {', '.join(PRESETS)}")
+    if settings.preset is not None and method_of(settings.preset) != settings.method:
+        raise UserError(f"the preset {settings.preset} is one of --method {method_of(settings.preset)}, not {settings.method}")
     dataset = open_dataset(settings.dataset)
     folds = splits(dataset)
     if not 0 <= settings.fold < len(folds):
@@ -117,7 +120,7 @@ def prepare(settings: TrainSettings) -> Run:
     average = copy.deepcopy(method).requires_grad_(False)
     _check(settings, recipe, method)
     if fabric.is_global_zero:  # one claims for all: a second would find the folder taken
-        _claim(settings, plan, config, recipe)
+        _claim(settings, plan, config, recipe, fold)
     fabric.barrier()
     return Run(
         settings, recipe, plan, method, average, _optimisers(method, recipe),
@@ -145,19 +148,32 @@ def _fabric(device: str | None) -> Any:
 
 def _configure(settings: TrainSettings, dataset: Dataset) -> tuple[Plan, Any, Recipe]:
     """Plan, method settings and recipe: defaults, then the preset, then --set."""
-    plan = load_plan(settings.plan) if settings.plan is not None else make_plan(dataset, fingerprint(dataset))
     preset = PRESETS[settings.preset] if settings.preset else {}
     config = from_dict(METHODS[settings.method].config_class, preset.get("config", {}))
     recipe = from_dict(Recipe, preset.get("train", {}))
-    plan = from_dict(Plan, to_dict(plan) | preset.get("plan", {}))
     wishes: dict[str, list[str]] = {"plan": [], "train": [], "": []}
     for wish in settings.set:
         room, dot, rest = wish.partition(".")
         known = dot and room in wishes and "=" not in room
         wishes[room if known else ""].append(rest if known else wish)
-    plan = override(plan, wishes["plan"])
-    check_plan(plan)
+    plan = _plan(settings, dataset, preset.get("plan", {}), wishes["plan"])
     return plan, override(config, wishes[""]), override(recipe, wishes["train"])
+
+
+def _plan(settings: TrainSettings, dataset: Dataset, preset: dict[str, Any], wishes: list[str]) -> Plan:
+    """The plan of a file with what is asked for put in; or made from the data, where what depends on a wish follows it."""
+    if settings.plan is not None:
+        given = load_plan(settings.plan)
+        plan = override(from_dict(Plan, to_dict(given) | preset), wishes)
+        changed = [key for key, value in vars(plan).items() if value != getattr(given, key)]
+        plan = replace(plan, reasons=plan.reasons | dict.fromkeys(changed, "as asked for"))
+    else:
+        found = fingerprint(dataset)
+        asked = override(from_dict(Plan, to_dict(make_plan(dataset, found)) | preset), wishes)
+        names = {*preset, *(wish.partition("=")[0] for wish in wishes)}
+        plan = make_plan(dataset, found, **{name: getattr(asked, name) for name in names})
+    check_plan(plan)
+    return plan
 
 
 def _check(settings: TrainSettings, recipe: Recipe, method: Method) -> None:
@@ -175,19 +191,23 @@ def _check(settings: TrainSettings, recipe: Recipe, method: Method) -> None:
     for rule, holds in rules.items():
         if not holds:
             raise UserError(rule)
+    if method.generative:
+        check_sampling(method.schedule, method.default_steps, method.default_sampler)
 
 
-def _claim(settings: TrainSettings, plan: Plan, config: Any, recipe: Recipe) -> None:
+def _claim(settings: TrainSettings, plan: Plan, config: Any, recipe: Recipe, fold: dict[str, list[str]]) -> None:
     """Take the out folder, or make sure that a resumed run is the same run."""
     out, asked = settings.out, {
         "method": settings.method, "fold": settings.fold, "seed": settings.seed, "steps": settings.steps,
-        "plan": to_dict(plan), "config": to_dict(config), "train": to_dict(recipe),
+        "plan": to_dict(plan), "config": to_dict(config), "train": to_dict(recipe), "cases": fold,
     }  # fmt: skip
     record = out / "run.json"
     if record.exists():
         if not settings.resume:
             raise UserError("already holds a run", file=out, do="Give --resume to continue it, or another --out.")
         before = read_json(record)
+        if not isinstance(before, dict):
+            raise UserError("is no record of a run", file=record, do="Start again in another --out.")
         changed = [key for key in asked if before.get(key) != json.loads(json.dumps(asked[key]))]
         if changed:
             raise UserError(f"--resume with another {', '.join(changed)} than the run was started with", file=out)

@@ -38,8 +38,8 @@ def load_state(path: Path, model: nn.Module, average: nn.Module, optimisers: Opt
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
             scalars = json.loads(file.metadata()["scalars"])
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"not a readable safetensors file ({error})", file=path, do="Start again in another --out") from None
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise UserError(f"no readable state of a run ({error})", file=path, do="Start again in another --out") from None
     for prefix, module in (("model", model), ("average", average)):
         module.load_state_dict({k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith(prefix + "/")})
     for name, optimiser in optimisers.items():
