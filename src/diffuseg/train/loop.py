@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def _train(run: Run, progress: Progress, state: Path) -> bool:
     limit = math.inf if run.settings.max_minutes is None else 60 * run.settings.max_minutes
     if run.seconds >= limit:
         return False  # a finished run that is resumed
-    with Interrupt(lambda: progress.note("stopping after this step; Ctrl-C once more stops at once")) as interrupt:
+    with Interrupt(_say_so if run.fabric.is_global_zero else lambda: None) as interrupt:
         for batch in run.batches.iterate(run.step, run.steps, rank, world):
             done = max(run.step / run.steps, run.seconds / limit)
             log = step(run, batch.to(run.fabric.device), done)
@@ -75,6 +76,11 @@ def _train(run: Run, progress: Progress, state: Path) -> bool:
             if out_of_time or stopped:
                 return stopped and not last
     return False
+
+
+def _say_so() -> None:
+    # Not through the progress bar: a signal may come while that is printing, and printing within printing is an error.
+    os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
 
 
 def step(run: Run, batch: Any, done: float) -> dict[str, float]:
