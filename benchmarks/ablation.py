@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.score import RESULTS, score, write
+from benchmarks.score import RESULTS, environment, score, write
 from diffuseg.data.dataset import open_dataset, splits
 from diffuseg.train.loop import TrainSettings, train
 
@@ -67,6 +67,7 @@ def measure(folder: Path, out: Path, what: str, sets: str, method: str, steps: i
         row["one_step"] = row["one"] if rows[0]["steps"] == 1 else score(checkpoint, folder, 0, steps=1, draws=1)[0]["dice"]
     else:
         row["nll"] = rows[0]["nll"]
+    row["precision"] = environment()["precision"]  # rows may come from different machines
     return row | {"seconds": rows[0]["training_seconds"], "dice_per_case": rows[0]["dice_per_case"]}
 
 
