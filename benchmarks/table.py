@@ -119,6 +119,8 @@ def speed() -> str:
     """Ratios within one run."""
     content = _load("speed")
     rows = [[r["what"], f"{r['ratio']:.2f}", r["means"]] for r in content["rows"]]
+    steps = {r["what"].split()[3]: r["seconds_fp32"] for r in content["rows"] if "seconds_fp32" in r}
+    rows.append(["training step of cDAL", f"{steps['cdal'] / steps['unet']:.2f}", "over one of the U-Net, both in float32"])
     where = content["environment"]
     return _grid(["measured", "ratio", "of what to what"], rows) + f"\n{where['threads']} threads, {where['precision']}.\n"
 

@@ -16,7 +16,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import diffuseg
-from diffuseg.cli import EmptyRule, Fuse, _Bars, app
+from diffuseg.bars import Bars
+from diffuseg.cli import EmptyRule, Fuse, app
 from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import Empty
@@ -137,7 +138,7 @@ def test_what_the_user_can_mend_is_one_line(tmp_path, data, checkpoint):
 
 def test_bars_show_the_case_and_what_is_left():
     shown = io.StringIO()
-    with _Bars(Console(file=shown, force_terminal=True, width=120)) as bars:
+    with Bars(Console(file=shown, force_terminal=True, width=120)) as bars:
         bars.case("liver [1]", 2, 5)
         bars.draw(3, 8)
         bars.progress.refresh()

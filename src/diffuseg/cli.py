@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from diffuseg import __version__
+from diffuseg.bars import Bars
 from diffuseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def predict(
     if best is not None:
         what = f"draws {best['draws']}, steps {best['steps']}: recommended by `diffuseg curve`"
         typer.echo(f"{what} (fold {best['fold']}, {best['cases']} cases); --draws and --steps choose otherwise")
-    with _Bars(_console(stderr=True)) as bars:
+    with Bars(_console(stderr=True)) as bars:
         report = predict_folder(loaded, inputs, out, draws, seed, steps, sampler, overwrite, bars.case, bars.draw, fuse.value)
     for case, reason in report.skipped:
         typer.echo(f"skipped {case}: {reason}")
@@ -206,7 +207,7 @@ def curve(
     from diffuseg.train.checkpoint import amend_meta
 
     loaded = load(model, device)
-    with _Bars(_console(stderr=True)) as bars:
+    with Bars(_console(stderr=True)) as bars:
         found = measure_curve(
             loaded, dataset, _numbers("--steps", steps), _numbers("--draws", draws), fold, cases, sampler, on_case=bars.measured
         )
@@ -288,38 +289,6 @@ def demo_data(
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror or error})", file=out) from None
     typer.echo(f"{out}: {cases} volumes to train on, {test_cases} to test on")
-
-
-class _Bars:
-    """Two bars with the time left: cases, and the draws of the present case; without a terminal, a line per case."""
-
-    def __init__(self, console: "Console") -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        left = (TextColumn("left"), TimeRemainingColumn())
-        self.progress = Progress(*columns, *left, console=console, disable=not console.is_terminal, transient=True)
-        self.cases = self.progress.add_task("cases", total=None)
-        self.draws = self.progress.add_task("draws", total=None)
-
-    def __enter__(self) -> "_Bars":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def case(self, name: str, number: int, cases: int) -> None:
-        if self.progress.disable:
-            typer.echo(f"{number + 1}/{cases} {name}", err=True)
-        self.progress.update(self.cases, completed=number, total=cases)
-        self.progress.reset(self.draws, description=f"draws of {name}", total=None)
-
-    def draw(self, done: int, draws: int) -> None:
-        self.progress.update(self.draws, completed=done, total=draws)
-
-    def measured(self, done: int, cases: int) -> None:
-        self.progress.update(self.cases, completed=done, total=cases)
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -129,6 +129,7 @@ def _channels(extra: dict[str, Any], file: Path) -> tuple[str, ...]:
 
 
 def label_values(extra: dict[str, Any], file: Path) -> dict[str, int]:
+    """Classes and their values from the content of dataset.json; refuses what docs/data.md says of labels."""
     labels = extra.get("labels")
     if not isinstance(labels, dict) or not labels:
         raise UserError('it needs "labels": {"background": 0, ...}', file=file)
