@@ -148,3 +148,26 @@ def draw_levels(b: int, T: int, hardest: float, rng: torch.Generator) -> Tensor:
 def randn_like(x: Tensor, rng: torch.Generator) -> Tensor:
     """Noise of x's shape from a CPU generator, so that every device trains on the same numbers."""
     return torch.randn(x.shape, generator=rng).to(x)
+
+
+def recycled(
+    x_t: Float[Tensor, "b k *s"],
+    t: Tensor,
+    noise: Float[Tensor, "b k *s"],
+    schedule: NoiseSchedule,
+    share: float,
+    answer: Callable[[Tensor, Tensor], Tensor],
+    rng: torch.Generator,
+) -> Float[Tensor, "b k *s"]:
+    """In a `share` of batches x_t below level T comes from the model's own prediction (recycling; Fu et al. 2023).
+
+    Sampling reaches t < T from pure noise through the model's own x0_hat, never from the true mask: one jump of the sampler
+    from `answer(x_T, T)`, without gradient. Elements at level T stay as they are.
+    """
+    T = schedule.T
+    if not (share and torch.rand((), generator=rng) < share and bool((t < T).any())):
+        return x_t
+    with torch.no_grad():
+        x_T, levels = randn_like(x_t, rng), torch.full_like(t, T)
+        own = schedule.posterior(answer(x_T, levels), x_T, levels, t.clamp(max=max(T - 1, 1)), 1.0, noise)
+    return torch.where((t < T).reshape(-1, *[1] * (x_t.ndim - 1)), own, x_t)

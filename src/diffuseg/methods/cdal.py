@@ -16,7 +16,7 @@ from torch import Tensor
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.methods.base import MaskConfig, Method, Phase, draw_levels, randn_like, signed
+from diffuseg.methods.base import MaskConfig, Method, Phase, draw_levels, randn_like, recycled, signed
 from diffuseg.methods.losses import cross_entropy, soft_dice_loss, squared_error
 from diffuseg.networks.blocks import Mapping
 from diffuseg.networks.discriminator import Discriminator
@@ -154,14 +154,8 @@ class CDAL(Method):
         if c.attention == "label":
             x_0 = self._attention(self._pair_inputs(*self._real_pair(x_0, t, rng), image), t, x_0) * x_0
         x_t = self.schedule.q_sample(x_0, t, noise)
-        if c.recycle and torch.rand((), generator=rng) < c.recycle and bool((t < c.T).any()):
-            # Sampling reaches t < T from pure noise through the model's own x0_hat, never from the true mask.
-            with torch.no_grad():
-                x_T, T = randn_like(x_0, rng), torch.full_like(t, c.T)
-                x0_hat, _ = self._mask(self._logits(x_T, T, features.detach(), self._latents(len(t), rng)))
-                own = self.schedule.posterior(x0_hat, x_T, T, t.clamp(max=max(c.T - 1, 1)), 1.0, noise)
-            x_t = torch.where((t < c.T).reshape(-1, *[1] * (x_0.ndim - 1)), own, x_t)
-        return x_t
+        answer = lambda x_T, T: self._mask(self._logits(x_T, T, features.detach(), self._latents(len(t), rng)))[0]
+        return recycled(x_t, t, noise, self.schedule, c.recycle, answer, rng)
 
     def _logits(self, x_t: Tensor, t: Tensor, features: Tensor, z: Tensor | None) -> Tensor:
         w = None if self.mapping is None or z is None else self.mapping(z)

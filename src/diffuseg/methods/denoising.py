@@ -15,7 +15,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.diffusion.parameterization import target, to_x0
 from diffuseg.diffusion.schedule import SCHEDULES
 from diffuseg.inference.tiles import Features
-from diffuseg.methods.base import MaskConfig, Method, draw_levels, randn_like
+from diffuseg.methods.base import MaskConfig, Method, draw_levels, randn_like, recycled
 from diffuseg.methods.losses import cross_entropy, soft_dice_loss, squared_error
 
 
@@ -84,14 +84,8 @@ class MaskDenoising(Method):
         """x_t ~ q(x_t | x_0); recycled (Fu et al. 2023): below T, one jump of the sampler from the network's own answer."""
         noise = randn_like(x_0, rng)
         x_t = self.schedule.q_sample(x_0, t, noise)
-        T = self.config.T
-        if self.config.recycle and torch.rand((), generator=rng) < self.config.recycle and bool((t < T).any()):
-            with torch.no_grad():
-                x_T, levels = randn_like(x_0, rng), torch.full_like(t, T)
-                x0_hat = self._mask(self.output(x_T, levels, features), x_T, levels)
-                own = self.schedule.posterior(x0_hat, x_T, levels, t.clamp(max=max(T - 1, 1)), 1.0, noise)
-            x_t = torch.where((t < T).reshape(-1, *[1] * (x_0.ndim - 1)), own, x_t)
-        return x_t
+        answer = lambda x_T, T: self._mask(self.output(x_T, T, features), x_T, T)
+        return recycled(x_t, t, noise, self.schedule, self.config.recycle, answer, rng)
 
     def denoise(self, x_t: Tensor | None, t: int, features: Features, z: Tensor | None) -> Tensor:
         assert x_t is not None
