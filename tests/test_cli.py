@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 import diffuseg
 from diffuseg.bars import Bars
-from diffuseg.cli import EmptyRule, Fuse, app
+from diffuseg.cli import app
+from diffuseg.cli.evaluate import EmptyRule
+from diffuseg.cli.predict import Fuse
 from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import Empty

@@ -1,0 +1,32 @@
+"""The commands: parsing and printing, nothing else. What is heavy is imported by the command that needs it."""
+
+from typing import Annotated
+
+import typer
+
+from diffuseg import __version__
+from diffuseg.cli import data, evaluate, predict, train
+from diffuseg.cli.app import app
+
+__all__ = ["app", "data", "evaluate", "main", "predict", "train"]
+
+
+def main() -> None:
+    """What `diffuseg` calls."""
+    app(prog_name="diffuseg")
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"diffuseg {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass

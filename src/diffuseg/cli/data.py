@@ -1,0 +1,53 @@
+"""Commands about data: `plan`, `demo-data`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffuseg.cli.app import app, console
+from diffuseg.errors import UserError
+
+
+@app.command()
+def plan(
+    dataset: Annotated[Path, typer.Argument(help="Folder in the nnU-Net v2 raw or the MSD layout.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write the plan.", show_default="./<name>_plan.json")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan that is already there.")] = False,
+) -> None:
+    """Decide how to train on a data set, and say why; the plan is a JSON file to be looked at and edited."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from diffuseg.data.dataset import open_dataset
+    from diffuseg.data.plan import explain, fingerprint, make_plan, save_plan
+
+    data = open_dataset(dataset)
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in data.name)
+    path = out or Path(f"{name}_plan.json")
+    if path.exists() and not overwrite:
+        raise UserError("there is a plan already", file=path, do="Give another --out, or --overwrite")
+    made = make_plan(data, fingerprint(data))
+    table = Table("setting", "value", "reason", title=escape(data.name))
+    for row in explain(made):
+        table.add_row(*map(escape, row))
+    console().print(table)
+    save_plan(made, path)
+    typer.echo(f"{path}: written; edit it and give it to `diffuseg train --plan`")
+
+
+@app.command("demo-data")
+def demo_data(
+    out: Annotated[Path, typer.Argument(help="Folder for the data set.")],
+    cases: Annotated[int, typer.Option(min=1, help="Number of volumes.")] = 40,
+    test_cases: Annotated[int, typer.Option(min=0, help="Further volumes in imagesTs and labelsTs.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the volumes.")] = 0,
+) -> None:
+    """Make up a small 3-D data set with an ambiguous border; no patient, no licence."""
+    from diffuseg.data.synthetic import make_dataset
+
+    try:
+        make_dataset(out, cases=cases, seed=seed, test_cases=test_cases)
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror or error})", file=out) from None
+    typer.echo(f"{out}: {cases} volumes to train on, {test_cases} to test on")

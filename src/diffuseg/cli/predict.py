@@ -1,0 +1,95 @@
+"""Commands that use a trained model: `predict`, `curve`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffuseg.bars import Bars
+from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, complain, console
+from diffuseg.errors import UserError
+
+
+class Fuse(StrEnum):
+    """The names in `diffuseg.inference.fusion.FUSIONS`, without importing it."""
+
+    mean = "mean"
+    vote = "vote"
+    staple = "staple"
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="A checkpoint, or the name of a packaged model such as hippocampus.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, or folders with images.")],
+    out: Annotated[Path, typer.Option(help="Folder for masks, probabilities, entropy and a .json per case.")],
+    draws: Annotated[
+        int | None,
+        typer.Option(help="Segmentations drawn per case; their spread is the uncertainty.", show_default="recommended, or 8"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps per draw.", show_default="the model's")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ancestral, ddim, ...", show_default="the model's")] = None,
+    fuse: Annotated[Fuse, typer.Option(help="How the draws make one mask; probabilities are always their mean.")] = Fuse.mean,
+    seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do cases that are already finished.")] = False,
+) -> None:
+    """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
+    from diffuseg.inference.files import predict_folder
+    from diffuseg.inference.model import NOTICE, load
+
+    loaded = load(model, device)
+    typer.echo(f"{loaded.name} ({loaded.hash}) on {loaded.device}, {loaded.precision.reason}")
+    best = loaded.recommended(draws, steps, sampler)
+    if best is not None:
+        what = f"draws {best['draws']}, steps {best['steps']}: recommended by `diffuseg curve`"
+        typer.echo(f"{what} (fold {best['fold']}, {best['cases']} cases); --draws and --steps choose otherwise")
+    with Bars(console(stderr=True)) as bars:
+        report = predict_folder(loaded, inputs, out, draws, seed, steps, sampler, overwrite, bars.case, bars.draw, fuse.value)
+    for case, reason in report.skipped:
+        typer.echo(f"skipped {case}: {reason}")
+    for case, reason in report.failed:
+        complain(f"failed {case}: {reason}")
+    counts = {"finished": report.finished, "skipped": report.skipped, "failed": report.failed}
+    typer.echo(f"{out}: " + ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) + f". {NOTICE}")
+    if report.failed:
+        raise typer.Exit(SOME_FAILED if report.finished or report.skipped else USER_ERROR)
+
+
+@app.command()
+def curve(
+    model: Annotated[str, typer.Argument(help="A checkpoint, or the name of a packaged model.")],
+    dataset: Annotated[Path, typer.Argument(help="The data set it was trained on: validation cases of a fold are measured.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for curve.csv, .json, .png.", show_default="./<model>_curve")] = None,
+    steps: Annotated[str, typer.Option(help="Numbers of steps, such as 1,2,4.", show_default="powers of two")] = "",
+    draws: Annotated[str, typer.Option(help="Numbers of draws.")] = "1,2,4,8",
+    fold: Annotated[int | None, typer.Option(help="Fold to measure on.", show_default="the model's")] = None,
+    cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
+    sampler: Annotated[str | None, typer.Option(help="ancestral, ddim, ...", show_default="the model's")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+    store: Annotated[bool, typer.Option(help="Write the recommended setting into the checkpoint (its hash changes).")] = True,
+) -> None:
+    """Measure Dice, calibration, time and memory over steps x draws, and recommend the cheapest good setting."""
+    from diffuseg.inference.curve import measure_curve, table, write_curve
+    from diffuseg.inference.model import load
+    from diffuseg.train.checkpoint import amend_meta
+
+    loaded = load(model, device)
+    with Bars(console(stderr=True)) as bars:
+        found = measure_curve(
+            loaded, dataset, _numbers("--steps", steps), _numbers("--draws", draws), fold, cases, sampler, on_case=bars.measured
+        )
+    console().print(table(found))
+    for path in write_curve(found, out or Path(f"{Path(model).stem}_curve")):
+        typer.echo(f"written: {path}")
+    if store and Path(model).is_file():
+        amend_meta(Path(model), {"recommended": found.recommendation()})
+        typer.echo(f"{model}: remembers the recommended setting")
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UserError(f"{option} {text}: expected whole numbers, such as 1,2,4") from None

@@ -1,0 +1,52 @@
+"""The command `train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffuseg.cli.app import app
+
+
+@app.command()
+def train(
+    dataset: Annotated[Path, typer.Argument(help="Folder in the nnU-Net v2 raw or the MSD layout.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, logs, pictures.")],
+    method: Annotated[str, typer.Option(help="unet, concat, cdal, medsegdiff or medsegdiff_v2.")] = "cdal",
+    fold: Annotated[int, typer.Option(help="Fold to validate on.")] = 0,
+    plan: Annotated[Path | None, typer.Option(help="An edited plan.", show_default="made from the data")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop after so many steps.", show_default="the plan's")] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings of a paper, such as cdal/hippocampus.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of the method, plan.key=value, train.key=value; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
+    val_every: Annotated[int | None, typer.Option(help="Steps between validations.", show_default="an eighth of all")] = None,
+) -> None:
+    """Train a method on one fold; under torchrun the same command trains on several GPUs and nodes."""
+    from diffuseg.train.loop import TrainSettings
+    from diffuseg.train.loop import train as run
+
+    best = run(
+        TrainSettings(
+            dataset=dataset,
+            method=method,
+            out=out,
+            fold=fold,
+            plan=plan,
+            steps=steps,
+            max_minutes=max_minutes,
+            preset=preset,
+            set=set_ or [],
+            resume=resume,
+            seed=seed,
+            device=device,
+            precision=precision,
+            validate_every=val_every,
+        )
+    )
+    typer.echo(f"best checkpoint: {best}")
