@@ -87,7 +87,7 @@ WISHES = {
     "--preset cdal/hipocampus": ("unknown preset 'cdal/hipocampus'", "cdal/hippocampus"),
     "--preset cdal/hippocampus": ("the preset cdal/hippocampus", "--method cdal"),  # that of another method
     "--method concat --set sampler=foo": ("unknown sampler 'foo'", "ddim"),
-    "--method concat --set steps=0": ("0 steps",),
+    "--method concat --set steps=0": ("steps=0", "1 or more"),
     "--method cdal --set x_t=other_case": ("x_t=other_case", "recycle=0"),
     "--set lerning_rate=1": ("unknown setting 'lerning_rate'", "did you mean 'learning_rate'?"),
     "--set train.warm_up=1": ("did you mean 'warmup'?",),
@@ -98,8 +98,14 @@ WISHES = {
     "--set train.save_every=0": ("train.save_every", "at least 1"),
     "--set train.validation_cases=-1": ("train.validation_cases", "0 or more"),
     "--set train.ema=2": ("train.ema", "between 0 and 1"),
-    "--set learning_rate=-1": ("learning rate of the phase 'network'", "0 or more"),
-    "--method cdal --set discriminator_every=0": ("phase 'discriminator'", "at least 1"),
+    "--set learning_rate=-1": ("learning_rate=-1", "0 or more"),
+    "--set blocks=0": ("blocks=0", "1 or more"),
+    "--set widths=0": ("widths=(0,)", "1 or more"),
+    "--method cdal --set discriminator_every=0": ("discriminator_every=0", "1 or more"),
+    "--method cdal --set latent=-1": ("latent=-1", "0 or more"),
+    "--method cdal --set dropout=2": ("dropout=2", "0 to 0.99"),
+    "--method cdal --set recycle=2": ("recycle=2", "0 to 1"),
+    "--method cdal --set attention=input --set attention_level=4": ("attention_level=4", "last block is 3"),
     "--seed -1": ("--seed", "0 or more"),
     "--val-every 0": ("--val-every", "at least 1"),
     "--fold 4": ("no fold 4", "0 to 3"),
@@ -117,6 +123,20 @@ WISHES = {
 @pytest.mark.parametrize("wish", WISHES)
 def test_a_wish_that_cannot_be_met_is_one_line_and_leaves_no_folder(tmp_path, data, wish):
     refused(call(*options(data, tmp_path / "out"), *wish.split()), *WISHES[wish])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_patient_on_both_sides_of_a_fold_is_refused(tmp_path, data):
+    described = json.loads((data / "dataset.json").read_text())
+    cases = sorted(path.name.removesuffix("_0000.nii.gz") for path in (data / "imagesTr").iterdir())
+    both = described | {"patients": dict.fromkeys(cases, "one") | {cases[0]: "another"}}
+    (tmp_path / "data").mkdir()
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / "data" / folder).symlink_to(data / folder)
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(both))
+    split = [{"train": cases[::2], "val": cases[1::2]}]
+    (tmp_path / "data" / "splits_final.json").write_text(json.dumps(split))
+    refused(call(*options(tmp_path / "data", tmp_path / "out")), "patients in train and in val: one", "splits_final.json")
     assert not (tmp_path / "out").exists()
 
 

@@ -14,7 +14,7 @@ from diffuseg.data.layout import Case, Dataset, find_images, open_dataset, read_
 from diffuseg.errors import UserError
 from diffuseg.types import Image
 
-__all__ = ["Case", "Dataset", "check", "find_images", "load_case", "open_dataset", "patients", "splits"]
+__all__ = ["Case", "Dataset", "check", "find_images", "load_case", "open_dataset", "patients", "refuse_leaks", "splits"]
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ def check(dataset: Dataset) -> list[str]:
     for path in visible(dataset.folder / "labelsTr"):
         if path not in known and path.name.lower().endswith(ENDINGS):
             faults.append(UserError("there is no image for this mask", file=path))
-    _attempt(lambda: _refuse_leaks(dataset), faults)
+    _attempt(lambda: refuse_leaks(dataset), faults)
     return [str(fault) for fault in faults]
 
 
@@ -177,7 +177,8 @@ def _side(fold: object, side: str, where: str) -> list[str]:
     return cases
 
 
-def _refuse_leaks(dataset: Dataset) -> None:
+def refuse_leaks(dataset: Dataset) -> None:
+    """Refuse folds that have cases of one patient in train and in val."""
     of, _ = patients(dataset)
     for number, fold in enumerate(splits(dataset)):
         both = sorted({of[case] for case in fold["train"]} & {of[case] for case in fold["val"]})

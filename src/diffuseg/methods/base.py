@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import SAMPLERS, check_sampling, timesteps
 from diffuseg.diffusion.schedule import NoiseSchedule
+from diffuseg.errors import UserError
 from diffuseg.inference.tiles import Features, Tiling
 from diffuseg.types import Batch
 
@@ -29,12 +31,26 @@ class Phase:
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """Settings that every mask method has. `widths` left out means the plan's."""
+    """Settings that every mask method has. `widths` left out means the plan's. Refuses numbers outside `ranges`."""
+
+    ranges: ClassVar[dict[str, tuple[float, float]]] = {
+        "widths": (1, inf),
+        "blocks": (1, inf),
+        "encoder_blocks": (1, inf),
+        "learning_rate": (0, inf),
+    }
 
     widths: tuple[int, ...] | None = None
     blocks: int = 1
     encoder_blocks: int = 1
     learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in self.ranges.items():
+            value = getattr(self, name)
+            values = () if value is None else value if isinstance(value, tuple) else (value,)
+            if value == () or not all(low <= number <= high for number in values):
+                raise UserError(f"{name}={value}: expected {low:g} {'or more' if high == inf else f'to {high:g}'}")
 
 
 class Method(nn.Module, ABC):

@@ -7,7 +7,8 @@ becomes a spatial attention map. Notation: levels t = 1..T, s = t - 1 (the paper
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from math import inf
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,23 @@ class CDALConfig(MaskConfig):
     x_t                     control: "noise" replaces x_t by pure noise, "other_case" noises another case's mask; the
                             latter asks for recycle=0, which would replace that mask again
     """
+
+    ranges: ClassVar = MaskConfig.ranges | {
+        "T": (1, inf),
+        "steps": (1, inf),
+        "input_scale": (1e-3, inf),
+        "latent": (0, inf),
+        "latent_width": (1, inf),
+        "latent_depth": (1, inf),
+        "dropout": (0, 0.99),
+        "discriminator_widths": (1, inf),
+        "discriminator_learning_rate": (0, inf),
+        "discriminator_every": (1, inf),
+        "r1_every": (1, inf),
+        "attention_level": (0, inf),
+        "recycle": (0, 1),
+        "hardest": (0, 1),
+    }
 
     T: int = 4
     steps: int = 2
@@ -98,6 +116,9 @@ class CDAL(Method):
         self.discriminator = None
         if config.adversarial or config.attention != "off":
             inputs = 2 * k + (c if config.discriminator_image else 0)
+            if config.attention != "off" and config.attention_level >= len(config.discriminator_widths):
+                last = len(config.discriminator_widths) - 1
+                raise UserError(f"attention_level={config.attention_level}: the discriminator's last block is {last}")
             self.discriminator = Discriminator(plan.dims, inputs, config.discriminator_widths)
 
     @property

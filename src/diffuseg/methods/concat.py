@@ -4,7 +4,8 @@ The plain diffusion baseline, and the file to copy for a new method.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from math import inf
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class ConcatConfig(MaskConfig):
 
     `input_scale` below 1 makes the schedule harder (as if the mask were multiplied by it before noising).
     """
+
+    ranges: ClassVar = MaskConfig.ranges | {"T": (1, inf), "steps": (1, inf), "input_scale": (1e-3, inf)}
 
     T: int = 1000
     schedule: Literal["linear", "cosine"] = "linear"

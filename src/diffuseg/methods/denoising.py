@@ -6,7 +6,8 @@ same parameterization, and no variance of its own that a sampler could forget.
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from math import inf
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +33,14 @@ class DenoisingConfig(MaskConfig):
     recycle          share of batches whose x_t (t < T) comes from the model's own prediction, not from the mask
     hardest          share of elements at the noisiest level T, the others uniform over 1..T
     """
+
+    ranges: ClassVar = MaskConfig.ranges | {
+        "T": (1, inf),
+        "steps": (1, inf),
+        "input_scale": (1e-3, inf),
+        "recycle": (0, 1),
+        "hardest": (0, 1),
+    }
 
     T: int = 4
     schedule: Literal["linear", "cosine", "variance_preserving"] = "variance_preserving"

@@ -11,7 +11,7 @@ import torch
 
 from diffuseg.config import from_dict, override, to_dict
 from diffuseg.data.batches import Batches
-from diffuseg.data.dataset import Dataset, open_dataset, splits
+from diffuseg.data.dataset import Dataset, open_dataset, refuse_leaks, splits
 from diffuseg.data.layout import read_json
 from diffuseg.data.plan import Plan, check_plan, fingerprint, load_plan, make_plan, save_plan
 from diffuseg.diffusion.samplers import check_sampling
@@ -99,6 +99,7 @@ def prepare(settings: TrainSettings) -> Run:
         raise UserError(f"the preset {settings.preset} is one of --method {method_of(settings.preset)}, not {settings.method}")
     dataset = open_dataset(settings.dataset)
     folds = splits(dataset)
+    refuse_leaks(dataset)
     if not 0 <= settings.fold < len(folds):
         raise UserError(f"there is no fold {settings.fold}", do=f"Folds are 0 to {len(folds) - 1}.")
     fold = folds[settings.fold]
@@ -185,9 +186,6 @@ def _check(settings: TrainSettings, recipe: Recipe, method: Method) -> None:
         "train.validation_cases is 0 or more": recipe.validation_cases >= 0,
         "train.ema is between 0 and 1": 0 <= recipe.ema <= 1,
     }
-    for phase in method.phases:
-        rules[f"the phase {phase.name!r} is due every {phase.every} steps: at least 1"] = phase.every >= 1
-        rules[f"the learning rate of the phase {phase.name!r} is {phase.learning_rate}: 0 or more"] = phase.learning_rate >= 0
     for rule, holds in rules.items():
         if not holds:
             raise UserError(rule)
