@@ -43,12 +43,16 @@ def _difference(row: dict[str, Any], bar: dict[str, Any]) -> str:
     return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
+def _named(row: dict[str, Any]) -> str:
+    return f"`{row['method']}`" + (f", {row['what']}" if row.get("what") else "")
+
+
 def hippocampus() -> str:
     """Methods beside each other on fold 0, single draw and mean of eight."""
     rows = []
     for row in _load("hippocampus_fold0")["rows"]:
         rows.append([
-            f"`{row['method']}`", str(row["steps"]) if row["method"] != "unet" else "-", str(row["draws"]), _dice(row),
+            _named(row), str(row["steps"]) if row["method"] != "unet" else "-", str(row["draws"]), _dice(row),
             *(f"{v:.3f}" for v in row["dice_per_class"].values()), str(row["evaluations_per_case"]),
             f"{row['parameters'] / 1e6:.1f} M", str(row["training_steps"]),
         ])  # fmt: skip
@@ -73,7 +77,7 @@ def differences() -> str:
     rows = []
     for row in found:
         if row["method"] != "unet" and row["steps"] == row["default_steps"]:
-            rows.append([f"`{row['method']}`", str(row["steps"]), str(row["draws"]), _difference(row, bar)])
+            rows.append([_named(row), str(row["steps"]), str(row["draws"]), _difference(row, bar)])
     return _grid(["method", "steps", "draws", "Dice minus that of the U-Net [95 % CI, paired]"], rows)
 
 
