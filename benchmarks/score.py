@@ -20,6 +20,7 @@ from diffuseg.inference.model import draw_seed
 from diffuseg.methods import Method
 from diffuseg.precision import choose_precision
 from diffuseg.train.checkpoint import load_checkpoint, model_hash, versions
+from diffuseg.whole import without_nan
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,14 +52,15 @@ def score(
     rows = []
     for n in sorted({1, draws}):
         scores = np.array([m["dice"][n] for m in measured])  # [case, class]
-        mean, low, high = bootstrap_mean(scores.mean(1))
+        per_case = _known_mean(scores, 1)  # a class in neither mask has no value
+        mean, low, high = bootstrap_mean(per_case)
         row = {
             "method": meta["method"], "model": model_hash(checkpoint), "steps": steps, "draws": n,
             "default_steps": method.default_steps if method.generative else 1,
             "sampler": (sampler or method.default_sampler) if method.generative else None,
             "cases": len(cases), "fold": fold, "dice": mean, "dice_low": low, "dice_high": high,
-            "dice_per_class": dict(zip(names, scores.mean(0).tolist(), strict=True)),
-            "dice_per_case": dict(zip(cases, scores.mean(1).round(5).tolist(), strict=True)),
+            "dice_per_class": dict(zip(names, _known_mean(scores, 0).tolist(), strict=True)),
+            "dice_per_case": without_nan(dict(zip(cases, per_case.round(5).tolist(), strict=True))),
             "nll": float(np.mean([m["nll"][n] for m in measured])),
             "disagreement": float(np.mean([m["disagreement"] for m in measured])) if n > 1 else None,
             "seconds_per_case": seconds * n / draws, "evaluations_per_case": steps * n,
@@ -94,7 +96,15 @@ def _case(method: Method, source: Batches, case: str, steps: int | None, draws: 
 
 def _box(object_: np.ndarray, margin: int) -> tuple[slice, ...]:
     inside = np.argwhere(object_)
+    if not len(inside):  # by the majority of raters there is nothing: everything counts
+        return (slice(None),) * object_.ndim
     return tuple(slice(max(a - margin, 0), b + margin + 1) for a, b in zip(inside.min(0), inside.max(0), strict=True))
+
+
+def _known_mean(scores: np.ndarray, axis: int) -> np.ndarray:
+    """Mean of what is not NaN; NaN where nothing is."""
+    known = np.isfinite(scores)
+    return np.where(known, scores, 0).sum(axis) / np.where(known.any(axis), known.sum(axis), np.nan)
 
 
 def environment() -> dict[str, Any]:

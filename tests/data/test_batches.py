@@ -131,6 +131,48 @@ def test_half_of_the_slices_shows_foreground_at_least(folder):
     assert hits == pytest.approx(0.5 + 0.5 * 0.4, abs=0.06)  # 4 of 10 slices of each case hold a label
 
 
+def test_patches_of_a_cropped_case_lie_in_its_middle(folder):
+    source, whole = batches(folder, batch=5, crop=(6, 7, 20), patch=(4, 7, 10)), batches(folder, batch=5)
+    corners = set()
+    for step in range(30):
+        batch = source.batch(step)
+        for image, mask, case in zip(batch.image, batch.mask, batch.cases, strict=True):
+            full = whole.whole(case)
+            place = np.unravel_index(int((full.image[0] == image[0, 0, 0, 0]).flatten().nonzero()[0]), full.mask.shape)
+            piece = tuple(slice(p, p + n) for p, n in zip(place, (4, 7, 10), strict=True))
+            assert torch.equal(image, full.image[(slice(None), *piece)]) and torch.equal(mask.argmax(0), full.mask[piece])
+            corners.add(place[0] - (full.mask.shape[0] - 6) // 2)
+            assert place[1:] == ((14 - 7) // 2, 0)
+    assert corners == {0, 1, 2}
+    assert source.whole("case0").image.shape == (2, 6, 7, 10) and source.whole("case0").truth.shape == (12, 14, 10)
+
+
+def test_rotations_of_a_cropped_case_turn_in_what_lies_around_it(folder):
+    """The image is what a crop leaves plus a margin, not what it leaves on a ground of its lowest value."""
+    source = batches(folder, cases=[0], batch=1, crop=(8, 8, 8), patch=(8, 8, 8), augmentation="mr")
+    plain = batches(folder, cases=[0])
+    prepared, whole = source._prepared("case0"), plain.whole("case0")
+    assert prepared.image.shape == (2, 10, 10, 10) and prepared.start == (1, 1, 1) and prepared.size == (8, 8, 8)
+    assert torch.equal(prepared.image.float(), whole.image[:, 1:11, 2:12, :])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_of_a_cropped_volume_come_from_its_middle(folder, axis):
+    crop = tuple(3 if a == axis else 40 for a in range(3))
+    source = batches(folder, cases=[0], batch=4, dims=2, patch=(20, 20), slice_axis=axis, crop=crop)
+    whole = batches(folder, cases=[0], dims=2, patch=(20, 20), slice_axis=axis).whole("case0")
+    middle, depth = slice_stack(whole.image, source.plan), whole.image.shape[1 + axis]
+    h, w = middle.shape[2:]
+    inside = (slice((20 - h) // 2, (20 - h) // 2 + h), slice((20 - w) // 2, (20 - w) // 2 + w))
+    seen = {
+        next(z for z in range(depth) if torch.equal(image[(slice(None), *inside)], middle[z]))
+        for step in range(10)
+        for image in source.batch(step).image
+    }
+    first = (depth - 3) // 2
+    assert seen == {first, first + 1, first + 2}
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("context", [0, 1, 2])
 def test_slices_come_with_their_neighbours_channel_by_channel(axis, context):

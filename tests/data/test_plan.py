@@ -131,6 +131,18 @@ def test_every_setting_is_explained_and_a_wish_changes_what_depends_on_it():
     assert finer.patch[0] == make_plan(data_set(), seen((70, 50, 36), (0.5, 1.0, 1.0))).patch[0]
 
 
+def test_a_crop_decides_about_patch_batch_and_steps():
+    f = pictures((128, 128), 1, cases=2146)
+    whole, cropped = make_plan(data_set(["CT"]), f), make_plan(data_set(["CT"]), f, crop=(64, 60))
+    assert whole.crop is None and whole.patch == (128, 128) and cropped.patch == (64, 64)
+    assert cropped.batch == 32 and "crop leaves" in cropped.reasons["patch"] and cropped.reasons["crop"] == "as asked for"
+    sliced = make_plan(data_set(), seen((300, 300, 20), (0.8, 0.8, 5.0)), crop=(100, 64, 9))
+    assert sliced.slice_axis == 2 and sliced.patch == (112, 64)
+    for crop in ((0, 4), (4,), (4, 4, 4)):
+        with pytest.raises(UserError, match="crop"):
+            make_plan(data_set(["CT"]), f, crop=crop)
+
+
 def test_wishes_that_do_not_exist_or_do_not_fit_are_refused():
     with pytest.raises(UserError, match="unknown setting 'pach'; did you mean 'patch'"):
         make_plan(data_set(), seen(), pach=(8, 8, 8))
@@ -164,6 +176,9 @@ def test_a_plan_survives_its_file_and_may_be_edited(tmp_path):
         ({"normalisation": ["unit"], "intensity": [{"low": 3.0, "high": 3.0}]}, "low must be below high"),
         ({"normalisation": ["other"]}, "expected one of zscore, ct, unit"),
         ({"flips": [3]}, "flips are axes of the patch"),
+        ({"crop": [8, 8]}, "crop is one positive number of voxels per axis, or null"),
+        ({"crop": [8, 0, 8]}, "crop is one positive number"),
+        ({"raters": "mean"}, "expected one of random, majority, union, intersection"),
         ({"context": 1}, "context is 0 or more, and 0 for a 3-D network"),
         ({"dims": 4}, "dims is 2 or 3"),
         ({"widths": []}, "widths are positive"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuseg.data.plan import Plan
-from diffuseg.data.transforms import class_indices, largest, mask_to_grid, to_grid, to_native
+from diffuseg.data.transforms import class_indices, largest, maps_to_native, mask_to_grid, to_grid, to_native
 from diffuseg.errors import UserError
 from diffuseg.types import Image
 
@@ -87,6 +87,57 @@ def test_the_grid_has_the_orientation_and_the_spacing_of_the_plan():
     x, placement = to_grid(Image(np.zeros((1, 20, 40, 60), np.float32), affine), plan(spacing=(1.0, 1.5, 2.0)))
     assert tuple(x.shape[1:]) == (30, 40, 20)  # 60 * 0.5 / 1, 20 * 3 / 1.5, 40 * 1 / 2
     np.testing.assert_allclose(placement.grid_affine[:3, :3], np.diag([1.0, 1.5, 2.0]), atol=1e-12)
+
+
+# A crop about the middle
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    turn=st.sampled_from(TURNS),
+    shape=st.tuples(*[st.integers(3, 9)] * 3),
+    crop=st.tuples(*[st.integers(1, 10)] * 3),
+    spacing=st.sampled_from([(1.0, 1.5, 2.0), (1.3, 1.0, 2.9)]),
+    oblique=st.floats(-0.25, 0.25),
+)
+def test_a_crop_is_the_middle_of_the_grid_and_keeps_its_place_in_the_world(turn, shape, crop, spacing, oblique):
+    affine, slope = affine_of(turn, spacing, oblique), np.array([1.0, 10.0, -3.0])
+    image = Image((world(affine, shape) @ slope)[None].astype(np.float32), affine)
+    mask = Image(np.random.default_rng(sum(shape)).choice([0, 2, 5], (1, *shape)).astype(np.int16), affine)
+    whole, everything = to_grid(image, plan())
+    x, placement = to_grid(image, plan(crop=crop))
+    n, kept = np.array(whole.shape[1:]), np.minimum(crop, whole.shape[1:])
+    assert tuple(x.shape[1:]) == placement.kept == tuple(kept)
+    start = (n - kept) // 2
+    assert (np.abs(2 * start + kept - n) <= 1).all()  # as much on one side as on the other
+    window = tuple(slice(a, a + k) for a, k in zip(start, kept, strict=True))
+    assert torch.equal(x, whole[(slice(None), *window)])
+    assert torch.equal(mask_to_grid(mask, plan(crop=crop), placement), mask_to_grid(mask, plan(), everything)[window])
+    places = world(everything.grid_affine, whole.shape[1:])[window]
+    np.testing.assert_allclose(world(placement.grid_affine, placement.kept), places, atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(turn=st.sampled_from(TURNS), shape=st.tuples(*[st.integers(2, 7)] * 3), crop=st.tuples(*[st.integers(1, 7)] * 3))
+def test_what_a_crop_leaves_out_comes_back_as_certain_background(turn, shape, crop):
+    affine = affine_of(turn, (1.0, 1.5, 2.0))
+    x, placement = to_grid(Image(np.zeros((1, *shape), np.float32), affine), plan(crop=crop))
+    p = torch.rand(3, *x.shape[1:], generator=torch.Generator().manual_seed(0)).softmax(0)
+    back, entropy = to_native(p, placement), maps_to_native(torch.ones(2, *x.shape[1:]), placement)
+    inside = entropy[1] == 1
+    assert inside.sum() == x[0].numel() and back.shape == (3, *shape) and np.array_equal(entropy[0], entropy[1])
+    assert (back[0][~inside] == 1).all() and (back[1:, ~inside] == 0).all() and (entropy[:, ~inside] == 0).all()
+    assert sorted(back[:, inside].ravel()) == sorted(p.flatten().tolist())
+    again, _ = to_grid(Image(back[1:2], affine), plan(crop=crop))
+    assert torch.equal(again[0], p[1])
+
+
+def test_a_cropped_and_resampled_probability_still_sums_to_one():
+    x, placement = to_grid(Image(np.zeros((1, 11, 12, 13), np.float32)), plan(spacing=(1.7, 0.8, 2.0), crop=(4, 20, 3)))
+    p = torch.rand(3, *x.shape[1:], generator=torch.Generator().manual_seed(0)).softmax(0)
+    back = to_native(p, placement)
+    np.testing.assert_allclose(back.sum(0), 1, atol=1e-5)
+    assert back[0, 0].min() == 1 and back[0].min() < 0.9
 
 
 def test_turning_agrees_with_simpleitk():
@@ -249,3 +300,5 @@ def test_images_of_another_kind_are_refused():
         to_grid(Image(np.zeros((2, 4, 4, 4), np.float32)), plan())
     with pytest.raises(UserError, match="spacing for 2"):
         to_grid(Image(np.zeros((1, 4, 4, 4), np.float32)), plan(dims=2, orientation=None, spacing=(1.0, 1.0)))
+    with pytest.raises(UserError, match="crop of 2"):
+        to_grid(Image(np.zeros((1, 4, 4, 4), np.float32)), plan(dims=2, spacing=None, crop=(2, 2)))

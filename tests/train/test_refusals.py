@@ -165,6 +165,17 @@ def test_a_folder_that_holds_a_run_is_continued_as_it_was_or_not_at_all(tmp_path
     refused(call(*options(data, out), "--resume"), "run.json", "JSON")
 
 
+def test_a_run_of_an_older_version_is_continued_with_the_defaults_of_what_is_new(tmp_path, data, plan):
+    out, given = tmp_path / "out", ["--plan", plan]
+    start(data, out, plan=plan)
+    record = json.loads((out / "run.json").read_text())
+    del record["plan"]["raters"], record["plan"]["crop"], record["train"]["validation_cases"]
+    record["plan"]["reasons"] = {}
+    (out / "run.json").write_text(json.dumps(record))
+    refused(call(*options(data, out), *given, "--resume", "--set", "plan.raters=union"), "another plan than")
+    assert call(*options(data, out, steps=4), *given, "--resume", "--steps", "4").exit_code == 0
+
+
 def test_an_out_that_cannot_be_a_folder(tmp_path, data):
     (tmp_path / "file").write_text("here")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):

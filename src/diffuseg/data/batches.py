@@ -4,17 +4,19 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from diffuseg.data.augment import augment
-from diffuseg.data.dataset import Dataset, load_case
+from diffuseg.data.dataset import Dataset, load_raters
 from diffuseg.data.plan import Plan
-from diffuseg.data.transforms import Placement, class_indices, mask_to_grid, to_grid
+from diffuseg.data.raters import fused
+from diffuseg.data.transforms import Placement, class_indices, mask_to_grid, middle, rater_indices, to_grid
 from diffuseg.types import Batch, Image
 
 FOREGROUND, FOREGROUND_SLICES = 1 / 3, 1 / 2  # share of patches, and of slices, that are centred on foreground
@@ -24,7 +26,8 @@ POINTS = 4096  # foreground voxels remembered per class and case
 class Whole(NamedTuple):
     """A whole case: as in its file, and on the plan's grid.
 
-    image [c, *s] normalised, mask [*s] class indices, both on the grid; truth [*s] class indices in native voxels
+    image [c, *s] normalised, mask [*s] class indices, both on the grid; truth [*s] class indices in native voxels. Of several
+    raters, mask and truth are the majority vote, whatever the training learns from; raters [m, *s] has each of theirs, native
     """
 
     native: Image
@@ -32,15 +35,22 @@ class Whole(NamedTuple):
     mask: Int[Tensor, "*s"]
     placement: Placement
     truth: Int[np.ndarray, "*s"]
+    raters: Integer[np.ndarray, "m *s"]
 
 
 class _Prepared(NamedTuple):
-    """A training case on the grid: image float16 [c, *s], mask uint8 or int16 [*s], voxels [n, d] of each class present."""
+    """A training case on the grid, with a margin around what the plan crops.
+
+    image float16 [c, *s], masks uint8 or int16 [m, *s], per mask the voxels [n, d] of each class present; floor: the lowest
+    value of the image; start, size: what the plan crops
+    """
 
     image: Tensor
-    mask: Tensor
-    points: list[np.ndarray]
+    masks: Tensor
+    points: list[list[np.ndarray]]
     floor: float
+    start: tuple[int, ...]
+    size: tuple[int, ...]
 
 
 class _Cache:
@@ -63,8 +73,9 @@ class Batches:
     """Training patches, and whole cases for validation, of some cases of a data set.
 
     Each pass over the cases is a new permutation, shared out between the ranks. A third of the patches is centred on a
-    random foreground voxel, each class with an equal chance; of 2-D slices from volumes a half. Prepared cases are kept in
-    memory, up to `cache_bytes`. A case that cannot be read is a UserError that names the file.
+    random foreground voxel, each class with an equal chance; of 2-D slices from volumes a half. Of several raters, each
+    patch has the mask of one drawn at random, or of all by the fusion that the plan says. Prepared cases are kept in memory,
+    up to `cache_bytes`. A case that cannot be read is a UserError that names the file.
     """
 
     def __init__(
@@ -114,25 +125,36 @@ class Batches:
         key = ("whole", case_id)
         if key in self._cache.kept:
             return self._cache.kept[key]  # type: ignore[return-value]
-        native, mask = load_case(self.dataset, self.cases[case_id])
+        native, masks = load_raters(self.dataset, self.cases[case_id])
         image, placement = to_grid(native, self.plan)
-        whole = Whole(native, image, mask_to_grid(mask, self.plan, placement), placement, class_indices(mask, self.plan))
-        self._cache.keep(key, whole, native.data.nbytes + whole.truth.nbytes + 4 * image.numel() + 8 * whole.mask.numel())
+        truth = replace(masks, data=fused(masks.data)[None])
+        classes, raters = class_indices(truth, self.plan), self._compact(rater_indices(masks, self.plan))
+        whole = Whole(native, image, mask_to_grid(truth, self.plan, placement), placement, classes, raters)
+        size = native.data.nbytes + classes.nbytes + raters.nbytes + 4 * image.numel() + 8 * whole.mask.numel()
+        self._cache.keep(key, whole, size)
         return whole
 
     def _prepared(self, case_id: str) -> _Prepared:
         key = ("patches", case_id)
         if key in self._cache.kept:
             return self._cache.kept[key]  # type: ignore[return-value]
-        native, mask = load_case(self.dataset, self.cases[case_id])
-        image, placement = to_grid(native, self.plan)
-        classes = mask_to_grid(mask, self.plan, placement)
-        points = [_points(classes.numpy() == k) for k in range(1, self.plan.classes)]
-        small = classes.to(torch.uint8 if self.plan.classes < 256 else torch.int16)
-        prepared = _Prepared(image.half(), small, [p for p in points if len(p)], float(image.min()))
-        size = 2 * image.numel() + small.numel() * small.element_size() + sum(p.nbytes for p in points)
-        self._cache.keep(key, prepared, size)
+        native, masks = load_raters(self.dataset, self.cases[case_id])
+        plan = self.plan
+        margin = _margin(max(plan.patch), plan)
+        wide = plan if plan.crop is None else replace(plan, crop=tuple(n + 2 * margin for n in plan.crop))
+        image, placement = to_grid(native, wide)
+        data = masks.data if plan.raters == "random" else fused(masks.data, plan.raters)[None]
+        classes = [mask_to_grid(replace(masks, data=mask[None]), plan, placement).numpy() for mask in data]
+        start, size = middle(image.shape[1:], plan.crop)
+        small = torch.from_numpy(self._compact(np.stack(classes)))
+        points = [[p for k in range(1, plan.classes) if len(p := _points(c == k, start, size))] for c in classes]
+        prepared = _Prepared(image.half(), small, points, float(image.min()), start, size)
+        held = sum(p.nbytes for of_mask in points for p in of_mask)
+        self._cache.keep(key, prepared, 2 * image.numel() + small.numel() * small.element_size() + held)
         return prepared
+
+    def _compact(self, classes: np.ndarray) -> np.ndarray:
+        return classes.astype(np.uint8 if self.plan.classes < 256 else np.int16)
 
     def _case_at(self, position: int) -> str:
         names = list(self.cases)
@@ -143,22 +165,25 @@ class Batches:
     def _sample(self, case_id: str, step: int, rank: int, element: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, step, rank, element])
         case, plan = self._prepared(case_id), self.plan
-        sliced = plan.dims == 2 and case.mask.ndim == 3
+        rater = int(rng.integers(len(case.masks))) if len(case.masks) > 1 else 0
+        image, mask, points = case.image, case.masks[rater], case.points[rater]
+        sliced = plan.dims == 2 and mask.ndim == 3
         centre = None
-        if case.points and rng.random() < (FOREGROUND_SLICES if sliced else FOREGROUND):
-            voxels = case.points[rng.integers(len(case.points))]
+        if points and rng.random() < (FOREGROUND_SLICES if sliced else FOREGROUND):
+            voxels = points[rng.integers(len(points))]
             centre = voxels[rng.integers(len(voxels))].tolist()
-        image, mask = case.image, case.mask
+        first, size = list(case.start), list(case.size)
         if sliced:
             axis = plan.slice_axis
-            z = int(rng.integers(mask.shape[axis])) if centre is None else centre.pop(axis)
+            low, depth = first.pop(axis), size.pop(axis)
+            z = low + int(rng.integers(depth)) if centre is None else centre.pop(axis)
             image, mask = _slices(image, plan, [z])[0], mask.select(axis, z)
         starts = [
-            _start(mask.shape[axis], size, None if centre is None else centre[axis], rng)
-            for axis, size in enumerate(plan.patch)
+            low + _start(size[axis], side, None if centre is None else centre[axis] - low, rng)
+            for axis, (low, side) in enumerate(zip(first, plan.patch, strict=True))
         ]
         # A region somewhat larger than the patch, so that rotations turn in what is really there.
-        margin = [0 if plan.augmentation == "none" else -(-p // 8) for p in plan.patch]
+        margin = [_margin(p, plan) for p in plan.patch]
         starts = [s - m for s, m in zip(starts, margin, strict=True)]
         sizes = [p + 2 * m for p, m in zip(plan.patch, margin, strict=True)]
         image = _crop(image.float() if sliced else image, starts, sizes, case.floor).float()
@@ -184,10 +209,17 @@ def _slices(image: Tensor, plan: Plan, chosen: Sequence[int]) -> Tensor:
     return planes.unflatten(1, tuple(index.shape)).movedim(1, 0).flatten(1, 2)
 
 
-def _points(mask: np.ndarray) -> np.ndarray:
-    flat = np.flatnonzero(mask)
+def _margin(side: int, plan: Plan) -> int:
+    """Voxels beyond a patch's side that a random rotation may turn in."""
+    return 0 if plan.augmentation == "none" else -(-side // 8)
+
+
+def _points(mask: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """Some of the voxels of a mask that lie in a window, evenly spread."""
+    window = mask[tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))]
+    flat = np.flatnonzero(window)
     flat = flat[:: max(1, -(-len(flat) // POINTS))]
-    return np.stack(np.unravel_index(flat, mask.shape), 1).astype(np.int16)
+    return (np.stack(np.unravel_index(flat, window.shape), 1) + np.array(start)).astype(np.int16)
 
 
 def _start(size: int, patch: int, centre: int | None, rng: np.random.Generator) -> int:

@@ -4,6 +4,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,10 +12,22 @@ import numpy as np
 
 from diffuseg.data.io import ENDINGS, grid_fault, read_image, read_mask
 from diffuseg.data.layout import Case, Dataset, find_images, open_dataset, read_json, some, visible
+from diffuseg.data.raters import fused
 from diffuseg.errors import UserError
 from diffuseg.types import Image
 
-__all__ = ["Case", "Dataset", "check", "find_images", "load_case", "open_dataset", "patients", "refuse_leaks", "splits"]
+__all__ = [
+    "Case",
+    "Dataset",
+    "check",
+    "find_images",
+    "load_case",
+    "load_raters",
+    "open_dataset",
+    "patients",
+    "refuse_leaks",
+    "splits",
+]
 
 T = TypeVar("T")
 
@@ -22,14 +35,23 @@ T = TypeVar("T")
 def load_case(dataset: Dataset, case: Case) -> tuple[Image, Image]:
     """Read a case: image float32 [c, *s] and mask int [1, *s] on one grid, label values as in dataset.json.
 
+    The mask of several raters is their majority vote (`raters.fused`). Refuses what `load_raters` does.
+    """
+    image, masks = load_raters(dataset, case)
+    return image, replace(masks, data=fused(masks.data)[None])
+
+
+def load_raters(dataset: Dataset, case: Case) -> tuple[Image, Image]:
+    """Read a case: image float32 [c, *s] and the masks of its raters int [m, *s], m = 1 where there is a single mask.
+
     Refuses what `read_image` and `read_mask` refuse, another number of channels than dataset.json names, grids that
     differ, and label values that dataset.json does not name.
     """
-    image, mask, faults = _examine(dataset, case)
+    image, masks, faults = _examine(dataset, case)
     if faults:
         raise faults[0]
-    assert image is not None and mask is not None
-    return image, mask
+    assert image is not None
+    return image, replace(masks[0], data=np.concatenate([mask.data for mask in masks]))
 
 
 def check(dataset: Dataset) -> list[str]:
@@ -40,10 +62,11 @@ def check(dataset: Dataset) -> list[str]:
     if expected is not None and expected != len(dataset.cases):
         what = f"numTraining is {expected}, but there are {len(dataset.cases)} cases"
         faults.append(UserError(what, file=description))
-    known = {case.mask for case in dataset.cases}
+    known = {mask for case in dataset.cases for mask in case.masks}
     for path in visible(dataset.folder / "labelsTr"):
         if path not in known and path.name.lower().endswith(ENDINGS):
-            faults.append(UserError("there is no image for this mask", file=path))
+            do = "Masks of this set are named <case>_rater<k>" if "raters" in dataset.extra else None
+            faults.append(UserError("there is no image for this mask", file=path, do=do))
     _attempt(lambda: refuse_leaks(dataset), faults)
     return [str(fault) for fault in faults]
 
@@ -110,30 +133,37 @@ def splits(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[dict[str, li
     ]
 
 
-def _examine(dataset: Dataset, case: Case) -> tuple[Image | None, Image | None, list[UserError]]:
+def _examine(dataset: Dataset, case: Case) -> tuple[Image | None, list[Image], list[UserError]]:
+    """The image, the masks that can be read, and all that is wrong with them."""
     faults: list[UserError] = []
     image = _attempt(lambda: read_image(case.images), faults)
-    if case.mask is None:
-        return image, None, [*faults, UserError(f"case {case.id} has no mask", file=dataset.folder)]
-    path = case.mask
-    mask = _attempt(lambda: read_mask(path), faults)
+    if not case.masks:
+        faults.append(UserError(f"case {case.id} has no mask", file=dataset.folder))
+    read = [_attempt(lambda path=path: read_mask(path), faults) for path in case.masks]
+    masks = [mask for mask in read if mask is not None]
     if image is not None and len(image.data) != len(dataset.channels):
         names = ", ".join(dataset.channels)
         what = f"{len(image.data)} channels, but dataset.json names {len(dataset.channels)} ({names})"
         faults.append(UserError(what, file=case.images[0], do="Correct one of them"))
-    if image is not None and mask is not None:
-        fault = grid_fault(image, mask)
+    for mask in masks:
+        fault = None if image is None else grid_fault(image, mask)
         if fault is not None:
             what = f"its {fault} (of {case.images[0].name})"
-            faults.append(UserError(what, file=path, do="Image and mask must lie on one grid"))
-    if mask is not None:
-        values, counts = np.unique(mask.data, return_counts=True)
-        allowed = ", ".join(f"{value} {name}" for name, value in dataset.labels.items())
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            if value not in dataset.labels.values():
-                what = f"label value {value} (in {count} voxels) is not in dataset.json"
-                faults.append(UserError(what, file=path, do=f"Allowed: {allowed}"))
-    return image, mask, faults
+            faults.append(UserError(what, file=mask.source, do="Image and mask must lie on one grid"))
+        faults += _odd_labels(dataset, mask)
+    return image, masks, faults
+
+
+def _odd_labels(dataset: Dataset, mask: Image) -> list[UserError]:
+    values, counts = np.unique(mask.data, return_counts=True)
+    allowed = ", ".join(f"{value} {name}" for name, value in dataset.labels.items())
+    odd = [
+        (value, n) for value, n in zip(values.tolist(), counts.tolist(), strict=True) if value not in dataset.labels.values()
+    ]
+    return [
+        UserError(f"label value {value} (in {n} voxels) is not in dataset.json", file=mask.source, do=f"Allowed: {allowed}")
+        for value, n in odd
+    ]
 
 
 def _attempt(read: Callable[[], T], faults: list[UserError]) -> T | None:

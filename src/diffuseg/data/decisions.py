@@ -41,6 +41,10 @@ def _spacing(f: Fingerprint, d: dict[str, Any]) -> Choice:
     return f.spacing_median, f"The median of the volumes, which have {between}."
 
 
+def _crop(f: Fingerprint, d: dict[str, Any]) -> Choice:
+    return None, "Cases are seen whole; a crop about the middle would leave out what lies further away."
+
+
 def _dims(f: Fingerprint, d: dict[str, Any]) -> Choice:
     if f.dims == 2:
         return 2, "The images are pictures."
@@ -110,10 +114,12 @@ def _widths(f: Fingerprint, d: dict[str, Any]) -> Choice:
 def _patch(f: Fingerprint, d: dict[str, Any]) -> Choice:
     spacing = d["spacing"] or f.spacing_median
     size = [n * s / w for n, s, w in zip(f.size_median, f.spacing_median, spacing, strict=True)]
-    whole = "The median case"
+    if d["crop"] is not None and len(d["crop"]) == len(size):
+        size = [min(n, float(wished)) for n, wished in zip(size, d["crop"], strict=True)]
+    whole = "The median case" if d["crop"] is None else "What the crop leaves of the median case"
     if d["dims"] == 2 and f.dims == 3:
         del size[d["slice_axis"]]
-        whole = "The median slice"
+        whole = whole.replace("case", "slice")
     text = _by([round(n) for n in size])
     if d["dims"] == 2:
         multiple = 2 ** len(d["widths"])
@@ -137,7 +143,7 @@ def _batch(f: Fingerprint, d: dict[str, Any]) -> Choice:
 
 
 def _steps(f: Fingerprint, d: dict[str, Any]) -> Choice:
-    voxels = math.prod(f.size_median)
+    voxels = math.prod(f.size_median if d["crop"] is None else map(min, f.size_median, d["crop"]))
     sliced = d["dims"] == 2 and f.dims == 3
     share = math.prod(d["patch"]) * (8 if sliced else 1)  # neighbouring slices are much alike
     per_case = max(1.0, voxels / share)
@@ -173,9 +179,18 @@ def _flips(f: Fingerprint, d: dict[str, Any]) -> Choice:
     return (), "Anatomy is not symmetric."
 
 
+def _raters(f: Fingerprint, d: dict[str, Any]) -> Choice:
+    fewest, most = f.raters
+    if most == 1:
+        return "random", "Not used: each case has a single mask."
+    have = f"Cases have {most} masks each" if fewest == most else f"Cases have {fewest} to {most} masks"
+    return "random", f"{have}: one is drawn at random each time, so that a model can learn how they differ."
+
+
 DECISIONS: dict[str, Callable[[Fingerprint, dict[str, Any]], Choice]] = {
     "orientation": _orientation,
     "spacing": _spacing,
+    "crop": _crop,
     "dims": _dims,
     "slice_axis": _slice_axis,
     "context": _context,
@@ -187,6 +202,7 @@ DECISIONS: dict[str, Callable[[Fingerprint, dict[str, Any]], Choice]] = {
     "steps": _steps,
     "augmentation": _augmentation,
     "flips": _flips,
+    "raters": _raters,
 }
 
 

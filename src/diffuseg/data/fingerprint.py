@@ -23,6 +23,7 @@ class Fingerprint:
     intensity     per channel: minimum and maximum of all voxels; mean, std and the percentiles 0.5 ("low"), 50 ("median")
                   and 99.5 ("high") of the voxels with a label other than background (of all where nothing is labelled)
     frequency     label -> share of all voxels; present: label -> number of cases that have it
+    raters        fewest and most masks of a case; where there are several, all of the above looks at their majority vote
     """
 
     cases: int
@@ -40,6 +41,7 @@ class Fingerprint:
     intensity: tuple[dict[str, float], ...]
     frequency: dict[str, float]
     present: dict[str, int]
+    raters: tuple[int, int] = (1, 1)
 
 
 def fingerprint(dataset: Dataset) -> Fingerprint:
@@ -66,7 +68,7 @@ def fingerprint(dataset: Dataset) -> Fingerprint:
             counts[label] += count
             present[label] += count > 0
     of, rule = patients(dataset)
-    total = sum(counts.values())
+    total, masks = sum(counts.values()), [len(case.masks) for case in dataset.cases]
     low, high = np.min([low for low, _ in extremes], 0), np.max([high for _, high in extremes], 0)
     return Fingerprint(
         cases=len(dataset.cases),
@@ -84,6 +86,7 @@ def fingerprint(dataset: Dataset) -> Fingerprint:
         intensity=_statistics(samples, low, high),
         frequency={label: count / total for label, count in counts.items()},
         present=present,
+        raters=(min(masks), max(masks)),
     )
 
 

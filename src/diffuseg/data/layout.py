@@ -11,16 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.data.io import ENDINGS, LOSSLESS, case_of, ending_of
+from diffuseg.data.raters import rater_count, rater_files
 from diffuseg.errors import UserError
 
 
 @dataclass(frozen=True)
 class Case:
-    """One patient's examination: its image files (one per channel, or one for all) and its mask."""
+    """One patient's examination: its image files (one per channel, or one for all) and its mask.
+
+    raters  the masks of several people, where the set has them; `mask` is then the first of these
+    """
 
     id: str
     images: tuple[Path, ...]
     mask: Path | None
+    raters: tuple[Path, ...] = ()
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """All its mask files: those of its raters, or the only one, or none."""
+        return self.raters or (() if self.mask is None else (self.mask,))
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,8 @@ def open_dataset(folder: Path | str) -> Dataset:
     """Open a folder in the nnU-Net v2 raw layout or the MSD layout; reads names only, not a voxel.
 
     Refuses a folder or dataset.json that is missing or broken, labels whose background is not 0, an empty imagesTr, and
-    cases that lack a channel or a mask (all of them are named).
+    cases that lack a channel or a mask (all of them are named). With "raters" in dataset.json a case has the masks of one
+    or more of them, `<case>_rater<k>`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -55,15 +66,18 @@ def open_dataset(folder: Path | str) -> Dataset:
     if not isinstance(extra, dict):
         raise UserError("it must hold an object { ... }", file=description)
     channels, labels = _channels(extra, description), label_values(extra, description)
-    listed = extra.get("training")
+    listed, raters = extra.get("training"), rater_count(extra, description)
     if isinstance(listed, list) and listed and "channel_names" not in extra:
+        if raters:
+            raise UserError('"raters" go with masks found by name', file=description, do='Leave out "training"')
         cases = _listed_cases(folder, listed, description)
         ending = ending_of(cases[0].images[0])
     else:
         images = folder / "imagesTr"
         ending = _ending(extra, images, description)
         numbered = True if "channel_names" in extra else None  # MSD has no channel numbers, nnU-Net v1 has
-        cases = _found_cases(folder, find_images(images, len(channels), ending, numbered), ending)
+        found = find_images(images, len(channels), ending, numbered)
+        cases = _rated_cases(folder, found, ending, raters) if raters else _found_cases(folder, found, ending)
     return Dataset(folder, str(extra.get("name", folder.name)), channels, labels, ending, tuple(cases), extra)
 
 
@@ -179,6 +193,15 @@ def _found_cases(folder: Path, images: dict[str, tuple[Path, ...]], ending: str)
         what = f"missing mask for {len(lacking)} of {len(cases)} cases: {some(lacking)}"
         raise UserError(what, file=folder / "labelsTr", do=f"Expected <case>{ending}")
     return cases
+
+
+def _rated_cases(folder: Path, images: dict[str, tuple[Path, ...]], ending: str, raters: int) -> list[Case]:
+    masks = rater_files(visible(folder / "labelsTr"), ending, raters)
+    lacking = [case for case in images if case not in masks]
+    if lacking:
+        what = f"missing mask of any rater for {len(lacking)} of {len(images)} cases: {some(lacking)}"
+        raise UserError(what, file=folder / "labelsTr", do=f"Expected <case>_rater<k>{ending}, at least one of {raters}")
+    return [Case(case, files, masks[case][0], masks[case]) for case, files in images.items()]
 
 
 def _listed_cases(folder: Path, listed: list[Any], file: Path) -> list[Case]:

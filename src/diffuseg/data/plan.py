@@ -24,11 +24,15 @@ class Plan:
     context        2.5-D: neighbouring slices on each side that become further channels; 0 otherwise
     orientation    axis codes the volume is brought to ("RAS"); None for plain 2-D pictures
     spacing        mm per axis of the working grid; None keeps the file's own grid
+    crop           voxels per axis of the working grid that are kept, about the middle of a case; outside of them nothing is
+                   seen in training and everything is predicted as background; None keeps all
     normalisation  one of "zscore" | "ct" | "unit", per channel
     intensity      per channel: statistics the normalisation needs ("ct": low, high, mean, std)
     patch          spatial size of a training patch and of a prediction tile (2.5-D: in-plane)
     slice_axis     axis of the reoriented volume along which a 2-D method slices it
     flips          axes of the patch along which mirroring is a harmless augmentation
+    raters         what training learns from where a case has masks of several raters: one that is drawn anew each time
+                   ("random"), or their "majority", "union" or "intersection"
     """
 
     dataset: str
@@ -39,6 +43,7 @@ class Plan:
     context: int = 0
     orientation: str | None = "RAS"
     spacing: tuple[float, ...] | None = None
+    crop: tuple[int, ...] | None = None
     normalisation: tuple[Literal["zscore", "ct", "unit"], ...] = ("zscore",)
     intensity: tuple[dict[str, float], ...] = ()
     patch: tuple[int, ...] = (32, 32, 32)
@@ -48,6 +53,7 @@ class Plan:
     steps: int = 2000
     augmentation: Literal["mr", "ct", "colour", "xray", "none"] = "mr"
     flips: tuple[int, ...] = ()
+    raters: Literal["random", "majority", "union", "intersection"] = "random"
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -73,7 +79,7 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, **wishes: Any) -> Plan
         "file_ending": dataset.file_ending,
     }
     asked = from_dict(Plan, known | wishes)
-    for name in ("batch", "steps", "patch", "widths", "spacing"):  # decisions divide by them
+    for name in ("batch", "steps", "patch", "widths", "spacing", "crop"):  # decisions divide by them
         value = getattr(asked, name)
         if value is not None and min(value if isinstance(value, tuple) else (value,), default=0) <= 0:
             raise UserError(f"{name} must be positive, at least 1 where it counts something; it is {_text(value)}")
@@ -119,12 +125,17 @@ def load_plan(path: Path | str) -> Plan:
 def check_plan(plan: Plan) -> None:
     """Refuse settings that do not fit each other; the message names the setting."""
     axes = plan.dims if plan.spacing is None else len(plan.spacing)
+    volumes = plan.dims == 3 or plan.orientation is not None or axes == 3
     needed = {"zscore": (), "ct": ("low", "high", "mean", "std"), "unit": ("low", "high")}
     rules = {
         "dims": (plan.dims in (2, 3), "is 2 or 3"),
         "context": (plan.context >= 0 and (plan.context == 0 or plan.dims == 2), "is 0 or more, and 0 for a 3-D network"),
         "orientation": (_is_orientation(plan.orientation), 'is one letter each of "LR", "PA" and "IS", or null'),
         "spacing": (plan.dims <= axes <= 3 and min(plan.spacing or (1.0,)) > 0, "is one positive number of mm per axis"),
+        "crop": (
+            plan.crop is None or (len(plan.crop) == (3 if volumes else 2) and min(plan.crop) > 0),
+            "is one positive number of voxels per axis, or null",
+        ),
         "patch": (len(plan.patch) == plan.dims and min(plan.patch) > 0, f"needs {plan.dims} positive sides"),
         "slice_axis": (plan.slice_axis in (0, 1, 2), "is 0, 1 or 2"),
         "normalisation": (len(plan.normalisation) == len(plan.channels), "needs one entry per channel"),

@@ -5,7 +5,7 @@ round(n * spacing / wished spacing), so the way back is the same map and ends on
 the centre of the first voxel instead, so its grid covers another extent and the way back has to guess at its border.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -29,7 +29,8 @@ class Placement:
 
     native    spatial shape of the file; affine: its voxel -> world map
     turn      per file axis: the grid axis that it becomes, and 1 or -1 where it is flipped; None for 2-D pictures
-    oriented  shape after turning; grid: shape after resampling, with the voxel -> world map of the grid
+    oriented  shape after turning; grid: shape after resampling
+    start     first voxel of what is kept of that (plan.crop); kept: its shape; grid_affine: its voxel -> world map
     """
 
     native: tuple[int, ...]
@@ -37,7 +38,14 @@ class Placement:
     turn: np.ndarray | None
     oriented: tuple[int, ...]
     grid: tuple[int, ...]
+    start: tuple[int, ...]
+    kept: tuple[int, ...]
     grid_affine: np.ndarray
+
+    @property
+    def window(self) -> tuple[slice, ...]:
+        """What is kept of the grid."""
+        return tuple(slice(start, start + n) for start, n in zip(self.start, self.kept, strict=True))
 
 
 def place(image: Image, plan: Plan) -> Placement:
@@ -56,11 +64,22 @@ def place(image: Image, plan: Plan) -> Placement:
         if (np.abs(spacing / wished - 1) > SAME).any():
             grid = tuple(_samples(n, s / w) for n, s, w in zip(shape, spacing.tolist(), wished.tolist(), strict=True))
             affine = affine @ _zoom(shape, grid)
-    return Placement(image.shape, image.affine, turn, oriented, grid, affine)
+    start, kept = middle(grid, plan.crop)
+    shift = np.eye(4)
+    shift[: len(start), 3] = start
+    return Placement(image.shape, image.affine, turn, oriented, grid, start, kept, affine @ shift)
+
+
+def middle(shape: Sequence[int], crop: Sequence[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """First voxel and size of the middle `crop` voxels of a grid; an axis that is not longer is kept whole."""
+    if crop is None:
+        return (0,) * len(shape), tuple(shape)
+    kept = tuple(min(n, wished) for n, wished in zip(shape, crop, strict=True))
+    return tuple((n - k) // 2 for n, k in zip(shape, kept, strict=True)), kept
 
 
 def to_grid(image: Image, plan: Plan) -> tuple[Float[Tensor, "c *s"], Placement]:
-    """A case on the plan's grid: turned, resampled linearly, intensities normalised; nothing is cropped.
+    """A case on the plan's grid: intensities normalised, turned, resampled linearly, and cropped where the plan says so.
 
     Returns float32 [c, *s] and what undoes it. Refuses an image with other axes or channels than the plan was made for.
     """
@@ -68,16 +87,21 @@ def to_grid(image: Image, plan: Plan) -> tuple[Float[Tensor, "c *s"], Placement]
     data = _turn(image.data, placement.turn)
     x = torch.from_numpy(data.astype(np.float32, order="C"))
     x = torch.stack([_normalise(channel, plan, number) for number, channel in enumerate(x)])
-    return _resize(x, placement.grid), placement
+    return _resize(x, placement.grid)[(slice(None), *placement.window)], placement
 
 
 def class_indices(mask: Image, plan: Plan) -> Int[np.ndarray, "*s"]:
     """Label values of a mask [1, *s] as class indices 0..k-1, by rising label value; refuses values not in the plan."""
+    return rater_indices(mask, plan)[0]
+
+
+def rater_indices(masks: Image, plan: Plan) -> Int[np.ndarray, "m *s"]:
+    """The same for the masks of m raters [m, *s]."""
     values = np.array(sorted(plan.labels.values()))
-    found = np.searchsorted(values, mask.data[0]).clip(max=len(values) - 1)
-    odd = mask.data[0][values[found] != mask.data[0]]
+    found = np.searchsorted(values, masks.data).clip(max=len(values) - 1)
+    odd = masks.data[values[found] != masks.data]
     if odd.size:
-        raise UserError(f"label value {odd.flat[0]} is not one of the plan's ({values.tolist()})", file=mask.source)
+        raise UserError(f"label value {odd.flat[0]} is not one of the plan's ({values.tolist()})", file=masks.source)
     return found
 
 
@@ -85,9 +109,9 @@ def mask_to_grid(mask: Image, plan: Plan, placement: Placement) -> Int[Tensor, "
     """Class indices 0..k-1 [*s] on the grid: where it is resampled, the class whose linear interpolation is largest."""
     classes = torch.from_numpy(_turn(class_indices(mask, plan)[None], placement.turn)[0])
     if placement.grid == placement.oriented:
-        return classes
+        return classes[placement.window]
     # One class at a time: all of them would be k volumes of float32.
-    return largest(_resize((classes == k).float()[None], placement.grid)[0] for k in range(plan.classes))
+    return largest(_resize((classes == k).float()[None], placement.grid)[0][placement.window] for k in range(plan.classes))
 
 
 def largest(shares: Iterable[Float[Tensor, "*s"]]) -> Int[Tensor, "*s"]:
@@ -102,11 +126,29 @@ def largest(shares: Iterable[Float[Tensor, "*s"]]) -> Int[Tensor, "*s"]:
 
 
 def to_native(probability: Float[Tensor, "k *s"], placement: Placement) -> Float[np.ndarray, "k *n"]:
-    """Probabilities from the grid to the file's voxels: linear where the grid was resampled, otherwise bit for bit."""
-    x = _resize(probability.detach().float().cpu(), placement.oriented).numpy()
+    """Probabilities from the grid to the file's voxels: linear where the grid was resampled, otherwise bit for bit.
+
+    What the plan crops away is background.
+    """
+    return _back(probability, placement, background=1.0)
+
+
+def maps_to_native(maps: Float[Tensor, "m *s"], placement: Placement) -> Float[np.ndarray, "m *n"]:
+    """The same for maps that are no probabilities, such as an entropy; 0 in what the plan crops away."""
+    return _back(maps, placement, background=0.0)
+
+
+def _back(x: Tensor, placement: Placement, background: float) -> np.ndarray:
+    x = x.detach().float().cpu()
+    if placement.kept != placement.grid:
+        whole = x.new_zeros(len(x), *placement.grid)
+        whole[0] = background
+        whole[(slice(None), *placement.window)] = x
+        x = whole
+    array = _resize(x, placement.oriented).numpy()
     if placement.turn is None:
-        return x
-    return _turn(x, nib.orientations.ornt_transform(_STRAIGHT, placement.turn))
+        return array
+    return _turn(array, nib.orientations.ornt_transform(_STRAIGHT, placement.turn))
 
 
 _STRAIGHT = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
@@ -118,6 +160,9 @@ def _refuse_other_kind(image: Image, plan: Plan) -> None:
         raise UserError(f"a picture of shape {image.shape}, but the plan is for volumes", file=image.source)
     if plan.spacing is not None and len(plan.spacing) != image.dims:
         what = f"an image with {image.dims} axes, but the plan has a spacing for {len(plan.spacing)}"
+        raise UserError(what, file=image.source)
+    if plan.crop is not None and len(plan.crop) != image.dims:
+        what = f"an image with {image.dims} axes, but the plan has a crop of {len(plan.crop)}"
         raise UserError(what, file=image.source)
     if len(image.data) != len(plan.channels):
         what = f"{len(image.data)} channels, but the plan has {len(plan.channels)} ({', '.join(plan.channels)})"

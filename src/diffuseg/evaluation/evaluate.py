@@ -7,6 +7,7 @@ import csv
 import io
 import math
 import re
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +17,7 @@ import numpy as np
 from diffuseg.data.dataset import patients
 from diffuseg.data.io import LOSSLESS, case_of, ending_of, grid_fault, read_mask
 from diffuseg.data.layout import Case, Dataset, label_values, read_json, some, visible
+from diffuseg.data.raters import MAJORITY, fused, rater_count, rater_files, read_raters
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import METRICS, Empty, Rule, measure
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES
@@ -42,7 +44,8 @@ def evaluate(
 ) -> Evaluation:
     """Compare `pred_dir/<case><ending>` with `labels_dir/<case><ending>`; writes cases.csv and summary.json to `out_dir`.
 
-    Classes and patients come from dataset.json beside the labels folder or, where there is none, classes are the values
+    Where dataset.json says that there are raters, the truth is the majority vote of `<case>_rater<k><ending>`. Classes and
+    patients come from dataset.json beside the labels folder or, where there is none, classes are the values
     found and each case is a patient. The tolerance of NSD is in mm. A case that cannot be read or lies on another grid is
     a fault of that case. Refuses an unknown rule, folders without a mask, and that no case at all can be compared.
     """
@@ -51,11 +54,11 @@ def evaluate(
         raise UserError(f"{empty!r} is no empty-mask rule", do=f"Known: {', '.join(get_args(Empty))}")
     if not (math.isfinite(nsd_tolerance) and nsd_tolerance >= 0):
         raise UserError(f"the tolerance of NSD is a distance in mm, not {nsd_tolerance}")
-    truths, found = _masks(labels_dir), _masks(pred_dir)
+    truths, found = _truths(labels_dir), _masks(pred_dir)
     pairs = {case: path for case, path in found.items() if case in truths}
     if not pairs:
         what = f"there is no prediction for any of the {len(truths)} masks in {labels_dir}"
-        raise UserError(what, file=pred_dir, do=f"Expected names such as {next(iter(truths.values())).name}")
+        raise UserError(what, file=pred_dir, do=f"Expected names such as {_expected(truths)}")
     labels, of, over = _description(labels_dir, truths, pairs)
     rows: list[Row] = []
     faults: list[str] = []
@@ -75,6 +78,7 @@ def evaluate(
         "unlabelled": unlabelled,
         "faults": faults,
         "rule": {"empty": empty, "means": f"{RULES[empty]}; {ONE_SIDED}"},
+        "truth": MAJORITY if any(len(paths) > 1 for paths in truths.values()) else "the mask",
         "nsd_tolerance_mm": nsd_tolerance,
         "interval": {"confidence": CONFIDENCE, "method": METHOD, "resamples": RESAMPLES, "over": over},
         "seen": _seen({row.case: pairs[row.case] for row in rows}),
@@ -86,6 +90,20 @@ def evaluate(
     write_whole(out_dir / "cases.csv", _csv(rows))
     write_json(out_dir / "summary.json", without_nan(summary))
     return result
+
+
+def _truths(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """The masks of each case: those of its raters, if there are any and dataset.json beside the folder tells of them."""
+    description = folder.resolve().parent / "dataset.json"
+    extra = read_json(description) if description.is_file() else {}
+    raters = rater_count(extra, description) if isinstance(extra, dict) else 0
+    rated = rater_files(visible(folder), LOSSLESS[0], raters) if raters else {}
+    return dict(sorted(rated.items())) or {case: (path,) for case, path in _masks(folder).items()}
+
+
+def _expected(truths: dict[str, tuple[Path, ...]]) -> str:
+    case, paths = next(iter(truths.items()))
+    return case + ending_of(paths[0])
 
 
 def _masks(folder: Path) -> dict[str, Path]:
@@ -100,7 +118,7 @@ def _masks(folder: Path) -> dict[str, Path]:
 
 
 def _description(
-    labels_dir: Path, truths: dict[str, Path], pairs: dict[str, Path]
+    labels_dir: Path, truths: dict[str, tuple[Path, ...]], pairs: dict[str, Path]
 ) -> tuple[dict[str, int], dict[str, str], str]:
     """Classes, the patient of each case, and what intervals are taken over: from dataset.json if there is one."""
     folder = labels_dir.resolve().parent
@@ -111,14 +129,14 @@ def _description(
         if not isinstance(extra, dict):
             raise UserError("it must hold an object { ... }", file=description)
         labels = label_values(extra, description)
-        cases = tuple(Case(case, (), truths[case]) for case in pairs)
+        cases = tuple(Case(case, (), truths[case][0]) for case in pairs)
         try:
             of, rule = patients(Dataset(folder, folder.name, (), labels, "", cases, extra))
         except UserError as fault:  # a list of patients that leaves out the test cases must not forbid to measure them
             return labels, alone, f"over cases, each taken for a patient of its own ({fault})"
         return labels, of, f"over {'cases' if len(set(of.values())) == len(of) else 'patients'}: {rule}"
     values = {0}
-    for path in [*(truths[case] for case in pairs), *pairs.values()]:
+    for path in [*(path for case in pairs for path in truths[case]), *pairs.values()]:
         try:
             values |= set(np.unique(read_mask(path).data).tolist())
         except UserError:
@@ -127,14 +145,14 @@ def _description(
 
 
 def _compare(
-    case: str, path: Path, truth_path: Path, labels: dict[str, int], patient: str, rule: Rule, faults: list[str]
+    case: str, path: Path, truth_paths: Sequence[Path], labels: dict[str, int], patient: str, rule: Rule, faults: list[str]
 ) -> list[Row]:
-    truth, prediction = read_mask(truth_path), read_mask(path)
-    fault = grid_fault(truth, prediction)
+    raters, prediction = read_raters(truth_paths), read_mask(path)
+    fault = grid_fault(raters, prediction)
     if fault is not None:
-        raise UserError(f"its {fault} (of {truth_path})", file=path, do="Predictions must lie on the grid of the masks")
-    for mask, file in ((truth, truth_path), (prediction, path)):
-        odd = sorted(set(np.unique(mask.data).tolist()) - set(labels.values()))
+        raise UserError(f"its {fault} (of {truth_paths[0]})", file=path, do="Predictions must lie on the grid of the masks")
+    for mask, file in (*zip(raters.data, truth_paths, strict=True), (prediction.data, path)):
+        odd = sorted(set(np.unique(mask).tolist()) - set(labels.values()))
         if odd:
             raise UserError(f"label values {some(map(str, odd))} are not in dataset.json", file=file)
     intervals = {}
@@ -142,7 +160,7 @@ def _compare(
         intervals = _intervals(path.with_name(f"{case}.json"))
     except UserError as fault:
         faults.append(str(fault))
-    scores = measure(prediction.data[0], truth.data[0], labels, truth.spacing, rule)
+    scores = measure(prediction.data[0], fused(raters.data), labels, raters.spacing, rule)
     return [Row(case, name, patient, score, intervals.get(name)) for name, score in scores.items()]
 
 

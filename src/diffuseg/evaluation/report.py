@@ -12,6 +12,7 @@ import numpy as np
 
 from diffuseg.data.io import ENDINGS, ending_of, grid_fault, read_image, read_mask
 from diffuseg.data.layout import visible
+from diffuseg.data.raters import fused, read_raters
 from diffuseg.errors import UserError
 from diffuseg.evaluation.figures import case_figure, dot_plot, validation_figure
 from diffuseg.evaluation.metrics import METRICS
@@ -76,14 +77,14 @@ def case_pictures(evaluation: Evaluation, images: Path | None = None) -> list[tu
     chosen = {ranked[0]: "Worst", ranked[len(ranked) // 2]: "Median", ranked[-1]: "Best"}
     pictures = []
     for case, which in chosen.items():
-        truth_file, file = evaluation.truths[case], evaluation.predictions[case]
-        truth, mask = read_mask(truth_file), read_mask(file)
-        folder = images or truth_file.parent.with_name(truth_file.parent.name.replace("labels", "images"))
+        truth_files, file = evaluation.truths[case], evaluation.predictions[case]
+        truth, mask, at = read_raters(truth_files), read_mask(file), truth_files[0].parent
+        folder = images or at.with_name(at.name.replace("labels", "images"))
         image = _fitting(_image_of(folder, case), mask)
         probability, entropy = _maps(file, case, mask, len(evaluation.labels) + 1)
         title = f"{which} case: {case}, Dice {scores[case]:.3f}"
         scan = None if image is None else image.data
-        labels = truth.data[0], mask.data[0]
+        labels = fused(truth.data), mask.data[0]
         png = case_figure(scan, *labels, probability, entropy, title, truth.spacing, evaluation.labels)
         pictures.append((title, png))
     return pictures

@@ -42,7 +42,7 @@ class Evaluation:
     missing      labelled cases without a prediction: in no mean, but never unmentioned
     unlabelled   predictions without a mask
     faults       one line for each case, or file beside it, that is not in the means because it is broken
-    predictions  mask file of each case that has a prediction and a label; truths: that of each labelled case
+    predictions  mask file of each case that has a prediction and a label; truths: those of each labelled case
     """
 
     labels: dict[str, int]
@@ -52,7 +52,7 @@ class Evaluation:
     unlabelled: list[str]
     faults: list[str]
     predictions: dict[str, Path]
-    truths: dict[str, Path]
+    truths: dict[str, tuple[Path, ...]]
 
     @property
     def cases(self) -> list[str]:
@@ -108,6 +108,8 @@ def notes(evaluation: Evaluation) -> list[str]:
     """What has to stand under every table: the rules, and the cases that are in no mean."""
     summary = evaluation.summary
     lines = [f"{summary['rule']['means']}.", f"95 % intervals {summary['interval']['over']}."]
+    if any(len(paths) > 1 for paths in evaluation.truths.values()):
+        lines.append(f"The truth is {summary['truth']}.")
     for names, what in (
         (evaluation.missing, f"of {summary['labelled']} labelled cases have no prediction and are in no mean"),
         (evaluation.unlabelled, "predictions have no mask to compare with"),

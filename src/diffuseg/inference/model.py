@@ -14,7 +14,7 @@ import torch
 
 from diffuseg.data.io import read_image
 from diffuseg.data.plan import Plan
-from diffuseg.data.transforms import Placement, to_grid, to_native
+from diffuseg.data.transforms import Placement, maps_to_native, to_grid, to_native
 from diffuseg.diffusion.samplers import check_sampling
 from diffuseg.errors import UserError
 from diffuseg.inference.ensemble import Ensemble, interval
@@ -113,7 +113,7 @@ class Model:
         probability = to_native(ensemble.mean, placement)
         shares = probability if asked["fuse"] == "mean" else to_native(fused.shares(ensemble.mean), placement)
         maps = ensemble.uncertainty()
-        native = to_native(torch.stack(list(maps.values())), placement)
+        native = maps_to_native(torch.stack(list(maps.values())), placement)
         values = np.array(sorted(self.plan.labels.values()))
         mask = values.astype(np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32)[shares.argmax(0)]
         provenance = self._volumes(mask, image, placement, ensemble) | asked

@@ -3,7 +3,7 @@
 import copy
 import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -206,12 +206,24 @@ def _claim(settings: TrainSettings, plan: Plan, config: Any, recipe: Recipe, fol
         before = read_json(record)
         if not isinstance(before, dict):
             raise UserError("is no record of a run", file=record, do="Start again in another --out.")
-        changed = [key for key in asked if before.get(key) != json.loads(json.dumps(asked[key]))]
+        before, now = _comparable(before, config), _comparable(asked, config)
+        changed = [key for key in now if before.get(key) != now[key]]
         if changed:
             raise UserError(f"--resume with another {', '.join(changed)} than the run was started with", file=out)
         return
     save_plan(plan, out / "plan.json")
     write_json(record, asked)
+
+
+def _comparable(record: dict[str, Any], config: Any) -> dict[str, Any]:
+    """A run's record with the defaults of settings that are newer than it, and without reasons, which decide nothing."""
+    filled = json.loads(json.dumps(record))
+    for key, cls in {"plan": Plan, "config": type(config), "train": Recipe}.items():
+        if isinstance(filled.get(key), dict):
+            defaults = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+            filled[key] = json.loads(json.dumps(defaults)) | filled[key]
+            filled[key].pop("reasons", None)
+    return filled
 
 
 def _optimisers(method: Method, recipe: Recipe) -> Optimisers:

@@ -53,7 +53,10 @@ class Result:
 
 
 def validate(method: Method, batches: Batches, validation: Validation) -> Result:
-    """Dice of one draw per case in native geometry, and a few cases with several draws for the picture."""
+    """Dice of one draw per case in native geometry, and a few cases with several draws for the picture.
+
+    The truth of several raters is their majority vote, whatever the training learns from.
+    """
     plan, device = validation.plan, next(method.parameters()).device
     names = sorted(plan.labels, key=plan.labels.__getitem__)
     scores: list[list[float]] = []
@@ -68,7 +71,8 @@ def validate(method: Method, batches: Batches, validation: Validation) -> Result
         if number < PICTURED:
             mean = np.mean(maps, axis=0)
             entropy = -(mean * np.log(np.clip(mean, 1e-6, 1))).sum(0)
-            title = f"{case}  Dice {np.nanmean(scores[-1]):.3f}"
+            known = [score for score in scores[-1] if np.isfinite(score)]
+            title = f"{case}  Dice {np.mean(known):.3f}" if known else f"{case}  no class in truth and draw"
             pictures.append(
                 {"image": whole.native.data[0], "truth": whole.truth, "draws": hard, "entropy": entropy, "title": title}
             )
