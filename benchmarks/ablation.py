@@ -63,10 +63,9 @@ def measure(folder: Path, out: Path, what: str, sets: str, method: str, steps: i
     row = {"what": what, "set": sets, "name": out.name, "seed": seed, "training_steps": steps, "one": rows[0]["dice"]}
     row |= {"one_low": rows[0]["dice_low"], "one_high": rows[0]["dice_high"], "parameters": rows[0]["parameters"]}
     if len(rows) > 1:
-        row |= {"mean": rows[1]["dice"], "nll": rows[1]["nll"], "disagreement": rows[1]["disagreement"]}
+        row |= {"mean": rows[1]["dice"], "disagreement": rows[1]["disagreement"]}
         row["one_step"] = row["one"] if rows[0]["steps"] == 1 else score(checkpoint, folder, 0, steps=1, draws=1)[0]["dice"]
-    else:
-        row["nll"] = rows[0]["nll"]
+    row["band_nll"] = rows[-1]["band"]["nll"]  # rows with "nll" are older: in a box round the object, with another floor
     row["precision"] = environment()["precision"]  # rows may come from different machines
     return row | {"seconds": rows[0]["training_seconds"], "dice_per_case": rows[0]["dice_per_case"]}
 

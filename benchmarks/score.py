@@ -14,6 +14,7 @@ import torch
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import open_dataset, splits
 from diffuseg.data.transforms import to_native
+from diffuseg.evaluation.calibration import band, measures
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.statistics import bootstrap_mean
 from diffuseg.inference.model import draw_seed
@@ -37,7 +38,7 @@ def score(
     """Two rows, one draw and the mean of `draws`, with the same draws: Dice per class, volume Dice on native voxels.
 
     disagreement  voxels on which two draws differ, as a share of the object, mean over pairs
-    nll           mean negative log-likelihood (nats) of the truth on the voxels within the object's box, 5 around
+    band          ece, adaptive_ece, brier and nll (nats) in the band round the true border, mean over cases that have one
     """
     method, plan, meta = load_checkpoint(checkpoint)
     dataset = open_dataset(dataset_folder)
@@ -61,15 +62,16 @@ def score(
             "cases": len(cases), "fold": fold, "dice": mean, "dice_low": low, "dice_high": high,
             "dice_per_class": dict(zip(names, _known_mean(scores, 0).tolist(), strict=True)),
             "dice_per_case": without_nan(dict(zip(cases, per_case.round(5).tolist(), strict=True))),
-            "nll": float(np.mean([m["nll"][n] for m in measured])),
+            "band": {name: float(np.nanmean([m["band"][n][name] for m in measured])) for name in measured[0]["band"][n]},
             "disagreement": float(np.mean([m["disagreement"] for m in measured])) if n > 1 else None,
             "seconds_per_case": seconds * n / draws, "evaluations_per_case": steps * n,
             "training_steps": meta["steps_trained"], "training_seconds": meta.get("seconds"),
             "parameters": sum(p.numel() for p in method.parameters()),
         }  # fmt: skip
         rows.append(row)
-        shown = ("method", "steps", "draws", "dice", "dice_low", "dice_high", "nll", "disagreement", "seconds_per_case")
-        print(json.dumps({k: round(v, 4) if isinstance(v := row[k], float) else v for k in shown}), flush=True)
+        shown = ("method", "steps", "draws", "dice", "dice_low", "dice_high", "disagreement", "seconds_per_case")
+        brief = {k: row[k] for k in shown} | {"nll": row["band"]["nll"]}
+        print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in brief.items()}), flush=True)
     return rows
 
 
@@ -83,22 +85,15 @@ def _case(method: Method, source: Batches, case: str, steps: int | None, draws: 
     native = [to_native(p, whole.placement) for p in maps]
     masks = [p.argmax(0) for p in native]
     classes = range(1, source.plan.classes)
-    found: dict[str, Any] = {"dice": {}, "nll": {}}
+    found: dict[str, Any] = {"dice": {}, "band": {}}
+    near = band(whole.truth, whole.native.spacing)
     for n, p in {1: native[0], draws: np.mean(native, axis=0)}.items():
         mask = p.argmax(0)
         found["dice"][n] = [dice(mask == k, whole.truth == k) for k in classes]
-        likelihood = np.take_along_axis(p, whole.truth[None], axis=0)[0]
-        found["nll"][n] = float(-np.log(np.clip(likelihood[_box(whole.truth > 0, 5)], 1e-4, 1)).mean())
+        found["band"][n] = measures(p, whole.truth, near)
     changed = [(a != b).sum() for a, b in combinations(masks, 2)]
     found["disagreement"] = float(np.mean(changed) / max((whole.truth > 0).sum(), 1)) if changed else 0.0
     return found
-
-
-def _box(object_: np.ndarray, margin: int) -> tuple[slice, ...]:
-    inside = np.argwhere(object_)
-    if not len(inside):  # by the majority of raters there is nothing: everything counts
-        return (slice(None),) * object_.ndim
-    return tuple(slice(max(a - margin, 0), b + margin + 1) for a, b in zip(inside.min(0), inside.max(0), strict=True))
 
 
 def _known_mean(scores: np.ndarray, axis: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from diffuseg.evaluation.calibration import (
     nll,
     reliability,
     tempered,
+    usual_radius,
 )
 
 QUICK = settings(max_examples=60, deadline=None)
@@ -107,6 +108,10 @@ def test_the_band_of_little_things() -> None:
     pixel[0, 0] = 1  # the edge of the image is no boundary
     assert band(pixel, [1.0, 1.0], 1.0).sum() == 3 and band(pixel, [1.0, 2.0], 1.0).sum() == 2
     assert not band(pixel, [1.0, 1.0], 0.9).any()
+    cube = np.zeros((20, 20), int)
+    cube[8:12, 8:12] = 1
+    assert usual_radius([0.5, 1.0]) == 3 and usual_radius([2.0, 9.0]) == 4
+    assert (band(cube, [2.0, 2.0]) == band(cube, [2.0, 2.0], 4.0)).all() and band(cube, [9.0, 9.0]).any()
     for radius, spacing in ((-1.0, [1.0, 1.0]), (1.0, [1.0, 1.0, 1.0])):
         with pytest.raises(ValueError, match="radius"):
             band(pixel, spacing, radius)

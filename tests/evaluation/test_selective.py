@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.selective import (
     aurc,
+    doubt,
     excess_aurc,
     risk_after_rejecting,
     risk_coverage,
@@ -91,3 +93,27 @@ def test_what_has_no_value_is_refused() -> None:
     for fraction in (-0.1, 1.0):
         with pytest.raises(ValueError, match="fraction"):
             risk_after_rejecting(one, one, fraction)
+
+
+def test_doubt_is_what_the_probabilities_expect_of_the_mask() -> None:
+    """Truths drawn from the probabilities have, on average, a Dice of 1 - doubt."""
+    random = np.random.default_rng(0)
+    inside = random.beta(0.3, 0.5, (20, 20, 10))
+    probability = np.stack([1 - inside, inside])
+    mask = probability.argmax(0)
+    scores = [dice(mask == 1, random.random(inside.shape) < inside) for _ in range(50)]
+    assert doubt(probability, mask) == pytest.approx(1 - np.mean(scores), abs=0.01)
+    assert doubt(probability, mask) < doubt(probability, np.roll(mask, 1, 0))
+
+
+def test_doubt_of_what_is_certain_absent_or_missed() -> None:
+    mask = np.zeros((30, 30), int)
+    empty = np.stack([np.ones((30, 30)), np.zeros((30, 30)), np.zeros((30, 30))])
+    assert doubt(empty, mask) == 0
+    faint = np.stack([np.full((30, 30), 0.992), np.full((30, 30), 0.004), np.full((30, 30), 0.004)])
+    assert doubt(faint, mask) == 0, "a background that is nearly sure does not add up to an organ"
+    mask[:10], mask[20:] = 1, 2
+    sure = np.eye(3)[mask].transpose(2, 0, 1)
+    assert doubt(sure, mask) == 0 and doubt(sure, np.zeros_like(mask)) > 0.99
+    one_missed = np.where(mask == 2, 0, mask)
+    assert doubt(sure, one_missed) == pytest.approx(0.5, abs=0.01), "the mean over classes"

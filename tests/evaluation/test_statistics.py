@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffuseg.evaluation.statistics import bootstrap_mean, paired_difference
+from diffuseg.evaluation.statistics import bootstrap_mean, bootstrap_of, deal, paired_difference
 
 VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=30)
 
@@ -123,3 +123,36 @@ def test_the_random_numbers_are_its_own() -> None:
     assert bootstrap_mean(values) == bootstrap_mean(values)
     assert bootstrap_mean(values) != bootstrap_mean(values, seed=1)
     assert (np.random.get_state()[1] == before).all()
+
+
+def test_any_statistic_has_the_interval_that_its_mean_would_have() -> None:
+    values = np.random.default_rng(3).normal(5.0, 1.0, 60)
+    mean, low, high = bootstrap_of(lambda chosen: float(values[chosen].mean()), list(range(60)))
+    known = bootstrap_mean(values)
+    assert (mean, low, high) == pytest.approx(known, abs=0.03)
+    # of 20 patients with three equal cases each, the interval is that of 20 values
+    three = np.repeat(values[:20], 3)
+    of = [str(n) for n in np.repeat(np.arange(20), 3)]
+    found = bootstrap_of(lambda chosen: float(three[chosen].mean()), of)
+    assert found == pytest.approx(bootstrap_of(lambda chosen: float(values[:20][chosen].mean()), list(range(20))))
+    assert found.high - found.low > 1.5 * (high - low)
+
+
+def test_statistics_of_one_patient_and_of_nobody() -> None:
+    found = bootstrap_of(lambda chosen: float(len(chosen)), ["a", "a"])
+    assert found.mean == 2 and math.isnan(found.low) and math.isnan(found.high)
+    with pytest.raises(ValueError, match="no case"):
+        bootstrap_of(lambda chosen: 0.0, [])
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=40), st.integers(2, 10), st.integers(0, 3))
+def test_folds_keep_groups_together_and_are_of_equal_size(groups: list[int], folds: int, seed: int) -> None:
+    if folds > len(set(groups)):
+        with pytest.raises(ValueError, match="folds"):
+            deal(groups, folds, seed)
+        return
+    fold = deal(groups, folds, seed)
+    pairs = set(zip(groups, fold.tolist(), strict=True))
+    assert len(pairs) == len(set(groups))
+    sizes = [sum(f == number for _, f in pairs) for number in range(folds)]
+    assert max(sizes) - min(sizes) <= 1

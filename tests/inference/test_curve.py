@@ -18,6 +18,7 @@ from diffuseg.data.dataset import load_case, open_dataset, splits
 from diffuseg.data.synthetic import make_dataset
 from diffuseg.data.transforms import class_indices
 from diffuseg.errors import UserError
+from diffuseg.evaluation.calibration import band
 from diffuseg.evaluation.metrics import dice
 from diffuseg.inference import curve as module
 from diffuseg.inference.curve import WITHIN, Curve, Point, measure_curve, peak_of, usual_steps, write_curve
@@ -74,9 +75,8 @@ def test_shared_draws_give_what_predict_gives_for_each_number_of_draws(measured,
             _, mask = load_case(dataset, case)
             truth = class_indices(mask, model.plan)
             overlap = np.nanmean([dice(p.mask == k, truth == k) for k in (1, 2)])
-            inside = np.argwhere(truth > 0)
-            box = tuple(slice(max(a - 5, 0), b + 6) for a, b in zip(inside.min(0), inside.max(0), strict=True))
-            y, q = np.eye(3)[truth[box]], np.moveaxis(p.probability[(slice(None), *box)], 0, -1).astype(float)
+            near = band(truth, p.image.spacing, 3.0)
+            y, q = np.eye(3)[truth[near]], p.probability[:, near].T.astype(float)
             found.append((overlap, -np.log(np.clip((q * y).sum(-1), 1e-6, None)).mean(), ((q - y) ** 2).sum(-1).mean()))
         np.testing.assert_allclose((point.dice, point.nll, point.brier), np.mean(found, axis=0), atol=1e-5)
 

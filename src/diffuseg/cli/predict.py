@@ -1,4 +1,4 @@
-"""Commands that use a trained model: `predict`, `curve`."""
+"""Commands that use a trained model: `predict`, `curve`, `calibrate`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -45,12 +45,16 @@ def predict(
     if best is not None:
         what = f"draws {best['draws']}, steps {best['steps']}: recommended by `diffuseg curve`"
         typer.echo(f"{what} (fold {best['fold']}, {best['cases']} cases); --draws and --steps choose otherwise")
+    if loaded.calibration is not None:
+        typer.echo(loaded.calibration.announce(loaded.settings(draws, seed, steps, sampler, fuse.value)))
     with Bars(console(stderr=True)) as bars:
         report = predict_folder(loaded, inputs, out, draws, seed, steps, sampler, overwrite, bars.case, bars.draw, fuse.value)
     for case, reason in report.skipped:
         typer.echo(f"skipped {case}: {reason}")
     for case, reason in report.failed:
         complain(f"failed {case}: {reason}")
+    for case, doubt in report.look_at:
+        typer.echo(f"look at {case}: doubt {doubt:.3f}")
     counts = {"finished": report.finished, "skipped": report.skipped, "failed": report.failed}
     typer.echo(f"{out}: " + ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) + f". {NOTICE}")
     if report.failed:
@@ -86,6 +90,40 @@ def curve(
     if store and Path(model).is_file():
         amend_meta(Path(model), {"recommended": found.recommendation()})
         typer.echo(f"{model}: remembers the recommended setting")
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="A checkpoint, or the name of a packaged model.")],
+    dataset: Annotated[Path, typer.Argument(help="The data set it was trained on: validation cases of a fold are used.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for calibration.json and plots.", show_default="./<model>_calibration")
+    ] = None,
+    draws: Annotated[int | None, typer.Option(help="As in predict.", show_default="recommended, or 8")] = None,
+    steps: Annotated[int | None, typer.Option(help="As in predict.", show_default="the model's")] = None,
+    sampler: Annotated[str | None, typer.Option(help="As in predict.", show_default="the model's")] = None,
+    fuse: Annotated[Fuse, typer.Option(help="As in predict.")] = Fuse.mean,
+    fold: Annotated[int | None, typer.Option(help="Fold to learn from.", show_default="the model's")] = None,
+    cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+    store: Annotated[bool, typer.Option(help="Write what is learnt into the checkpoint (its hash changes).")] = True,
+) -> None:
+    """Learn a temperature, honest volume intervals and which cases a human should look at; predict then uses them."""
+    from diffuseg.inference.calibrate import measure_calibration
+    from diffuseg.inference.calibrated import stored
+    from diffuseg.inference.calibration_files import tables, write_calibration
+    from diffuseg.inference.model import load
+    from diffuseg.train.checkpoint import amend_meta
+
+    loaded = load(model, device)
+    with Bars(console(stderr=True)) as bars:
+        found = measure_calibration(loaded, dataset, fold, cases, draws, steps, sampler, fuse.value, on_case=bars.measured)
+    console().print(*tables(found), sep="\n")
+    for path in write_calibration(found, loaded.hash, out or Path(f"{Path(model).stem}_calibration")):
+        typer.echo(f"written: {path}")
+    if store and Path(model).is_file():
+        amend_meta(Path(model), {"calibration": stored(found.calibration)})
+        typer.echo(f"{model}: remembers what was learnt, for the same draws, steps, sampler and fusion")
 
 
 def _numbers(option: str, text: str) -> list[int]:

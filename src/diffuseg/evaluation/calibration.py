@@ -2,7 +2,8 @@
 
 probability [k, *s] sums to 1 over the classes; truth [*s] holds class indices 0 .. k-1 (not label values; `class_indices`
 turns those into these). `where` [*s] chooses voxels; of several cases, join the voxels: arrays [k, v] and [v] do as well.
-Over an image, the easy background decides every mean; `band` chooses the voxels near the true boundary.
+Over an image, the easy background decides every mean; `band` chooses the voxels near the true boundary. FLOOR and the usual
+band are those of everything in this package that speaks of likelihood.
 """
 
 import math
@@ -18,6 +19,7 @@ from diffuseg.evaluation.metrics import ROUNDING
 
 BINS = 15
 FLOOR = 1e-6  # the mean of few draws may say 0, which no finite number of draws can know
+BAND_MM = 3.0
 COLDEST, HOTTEST = 0.05, 20.0
 
 Mass = Literal["width", "mass"]
@@ -48,12 +50,19 @@ def class_indices(mask: Integer[np.ndarray, "*s"], values: Sequence[int]) -> Int
     return index
 
 
-def band(truth: Integer[np.ndarray, "*s"], spacing: Sequence[float], radius: float) -> Bool[np.ndarray, "*s"]:
+def usual_radius(spacing: Sequence[float]) -> float:
+    """How far the band reaches where nothing else is said, in mm: 3, or two voxels along the finest axis if that is more."""
+    return max(BAND_MM, 2 * min(spacing))
+
+
+def band(truth: Integer[np.ndarray, "*s"], spacing: Sequence[float], radius: float | None = None) -> Bool[np.ndarray, "*s"]:
     """Voxels within `radius` mm of the true boundary: of another class, the centre of a voxel is no further away.
 
-    truth [*s], spacing in mm per axis. Both sides of all boundaries between classes; the edge of the image is none. Where
-    there is a single class there is no boundary, and no voxel. Refuses a negative radius and a spacing for other axes.
+    truth [*s], spacing in mm per axis; radius None: `usual_radius`. Both sides of all boundaries between classes; the edge
+    of the image is none. Where there is a single class there is no boundary, and no voxel. Refuses a negative radius and a
+    spacing for other axes.
     """
+    radius = usual_radius(spacing) if radius is None else radius
     if radius < 0 or len(spacing) != truth.ndim:
         raise ValueError(f"a radius in mm and a spacing per axis are needed, not {radius} and {tuple(spacing)}")
     near = np.zeros(truth.shape, bool)
@@ -149,26 +158,36 @@ def nll(
     return float(-np.log(np.maximum(np.take_along_axis(p, t[None], 0)[0], floor), dtype=np.float64).mean())
 
 
+def measures(
+    probability: Float[np.ndarray, "k *s"],
+    truth: Integer[np.ndarray, "*s"],
+    where: Bool[np.ndarray, "*s"] | None = None,
+    bins: int = BINS,
+) -> dict[str, float]:
+    """ece, adaptive_ece, brier and nll of the same voxels, by name; NaN without voxels. Refuses what each of them refuses."""
+    return {
+        "ece": ece(probability, truth, where, bins),
+        "adaptive_ece": adaptive_ece(probability, truth, where, bins),
+        "brier": brier(probability, truth, where),
+        "nll": nll(probability, truth, where),
+    }
+
+
 def calibration(
     probability: Float[np.ndarray, "k *s"],
     truth: Integer[np.ndarray, "*s"],
     spacing: Sequence[float],
-    radius: float,
+    radius: float | None = None,
     bins: int = BINS,
 ) -> dict[str, dict[str, float]]:
-    """For the "image" and the "band" within `radius` mm of the true boundary: ece, adaptive_ece, brier, nll, number of voxels.
+    """For the "image" and the "band" within `radius` mm of the true boundary: `measures`, and the number of voxels.
 
     In the band of an image with a single class there is no value: NaN. Refuses what `band` and the measures refuse.
     """
     found = {}
     for region, where in (("image", None), ("band", band(truth, spacing, radius))):
-        found[region] = {
-            "ece": ece(probability, truth, where, bins),
-            "adaptive_ece": adaptive_ece(probability, truth, where, bins),
-            "brier": brier(probability, truth, where),
-            "nll": nll(probability, truth, where),
-            "voxels": float(truth.size if where is None else where.sum()),
-        }
+        voxels = float(truth.size if where is None else where.sum())
+        found[region] = measures(probability, truth, where, bins) | {"voxels": voxels}
     return found
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
+from diffuseg.evaluation.statistics import deal
+
 Scale = Literal["ml", "relative", "log"]
 Volumes = Float[np.ndarray, " n"]
 SMALLEST = 1e-3  # ml: a voxel of 1 mm
@@ -109,17 +111,12 @@ def cross_coverage(
     `calibrate_interval` does, groups of another length, fewer than two groups, and other than 2 .. groups folds.
     """
     keys = list(range(len(low))) if groups is None else list(groups)
-    names = list(dict.fromkeys(keys))
-    if len(keys) != len(low) or len(names) < 2:
-        raise ValueError(f"{len(low)} cases in {len(names)} groups: at least two groups, and a group per case, are needed")
-    if folds is not None and not 2 <= folds <= len(names):
-        raise ValueError(f"{folds} folds of {len(names)} groups")
-    places = np.arange(len(names))
-    if folds is not None:
-        places = np.random.default_rng(seed).permutation(len(names)) % folds
-    fold = np.array([places[names.index(key)] for key in keys])
+    patients = len(set(keys))
+    if len(keys) != len(low) or patients < 2:
+        raise ValueError(f"{len(low)} cases in {patients} groups: at least two groups, and a group per case, are needed")
+    fold = deal(keys, patients if folds is None else folds, seed)
     new_low, new_high = np.empty(len(low)), np.empty(len(low))
-    for number in np.unique(places):
+    for number in np.unique(fold):
         out = fold == number
         widening = calibrate_interval(low[~out], high[~out], truth[~out], alpha, scale, smallest)
         new_low[out], new_high[out] = widening.apply(low[out], high[out])

@@ -168,8 +168,8 @@ def _intervals(file: Path) -> dict[str, tuple[float, float]]:
     """The predicted 90 % interval of the volume of each class, in ml, from a prediction's provenance; {} without one."""
     content = read_json(file) if file.is_file() else {}
     try:
-        if content.get("draws") == 1:
-            return {}  # a point, which claims nothing
+        if content.get("draws") == 1 and "volume_ml_90_raw" not in content:
+            return {}  # a point, which claims nothing; widened by what calibration found, it does
         return {name: (float(low), float(high)) for name, (low, high) in content.get("volume_ml_90", {}).items()}
     except (AttributeError, TypeError, ValueError):
         raise UserError('"volume_ml_90" must be {"class": [low, high]}', file=file) from None

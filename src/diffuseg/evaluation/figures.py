@@ -56,7 +56,7 @@ def case_figure(
     handles += _legend(DIFFERENCES if len(colours) > 1 else dict(list(DIFFERENCES.items())[:2]))
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11)
-    return _png(figure)
+    return png_of(figure)
 
 
 def validation_figure(rows: Sequence[dict[str, Any]]) -> bytes:
@@ -89,69 +89,7 @@ def validation_figure(rows: Sequence[dict[str, Any]]) -> bytes:
     names = ("truth", *(f"draw {number + 1}" for number in range(columns)), "entropy (nats)")
     for axis, name in zip(axes[0, 1:], names, strict=True):
         axis.set_title(name, fontsize=8)
-    return _png(figure)
-
-
-def dot_plot(panels: dict[str, dict[str, tuple[list[float], tuple[float, float, float]]]]) -> str:
-    """Every case as a dot, as inline SVG: panel title -> class -> its values, and their mean, low and high."""
-    import matplotlib
-
-    figure, axes = _figure(1, len(panels), (3.2 * len(panels), 3.2))
-    for axis, (title, classes) in zip(axes[0], panels.items(), strict=True):
-        for number, (values, (mean, low, high)) in enumerate(classes.values()):
-            there = np.array([value for value in values if np.isfinite(value)])
-            # spread sideways by rank, not at random: neighbours in value are apart, and the picture is always the same
-            shift = 0.28 * (np.argsort(np.argsort(there)) * 0.618 % 1 - 0.5)
-            colour, marker = OKABE_ITO[number % len(OKABE_ITO)], "osD^vPX"[number % 7]
-            axis.scatter(number + shift, there, s=14, color=colour, marker=marker, edgecolor="black", linewidth=0.3)
-            if (there < 0).any():
-                axis.axhline(0, color="black", linewidth=0.6)
-            if np.isfinite(mean):
-                axis.plot([number + 0.27, number + 0.43], [mean, mean], color="black", linewidth=2)
-                axis.plot([number + 0.35] * 2, [low, high], color="black", linewidth=1)
-        axis.set_xticks(range(len(classes)), list(classes), rotation=30 if len(classes) > 3 else 0, fontsize=8)
-        axis.set_xlim(-0.5, len(classes) - 0.4)
-        axis.set_title(title, fontsize=10)
-        axis.grid(axis="y", linewidth=0.4)
-        axis.spines[["top", "right"]].set_visible(False)
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "diffuseg"}):  # equal results give equal pages
-        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return text.getvalue()[text.getvalue().index("<svg") :]
-
-
-def curve_figure(rows: Sequence[dict[str, Any]], recommended: dict[str, Any]) -> bytes:
-    """Quality against cost as PNG: Dice, NLL and Brier score over the seconds of one case, a line per number of steps.
-
-    Each row has steps, draws, seconds, dice, nll, brier; the numbers at the dots are draws, the recommended row is ringed.
-    Intervals over cases are left out: all settings saw the same cases, so their differences are much surer than those
-    intervals. Refuses no row at all.
-    """
-    from matplotlib.ticker import NullFormatter
-
-    if not rows:
-        raise ValueError("curve_figure: there is nothing to draw")
-    figure, axes = _figure(1, 3, (12.0, 4.4))
-    panels = {"dice": "Dice, more is better", "nll": "NLL (nats), less is better", "brier": "Brier score, less is better"}
-    for axis, (key, name) in zip(axes[0], panels.items(), strict=True):
-        for number, steps in enumerate(sorted({row["steps"] for row in rows})):
-            line = sorted((row for row in rows if row["steps"] == steps), key=lambda row: row["draws"])
-            look = {"color": OKABE_ITO[number % len(OKABE_ITO)], "marker": "os^Dvph"[number % 7]}
-            axis.plot([row["seconds"] for row in line], [row[key] for row in line], label=f"steps {steps}", **look)
-            for row in line:
-                axis.annotate(str(row["draws"]), (row["seconds"], row[key]), (4, 5), textcoords="offset points", fontsize=7)
-        axis.plot(recommended["seconds"], recommended[key], "o", ms=14, mfc="none", mec="black", label="recommended")
-        seconds = sorted({row["seconds"] for row in rows})
-        axis.set_xscale("log")
-        ticks = np.geomspace(seconds[0], seconds[-1], 5) if len(seconds) > 1 else seconds
-        axis.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel("seconds for one case (log); numbers: draws", fontsize=9)
-        axis.set_title(name, fontsize=9)
-        axis.tick_params(labelsize=8)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=8, fontsize=8, frameon=False)
-    return _png(figure)
+    return png_of(figure)
 
 
 class _View:
@@ -253,24 +191,24 @@ def _legend(names: dict[str, str]) -> list[Any]:
     return [Patch(color=colour, label=name) for name, colour in names.items()]
 
 
-def _figure(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Any, Any]:
+def figure_of(rows: int, columns: int, inches: tuple[float, float], heights: Sequence[float] | None = None) -> tuple[Any, Any]:
     """A figure that needs no screen and leaves the caller's pyplot alone; imported here because it takes a second."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=inches, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
 
 
 def _panels(rows: int, columns: int, ratio: float, width: float = 3.0) -> tuple[Any, Any]:
     height = width * float(np.clip(ratio, 0.5, 1.6)) + 0.3
-    figure, axes = _figure(rows, columns, (width * columns, height * rows + 0.6))
+    figure, axes = figure_of(rows, columns, (width * columns, height * rows + 0.6))
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
     return figure, axes
 
 
-def _png(figure: Any) -> bytes:
+def png_of(figure: Any) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()

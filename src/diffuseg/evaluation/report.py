@@ -14,8 +14,9 @@ from diffuseg.data.io import ENDINGS, ending_of, grid_fault, read_image, read_ma
 from diffuseg.data.layout import visible
 from diffuseg.data.raters import fused, read_raters
 from diffuseg.errors import UserError
-from diffuseg.evaluation.figures import case_figure, dot_plot, validation_figure
+from diffuseg.evaluation.figures import case_figure, validation_figure
 from diffuseg.evaluation.metrics import METRICS
+from diffuseg.evaluation.plots import dot_plot
 from diffuseg.evaluation.summary import ALL, Evaluation, body, headings, notes
 from diffuseg.types import Image
 from diffuseg.whole import write_whole

@@ -1,14 +1,31 @@
 """Which cases should a human look at, and what does a model gain by handing them over.
 
 risk [n] is what a case costs (1 - Dice, say: lower is better), uncertainty [n] what the model says of it without knowing the
-truth. Cases of equal uncertainty are not told apart by it: each number is the mean over all orders among them.
+truth: `doubt`, for one. Cases of equal uncertainty are not told apart by it: each number is the mean over all orders among
+them.
 """
 
 import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Integer
+
+NEGLIGIBLE = 0.01  # what is less likely is taken for absent, or the many voxels of a background would add up to an organ
+
+
+def doubt(probability: Float[np.ndarray, "k *s"], mask: Integer[np.ndarray, "*s"]) -> float:
+    """1 minus the Dice that the probabilities themselves expect of the mask: the uncertainty of a case, in [0, 1].
+
+    probability [k, *s] sums to 1 over k; mask [*s] holds class indices. Per foreground class, with M its voxels in the
+    mask, the expected Dice is (2 sum_M p + 1) / (|M| + sum p + 1), p below 0.01 counted as 0; the mean over the classes. The
+    1 stands for one voxel: an empty mask that is expected to be empty has no doubt.
+    """
+    expected = []
+    for k, p in enumerate(probability[1:], start=1):
+        inside, p = mask == k, np.where(p < NEGLIGIBLE, 0, p)
+        expected.append((2 * p[inside].sum(dtype=np.float64) + 1) / (inside.sum() + p.sum(dtype=np.float64) + 1))
+    return 1 - float(np.mean(expected))
 
 
 class RiskCoverage(NamedTuple):

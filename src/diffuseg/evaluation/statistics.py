@@ -1,11 +1,11 @@
 """What a mean over few cases is worth: bootstrap intervals, over patients where one has several cases."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -72,6 +72,45 @@ def paired_difference(
     if a.shape != b.shape:
         raise ValueError(f"pairs are needed, not shapes {a.shape} and {b.shape}")
     return bootstrap_mean(a - b, groups, resamples, confidence, seed)
+
+
+def bootstrap_of(
+    statistic: Callable[[Int[np.ndarray, " m"]], float],
+    groups: Sequence[Hashable],
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Interval:
+    """Any statistic of cases and its percentile interval: `statistic(chosen)` is told the numbers of the cases, [m].
+
+    Whole groups (the patient of each case, [n]) are drawn with replacement, so a case may be chosen several times; widened
+    for few groups like the interval of a mean. Of one group there is no interval: low and high are NaN. Refuses no case.
+    """
+    names = list(dict.fromkeys(groups))
+    if not names:
+        raise ValueError("a statistic of no case")
+    members = [np.array([i for i, key in enumerate(groups) if key == name]) for name in names]
+    whole = statistic(np.arange(len(groups)))
+    if len(names) == 1:
+        return Interval(whole, math.nan, math.nan)
+    drawn = np.random.default_rng(seed).integers(0, len(names), (resamples, len(names)))
+    found = [statistic(np.concatenate([members[g] for g in chosen])) for chosen in drawn]
+    tail = 50 * (1 - _widened(confidence, len(names)))
+    low, high = np.percentile(found, (tail, 100 - tail))
+    return Interval(whole, float(low), float(high))
+
+
+def deal(groups: Sequence[Hashable], folds: int, seed: int = 0) -> Int[np.ndarray, " n"]:
+    """The fold of each case, [n], 0 .. folds - 1: groups shuffled and dealt out, so that none is in two folds.
+
+    Refuses fewer than two folds, and more than there are groups.
+    """
+    names = list(dict.fromkeys(groups))
+    if not 2 <= folds <= len(names):
+        raise ValueError(f"{folds} folds of {len(names)} groups")
+    places = np.random.default_rng(seed).permutation(len(names)) % folds
+    numbers = dict(zip(names, places.tolist(), strict=True))
+    return np.array([numbers[key] for key in groups])
 
 
 def _interval(sums: Float[np.ndarray, "n 2"], resamples: int, confidence: float, seed: int) -> tuple[float, float]:

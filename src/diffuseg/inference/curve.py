@@ -17,20 +17,19 @@ import torch
 from rich.table import Table
 
 from diffuseg.data.batches import Batches, Whole
-from diffuseg.data.dataset import Dataset, open_dataset, splits
+from diffuseg.data.dataset import open_dataset
 from diffuseg.data.transforms import to_native
 from diffuseg.errors import UserError
+from diffuseg.evaluation.calibration import band, brier, nll
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.statistics import bootstrap_mean
 from diffuseg.inference.ensemble import Ensemble
 from diffuseg.inference.model import Model, content, draw_seed
+from diffuseg.inference.validation import own_fold, validation_cases
 from diffuseg.methods import Method
-from diffuseg.train.checkpoint import image_digest
 from diffuseg.whole import write_json, write_whole
 
 WITHIN = 0.002  # of the best Dice: what a cheaper setting may lose
-MARGIN = 5  # voxels around the object in which probabilities are judged; further out all of them are right
-FLOOR = 1e-6  # the mean of few draws may say 0, which no finite number of draws can know
 DRAWS = (1, 2, 4, 8)
 
 
@@ -39,8 +38,8 @@ class Point:
     """One setting.
 
     dice, dice_low, dice_high   mean over cases (of the mean over classes), and its 95 % bootstrap interval
-    nll      mean of -log p(true class), nats, in the box of the object and MARGIN voxels around; mean over cases
-    brier    mean of the sum over classes of (p - y)^2, in [0, 2], in the same box; mean over cases
+    nll      mean of -log p(true class), nats, in the usual band round the true border; mean over cases that have one
+    brier    mean of the sum over classes of (p - y)^2, in [0, 2], in the same band; likewise
     evaluations   of the network per tile: steps times draws
     seconds  wall time of predicting the timed case
     memory_mb     peak while it was predicted: allocated on a GPU, else resident in the whole process; None: not known
@@ -115,8 +114,8 @@ def measure_curve(
         raise UserError("no number of draws is given")
     asked = [model.settings(n, seed, s, sampler) for s in steps for n in draws]
     dataset = open_dataset(folder)
-    fold = int(model.meta.get("fold", 0)) if fold is None else fold
-    cases = _cases(model, dataset, fold, limit)
+    fold = own_fold(model) if fold is None else fold
+    cases = validation_cases(model, dataset, fold, limit)
     source = Batches(dataset, cases, model.plan)
     scores: dict[tuple[int, int], list[tuple[float, float, float]]] = {(s, n): [] for s in steps for n in draws}
     sizes = {}
@@ -134,8 +133,8 @@ def measure_curve(
     points = []
     for (s, n), rows in scores.items():
         cost = peak_of(lambda s=s, n=n: model.predict(image, n, seed, s, sampler), model.device)
-        overlap, nll, brier = zip(*rows, strict=True)
-        points.append(Point(s, n, *bootstrap_mean(overlap), float(np.mean(nll)), float(np.mean(brier)), s * n, *cost))
+        overlap, likelihood, squares = zip(*rows, strict=True)
+        points.append(Point(s, n, *bootstrap_mean(overlap), _mean(likelihood), _mean(squares), s * n, *cost))
     where = (dataset.name, fold, cases, asked[0]["sampler"], seed, timed, str(model.device), model.precision.reason)
     return Curve(points, model.hash, *where)
 
@@ -147,7 +146,7 @@ def usual_steps(method: Method) -> list[int]:
 
 def write_curve(curve: Curve, out: Path) -> list[Path]:
     """Write curve.csv, curve.json and curve.png into a folder; returns their paths."""
-    from diffuseg.evaluation.figures import curve_figure
+    from diffuseg.evaluation.plots import curve_figure
 
     rows = [asdict(point) for point in curve.points]
     table = io.StringIO()
@@ -196,21 +195,6 @@ def peak_of(work: Callable[[], Any], device: torch.device) -> tuple[float, float
     return seconds, _peak() if known else None
 
 
-def _cases(model: Model, dataset: Dataset, fold: int, limit: int) -> list[str]:
-    folds = splits(dataset)
-    if not 0 <= fold < len(folds):
-        raise UserError(f"there is no fold {fold}", do=f"Folds are 0 to {len(folds) - 1}")
-    cases = folds[fold]["val"]
-    if limit and limit < len(cases):
-        cases = [cases[round(i)] for i in np.linspace(0, len(cases) - 1, limit)]
-    trained, files = set(model.meta.get("training_cases", {}).values()), {case.id: case.images[0] for case in dataset.cases}
-    for case in cases if trained else ():
-        if image_digest(files[case]) in trained:
-            own = model.meta.get("fold")
-            raise UserError(f"case {case} of fold {fold} is one the model was trained on", do=f"Its own fold is {own}")
-    return cases
-
-
 def _score(
     model: Model, whole: Whole, steps: int, draws: Sequence[int], sampler: str, seed: int
 ) -> dict[int, tuple[float, float, float]]:
@@ -219,33 +203,26 @@ def _score(
     seeds = [draw_seed(seed, digest, i) for i in range(max(draws))]
     chunk = model.together(whole.image.shape[1:])
     ensemble, found = Ensemble(), {}
+    near = band(whole.truth, whole.native.spacing)
     with model.precision.autocast(model.device):
         for p in model.method.draw(whole.image.to(model.device), seeds, steps=steps, sampler=sampler, chunk=chunk):
             ensemble.add(p)
             if ensemble.draws in draws:
-                found[ensemble.draws] = _quality(to_native(ensemble.mean, whole.placement), whole.truth)
+                found[ensemble.draws] = _quality(to_native(ensemble.mean, whole.placement), whole.truth, near)
     return found
 
 
-def _quality(p: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
+def _quality(p: np.ndarray, truth: np.ndarray, near: np.ndarray) -> tuple[float, float, float]:
     mask = p.argmax(0)
     overlap = [dice(mask == k, truth == k) for k in range(1, len(p))]
-    near = (slice(None), *_box(truth > 0))
-    q, t = p[near].astype(np.float64), truth[near[1:]]
-    likelihood = np.take_along_axis(q, t[None], axis=0)[0]
-    brier = np.square(q).sum(0) - 2 * likelihood + 1
     known = [value for value in overlap if np.isfinite(value)]
-    mean = float(np.mean(known)) if known else float("nan")
-    return mean, float(-np.log(np.maximum(likelihood, FLOOR)).mean()), float(brier.mean())
+    return float(np.mean(known)) if known else float("nan"), nll(p, truth, near), brier(p, truth, near)
 
 
-def _box(thing: np.ndarray) -> tuple[slice, ...]:
-    """The box of what is true and MARGIN voxels around it; everything where nothing is."""
-    if not thing.any():
-        return (slice(None),) * thing.ndim
-    inside = np.argwhere(thing)
-    pairs = zip(inside.min(0), inside.max(0), strict=True)
-    return tuple(slice(max(low - MARGIN, 0), high + MARGIN + 1) for low, high in pairs)
+def _mean(values: Sequence[float]) -> float:
+    """Over the cases that have a value."""
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def _forget_peak() -> bool:

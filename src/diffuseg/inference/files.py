@@ -23,11 +23,15 @@ SETTINGS = ("model", "draws", "seed", "steps", "sampler", "fuse")  # what makes 
 
 @dataclass
 class Report:
-    """What became of the cases: names of those finished; (name, reason) of those skipped and of those that failed."""
+    """What became of the cases: names of those finished; (name, reason) of those skipped and of those that failed.
+
+    look_at  (name, doubt) of the finished and skipped ones that a human should look at, by falling doubt
+    """
 
     finished: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
+    look_at: list[tuple[str, float]] = field(default_factory=list)
 
 
 def save(prediction: Prediction, folder: Path, case: str | None = None, ending: str | None = None) -> Path:
@@ -134,6 +138,10 @@ def predict_folder(
             report.failed.append((case, str(fault)))
         except Exception as error:  # whatever is wrong with this one, the next may be fine
             report.failed.append((case, f"{paths[0]}: {type(error).__name__}: {error}"))
+    done = [*report.finished, *(case for case, _ in report.skipped)]
+    records = {case: read_json(out / f"{case}.json") for case in done}
+    doubts = [(case, float(record["doubt"])) for case, record in records.items() if record.get("look_at")]
+    report.look_at = sorted(doubts, key=lambda item: -item[1])
     return report
 
 

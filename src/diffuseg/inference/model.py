@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import Placement, maps_to_native, to_grid, to_native
 from diffuseg.diffusion.samplers import check_sampling
 from diffuseg.errors import UserError
+from diffuseg.evaluation.selective import doubt
+from diffuseg.inference import calibrated
 from diffuseg.inference.ensemble import Ensemble, interval
 from diffuseg.inference.fusion import fusion
 from diffuseg.methods import Method
@@ -78,6 +81,11 @@ class Model:
         check_sampling(self.method.schedule, steps, sampler)
         return {"model": self.hash, "draws": draws, "seed": seed, "steps": steps, "sampler": sampler, "fuse": fuse}
 
+    @cached_property
+    def calibration(self) -> calibrated.Calibration | None:
+        """What `diffuseg calibrate` found for this model."""
+        return calibrated.read(self.meta)
+
     def predict(
         self,
         image: Readable,
@@ -87,13 +95,16 @@ class Model:
         sampler: str | None = None,
         on_draw: Callable[[int, int], None] | None = None,
         fuse: str = "mean",
+        calibrate: bool = True,
     ) -> Prediction:
         """Segment one case, given as a file, files (one per channel), an Image, or an array [*s] or [c, *s].
 
         An array has no geometry: its voxels are taken for 1 mm, its axes for right, anterior, superior. Statistics are
         made on the model's grid and interpolated back; the mask is the largest of the probabilities on the image's own
         voxels, or of the votes or of STAPLE's decision with `fuse` "vote" or "staple". Noise depends on the seed and on the
-        image's intensities, not on its name or on other cases. `on_draw(done, draws)` is told of each draw.
+        image's intensities, not on its name or on other cases. `on_draw(done, draws)` is told of each draw. Where the model
+        is calibrated for these settings, probabilities are tempered and volume intervals widened, unless `calibrate` is off;
+        mask and uncertainty maps are those of the draws either way, and the provenance says what was done.
         Refuses what `settings` refuses, images that cannot be read, and images with other channels or axes than the model's.
         """
         started = time.monotonic()
@@ -115,14 +126,33 @@ class Model:
         maps = ensemble.uncertainty()
         native = maps_to_native(torch.stack(list(maps.values())), placement)
         values = np.array(sorted(self.plan.labels.values()))
-        mask = values.astype(np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32)[shares.argmax(0)]
+        chosen = shares.argmax(0)
+        mask = values.astype(np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32)[chosen]
         provenance = self._volumes(mask, image, placement, ensemble) | asked
+        provenance["doubt"] = round(doubt(probability, chosen), 6)
+        if calibrate and self.calibration is not None:
+            probability = self._calibrate(self.calibration, probability, provenance)
         provenance |= self._provenance(image, placement, x.shape[1:])
         provenance["recommended"] = self.recommended(draws, steps, sampler) is not None
         provenance["seeds"] = seeds if self.method.generative else []
         provenance["network_evaluations"] = asked["draws"] * asked["steps"]
         provenance["seconds"] = round(time.monotonic() - started, 2)
         return Prediction(mask, probability, dict(zip(maps, native, strict=True)), image, provenance)
+
+    def _calibrate(
+        self, calibration: calibrated.Calibration, probability: np.ndarray, provenance: dict[str, Any]
+    ) -> np.ndarray:
+        """Tempered probabilities; provenance gets wider intervals and a verdict. Neither where the settings are others."""
+        mismatch = calibration.mismatch(provenance)
+        provenance |= calibrated.record(calibration, provenance["doubt"], mismatch)
+        if mismatch:
+            return probability
+        if calibration.widening:
+            raw, names = provenance["volume_ml_90"], ", ".join(calibration.widening)
+            provenance["volume_ml_90"], provenance["volume_ml_90_raw"] = calibration.widen(raw), raw
+            wider = f"in volume_ml_90 widened as {calibration.where} ask for ({names})"
+            provenance["volume_note"] += f" (volume_ml_90_raw), {wider}"
+        return calibration.temper(probability)
 
     def together(self, grid: Sequence[int]) -> int:
         """How many draws are made at a time: 8, or fewer of a large image; the result is the same."""

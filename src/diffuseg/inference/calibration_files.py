@@ -1,0 +1,95 @@
+"""What a calibration found, for people and programs: two tables in the terminal, calibration.json, two plots."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from diffuseg.evaluation.figures import png_of
+from diffuseg.evaluation.plots import reliability_plot, risk_coverage_plot
+from diffuseg.evaluation.selective import risk_coverage
+from diffuseg.evaluation.statistics import CONFIDENCE, Interval
+from diffuseg.inference.calibrate import ALPHA, FRACTION, Measured
+from diffuseg.inference.calibrated import stored
+from diffuseg.whole import without_nan, write_json, write_whole
+
+TITLES = {"ece": "ECE", "adaptive_ece": "ECE, bins of equal mass", "brier": "Brier score", "nll": "NLL (nats)"}
+SELECTIVE = {
+    "risk": "error (1 - Dice) of all cases",
+    "risk_of_the_rest": f"of the rest, the {FRACTION:.0%} most uncertain sent away",
+    "gain": "difference",
+    "aurc": "AURC: mean over all shares kept",
+    "excess_aurc": "AURC minus that of the best possible order",
+}
+
+
+def write_calibration(found: Measured, model: str, out: Path) -> list[Path]:
+    """Write calibration.json, reliability.png and risk_coverage.png into a folder; returns their paths."""
+    paths = [Path(out) / name for name in ("calibration.json", "reliability.png", "risk_coverage.png")]
+    write_json(paths[0], without_nan(_content(found, model)))
+    write_whole(paths[1], png_of(reliability_plot(found.diagrams)))
+    write_whole(paths[2], png_of(risk_coverage_plot({"by doubt": _risk_and_doubt(found)}, FRACTION)))
+    return paths
+
+
+def tables(found: Measured) -> list[Table]:
+    """The numbers for a terminal: calibration before and after, then intervals and rejection."""
+    learnt = found.calibration
+    scores = Table("", *map(escape, ("before", "after", "difference [95 %]")), title=f"Temperature {learnt.temperature:.3f}")
+    for region, measures in found.scores.items():
+        for name, values in measures.items():
+            cells = [f"{values[side].mean:.4f}" for side in ("before", "after")]
+            scores.add_row(f"{TITLES[name]}, {region}", *cells, escape(_text(values["difference"], "+.4f")))
+    scores.caption, scores.caption_justify = escape(f"{learnt.where}. {found.how['temperature'].capitalize()}."), "left"
+    rest = Table("", escape("[95 %]"), title="Intervals and rejection")
+    for name, sides in found.coverage.items():
+        for side in ("raw", "widened"):
+            share, n = Interval(**sides[side]["fraction"]), sides[side]["cases"]
+            value = f"{_text(share, '.2f')} of {n}, mean width {_ml(sides[side]['mean_width_ml'])}"
+            rest.add_row(escape(f"{name}: volume in the {side} {1 - ALPHA:.0%} interval"), escape(value))
+    for name, title in SELECTIVE.items():
+        rest.add_row(title, escape(_text(found.selective[name], ".4f")))
+    rest.add_row(f"doubt above which a case is to be looked at (at most {learnt.fraction:.0%} are)", f"{learnt.threshold:.4f}")
+    lacking = [name for name in found.coverage if name not in learnt.widening]
+    notes = [f"Intervals: {found.how['intervals']}."]
+    if lacking:
+        notes.append(f"Too few cases to widen the intervals of {', '.join(lacking)}: {math.ceil(1 / ALPHA - 1)} are needed.")
+    rest.caption, rest.caption_justify = escape("\n".join(notes)), "left"
+    return [scores, rest]
+
+
+def _risk_and_doubt(found: Measured) -> tuple[np.ndarray, np.ndarray]:
+    rows = list(found.per_case.values())
+    return np.array([row["risk"] for row in rows]), np.array([row["doubt"] for row in rows])
+
+
+def _content(found: Measured, model: str) -> dict[str, Any]:
+    curve = risk_coverage(*_risk_and_doubt(found))
+    plain = lambda values: {name: value._asdict() for name, value in values.items()}
+    return {
+        "model": model,
+        "learnt": stored(found.calibration),
+        "how": found.how,
+        "confidence": CONFIDENCE,
+        "scores": {region: {name: plain(v) for name, v in values.items()} for region, values in found.scores.items()},
+        "coverage": found.coverage,
+        "selective": plain(found.selective) | {"fraction": FRACTION},
+        "reliability": {
+            side: {name: values.tolist() for name, values in diagram._asdict().items()}
+            for side, diagram in found.diagrams.items()
+        },
+        "risk_coverage": {name: values.tolist() for name, values in curve._asdict().items()},
+        "cases": found.per_case,
+    }
+
+
+def _text(value: Interval, digits: str) -> str:
+    text = f"{value.mean:{digits}}"
+    return text if math.isnan(value.low) else f"{text} [{value.low:{digits}}, {value.high:{digits}}]"
+
+
+def _ml(width: float) -> str:
+    return f"{width:.3f} ml" if math.isfinite(width) else "infinite (too few cases to calibrate on)"

@@ -1,0 +1,32 @@
+"""The cases on which a trained model may be judged or calibrated: those of a validation fold, never those of its training."""
+
+import numpy as np
+
+from diffuseg.data.dataset import Dataset, splits
+from diffuseg.errors import UserError
+from diffuseg.inference.model import Model
+from diffuseg.train.checkpoint import image_digest
+
+
+def own_fold(model: Model) -> int:
+    """The fold that the model was validated on; 0 where its header does not say."""
+    return int(model.meta.get("fold", 0))
+
+
+def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, limit: int = 0) -> list[str]:
+    """Names of the validation cases of a fold (None: the model's own), or `limit` of them spread evenly; 0 for all.
+
+    Refuses a fold that is not there, and cases that the model was trained on: files with the same bytes.
+    """
+    folds, fold = splits(dataset), own_fold(model) if fold is None else fold
+    if not 0 <= fold < len(folds):
+        raise UserError(f"there is no fold {fold}", do=f"Folds are 0 to {len(folds) - 1}")
+    cases = folds[fold]["val"]
+    if limit and limit < len(cases):
+        cases = [cases[round(i)] for i in np.linspace(0, len(cases) - 1, limit)]
+    trained, files = set(model.meta.get("training_cases", {}).values()), {case.id: case.images[0] for case in dataset.cases}
+    for case in cases if trained else ():
+        if image_digest(files[case]) in trained:
+            own = model.meta.get("fold")
+            raise UserError(f"case {case} of fold {fold} is one the model was trained on", do=f"Its own fold is {own}")
+    return cases
