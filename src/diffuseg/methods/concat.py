@@ -21,16 +21,18 @@ from diffuseg.types import Batch
 
 @dataclass(frozen=True)
 class ConcatConfig(MaskConfig):
-    """`predict` is what the network outputs: the noise (as published), the mask, or v.
+    """What of the plain DDPM can be chosen.
 
-    `input_scale` below 1 makes the schedule harder (as if the mask were multiplied by it before noising).
+    predict      what the network outputs: v, the mask, or the noise. The noise is what is published, and needs far longer
+                 training: at high levels it is nearly x_t itself, and the image adds next to nothing to the loss
+    input_scale  below 1: a harder schedule, as if the mask were multiplied by it before noising
     """
 
     ranges: ClassVar = MaskConfig.ranges | {"T": (1, inf), "steps": (1, inf), "input_scale": (1e-3, inf)}
 
     T: int = 1000
     schedule: Literal["linear", "cosine"] = "linear"
-    predict: Literal["eps", "x0", "v"] = "eps"
+    predict: Literal["eps", "x0", "v"] = "v"
     input_scale: float = 1.0
     steps: int = 10
     sampler: str = "ddim"

@@ -61,6 +61,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "config": _HIPPOCAMPUS | _RELEASED,  # gamma 1 every tenth step, not rescaled: 0.1 times the interval
         "train": {"ema": 0.999, "clip": 0.0},
     },
+    # EnsemDiff predicts the noise; the other settings of our plain DDPM stay.
+    "concat/as_published": {"plan": {}, "config": {"predict": "eps"}, "train": {}},
     # MedSegDiff's first version as its paper has it; where it is silent (schedule, skips) as improved DDPM and a plain U-Net.
     "medsegdiff/as_published": {
         "plan": {"dims": 2, "context": 0, "patch": (256, 256), "batch": 32, "augmentation": "none"},
