@@ -70,6 +70,8 @@ class Prediction:
     uncertainty  name -> [*s]: "entropy" of the mean (nats), "expected_entropy", "mutual_information", "variance"
     image        the image that it belongs to
     provenance   what goes into <case>.json: volumes in ml with their interval over draws, seeds, steps, model, versions
+    draws        [n, *s] the mask of each draw, where they were kept
+    steps        [steps, *s] the first draw step by step: probability of the foreground in percent, where they were kept
     """
 
     mask: np.ndarray
@@ -77,9 +79,11 @@ class Prediction:
     uncertainty: dict[str, np.ndarray]
     image: Image
     provenance: dict[str, Any]
+    draws: np.ndarray | None = None
+    steps: np.ndarray | None = None
 
     def save(self, folder: Path | str, case: str | None = None, ending: str | None = None) -> Path:
-        """Write mask, foreground probabilities, entropy and provenance into a folder; returns the mask's path."""
+        """Write mask, foreground probabilities, entropy, provenance and what was kept into a folder; returns the mask."""
         from diffuseg.inference.files import save
 
         return save(self, Path(folder), case, ending)

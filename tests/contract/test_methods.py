@@ -8,7 +8,9 @@ import torch.nn.functional as F
 
 from diffuseg.config import override
 from diffuseg.data.plan import Plan
+from diffuseg.diffusion.samplers import timesteps
 from diffuseg.methods import METHODS, Method
+from diffuseg.methods.base import to_probability
 from diffuseg.train.checkpoint import load_checkpoint, save_checkpoint
 from diffuseg.types import Batch
 
@@ -78,6 +80,17 @@ def test_same_seed_same_draw_alone_or_among_others(name):
     torch.testing.assert_close(alone, among[1], atol=1e-4, rtol=0)
     torch.testing.assert_close(alone, other[1], atol=1e-4, rtol=0)
     assert method.generative == (not torch.equal(among[0], among[1]))
+
+
+def test_a_draw_is_the_last_thing_the_network_made_of_its_states(name):
+    """x0_hat is told at each level of the grid, over the whole image without padding; the last one is the draw."""
+    method, told = build(name), []
+    image = torch.randn(2, 11, 5, 9)
+    maps = list(method.draw(image, seeds=[3, 4], steps=2, on_denoised=lambda t, x_0: told.append((t, x_0.clone()))))
+    assert [t for t, _ in told] == ([t for t, _ in timesteps(method.schedule.T, 2)] if method.generative else [0])
+    assert all(x_0.shape[1:] == (method.plan.classes, 11, 5, 9) and x_0.abs().max() <= 1 for _, x_0 in told)
+    final = to_probability(told[-1][1])
+    torch.testing.assert_close(final, torch.stack(maps)[: len(final)], atol=1e-5, rtol=0)
 
 
 def test_gradients_reach_exactly_the_modules_of_the_phase(name):

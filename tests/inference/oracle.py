@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffuseg.data.plan import Plan
+from diffuseg.diffusion.samplers import timesteps
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.inference.model import Model
 from diffuseg.methods.base import MaskConfig, Method
@@ -42,7 +43,10 @@ class Oracle(Method):
         answer = torch.nn.functional.one_hot(plain, self.plan.classes).movedim(-1, 0).float()
         for seed in seeds:
             random = torch.randn(answer.shape, generator=torch.Generator().manual_seed(seed)).softmax(0)
-            yield (1 - self.config.noise) * answer + self.config.noise * random
+            p = (1 - self.config.noise) * answer + self.config.noise * random
+            for t, _ in timesteps(self.schedule.T, options["steps"]) if options.get("on_denoised") else ():
+                options["on_denoised"](t, (2 * p - 1)[None] / t)  # the lower the level, the surer
+            yield p
 
 
 class Certain(Oracle):

@@ -34,6 +34,8 @@ def predict(
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do cases that are already finished.")] = False,
+    save_draws: Annotated[bool, typer.Option("--save-draws", help="Also write the mask of each draw.")] = False,
+    save_steps: Annotated[bool, typer.Option("--save-steps", help="Also write the first draw step by step.")] = False,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     from diffuseg.inference.files import predict_folder
@@ -48,7 +50,8 @@ def predict(
     if loaded.calibration is not None:
         typer.echo(loaded.calibration.announce(loaded.settings(draws, seed, steps, sampler, fuse.value)))
     with Bars(console(stderr=True)) as bars:
-        report = predict_folder(loaded, inputs, out, draws, seed, steps, sampler, overwrite, bars.case, bars.draw, fuse.value)
+        told = {"on_case": bars.case, "on_draw": bars.draw, "keep_draws": save_draws, "keep_steps": save_steps}
+        report = predict_folder(loaded, inputs, out, draws, seed, steps, sampler, overwrite, fuse=fuse.value, **told)
     for case, reason in report.skipped:
         typer.echo(f"skipped {case}: {reason}")
     for case, reason in report.failed:

@@ -6,7 +6,6 @@ Writes cases.csv (one row per case and class) and summary.json; docs/evaluation.
 import csv
 import io
 import math
-import re
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +21,7 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import METRICS, Empty, Rule, measure
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES
 from diffuseg.evaluation.summary import Evaluation, Row, summarise, table
+from diffuseg.inference.results import BESIDE
 from diffuseg.whole import without_nan, write_json, write_whole
 
 __all__ = ["Evaluation", "Row", "evaluate", "table"]
@@ -32,7 +32,6 @@ RULES = {
     "zero": "A class in neither mask gets the worst value (0; the diagonal of the image)",
 }
 ONE_SIDED = "in one mask only, the worst (Dice, IoU, NSD 0; HD95 the diagonal of the image)"
-BESIDE = re.compile(r".+_(prob|entropy|expected_entropy|mutual_information|variance)(_.+)?")  # written next to a mask
 
 
 def evaluate(

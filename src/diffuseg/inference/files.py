@@ -15,10 +15,9 @@ from diffuseg.data.layout import read_json, visible
 from diffuseg.data.pictures import LOSSY
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model
+from diffuseg.inference.results import KEPT, SETTINGS, beside, is_record, probability_names, without_results
 from diffuseg.types import Prediction
 from diffuseg.whole import write_json
-
-SETTINGS = ("model", "draws", "seed", "steps", "sampler", "fuse")  # what makes two results of one image differ
 
 
 @dataclass
@@ -40,6 +39,8 @@ def save(prediction: Prediction, folder: Path, case: str | None = None, ending: 
     <case><ending>          label values, the smallest integer type that holds them
     <case>_prob<ending>     probability of the foreground classes, several as channels; .png: one file per class
     <case>_entropy<ending>  nats; .png: as a fraction of log(classes)
+    <case>_draws<ending>    label values of each draw as channels, if they were kept; .png: <case>_draws.tif
+    <case>_steps<ending>    percent of foreground of each step as channels, if they were kept; .png: <case>_steps.tif
     <case>.json             provenance; written last, so that its presence says that the case is finished
 
     Case and ending are by default those of the image's file (.png for a lossy one); each file is written aside and then
@@ -56,13 +57,14 @@ def save(prediction: Prediction, folder: Path, case: str | None = None, ending: 
     if record.exists():
         record.unlink()  # while its files are replaced the case is not finished
     mask = folder / (case + ending)
+    _write_kept(prediction, folder, case, ending)
     for name, probability in _probabilities(prediction, ending):
-        io.write(folder / f"{case}_prob{name}{ending}", probability, prediction.image)
+        io.write(folder / beside(case, name, ending), probability, prediction.image)
     entropy, unit = prediction.uncertainty["entropy"], "nats"
     if ending == ".png":
         classes = len(prediction.probability)
         entropy, unit = np.clip(entropy / math.log(classes), 0, 1), f"fraction of log({classes}) nats"
-    io.write(folder / f"{case}_entropy{ending}", entropy, prediction.image)
+    io.write(folder / beside(case, "entropy", ending), entropy, prediction.image)
     io.write(mask, prediction.mask, prediction.image)  # after its maps: a mask without them is not ours to replace
     write_json(record, {"case": case} | prediction.provenance | {"entropy_unit": unit})
     return mask
@@ -111,14 +113,18 @@ def predict_folder(
     on_case: Callable[[str, int, int], None] | None = None,
     on_draw: Callable[[int, int], None] | None = None,
     fuse: str = "mean",
+    keep_draws: bool = False,
+    keep_steps: bool = False,
 ) -> Report:
     """Segment files and folders into a folder, see `save`; finished cases are skipped unless they are to be overwritten.
 
-    A case that fails is reported with its reason and the others go on. `on_case(case, number, cases)` is told before each
-    case. Refuses, before any work, settings that the model refuses, inputs that `find_cases` refuses, an out folder that
-    cannot be written, and results that would overwrite an input or each other.
+    A case that is finished without the draws or steps that are now to be kept is done again, and what it had stays. A case
+    that fails is reported with its reason and the others go on. `on_case(case, number, cases)` is told before each case.
+    Refuses, before any work, settings that the model refuses, inputs that `find_cases` refuses, an out folder that cannot be
+    written, and results that would overwrite an input or each other.
     """
     asked, out = model.settings(draws, seed, steps, sampler, fuse), Path(out)
+    keep = {what for what, wanted in zip(KEPT, (keep_draws, keep_steps), strict=True) if wanted}
     cases = find_cases([Path(item) for item in inputs], len(model.plan.channels))
     _refuse_collisions(cases, out)
     _claim(out)
@@ -126,13 +132,15 @@ def predict_folder(
     for number, (case, paths) in enumerate(cases.items()):
         if on_case is not None:
             on_case(case, number, len(cases))
+        ending = ending_for(paths[0])
         try:
-            before = None if overwrite else _finished(out, case, ending_for(paths[0]), asked)
+            before = None if overwrite else _finished(out, case, ending, asked, keep)
             if before is not None:
                 report.skipped.append((case, before))
                 continue
-            prediction = model.predict(paths, draws, seed, steps, sampler, on_draw, fuse)
-            save(prediction, out, case, ending_for(paths[0]))
+            wanted = keep if overwrite else keep | _kept(out, case, ending)
+            kept = {f"keep_{what}": what in wanted for what in KEPT}
+            save(model.predict(paths, draws, seed, steps, sampler, on_draw, fuse, **kept), out, case, ending)
             report.finished.append(case)
         except UserError as fault:
             report.failed.append((case, str(fault)))
@@ -151,51 +159,65 @@ def _files(item: Path) -> list[Path]:
         if not item.is_file():
             raise UserError("no such file or folder", file=item)
         return [item]
-    images = [path for path in visible(item) if path.name.lower().endswith(io.ENDINGS)]
+    images = without_results([path for path in visible(item) if path.name.lower().endswith(io.ENDINGS)])
     if not images:
         raise UserError("there is no image in this folder", file=item, do=f"Known endings: {' '.join(io.ENDINGS)}")
     return images
 
 
-def _finished(out: Path, case: str, ending: str, asked: dict[str, Any]) -> str | None:
+def _finished(out: Path, case: str, ending: str, asked: dict[str, Any], keep: set[str]) -> str | None:
     """Why a case need not be done again; None where it has to be. Refuses to touch what some other program wrote."""
     record, mask = out / f"{case}.json", out / (case + ending)
     if not record.exists():
-        if mask.exists() and not (out / f"{case}_entropy{ending}").exists():
+        if mask.exists() and not (out / beside(case, "entropy", ending)).exists():
             raise UserError("is there, but no result of this program", file=mask, do="Choose another folder, or --overwrite")
         return None
     before = read_json(record)
-    before = {"fuse": "mean"} | before if isinstance(before, dict) else before  # what it was before there was a choice
-    if not isinstance(before, dict) or not set(SETTINGS) <= set(before):
+    if not is_record(before):
         raise UserError("is there, but no result of this program", file=record, do="Choose another folder, or --overwrite")
+    before = {"fuse": "mean"} | before  # what it was before there was a choice
     changed = [f"{key} {before[key]}, not {asked[key]}" for key in SETTINGS if before[key] != asked[key]]
     if not changed:
-        return "already finished"
+        return "already finished" if keep <= _kept(out, case, ending) else None
     return f"already finished with other settings ({'; '.join(changed)}); --overwrite does it again"
+
+
+def _kept(out: Path, case: str, ending: str) -> set[str]:
+    """What of draws and steps a finished case has: its record names them, and they are still there."""
+    record = out / f"{case}.json"
+    named = read_json(record).get("kept", {}) if record.exists() else {}
+    return {what for what in KEPT if what in named and (out / beside(case, what, ending)).exists()}
 
 
 def _probabilities(prediction: Prediction, ending: str) -> list[tuple[str, np.ndarray]]:
     foreground = np.clip(prediction.probability[1:], 0, 1)  # interpolation may leave [0, 1] by a rounding error
-    if len(foreground) == 1:
-        return [("", foreground[0])]
-    if ending != ".png":
-        return [("", foreground)]
-    labels: dict[str, int] = prediction.provenance["labels"]
-    names = [re.sub(r"[^\w.-]+", "_", name) for name in sorted(labels, key=labels.__getitem__)[1:]]
-    if len(set(names)) < len(names):
-        names = [str(value) for value in sorted(labels.values())[1:]]
-    return [(f"_{name}", p) for name, p in zip(names, foreground, strict=True)]
+    names = probability_names(prediction.provenance["labels"], ending)
+    if len(names) == 1:
+        return [(names[0], foreground[0] if len(foreground) == 1 else foreground)]
+    return list(zip(names, foreground, strict=True))
+
+
+def _write_kept(prediction: Prediction, folder: Path, case: str, ending: str) -> None:
+    """Write the draws and steps that were kept; those of an earlier prediction must not stay beside the new mask."""
+    ours = (folder / beside(case, "entropy", ending)).exists()
+    for what, planes in zip(KEPT, (prediction.draws, prediction.steps), strict=True):
+        path = folder / beside(case, what, ending)
+        if planes is not None:
+            io.write(path, planes, prediction.image)
+        elif ours:
+            path.unlink(missing_ok=True)
 
 
 def _refuse_collisions(cases: dict[str, tuple[Path, ...]], out: Path) -> None:
     inputs = {path.resolve() for paths in cases.values() for path in paths}
     for case, paths in cases.items():
-        for beside in ("", "_prob", "_entropy"):
-            name = case + beside + ending_for(paths[0])
+        ending = ending_for(paths[0])
+        for name in (case + ending, *(beside(case, what, ending) for what in ("prob", "entropy", *KEPT))):
             if (out / name).resolve() in inputs:
                 raise UserError("a result would take the place of this input", file=out / name, do="Choose another --out")
-            if beside and case + beside in cases:
-                what = f"cases {case} and {case + beside} would both write {name}"
+            other = io.case_of(name, io.ending_of(name))
+            if other != case and other in cases:
+                what = f"cases {case} and {other} would both write {name}"
                 raise UserError(what, file=out, do="Do them one by one, each with its own --out")
 
 

@@ -16,12 +16,13 @@ import torch
 from diffuseg.data.io import read_image
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import Placement, maps_to_native, to_grid, to_native
-from diffuseg.diffusion.samplers import check_sampling
+from diffuseg.diffusion.samplers import check_sampling, timesteps
 from diffuseg.errors import UserError
 from diffuseg.evaluation.selective import doubt
 from diffuseg.inference import calibrated
 from diffuseg.inference.ensemble import Ensemble, interval
 from diffuseg.inference.fusion import fusion
+from diffuseg.inference.kept import Kept
 from diffuseg.methods import Method
 from diffuseg.precision import Precision, choose_precision
 from diffuseg.train.checkpoint import load_checkpoint, model_hash, seen_in, versions
@@ -96,6 +97,8 @@ class Model:
         on_draw: Callable[[int, int], None] | None = None,
         fuse: str = "mean",
         calibrate: bool = True,
+        keep_draws: bool = False,
+        keep_steps: bool = False,
     ) -> Prediction:
         """Segment one case, given as a file, files (one per channel), an Image, or an array [*s] or [c, *s].
 
@@ -105,6 +108,7 @@ class Model:
         image's intensities, not on its name or on other cases. `on_draw(done, draws)` is told of each draw. Where the model
         is calibrated for these settings, probabilities are tempered and volume intervals widened, unless `calibrate` is off;
         mask and uncertainty maps are those of the draws either way, and the provenance says what was done.
+        `keep_draws` and `keep_steps` keep the mask of each draw and the steps of the first one: one byte per voxel each.
         Refuses what `settings` refuses, images that cannot be read, and images with other channels or axes than the model's.
         """
         started = time.monotonic()
@@ -114,21 +118,23 @@ class Model:
         digest = content(image, placement)
         seeds = [draw_seed(seed, digest, i) for i in range(asked["draws"])]
         ensemble, fused = Ensemble(), fusion(asked["fuse"])
+        kept = Kept(placement, self._values(), keep_draws * len(seeds), self._levels(asked["steps"]) if keep_steps else [])
         how = {"steps": asked["steps"], "sampler": asked["sampler"], "chunk": self.together(x.shape[1:])}
+        how |= {"on_denoised": kept.step} if keep_steps else {}
         with self.precision.autocast(self.device):
             for p in self.method.draw(x.to(self.device), seeds, **how):
                 ensemble.add(p)
                 fused.add(p)
+                kept.draw(p)
                 if on_draw is not None:
                     on_draw(ensemble.draws, len(seeds))
         probability = to_native(ensemble.mean, placement)
         shares = probability if asked["fuse"] == "mean" else to_native(fused.shares(ensemble.mean), placement)
         maps = ensemble.uncertainty()
         native = maps_to_native(torch.stack(list(maps.values())), placement)
-        values = np.array(sorted(self.plan.labels.values()))
         chosen = shares.argmax(0)
-        mask = values.astype(np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32)[chosen]
-        provenance = self._volumes(mask, image, placement, ensemble) | asked
+        mask = self._values()[chosen]
+        provenance = self._volumes(mask, image, placement, ensemble) | asked | kept.record()
         provenance["doubt"] = round(doubt(probability, chosen), 6)
         if calibrate and self.calibration is not None:
             probability = self._calibrate(self.calibration, probability, provenance)
@@ -137,7 +143,8 @@ class Model:
         provenance["seeds"] = seeds if self.method.generative else []
         provenance["network_evaluations"] = asked["draws"] * asked["steps"]
         provenance["seconds"] = round(time.monotonic() - started, 2)
-        return Prediction(mask, probability, dict(zip(maps, native, strict=True)), image, provenance)
+        uncertainty = dict(zip(maps, native, strict=True))
+        return Prediction(mask, probability, uncertainty, image, provenance, kept.draws, kept.steps)
 
     def _calibrate(
         self, calibration: calibrated.Calibration, probability: np.ndarray, provenance: dict[str, Any]
@@ -157,6 +164,15 @@ class Model:
     def together(self, grid: Sequence[int]) -> int:
         """How many draws are made at a time: 8, or fewer of a large image; the result is the same."""
         return max(1, min(8, STATE_BYTES // (4 * self.plan.classes * math.prod(grid))))
+
+    def _values(self) -> np.ndarray:
+        """Label value of each class, in the smallest type that holds them."""
+        values = np.array(sorted(self.plan.labels.values()))
+        return values.astype(np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32)
+
+    def _levels(self, steps: int) -> list[int]:
+        """The levels t at which a draw asks the network; a deterministic method has no noise, so it asks at 0."""
+        return [t for t, _ in timesteps(self.method.schedule.T, steps)] if self.method.generative else [0]
 
     def _image(self, image: Readable) -> Image:
         if isinstance(image, np.ndarray):

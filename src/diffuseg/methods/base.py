@@ -109,17 +109,23 @@ class Method(nn.Module, ABC):
         overlap: float = 0.5,
         chunk: int = 8,
         on_step: Callable[[int, Tensor], None] | None = None,
+        on_denoised: Callable[[int, Tensor], None] | None = None,
     ) -> Iterator[Float[Tensor, "k *s"]]:
         """One probability map per seed, in order, for a whole case on the plan's grid.
 
         Every draw has generators of its own, so it is the same alone or among others. The state x_t covers the whole
         image and tiles only divide the work of one denoising step, so that neighbouring tiles share their noise.
-        `on_step(t, x_t)` is told each state. Refuses unknown samplers and step counts.
+        `on_step(t, x_t)` is told each state, `on_denoised(t, x0_hat)` what the network makes of the states at level t:
+        [n, k, *s] of the draws made together, in [-1, 1]; a method without states tells its only answer, at level 0.
+        Refuses unknown samplers and step counts.
         """
         self.eval()
         tiling = Tiling(image, self.plan, self.encode, overlap)
         if not self.generative:
-            probability = to_probability(tiling.crop(tiling.denoise(self.denoise, None, 0, None, 1)))[0]
+            x_0 = tiling.crop(tiling.denoise(self.denoise, None, 0, None, 1))
+            if on_denoised is not None:
+                on_denoised(0, x_0)
+            probability = to_probability(x_0)[0]
             for _ in seeds:
                 yield probability
             return
@@ -137,7 +143,10 @@ class Method(nn.Module, ABC):
                 x_t: Tensor, t: int, generators: list[torch.Generator] = generators, n: int = n, noise: Callable = noise
             ) -> Tensor:
                 z, x_t = self.latent(generators), self.state(x_t, noise)
-                return tiling.denoise(self.denoise, x_t, t, None if z is None else z.to(image.device), n)
+                x_0 = tiling.denoise(self.denoise, x_t, t, None if z is None else z.to(image.device), n)
+                if on_denoised is not None:
+                    on_denoised(t, tiling.crop(x_0))
+                return x_0
 
             options = {} if eta is None else {"eta": eta}
             x_0 = SAMPLERS[name].function(denoiser, noise(), grid, self.schedule, noise, on_step=on_step, **options)

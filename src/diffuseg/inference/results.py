@@ -1,0 +1,70 @@
+"""The names of what `predict` writes for a case, so that whoever looks at a folder knows results from images and masks.
+
+<case><ending>          mask
+<case>_prob<ending>     probability of the foreground classes; .png: <case>_prob_<class>.png where there are several
+<case>_entropy<ending>  uncertainty
+<case>_draws<ending>    mask of each draw, where they were kept; .png: <case>_draws.tif, since a .png holds one plane
+<case>_steps<ending>    the first draw step by step, where they were kept; .png: <case>_steps.tif
+<case>.json             the record, whose presence says that the case is finished
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from diffuseg.data import io
+from diffuseg.data.layout import read_json, visible
+from diffuseg.errors import UserError
+
+SETTINGS = ("model", "draws", "seed", "steps", "sampler", "fuse")  # what makes two results of one image differ
+KEPT = ("draws", "steps")  # what is written only where it is asked for
+BESIDE = re.compile(r".+_((prob|entropy|expected_entropy|mutual_information|variance)(_.+)?|draws|steps)")  # beside a mask
+
+
+def beside(case: str, what: str, ending: str) -> str:
+    """The name of a file beside a mask; what: "prob", "entropy", "draws", "steps", or "prob_<class>"."""
+    return f"{case}_{what}{'.tif' if what in KEPT and ending == '.png' else ending}"
+
+
+def probability_names(labels: dict[str, int], ending: str) -> list[str]:
+    """What the files of the probabilities are called: "prob", or one name per foreground class of several in a .png."""
+    foreground = sorted(labels, key=labels.__getitem__)[1:]
+    if len(foreground) == 1 or ending != ".png":
+        return ["prob"]
+    names = [re.sub(r"[^\w.-]+", "_", name) for name in foreground]
+    if len(set(names)) < len(names):
+        names = [str(labels[name]) for name in foreground]
+    return [f"prob_{name}" for name in names]
+
+
+def is_record(content: Any) -> bool:
+    """Whether the content of a JSON file is a record of this program; those of its first days name no fusion."""
+    return isinstance(content, dict) and set(SETTINGS) - {"fuse"} <= set(content)
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records in a folder by case, sorted; other JSON files are passed over."""
+    found = {}
+    for path in visible(folder):
+        if path.suffix == ".json":
+            try:
+                content = read_json(path)
+            except UserError:
+                continue
+            if is_record(content):
+                found[path.stem] = content
+    return found
+
+
+def without_results(paths: list[Path]) -> list[Path]:
+    """Image files of one folder without those that this program wrote there: masks and maps beside a record."""
+    known = records(paths[0].parent) if paths else {}
+
+    def is_result(path: Path) -> bool:
+        name = io.case_of(path, io.ending_of(path))
+        if name in known and path.name != Path(str(known[name].get("source"))).name:
+            return True
+        parts = name.split("_")
+        return any(parts[i] in ("prob", "entropy", *KEPT) and "_".join(parts[:i]) in known for i in range(1, len(parts)))
+
+    return [path for path in paths if not is_result(path)]
