@@ -108,6 +108,13 @@ def read_mask(path: Path | str) -> Image:
     return Image(data.astype(np.int16 if fits else np.int32), part.affine, file, part.header)
 
 
+def read_planes(path: Path | str) -> Image:
+    """Read one file of maps or masks as it is, [c, *s] in the type in which it is stored; refuses what cannot be read."""
+    file = Path(path)
+    part = _read(file, mask=True)
+    return Image(part.data, part.affine, file, part.header)
+
+
 def write(path: Path | str, array: np.ndarray, like: Image) -> None:
     """Write an array [*s] or [c, *s] on the grid of `like`, with its geometry and, from NIfTI to NIfTI, its header.
 

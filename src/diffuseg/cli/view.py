@@ -1,0 +1,43 @@
+"""The command that shows results: `view`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffuseg.cli.app import app
+
+
+@app.command()
+def view(
+    folder: Annotated[Path, typer.Argument(metavar="CASE_DIR", help="Folder that `diffuseg predict` wrote.")],
+    case: Annotated[str | None, typer.Option(help="Show this case alone.", show_default="all of the folder")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder with the images.", show_default="where the records say they were")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 0,
+    export: Annotated[Path | None, typer.Option(help="Write one HTML file that needs no server, and end.")] = None,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
+) -> None:
+    """Look at image, mask, probability, uncertainty, draws and steps, in a page. Nothing leaves this machine."""
+    from diffuseg.viewer.cases import find_cases
+
+    cases = find_cases(folder, images, case)
+    if export is not None:
+        from diffuseg.viewer.page import write_page
+
+        size = write_page(cases, export)
+        typer.echo(f"{export}: {len(cases)} cases, {size / 2**20:.1f} MB; opens in a browser without a network")
+        return
+    from diffuseg.viewer.server import open_server, serve
+
+    server, address = open_server(cases, port)
+
+    def ready() -> None:
+        typer.echo(f"{address}  shows {len(cases)} cases to this machine alone; Ctrl-C ends it")
+        if browser:
+            import webbrowser
+
+            webbrowser.open(address)
+
+    serve(server, ready)

@@ -1,0 +1,165 @@
+"""What a folder of results holds for the page: its cases, their layers, and what their records say.
+
+Only names and records are looked at here, not a voxel. Whatever is missing is left out of the page and named on it.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffuseg.data import io
+from diffuseg.data.layout import some, visible
+from diffuseg.data.pictures import LOSSLESS, LOSSY
+from diffuseg.errors import UserError
+from diffuseg.evaluation.figures import OKABE_ITO
+from diffuseg.inference.results import beside, probability_names, records
+
+RECORDED = {"model_name": "Model", "model": "Checkpoint", "method": "Method", "draws": "Draws", "steps": "Steps"}
+RECORDED |= {"sampler": "Sampler", "seed": "Seed", "fuse": "Fusion", "device": "Device", "precision": "Precision"}
+SEEN = {"training": "This image was in the training of the model.", "validation": "This image was in its validation."}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One thing that can be shown.
+
+    key     its name in an address: letters and digits
+    kind    "image", intensities; "labels", class indices; "scale", values from 0 to `top`
+    plane   of the file's planes the one that is meant; None: all of them, as frames, or as colours of a picture
+    unit    of the values; stored: what a file holds where the value is `top` (a .png holds 65535 for 1)
+    frames  a title for each frame; empty where there is only one
+    """
+
+    key: str
+    title: str
+    kind: str
+    file: Path
+    plane: int | None = None
+    unit: str = ""
+    top: float = 1.0
+    stored: float = 1.0
+    frames: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A finished case: its record, its layers (the image first, if it was found), and what could not be found."""
+
+    name: str
+    record: dict[str, Any]
+    layers: tuple[Layer, ...]
+    faults: tuple[str, ...] = ()
+    picture: bool = False
+    classes: tuple[str, ...] = field(default=())
+
+    def describe(self) -> dict[str, Any]:
+        """What the page needs to know besides the voxels, as plain values for JSON."""
+        ml, spread = self.record.get("volume_ml") or {}, self.record.get("volume_ml_90") or {}
+        single = self.record.get("draws") == 1
+        rows = [[name, value, *([None, None] if single else spread.get(name, [None, None]))] for name, value in ml.items()]
+        seen = SEEN.get(str(self.record.get("seen_in")))
+        about = {title: self.record[key] for key, title in RECORDED.items() if self.record.get(key) is not None}
+        return {
+            "case": self.name,
+            "picture": self.picture,
+            "classes": [{"name": name, "colour": colour(number)} for number, name in enumerate(self.classes)],
+            "layers": [
+                {"key": x.key, "title": x.title, "kind": x.kind, "unit": x.unit, "top": x.top, "frames": list(x.frames)}
+                for x in self.layers
+            ],
+            "volumes": rows,
+            "note": self.record.get("volume_note", ""),
+            "about": {title: str(value) for title, value in about.items()},
+            "remarks": [*([seen] if seen else []), *self.faults],
+        }
+
+
+def colour(number: int) -> str:
+    """The colour of a foreground class, counted from 0, as in all other pictures of this program."""
+    return OKABE_ITO[number % len(OKABE_ITO)]
+
+
+def find_cases(folder: Path, images: Path | None = None, only: str | None = None) -> list[Case]:
+    """The finished cases of a folder that `predict` wrote, by name, or only one of them.
+
+    An image is the file that its record names or, with `images`, `<case>` or `<case>_0000` in that folder. Refuses folders
+    that are not there, a folder without a record, and a case that is not in it. Files that lie outside the folder, where a
+    link leads to, are not shown.
+    """
+    for place in (folder, *([images] if images else [])):
+        if not place.is_dir():
+            raise UserError("no such folder", file=place)
+    known = records(folder)
+    if not known:
+        raise UserError("there is no result in this folder", file=folder, do="Give one that `diffuseg predict` wrote")
+    if only is not None and only not in known:
+        raise UserError(f"there is no case {only!r}", file=folder, do=f"There are {some(known)}")
+    return [_case(folder, name, record, images) for name, record in known.items() if only in (None, name)]
+
+
+def _case(folder: Path, name: str, record: dict[str, Any], images: Path | None) -> Case:
+    faults: list[str] = []
+    ending = next((end for end in io.LOSSLESS if (folder / beside(name, "entropy", end)).exists()), None)
+    labels = record.get("labels")
+    if ending is None or not isinstance(labels, dict):
+        return Case(name, record, (), ("Its mask and maps are not here, or its record names no classes.",))
+    layers = [
+        Layer("mask", "Mask", "labels", folder / (name + ending)),
+        *_probabilities(folder, name, ending, labels),
+        *_entropy(folder, name, ending, len(labels)),
+        *_kept(folder, name, ending, record),
+    ]
+    inside = [layer for layer in layers if layer.file.is_file() and layer.file.resolve().is_relative_to(folder.resolve())]
+    faults += [f"{layer.file.name} is not in the folder." for layer in layers if layer not in inside]
+    image = _image(name, record, images)
+    if image is None:
+        named = Path(str(record.get("source"))).name
+        faults.append(f"The image ({named}) was not found; `--images FOLDER` says where it is.")
+    else:
+        colours = None if image.name.lower().endswith(LOSSLESS + LOSSY) else 0
+        inside.insert(0, Layer("image", "Image", "image", image, colours))
+    classes = sorted(labels, key=labels.__getitem__)[1:]
+    return Case(name, record, tuple(inside), tuple(faults), ending in LOSSLESS, tuple(classes))
+
+
+def _probabilities(folder: Path, case: str, ending: str, labels: dict[str, int]) -> list[Layer]:
+    classes = sorted(labels, key=labels.__getitem__)[1:]
+    names = probability_names(labels, ending)
+    stored = 65535.0 if ending == ".png" else 1.0
+    made = []
+    for number, name in enumerate(classes):
+        file = folder / beside(case, names[number if len(names) > 1 else 0], ending)
+        plane = 0 if len(names) > 1 else number
+        made.append(Layer(f"prob{number}", f"Probability of {name}", "scale", file, plane, "", 1.0, stored))
+    return made
+
+
+def _entropy(folder: Path, case: str, ending: str, classes: int) -> list[Layer]:
+    top = math.log(classes)
+    stored = 65535.0 if ending == ".png" else top
+    return [
+        Layer("entropy", "Uncertainty (entropy)", "scale", folder / beside(case, "entropy", ending), 0, "nats", top, stored)
+    ]
+
+
+def _kept(folder: Path, case: str, ending: str, record: dict[str, Any]) -> list[Layer]:
+    kept, made = record.get("kept") or {}, []
+    if kept.get("draws"):
+        frames = tuple(f"draw {i + 1} of {kept['draws']}" for i in range(kept["draws"]))
+        made.append(Layer("draws", "Draws", "labels", folder / beside(case, "draws", ending), frames=frames))
+    if kept.get("steps"):
+        levels = kept["steps"]
+        frames = tuple(f"step {i + 1} of {len(levels)}, noise level {t}" for i, t in enumerate(levels))
+        file = folder / beside(case, "steps", ending)
+        made.append(Layer("steps", "Steps of the first draw", "scale", file, None, "%", 100.0, 100.0, frames))
+    return made
+
+
+def _image(case: str, record: dict[str, Any], images: Path | None) -> Path | None:
+    if images is not None:
+        names = {f"{case}{number}{ending}" for number in ("", "_0000") for ending in io.ENDINGS}
+        return next((path for path in visible(images) if path.name in names), None)
+    source = record.get("source")
+    path = Path(str(source)) if source else None
+    return path if path and path.name.lower().endswith(io.ENDINGS) and path.is_file() else None

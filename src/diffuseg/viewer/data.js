@@ -1,0 +1,67 @@
+"use strict";
+/* Where cases and voxels come from: the server of this page, or the page itself where it was exported.
+   Every layer is a plain NIfTI-1 file that this program wrote: little-endian, uint8 or int16. */
+
+const data = {
+  async cases() {
+    const own = document.getElementById("cases.json");
+    return own ? JSON.parse(own.textContent) : (await data.ask("cases.json")).json();
+  },
+
+  async layer(number, key) {
+    const own = document.getElementById(`case/${number}/${key}`);
+    if (!own) return (await data.ask(`case/${number}/${key}`)).arrayBuffer();
+    const packed = Uint8Array.from(atob(own.textContent), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).arrayBuffer();
+  },
+
+  async ask(address) {
+    const answer = await fetch(address);
+    if (!answer.ok) throw new Error(await answer.text());
+    return answer;
+  },
+
+  /* size [4] (the fourth are frames), stored values, value = slope * stored + inter, window [low, high], remark */
+  read(buffer) {
+    const view = new DataView(buffer);
+    const axes = view.getInt16(40, true);
+    const size = [1, 2, 3, 4].map((axis) => (axis <= axes ? view.getInt16(40 + 2 * axis, true) : 1));
+    const Values = view.getInt16(70, true) === 2 ? Uint8Array : Int16Array;
+    const number = (offset) => view.getFloat32(offset, true);
+    return {
+      size,
+      stored: new Values(buffer, 352),
+      slope: number(112),
+      inter: number(116),
+      low: number(128),
+      high: number(124),
+      remark: new TextDecoder().decode(new Uint8Array(buffer, 148, 80)).split("\0")[0],
+    };
+  },
+
+  /* The same grid without anything on it, for cases whose image was not found. */
+  empty(buffer) {
+    const blank = buffer.slice(0);
+    new Uint8Array(blank, 352).fill(0);
+    return blank;
+  },
+};
+
+/* Viridis: equally bright steps for all common colour vision, and in grey. */
+const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
+const CLEAR = 0.12; // of the scale: below it colours fade to nothing, so that the image stays visible
+
+function rgb(colour) {
+  return [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
+}
+
+/* Colour [r, g, b, a] in 0..255 of a share of the scale. */
+function shade(share) {
+  const place = Math.min(Math.max(share, 0), 1) * (VIRIDIS.length - 1);
+  const i = Math.min(Math.floor(place), VIRIDIS.length - 2);
+  const [a, b] = [rgb(VIRIDIS[i]), rgb(VIRIDIS[i + 1])];
+  return [...a.map((v, c) => v + (b[c] - v) * (place - i)), 255 * Math.min(share / CLEAR, 1)];
+}
+
+const SHADES = [...Array(256).keys()].map((i) => shade(i / 255));

@@ -1,0 +1,295 @@
+"use strict";
+/* The page: which case, which layer, how it is shown. What is drawn, and how, is the business of a stage. */
+
+const $ = (id) => document.getElementById(id);
+const state = { cases: [], number: -1, key: "mask", frames: {}, opacity: 0.6, tops: {}, view: "four", smooth: true, solid: false, window: null };
+let stages = {}; // "volume" and "picture", opened when they are first needed
+let stage = null;
+let loading = 0; // counts choices, so that what comes late is not drawn over what was chosen after it
+
+const current = () => state.cases[state.number];
+const layer = () => current().layers.find((one) => one.key === state.key) ?? null;
+const overlays = () => current().layers.filter((one) => one.kind !== "image");
+
+function element(kind, text = "", attributes = {}) {
+  const made = Object.assign(document.createElement(kind), attributes);
+  made.append(text);
+  return made;
+}
+
+function digits(value) {
+  if (value === null || value === undefined) return "-";
+  return Math.abs(value) >= 1000 ? Math.round(value).toString() : Number(value.toPrecision(3)).toString();
+}
+
+async function openStage(kind) {
+  if (kind === "volume" && !document.createElement("canvas").getContext("webgl2")) {
+    throw new Error("Volumes cannot be shown: this browser offers no WebGL 2.");
+  }
+  $("volume").hidden = kind !== "volume";
+  $("picture").hidden = kind !== "picture";
+  const told = { read: showRead, windowed: (low, high) => showWindow(low, high) };
+  stages[kind] ??= await { volume: Volumes, picture: Pictures }[kind].open($(kind), told);
+  return stages[kind];
+}
+
+/* --- a case -------------------------------------------------------------------------------------------------- */
+
+async function chooseCase(number) {
+  if (number < 0 || number >= state.cases.length) return;
+  pause();
+  const mine = ++loading;
+  state.number = number;
+  const one = current();
+  $("name").textContent = one.case;
+  document.title = `${one.case} - diffuseg view`;
+  [...$("cases").querySelectorAll("button")].forEach((button, i) => button.setAttribute("aria-current", i === number));
+  $("cases").querySelectorAll("button")[number].scrollIntoView({ block: "nearest" });
+  $("remarks").replaceChildren(...one.remarks.map((text) => element("li", text)));
+  showRecord(one);
+  if (!overlays().some((found) => found.key === state.key)) state.key = overlays()[0]?.key ?? "";
+  showLayers();
+  if (!one.layers.length) return;
+  await busy(mine, async () => {
+    const buffer = await loadImage(one, number);
+    if (mine !== loading) return;
+    stage = await openStage(one.picture ? "picture" : "volume");
+    await stage.image(buffer);
+    const { low, high, slope, inter, remark, stored } = data.read(buffer);
+    await stage.centre(await data.layer(number, "mask"));
+    state.window = { low, high, ...range(stored, slope, inter) };
+    if (remark) addRemark(remark);
+    setWindow(low, high);
+    stage.smooth(state.smooth);
+    stage.view(state.view);
+    for (const only of [...$("views").children, $("solid").parentElement]) only.hidden = one.picture;
+    if (mine === loading) await drawLayer(mine);
+  });
+}
+
+async function loadImage(one, number) {
+  if (one.layers.some((found) => found.key === "image")) {
+    try {
+      return await data.layer(number, "image");
+    } catch (fault) {
+      addRemark(fault.message);
+    }
+  }
+  return data.empty(await data.layer(number, "mask"));
+}
+
+function range(stored, slope, inter) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const value of stored) {
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  return { least: slope * low + inter, most: Math.max(slope * high + inter, slope * low + inter + slope) };
+}
+
+async function busy(mine, work) {
+  $("stage").classList.add("busy");
+  try {
+    await work();
+  } catch (fault) {
+    addRemark(fault.message);
+  }
+  if (mine === loading) $("stage").classList.remove("busy");
+}
+
+function addRemark(text) {
+  if (![...$("remarks").children].some((item) => item.textContent === text)) $("remarks").append(element("li", text));
+}
+
+function showRecord(one) {
+  const rows = one.volumes.map(([name, ml, low, high]) => {
+    const row = element("tr");
+    const between = low === null ? "-" : `${low.toFixed(3)} to ${high.toFixed(3)}`;
+    row.append(element("td", name), element("td", ml.toFixed(3)), element("td", between));
+    return row;
+  });
+  $("volumes").tBodies[0].replaceChildren(...rows);
+  $("note").textContent = one.note ? `Interval: ${one.note}.` : "";
+  $("about").replaceChildren(...Object.entries(one.about).flatMap(([key, text]) => [element("dt", key), element("dd", text)]));
+}
+
+/* --- a layer ------------------------------------------------------------------------------------------------- */
+
+function showLayers() {
+  const choices = [...overlays().map((one) => [one.key, one.title]), ["", "None"]];
+  const labels = choices.map(([key, title], i) => {
+    const label = element("label");
+    const radio = element("input", "", { type: "radio", name: "layer", value: key, checked: key === state.key });
+    radio.addEventListener("change", () => chooseLayer(key));
+    label.append(radio, title, element("kbd", key ? String(i + 1) : "0"));
+    return label;
+  });
+  $("layers").replaceChildren(element("legend", "Layer"), ...labels);
+}
+
+async function chooseLayer(key) {
+  pause();
+  state.key = key;
+  [...document.getElementsByName("layer")].forEach((radio) => (radio.checked = radio.value === key));
+  const mine = ++loading;
+  await busy(mine, () => drawLayer(mine));
+}
+
+async function drawLayer(mine) {
+  const one = layer();
+  $("frames").hidden = !(one && one.frames.length > 1);
+  $("tops").hidden = one?.kind !== "scale";
+  showLegend(one);
+  const buffer = one ? await data.layer(state.number, one.key) : null;
+  if (mine !== loading) return;
+  await stage.overlay(buffer, one, one?.kind === "labels" ? current().classes : [], state.opacity);
+  if (!one || mine !== loading) return;
+  const { remark } = data.read(buffer);
+  if (remark) addRemark(remark);
+  if (one.kind === "scale") setTop(state.tops[one.key] ?? 1);
+  if (one.frames.length > 1) {
+    $("frame").max = one.frames.length - 1;
+    setFrame(Math.min(state.frames[one.key] ?? 0, one.frames.length - 1));
+  }
+}
+
+function showLegend(one) {
+  if (!one) return $("legend").replaceChildren();
+  if (one.kind === "labels") {
+    return $("legend").replaceChildren(...current().classes.map((item) => {
+      const entry = element("span");
+      const swatch = element("i");
+      swatch.style.background = item.colour;
+      entry.append(swatch, item.name);
+      return entry;
+    }));
+  }
+  const bar = element("canvas", "", { width: 256, height: 1 });
+  const pixels = new ImageData(256, 1);
+  SHADES.forEach((colour, i) => pixels.data.set(colour.map(Math.round), 4 * i));
+  bar.getContext("2d").putImageData(pixels, 0, 0);
+  const ends = element("span", "", { className: "ends" });
+  ends.append(element("span", "0"), element("span", "", { id: "legend-top" }));
+  $("legend").replaceChildren(bar, ends);
+}
+
+function setFrame(number) {
+  const one = layer();
+  if (!one || one.frames.length < 2) return;
+  state.frames[one.key] = number;
+  $("frame").value = number;
+  $("frame-title").textContent = `${one.title}: ${one.frames[number]}`;
+  stage.frame(number);
+}
+
+function setOpacity(share) {
+  state.opacity = Math.round(100 * Math.min(Math.max(share, 0), 1)) / 100;
+  $("opacity").value = state.opacity;
+  $("opacity-value").textContent = `${Math.round(100 * state.opacity)} %`;
+  stage?.opacity(state.opacity);
+}
+
+function setTop(share) {
+  const one = layer();
+  if (one?.kind !== "scale") return;
+  state.tops[one.key] = share;
+  $("top").value = share;
+  const text = `${digits(share * one.top)}${one.unit ? ` ${one.unit}` : ""}`;
+  $("top-value").textContent = text;
+  $("legend-top").textContent = text;
+  stage.top(share * one.top);
+}
+
+/* --- the image ----------------------------------------------------------------------------------------------- */
+
+function setWindow(low, high) {
+  showWindow(low, high);
+  stage.window(low, high);
+}
+
+function showWindow(low, high) {
+  const { least, most } = state.window;
+  Object.assign($("level"), { min: least, max: most, value: (low + high) / 2 });
+  Object.assign($("width"), { min: (most - least) / 500, max: most - least, value: high - low });
+  $("level-value").textContent = digits((low + high) / 2);
+  $("width-value").textContent = digits(high - low);
+  Object.assign(state.window, { nowLow: low, nowHigh: high });
+}
+
+function windowFromSliders() {
+  const [level, width] = [Number($("level").value), Number($("width").value)];
+  setWindow(level - width / 2, level + width / 2);
+}
+
+function setView(name) {
+  state.view = name;
+  [...$("views").children].forEach((button) => button.setAttribute("aria-pressed", button.value === name));
+  stage?.view(name);
+}
+
+function setSolid(on) {
+  state.solid = on;
+  $("solid").checked = on;
+  stage?.solid(on);
+}
+
+function setSmooth(on) {
+  state.smooth = on;
+  $("smooth").checked = on;
+  stage?.smooth(on);
+}
+
+/* What lies under the cross or the mouse. */
+function showRead(place, values) {
+  if (!place || state.number < 0) return ($("read").textContent = "\u00a0");
+  const picture = current().picture;
+  const where = picture ? `column ${place[0]}, row ${place[1]}` : `${[0, 1, 2].map((i) => place[i].toFixed(1)).join(", ")} mm`;
+  const parts = [where, `image: ${[values[0]].flat().map(digits).join(", ")}`];
+  const one = layer();
+  if (one && values.length > 1) {
+    const value = Number(values[1]);
+    const shown = one.kind === "labels" ? current().classes[Math.round(value) - 1]?.name ?? "background" : digits(value);
+    parts.push(`${one.title.toLowerCase()}: ${shown}${one.unit ? ` ${one.unit}` : ""}`);
+  }
+  $("read").textContent = parts.join("  |  ");
+}
+
+/* --- the beginning ------------------------------------------------------------------------------------------- */
+
+function listen() {
+  $("opacity").addEventListener("input", () => setOpacity(Number($("opacity").value)));
+  $("top").addEventListener("input", () => setTop(Number($("top").value)));
+  $("frame").addEventListener("input", () => (pause(), setFrame(Number($("frame").value))));
+  $("level").addEventListener("input", windowFromSliders);
+  $("width").addEventListener("input", windowFromSliders);
+  $("solid").addEventListener("change", () => setSolid($("solid").checked));
+  $("smooth").addEventListener("change", () => setSmooth($("smooth").checked));
+  $("reset").addEventListener("click", () => setWindow(state.window.low, state.window.high));
+  $("play").addEventListener("click", play);
+  document.addEventListener("keydown", pressed, true);
+  document.addEventListener("keyup", (event) => event.stopPropagation(), true);
+}
+
+async function begin() {
+  state.cases = await data.cases();
+  $("cases").replaceChildren(...state.cases.map((one, i) => {
+    const item = element("li");
+    const button = element("button", one.case, { type: "button" });
+    button.addEventListener("click", () => chooseCase(i));
+    item.append(button);
+    return item;
+  }));
+  $("views").replaceChildren(...Object.entries(VIEWS).map(([value, title]) => {
+    const button = element("button", title, { type: "button", value });
+    button.addEventListener("click", () => setView(value));
+    return button;
+  }));
+  $("key-list").replaceChildren(...KEYS.flatMap(([keys, what]) => [element("dt", keys), element("dd", what)]));
+  listen();
+  setOpacity(state.opacity);
+  setView(state.view);
+  await chooseCase(0);
+  document.body.dataset.ready = "true";
+}
+
+begin().catch((fault) => addRemark(fault.message));

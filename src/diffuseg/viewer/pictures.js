@@ -1,0 +1,154 @@
+"use strict";
+/* Pictures: a plain canvas. The wheel enlarges, dragging moves, dragging with the right button changes the window. */
+
+class Pictures {
+  static async open(canvas, told) {
+    const stage = new Pictures();
+    Object.assign(stage, { canvas, told, zoom: 1, shift: [0, 0], share: 0.6, number: 0, layer: null, smoothed: true });
+    stage.paper = document.createElement("canvas");
+    new ResizeObserver(() => stage.draw()).observe(canvas);
+    stage.listen();
+    return stage;
+  }
+
+  async image(buffer) {
+    this.picture = data.read(buffer);
+    Object.assign(this, { low: this.picture.low, high: this.picture.high, zoom: 1, shift: [0, 0], layer: null });
+    this.paint();
+  }
+
+  async overlay(buffer, layer, classes, opacity) {
+    this.layer = buffer ? { ...data.read(buffer), kind: layer.kind, top: layer.top } : null;
+    this.colours = classes.map((one) => rgb(one.colour));
+    Object.assign(this, { share: opacity, number: 0 });
+    this.paint();
+  }
+
+  frame(number) {
+    this.number = number;
+    this.paint();
+  }
+
+  opacity(share) {
+    this.share = share;
+    this.paint();
+  }
+
+  top(value) {
+    if (this.layer) this.layer.top = value;
+    this.paint();
+  }
+
+  window(low, high) {
+    Object.assign(this, { low, high });
+    this.paint();
+  }
+
+  smooth(on) {
+    this.smoothed = on;
+    this.draw();
+  }
+
+  centre() {} // what follows is for volumes alone
+
+  view() {}
+
+  solid() {}
+
+  slice() {}
+
+  value(of, pixel, frame = 0) {
+    const count = of.size[0] * of.size[1];
+    return of.slope * of.stored[frame * count + pixel] + of.inter;
+  }
+
+  /* Image and layer, pixel by pixel, on a canvas of the picture's own size. */
+  paint() {
+    const [width, height, , planes] = this.picture.size;
+    const pixels = new ImageData(width, height);
+    const span = Math.max(this.high - this.low, 1e-12);
+    for (let i = 0; i < width * height; i++) {
+      const over = this.layer ? this.colour(this.value(this.layer, i, this.number)) : null;
+      const share = over ? (over[3] / 255) * this.share : 0;
+      for (let c = 0; c < 3; c++) {
+        const grey = (255 * (this.value(this.picture, i, planes === 3 ? c : 0) - this.low)) / span;
+        pixels.data[4 * i + c] = (1 - share) * Math.min(Math.max(grey, 0), 255) + (over ? share * over[c] : 0);
+      }
+      pixels.data[4 * i + 3] = 255;
+    }
+    Object.assign(this.paper, { width, height });
+    this.paper.getContext("2d").putImageData(pixels, 0, 0);
+    this.draw();
+  }
+
+  colour(value) {
+    if (this.layer.kind !== "labels") return SHADES[Math.min(Math.round((255 * value) / this.layer.top), 255)];
+    return value ? [...this.colours[value - 1], 255] : null;
+  }
+
+  /* Where the picture lies on the screen, in pixels of the screen. */
+  place() {
+    const [width, height] = this.picture.size;
+    const scale = this.zoom * Math.min(this.canvas.width / width, this.canvas.height / height);
+    const left = (this.canvas.width - scale * width) / 2 + this.shift[0];
+    return { scale, left, top: (this.canvas.height - scale * height) / 2 + this.shift[1] };
+  }
+
+  draw() {
+    if (!this.picture) return;
+    const ratio = window.devicePixelRatio || 1;
+    this.canvas.width = Math.round(this.canvas.clientWidth * ratio);
+    this.canvas.height = Math.round(this.canvas.clientHeight * ratio);
+    const pen = this.canvas.getContext("2d");
+    const { scale, left, top } = this.place();
+    pen.imageSmoothingEnabled = this.smoothed;
+    pen.drawImage(this.paper, left, top, scale * this.paper.width, scale * this.paper.height);
+  }
+
+  read(event) {
+    const { scale, left, top } = this.place();
+    const ratio = window.devicePixelRatio || 1;
+    const x = Math.floor((event.offsetX * ratio - left) / scale);
+    const y = Math.floor((event.offsetY * ratio - top) / scale);
+    const [width, height, , planes] = this.picture.size;
+    if (x < 0 || y < 0 || x >= width || y >= height) return this.told.read(null, []);
+    const i = y * width + x;
+    const image = planes === 3 ? [0, 1, 2].map((c) => this.value(this.picture, i, c)) : this.value(this.picture, i);
+    this.told.read([x, y], this.layer ? [image, this.value(this.layer, i, this.number)] : [image]);
+  }
+
+  listen() {
+    const { canvas } = this;
+    canvas.addEventListener("contextmenu", (event) => event.preventDefault());
+    canvas.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      const zoom = Math.min(Math.max(this.zoom * Math.exp(-event.deltaY / 500), 1), 40);
+      this.shift = this.shift.map((s) => (zoom === 1 ? 0 : (s * zoom) / this.zoom));
+      this.zoom = zoom;
+      this.draw();
+    }, { passive: false });
+    canvas.addEventListener("dblclick", () => {
+      Object.assign(this, { zoom: 1, shift: [0, 0] });
+      this.draw();
+    });
+    canvas.addEventListener("pointerdown", (event) => canvas.setPointerCapture(event.pointerId));
+    canvas.addEventListener("pointermove", (event) => {
+      if (!this.picture) return;
+      if (event.buttons & 2) this.drag(event);
+      else if (event.buttons & 1) {
+        const ratio = window.devicePixelRatio || 1;
+        this.shift = [this.shift[0] + event.movementX * ratio, this.shift[1] + event.movementY * ratio];
+        this.draw();
+      }
+      this.read(event);
+    });
+  }
+
+  drag(event) {
+    const unit = (this.picture.high - this.picture.low) / 300;
+    const middle = (this.low + this.high) / 2 - event.movementY * unit;
+    const half = Math.max((this.high - this.low) / 2 + (event.movementX * unit) / 2, unit);
+    this.told.windowed(middle - half, middle + half);
+    this.window(middle - half, middle + half);
+  }
+}
