@@ -66,6 +66,7 @@ def write_page(cases: Sequence[Case], path: Path) -> int:
                 raise UserError(what, file=path, do="Choose one with --case")
         described.append(about)
     listed = json.dumps(without_nan(described)).replace("<", "\\u003c")
-    content = page([("cases.json", listed), *embedded]).encode()
+    licences = "\n".join(text(f"NIIVUE_{name}.txt") for name in ("NOTICE", "LICENSE"))
+    content = page([("licences", licences), ("cases.json", listed), *embedded]).encode()
     write_whole(path, content)
     return len(content)

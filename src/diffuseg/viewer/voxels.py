@@ -37,7 +37,8 @@ def encode(case: Case, layer: Layer, most: int) -> bytes:
     planes = image.data if layer.plane is None else image.data[layer.plane : layer.plane + 1]
     if not len(planes) or (layer.kind != "image" and len(planes) != max(len(layer.frames), 1)):
         raise UserError(f"not shown: it has {len(image.data)} planes, not those that the record names", file=layer.file)
-    n = thinning(planes.shape[1:], 1 if layer.kind == "image" else len(planes), most)
+    frames = 1 if layer.kind == "image" or case.picture else len(planes)  # layers of a picture are of one size
+    n = thinning(planes.shape[1:], frames, most)
     planes, affine = thinned(planes, image.affine, n)
     slope, inter, window = 1.0, 0.0, (0.0, layer.top)
     if layer.kind == "labels":
