@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -72,6 +72,7 @@ def test_colours_are_three_frames(tmp_path, pictures):
     np.testing.assert_array_equal(image[:, :, 0].swapaxes(0, 1), colour)
 
 
+@settings(deadline=None)
 @given(
     arrays.arrays(np.float32, (1, 3, 4, 2), elements=st.floats(-1e6, 1e6, width=32)),
 )
@@ -86,6 +87,7 @@ def test_intensities_of_any_kind_lose_at_most_half_a_step_of_65535(data):
     assert low < high
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=3), st.integers(1, 20), st.integers(1, 5000))
 def test_thinning_is_the_least_that_is_enough(shape, frames, most):
     n = thinning(tuple(shape), frames, most)
@@ -93,6 +95,7 @@ def test_thinning_is_the_least_that_is_enough(shape, frames, most):
     assert size / n ** len(shape) <= most and (n == 1 or size / (n - 1) ** len(shape) > most)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=2, max_size=3), st.integers(1, 5))
 def test_what_is_left_after_thinning_stays_where_it_was(shape, n):
     """The world positions of what is left are those that it had among all voxels."""
