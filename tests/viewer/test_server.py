@@ -3,7 +3,10 @@
 import http.client
 import json
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from urllib.parse import urlsplit
 
@@ -165,3 +168,13 @@ def test_an_interrupt_is_how_it_ends():
 
     serve(server, interrupted)
     assert server.socket.fileno() == -1
+
+
+def test_the_command_serves_until_it_is_interrupted(volumes):
+    command = [sys.executable, "-u", "-m", "diffuseg.cli", "view", str(volumes), "--no-browser"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        address = urlsplit(running.stdout.readline().split()[0])
+        assert ask(address.port, address.path)[0] == 200
+        running.send_signal(signal.SIGINT)
+        said = running.communicate(timeout=30)
+    assert running.returncode == 0 and said == ("", "")

@@ -36,6 +36,7 @@ const KEYS = [
   ["↑, ↓", "next, previous slice", { ArrowUp: () => stage.slice(1, state.view), ArrowDown: () => stage.slice(-1, state.view) }],
   ["+, -", "opacity", { "+": () => setOpacity(state.opacity + 0.1), "-": () => setOpacity(state.opacity - 0.1) }],
   ["v", "view: all, one plane, 3-D", { v: nextView }],
+  ["r", "left of the patient on the right, or on the left", { r: () => stage.mirror() }],
   ["i", "image in 3-D solid, or faint", { i: () => setSolid(!state.solid) }],
   ["s", "smooth, or voxels as they are", { s: () => setSmooth(!state.smooth) }],
   ["w", "reset the window", { w: () => setWindow(state.window.low, state.window.high) }],

@@ -208,12 +208,12 @@ function setWindow(low, high) {
 }
 
 function showWindow(low, high) {
+  if (!state.window) return;
   const { least, most } = state.window;
   Object.assign($("level"), { min: least, max: most, value: (low + high) / 2 });
   Object.assign($("width"), { min: (most - least) / 500, max: most - least, value: high - low });
   $("level-value").textContent = digits((low + high) / 2);
   $("width-value").textContent = digits(high - low);
-  Object.assign(state.window, { nowLow: low, nowHigh: high });
 }
 
 function windowFromSliders() {

@@ -55,6 +55,8 @@ class Pictures {
 
   solid() {}
 
+  mirror() {}
+
   slice() {}
 
   value(of, pixel, frame = 0) {

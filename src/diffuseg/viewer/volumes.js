@@ -5,12 +5,14 @@ const VIEWS = { four: "Planes and 3-D", axial: "Axial", coronal: "Coronal", sagi
 
 const FAINT = 0.12; // opacity of the image in 3-D, so that the layer is seen through it
 
-/* NiiVue has one opacity of the image for planes and 3-D; here the rendering has its own. */
+/* NiiVue has one opacity of the image for planes and 3-D, and tells nobody of a window that is changed by dragging. */
 class Planes extends niivue.Niivue {
   imageOpacity = FAINT;
+  windowed = () => {};
 
   refreshLayers(volume, number) {
     super.refreshLayers(volume, number);
+    if (number === 0) this.windowed(volume.cal_min, volume.cal_max);
     this.renderShader.use(this.gl);
     this.gl.uniform1f(this.renderShader.uniforms.backOpacity, this.volumes.length > 1 ? this.imageOpacity : 1);
   }
@@ -45,7 +47,7 @@ class Volumes {
       logLevel: "error",
     });
     stage.nv.onLocationChange = (place) => told.read(place.mm, place.values.map((value) => value.value));
-    stage.nv.onIntensityChange = (volume) => told.windowed(volume.cal_min, volume.cal_max);
+    stage.nv.windowed = told.windowed;
     await stage.nv.attachToCanvas(canvas);
     const steps = [...Array(33).keys()].map((i) => shade(i / 32));
     const [R, G, B, A] = [0, 1, 2, 3].map((channel) => steps.map((colour) => Math.round(colour[channel])));
@@ -129,6 +131,11 @@ class Volumes {
   solid(on) {
     this.nv.imageOpacity = on ? 1 : FAINT;
     this.nv.updateGLVolume();
+  }
+
+  /* Radiologists look from the feet: the patient's left is on the right. */
+  mirror() {
+    this.nv.setRadiologicalConvention(!this.nv.opts.isRadiologicalConvention);
   }
 
   smooth(on) {
