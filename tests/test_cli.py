@@ -205,6 +205,8 @@ def test_the_command_itself(tmp_path):
 def test_an_array_and_the_command_agree(tmp_path, data, checkpoint):
     """The same seed in Python and in the shell is the same result."""
     scan = data / "imagesTr" / "case_002_0000.nii.gz"
-    p = diffuseg.load(checkpoint, "cpu").predict(scan, draws=2, steps=2, seed=3)
-    call("predict", checkpoint, scan, "--out", tmp_path, "--draws", 2, "--steps", 2, "--seed", 3, "--device", "cpu")
-    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "case_002.nii.gz").dataobj), p.mask)
+    p = diffuseg.load(checkpoint, "cpu").predict(scan, draws=2, steps=2, seed=3, keep_draws=True, keep_steps=True)
+    settings = ("--draws", 2, "--steps", 2, "--seed", 3, "--device", "cpu", "--save-draws", "--save-steps")
+    call("predict", checkpoint, scan, "--out", tmp_path, *settings)
+    for name, array in (("", p.mask), ("_draws", np.moveaxis(p.draws, 0, -1)), ("_steps", np.moveaxis(p.steps, 0, -1))):
+        np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / f"case_002{name}.nii.gz").dataobj), array)
