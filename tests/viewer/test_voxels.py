@@ -161,6 +161,23 @@ def test_a_description_holds_what_the_record_says(volumes):
     assert [one["name"] for one in about["classes"]] == ["near", "far part"]
     frames = {layer["key"]: layer["frames"] for layer in about["layers"]}
     assert len(frames["draws"]) == 3 and frames["steps"][0] == "step 1 of 3, noise level 4" and not frames["mask"]
-    record["draws"] = 1
+
+
+def test_an_interval_of_one_draw_is_not_shown_unless_calibration_widened_it(volumes):
+    record = json.loads((volumes / "a.json").read_text()) | {"draws": 1}
+    shown_of = lambda content: (
+        (volumes / "a.json").write_text(json.dumps(content)),
+        find_cases(volumes, only="a")[0].describe()["volumes"][0][2:],
+    )[1]
+    assert shown_of(record) == [None, None], "a point, which claims nothing"
+    assert shown_of(record | {"volume_ml_90_raw": {}}) == record["volume_ml_90"]["near"]
+
+
+def test_what_a_reader_has_to_know_is_remarked(volumes):
+    record = json.loads((volumes / "a.json").read_text())
+    remarks = lambda: find_cases(volumes, only="a")[0].describe()["remarks"]
+    assert not remarks()
+    record |= {"seen_in": "training", "look_at": True, "doubt": 0.25, "look_at_threshold": 0.125}
     (volumes / "a.json").write_text(json.dumps(record))
-    assert find_cases(volumes, only="a")[0].describe()["volumes"][0][2:] == [None, None], "of one draw it claims nothing"
+    first, second = remarks()
+    assert "in the training" in first and "0.250, above 0.125" in second

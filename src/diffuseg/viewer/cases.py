@@ -16,7 +16,14 @@ from diffuseg.evaluation.figures import OKABE_ITO
 from diffuseg.inference.results import beside, probability_names, records
 
 RECORDED = {"model_name": "Model", "model": "Checkpoint", "method": "Method", "draws": "Draws", "steps": "Steps"}
-RECORDED |= {"sampler": "Sampler", "seed": "Seed", "fuse": "Fusion", "device": "Device", "precision": "Precision"}
+RECORDED |= {
+    "doubt": "Doubt",
+    "sampler": "Sampler",
+    "seed": "Seed",
+    "fuse": "Fusion",
+    "device": "Device",
+    "precision": "Precision",
+}
 SEEN = {"training": "This image was in the training of the model.", "validation": "This image was in its validation."}
 
 
@@ -56,9 +63,12 @@ class Case:
     def describe(self) -> dict[str, Any]:
         """What the page needs to know besides the voxels, as plain values for JSON."""
         ml, spread = self.record.get("volume_ml") or {}, self.record.get("volume_ml_90") or {}
-        single = self.record.get("draws") == 1
+        single = self.record.get("draws") == 1 and "volume_ml_90_raw" not in self.record  # a point, which claims nothing
         rows = [[name, value, *([None, None] if single else spread.get(name, [None, None]))] for name, value in ml.items()]
-        seen = SEEN.get(str(self.record.get("seen_in")))
+        remarks = [SEEN[side] for side in SEEN if side == self.record.get("seen_in")]
+        if self.record.get("look_at"):
+            limit = self.record.get("look_at_threshold", math.nan)
+            remarks.append(f"To be looked at: its doubt is {self.record.get('doubt', math.nan):.3f}, above {limit:.3f}.")
         about = {title: self.record[key] for key, title in RECORDED.items() if self.record.get(key) is not None}
         return {
             "case": self.name,
@@ -71,7 +81,7 @@ class Case:
             "volumes": rows,
             "note": self.record.get("volume_note", ""),
             "about": {title: str(value) for title, value in about.items()},
-            "remarks": [*([seen] if seen else []), *self.faults],
+            "remarks": [*remarks, *self.faults],
         }
 
 
