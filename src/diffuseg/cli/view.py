@@ -23,18 +23,19 @@ def view(
     from diffuseg.viewer.cases import find_cases
 
     cases = find_cases(folder, images, case)
+    count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
     if export is not None:
         from diffuseg.viewer.page import write_page
 
         size = write_page(cases, export)
-        typer.echo(f"{export}: {len(cases)} cases, {size / 2**20:.1f} MB; opens in a browser without a network")
+        typer.echo(f"{export}: {count} with their images, {size / 2**20:.1f} MB; opens in a browser without a network")
         return
     from diffuseg.viewer.server import open_server, serve
 
     server, address = open_server(cases, port)
 
     def ready() -> None:
-        typer.echo(f"{address}  shows {len(cases)} cases to this machine alone; Ctrl-C ends it")
+        typer.echo(f"{address}  shows {count} to this machine alone; Ctrl-C ends it")
         if browser:
             import webbrowser
 
