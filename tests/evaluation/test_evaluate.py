@@ -12,6 +12,7 @@ from diffuseg.data.io import write
 from diffuseg.errors import UserError
 from diffuseg.evaluation.evaluate import Evaluation, evaluate, table
 from diffuseg.evaluation.metrics import dice, hd95, nsd
+from diffuseg.evaluation.report import case_pictures
 from diffuseg.evaluation.statistics import bootstrap_mean
 from diffuseg.types import Image
 
@@ -222,6 +223,33 @@ def test_pictures_of_another_lossless_ending_are_found(tmp_path: Path) -> None:
     result = evaluate(tmp_path / "p", tmp_path / "l", tmp_path / "out")
     assert result.labels == {"255": 255}
     assert result.rows[0].score.values["dice"] == pytest.approx(0.8) and result.rows[0].score.values["hd95"] == 1.0
+
+
+def test_the_truth_of_several_raters_is_their_majority(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    labels = folders[1]
+    description = json.loads((labels.parent / "dataset.json").read_text()) | {"raters": 3}
+    (labels.parent / "dataset.json").write_text(json.dumps(description))
+    assert evaluate(*folders, tmp_path / "out").summary["truth"] == "the mask"  # no file says who made it
+    for number in range(5):
+        (labels / f"case_{number:04d}.nii.gz").unlink()
+        for rater, shift in enumerate((0, 0, 2) if number < 4 else (0, 1)):
+            put(labels / f"case_{number:04d}_rater{rater}.nii.gz", np.roll(mask(number), shift, 0))
+    result = evaluate(*folders, tmp_path / "out")
+    assert result.cases == [f"case_{n:04d}" for n in range(5)] and not result.missing
+    for row in result.rows[:8]:
+        number, value = int(row.case[-1]), LABELS[row.label]
+        prediction = np.roll(mask(number), 1, number % 3)
+        assert row.score.values["dice"] == dice(prediction == value, mask(number) == value)
+    tied = [mask(4), np.roll(mask(4), 1, 0)]
+    assert result.rows[8].score.truth_ml == pytest.approx(((tied[0] == 1) | (tied[1] == 1)).sum() * 6 / 1000)
+    text = " ".join(printed(result).split())
+    assert "The truth is the majority vote of the raters (a tie is foreground)." in text
+    assert len(case_pictures(result)) == 3
+    put(labels / "case_0000_rater1.nii.gz", mask(0) * 2)
+    put(labels / "case_0001_rater2.nii.gz", mask(1)[:-1])
+    faults = evaluate(*folders, tmp_path / "out").faults
+    assert len(faults) == 2 and "case_0000_rater1.nii.gz: label values 2, 8" in faults[0]
+    assert "case_0001_rater2.nii.gz: its shape (11, 11, 10)" in faults[1]
 
 
 def test_many_classes_become_lines(tmp_path: Path) -> None:

@@ -11,7 +11,21 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 USER_ERROR, SOME_FAILED, INTERRUPTED = 2, 3, 130
-ORDER = ("plan", "train", "curve", "calibrate", "predict", "view", "evaluate", "compare", "demo-data")  # as one meets them
+ORDER = (  # as one meets them
+    "plan",
+    "train",
+    "curve",
+    "calibrate",
+    "ambiguity",
+    "audit",
+    "predict",
+    "view",
+    "pseudo-label",
+    "evaluate",
+    "compare",
+    "report",
+    "demo-data",
+)
 
 
 class Commands(TyperGroup):

@@ -1,4 +1,4 @@
-"""Commands that measure predictions: `evaluate`, `compare`."""
+"""Commands that measure: `evaluate` and `compare` predictions, `ambiguity` of a model against raters."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from diffuseg.bars import Bars
 from diffuseg.cli.app import SOME_FAILED, app, complain, console
 from diffuseg.errors import UserError
 
@@ -71,3 +72,39 @@ def compare(
     console().print(*tables(found), sep="\n")
     if out is not None:
         typer.echo(f"{out / 'comparison.json'}: written")
+
+
+@app.command()
+def ambiguity(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="A checkpoint; several with --ensemble.")],
+    dataset: Annotated[Path, typer.Argument(help="A data set with raters: validation cases of a fold are measured.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for cases.csv, summary.json.", show_default="./<model>_ambiguity")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Masks per case; GED depends on their number.")] = 16,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps per draw.", show_default="the model's")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ancestral, ddim, ...", show_default="the model's")] = None,
+    fold: Annotated[int | None, typer.Option(help="Fold to measure on.", show_default="the model's")] = None,
+    cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
+    ensemble: Annotated[bool, typer.Option("--ensemble", help="Draw i comes from model i, and around again.")] = False,
+    patients: Annotated[
+        str | None, typer.Option(help="Regular expression for the patient in a case's name.", show_default="the data set's")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+) -> None:
+    """Do draws differ as raters do? GED, HM-IoU and more, beside what raters reach and what knows nothing of shapes."""
+    from diffuseg.evaluation.against_raters import measure_ambiguity
+    from diffuseg.evaluation.against_raters_files import tables, write_ambiguity
+    from diffuseg.inference.model import load
+
+    if len(models) > 1 and not ensemble:
+        raise UserError(f"{len(models)} models", do="Give one, or --ensemble to measure them together")
+    loaded = [load(model, device) for model in models]
+    with Bars(console(stderr=True)) as bars:
+        found = measure_ambiguity(
+            loaded, dataset, fold, cases, draws, steps, sampler, patients, seed, on_case=bars.measured
+        )  # fmt: skip
+    console().print(*tables(found), sep="\n")
+    for path in write_ambiguity(found, out or Path(f"{Path(models[0]).stem}_ambiguity")):
+        typer.echo(f"written: {path}")

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffuseg.data.augment import augment
-from diffuseg.data.dataset import Dataset, load_raters
+from diffuseg.data.dataset import Dataset, load_case, load_raters
 from diffuseg.data.plan import Plan
 from diffuseg.data.raters import fused
-from diffuseg.data.transforms import Placement, class_indices, mask_to_grid, middle, rater_indices, to_grid
+from diffuseg.data.transforms import Placement, class_indices, mask_to_grid, middle, to_grid
 from diffuseg.types import Batch, Image
 
 FOREGROUND, FOREGROUND_SLICES = 1 / 3, 1 / 2  # share of patches, and of slices, that are centred on foreground
@@ -27,7 +27,7 @@ class Whole(NamedTuple):
     """A whole case: as in its file, and on the plan's grid.
 
     image [c, *s] normalised, mask [*s] class indices, both on the grid; truth [*s] class indices in native voxels. Of several
-    raters, mask and truth are the majority vote, whatever the training learns from; raters [m, *s] has each of theirs, native
+    raters, mask and truth are the majority vote, whatever the training learns from
     """
 
     native: Image
@@ -35,7 +35,6 @@ class Whole(NamedTuple):
     mask: Int[Tensor, "*s"]
     placement: Placement
     truth: Int[np.ndarray, "*s"]
-    raters: Integer[np.ndarray, "m *s"]
 
 
 class _Prepared(NamedTuple):
@@ -125,13 +124,10 @@ class Batches:
         key = ("whole", case_id)
         if key in self._cache.kept:
             return self._cache.kept[key]  # type: ignore[return-value]
-        native, masks = load_raters(self.dataset, self.cases[case_id])
+        native, mask = load_case(self.dataset, self.cases[case_id])
         image, placement = to_grid(native, self.plan)
-        truth = replace(masks, data=fused(masks.data)[None])
-        classes, raters = class_indices(truth, self.plan), self._compact(rater_indices(masks, self.plan))
-        whole = Whole(native, image, mask_to_grid(truth, self.plan, placement), placement, classes, raters)
-        size = native.data.nbytes + classes.nbytes + raters.nbytes + 4 * image.numel() + 8 * whole.mask.numel()
-        self._cache.keep(key, whole, size)
+        whole = Whole(native, image, mask_to_grid(mask, self.plan, placement), placement, class_indices(mask, self.plan))
+        self._cache.keep(key, whole, native.data.nbytes + whole.truth.nbytes + 4 * image.numel() + 8 * whole.mask.numel())
         return whole
 
     def _prepared(self, case_id: str) -> _Prepared:
@@ -146,15 +142,12 @@ class Batches:
         data = masks.data if plan.raters == "random" else fused(masks.data, plan.raters)[None]
         classes = [mask_to_grid(replace(masks, data=mask[None]), plan, placement).numpy() for mask in data]
         start, size = middle(image.shape[1:], plan.crop)
-        small = torch.from_numpy(self._compact(np.stack(classes)))
+        small = torch.from_numpy(np.stack(classes).astype(np.uint8 if plan.classes < 256 else np.int16))
         points = [[p for k in range(1, plan.classes) if len(p := _points(c == k, start, size))] for c in classes]
         prepared = _Prepared(image.half(), small, points, float(image.min()), start, size)
         held = sum(p.nbytes for of_mask in points for p in of_mask)
         self._cache.keep(key, prepared, 2 * image.numel() + small.numel() * small.element_size() + held)
         return prepared
-
-    def _compact(self, classes: np.ndarray) -> np.ndarray:
-        return classes.astype(np.uint8 if self.plan.classes < 256 else np.int16)
 
     def _case_at(self, position: int) -> str:
         names = list(self.cases)

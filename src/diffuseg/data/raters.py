@@ -17,7 +17,7 @@ from diffuseg.data.io import LOSSLESS, grid_fault, read_mask
 from diffuseg.errors import UserError
 from diffuseg.types import Image
 
-MAJORITY = "the majority vote of the raters; a tie is foreground"
+MAJORITY = "the majority vote of the raters (a tie is foreground)"
 Fusion = Literal["majority", "union", "intersection"]
 NAME = re.compile(r"(.+)_rater(\d+)")
 
