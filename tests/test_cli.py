@@ -70,7 +70,7 @@ def test_importing_the_commands_imports_nothing_heavy():
 def test_help_and_version():
     shown = call("--help")
     assert shown.exit_code == 0
-    for command in ("plan", "train", "predict", "curve", "calibrate", "evaluate", "compare", "demo-data"):
+    for command in ("plan", "train", "predict", "curve", "calibrate", "evaluate", "compare", "report", "demo-data"):
         assert command in shown.output
         assert call(command, "--help").exit_code == 0
     assert call("--version").output == f"diffuseg {diffuseg.__version__}\n"

@@ -12,7 +12,7 @@ import numpy as np
 
 from diffuseg.data import io
 from diffuseg.data.layout import read_json, visible
-from diffuseg.data.pictures import LOSSY
+from diffuseg.data.pictures import LOSSY, class_suffixes
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model
 from diffuseg.types import Prediction
@@ -180,10 +180,7 @@ def _probabilities(prediction: Prediction, ending: str) -> list[tuple[str, np.nd
         return [("", foreground[0])]
     if ending != ".png":
         return [("", foreground)]
-    labels: dict[str, int] = prediction.provenance["labels"]
-    names = [re.sub(r"[^\w.-]+", "_", name) for name in sorted(labels, key=labels.__getitem__)[1:]]
-    if len(set(names)) < len(names):
-        names = [str(value) for value in sorted(labels.values())[1:]]
+    names = class_suffixes(prediction.provenance["labels"])
     return [(f"_{name}", p) for name, p in zip(names, foreground, strict=True)]
 
 
