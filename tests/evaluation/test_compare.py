@@ -127,6 +127,22 @@ def test_cases_without_a_value_in_one_of_the_two_are_counted(tmp_path: Path) -> 
     assert sum(found.first["dice"].values()) == 1
 
 
+def test_means_and_differences_are_those_of_the_same_cases(tmp_path: Path) -> None:
+    """Of three, one has a false alarm where the two others have no value: it counts for none of them."""
+    scores = {"a": made(1), "b": made(2), "c": made(3)}
+    for name in ("a", "b"):
+        scores[name][4] = math.nan
+    scores["c"][4] = 0
+    found = compare([put(tmp_path / name, values) for name, values in scores.items()], metrics=["dice", "hd95"])
+    kept = [case for case in range(CASES) if case != 4]
+    for name, values in scores.items():
+        assert found.means["dice"][name].mean == pytest.approx(values[kept].mean())
+    for d in found.differences:
+        means = found.means[d.metric]
+        assert d.mean == pytest.approx(means[d.first].mean - means[d.second].mean) and (d.n, d.unpaired) == (CASES - 1, 1)
+    assert "left out of means and differences alike" in " ".join(found.notes)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

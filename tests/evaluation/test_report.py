@@ -14,8 +14,8 @@ import pytest
 
 from diffuseg.data.io import write
 from diffuseg.evaluation.evaluate import Evaluation, evaluate
-from diffuseg.evaluation.figures import DIFFERENCES, OKABE_ITO
-from diffuseg.evaluation.report import _maps, case_figure, case_pictures, validation_figure, write_page
+from diffuseg.evaluation.figures import DIFFERENCES, OKABE_ITO, case_figure, validation_figure
+from diffuseg.evaluation.report import case_pictures, with_maps, write_page
 from diffuseg.evaluation.summary import body
 from diffuseg.types import Image
 
@@ -114,10 +114,11 @@ def test_maps_in_png_are_read_in_their_units(tmp_path: Path) -> None:
     like = Image(np.zeros((1, 6, 7), np.int16))
     for name, value in (("", 1), ("_prob_a", 0.25), ("_prob_b", 0.5), ("_entropy", 0.5)):
         write(tmp_path / f"x{name}.png", np.full((6, 7), value, np.int16 if name == "" else np.float32), like)
-    probability, entropy = _maps(tmp_path / "x.png", "x", like, 3)
+    write(tmp_path / "y.png", np.zeros((6, 7), np.int16), like)
+    _, probability, entropy = with_maps("x", tmp_path / "x.png", 3)
     assert probability is not None and probability == pytest.approx(np.full((6, 7), 0.75), abs=1e-4)
     assert entropy is not None and entropy == pytest.approx(np.full((6, 7), 0.5 * np.log(3)), abs=1e-4)
-    assert _maps(tmp_path / "y.png", "y", like, 3) == (None, None)
+    assert with_maps("y", tmp_path / "y.png", 3)[1:] == (None, None)
 
 
 def test_a_case_shows_truth_prediction_and_where_they_differ() -> None:
@@ -169,7 +170,7 @@ def test_validation_shows_each_draw() -> None:
 def test_neither_a_screen_nor_the_plots_of_the_caller_are_touched(tmp_path: Path) -> None:
     code = """
 import sys
-from diffuseg.evaluation.report import validation_figure
+from diffuseg.evaluation.figures import validation_figure
 assert "matplotlib" not in sys.modules and "monai" not in sys.modules and "jinja2" not in sys.modules
 import numpy as np
 a = np.zeros((9, 9), int)

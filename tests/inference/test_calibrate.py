@@ -222,7 +222,7 @@ def test_files_and_tables_say_what_was_found(measured, tmp_path):
     kept = content["risk_coverage"]
     assert len(kept["risk"]) == 24 and kept["risk"][-1] == pytest.approx(content["selective"]["risk"]["mean"])
     at = content["selective"]
-    assert at["gain"]["mean"] == pytest.approx(at["risk"]["mean"] - at["risk_of_the_rest"]["mean"])
+    assert at["gain"]["mean"] == pytest.approx(at["risk"]["mean"] - at["rest"]["mean"])
     assert at["aurc"]["low"] <= at["aurc"]["mean"] <= at["aurc"]["high"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths[1:]) and len(tables(measured)) == 2
 

@@ -1,4 +1,4 @@
-"""Commands that measure: `evaluate` and `compare` predictions, `ambiguity` of a model against raters."""
+"""Commands that measure: `evaluate`, `compare` and `report` predictions, `ambiguity` of a model against raters."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -41,7 +41,7 @@ def evaluate(
 
     if images is not None and not images.is_dir():
         raise UserError("no such folder", file=images)
-    measured = measure(predictions, labels, out, empty=empty.value, nsd_tolerance=nsd_tolerance)
+    measured = measure(predictions, labels, out, empty.value, nsd_tolerance, images)
     console().print(table(measured))
     how = {"Predictions": str(predictions), "Labels": str(labels)} | made_by(predictions, measured.cases)
     pictures = case_pictures(measured, images)
@@ -72,6 +72,22 @@ def compare(
     console().print(*tables(found), sep="\n")
     if out is not None:
         typer.echo(f"{out / 'comparison.json'}: written")
+
+
+@app.command()
+def report(
+    evaluations: Annotated[list[Path], typer.Argument(metavar="EVAL...", help="Folders that `diffuseg evaluate` wrote.")],
+    out: Annotated[Path, typer.Option(help="The page, one file.")],
+    allow_seen: Annotated[bool, typer.Option("--allow-seen", help="As in compare.")] = False,
+) -> None:
+    """Write one page about evaluations side by side: numbers, tests, cases, calibration, rejection, cost."""
+    from diffuseg.evaluation.side_by_side import write_report
+
+    with Bars(console(stderr=True)) as bars:
+        page, refused = write_report(evaluations, out, allow_seen, bars.measured)
+    if refused:
+        typer.echo(f"not compared: {refused}")
+    typer.echo(f"page: {page}")
 
 
 @app.command()

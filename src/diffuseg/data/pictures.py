@@ -5,6 +5,7 @@ colour, float). A 16-bit colour .png is refused, because Pillow would silently h
 """
 
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ PLAIN = ("NONE", "DEFLATE", "ADOBE_DEFLATE", "PACKBITS")  # compressions that ti
 GREY = ("L", "I;16", "I;16B", "I", "F")
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters comes as an exception
+
+
+def class_suffixes(labels: dict[str, int]) -> list[str]:
+    """What tells files of the foreground classes apart, where each has a file of its own: names, or values if names collide."""
+    names = [re.sub(r"[^\w.-]+", "_", name) for name in sorted(labels, key=labels.__getitem__)[1:]]
+    return names if len(set(names)) == len(names) else [str(value) for value in sorted(labels.values())[1:]]
 
 
 def read(file: Path, mask: bool) -> np.ndarray:

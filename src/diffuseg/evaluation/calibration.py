@@ -21,6 +21,8 @@ BINS = 15
 FLOOR = 1e-6  # the mean of few draws may say 0, which no finite number of draws can know
 BAND_MM = 3.0
 COLDEST, HOTTEST = 0.05, 20.0
+VOXELS = 200_000  # of a case and region that are kept where voxels of many cases are judged together
+MEASURES = {"ece": "ECE", "adaptive_ece": "ECE, bins of equal mass", "brier": "Brier score", "nll": "NLL (nats)"}
 
 Mass = Literal["width", "mass"]
 
@@ -71,6 +73,19 @@ def band(truth: Integer[np.ndarray, "*s"], spacing: Sequence[float], radius: flo
         inside = truth == value
         near |= inside & (np.asarray(distance_transform_edt(inside, sampling=spacing)) <= radius * (1 + ROUNDING))
     return near
+
+
+def sample(
+    probability: Float[np.ndarray, "k *s"],
+    truth: Integer[np.ndarray, "*s"],
+    where: Bool[np.ndarray, "*s"],
+    limit: int = VOXELS,
+) -> tuple[Float[np.ndarray, "k v"], Integer[np.ndarray, " v"]]:
+    """Probabilities and classes of the chosen voxels; of more than `limit` of a random choice, which is always the same."""
+    chosen = np.flatnonzero(where)
+    if len(chosen) > limit:
+        chosen = np.sort(np.random.default_rng(0).choice(chosen, limit, replace=False))
+    return probability.reshape(len(probability), -1)[:, chosen], truth.reshape(-1)[chosen]
 
 
 def reliability(
@@ -164,7 +179,7 @@ def measures(
     where: Bool[np.ndarray, "*s"] | None = None,
     bins: int = BINS,
 ) -> dict[str, float]:
-    """ece, adaptive_ece, brier and nll of the same voxels, by name; NaN without voxels. Refuses what each of them refuses."""
+    """The MEASURES of the same voxels, by name; NaN without voxels. Refuses what each of them refuses."""
     return {
         "ece": ece(probability, truth, where, bins),
         "adaptive_ece": adaptive_ece(probability, truth, where, bins),

@@ -30,12 +30,12 @@ DEFAULT = ("dice", "hd95")
 
 @dataclass(frozen=True)
 class Difference:
-    """What two evaluations differ by in one metric: first minus second, over the n cases that have a value in both.
+    """What two evaluations differ by in one metric: first minus second, over the n cases that have a value in all evaluations.
 
     mean, low, high  in the unit of the metric; errors without their sign
     p, adjusted      of the sign-flip test; after Holm's correction over the whole comparison
     d, rank_biserial effect sizes, positive where the first value is higher
-    unpaired         cases that have a value in one of the two only, and are left out
+    unpaired         cases that have a value in some evaluations only, and are left out
     verdict          "no difference", "not told apart", or the name of the better one
     """
 
@@ -59,7 +59,7 @@ class Difference:
 class Comparison:
     """What was found.
 
-    means        metric -> evaluation -> its mean with interval, over the cases that have a value there
+    means        metric -> evaluation -> its mean with interval, over the same cases as the differences
     first        metric -> evaluation -> how often it is the best if patients are drawn anew; sums to 1
     differences  of each pair, metric after metric
     notes        what has to stand under every table
@@ -96,9 +96,10 @@ def compare(
     if label is not None and label not in classes:
         raise UserError(f"there is no class {label!r}", file=evaluations[0].folder, do=f"Classes: {', '.join(classes)}")
     patients = [evaluations[0].patients[case] for case in evaluations[0].cases]
-    scores = {metric: {e.name: e.per_case(metric, label) for e in evaluations} for metric in metrics}
+    known = {metric: {e.name: e.per_case(metric, label) for e in evaluations} for metric in metrics}
+    scores = {metric: _in_common(values) for metric, values in known.items()}
     raw = [
-        _difference(metric, (one, ones), (other, others), patients, seed)
+        _difference(metric, (one, ones), (other, others), patients, _left_out(known[metric]), seed)
         for metric, values in scores.items()
         for (one, ones), (other, others) in itertools.combinations(values.items(), 2)
     ]
@@ -116,34 +117,64 @@ def compare(
     return found
 
 
-def tables(found: Comparison) -> list[Table]:
-    """The comparison for a terminal: means and first places, then differences with the notes below."""
-    means = Table("metric", "evaluation", "mean [95 % interval]".replace("[", "\\["), "first", title=_escape(found.label))
+def mean_rows(found: Comparison) -> list[tuple[str, ...]]:
+    """As text, first the heading: metric, evaluation, mean with interval, how often it is first."""
+    rows = [("metric", "evaluation", "mean [95 % interval]", "first")]
     for metric, values in found.means.items():
         for name, interval in values.items():
             place = found.first[metric][name]
-            share = "-" if math.isnan(place) else f"{place:.0%}"
-            means.add_row(*map(_escape, (_title(metric), name, _interval(metric, interval), share)))
-    columns = ("metric", "difference", "mean [95 % interval]", "p", "adjusted p", "d", "rank-biserial", "n", "better")
-    pairs = Table(*map(_escape, columns), title="Differences")
+            rows.append((title(metric), name, _interval(metric, interval), "-" if math.isnan(place) else f"{place:.0%}"))
+    return rows
+
+
+def difference_rows(found: Comparison) -> list[tuple[str, ...]]:
+    """As text, first the heading: metric, pair, mean with interval, p-values, sizes of effects, number of cases, the better."""
+    rows = [("metric", "difference", "mean [95 % interval]", "p", "adjusted p", "d", "rank-biserial", "n", "better")]
     for d in found.differences:
-        names = f"{d.first} - {d.second}"
         numbers = (_interval(d.metric, Interval(d.mean, d.low, d.high)), _p(d.p), _p(d.adjusted))
         effects = (f"{d.cohens_d:.2f}", f"{d.rank_biserial:.2f}")
-        pairs.add_row(*map(_escape, (_title(d.metric), names, *numbers, *effects, str(d.n), d.verdict)))
-    pairs.caption, pairs.caption_justify = _escape("\n".join(found.notes)), "left"
-    return [means, pairs]
+        rows.append((title(d.metric), f"{d.first} - {d.second}", *numbers, *effects, str(d.n), d.verdict))
+    return rows
+
+
+def tables(found: Comparison) -> list[Table]:
+    """The comparison for a terminal: means and first places, then differences with the notes below."""
+    shown = []
+    for name, (head, *rows) in ((found.label, mean_rows(found)), ("Differences", difference_rows(found))):
+        shown.append(Table(*map(_escape, head), title=_escape(name)))
+        for row in rows:
+            shown[-1].add_row(*map(_escape, row))
+    shown[-1].caption, shown[-1].caption_justify = _escape("\n".join(found.notes)), "left"
+    return shown
+
+
+def title(metric: str) -> str:
+    """A metric's name with its unit; errors are compared without their sign."""
+    found = METRICS[metric]
+    unsigned = "absolute " if found.best == "zero" else ""
+    return f"{unsigned}{found.title}{f' ({found.unit})' if found.unit else ''}"
+
+
+def _in_common(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """NaN in all where one has no value: means, differences and ranks are then those of the same cases."""
+    kept = np.isfinite(np.stack(list(values.values()))).all(0)
+    return {name: np.where(kept, row, math.nan) for name, row in values.items()}
+
+
+def _left_out(values: dict[str, np.ndarray]) -> int:
+    """How many cases have a value in some of them only."""
+    there = np.isfinite(np.stack(list(values.values())))
+    return int((there.any(0) & ~there.all(0)).sum())
 
 
 def _difference(
-    metric: str, first: tuple[str, np.ndarray], second: tuple[str, np.ndarray], patients: list[str], seed: int
+    metric: str, first: tuple[str, np.ndarray], second: tuple[str, np.ndarray], patients: list[str], unpaired: int, seed: int
 ) -> Difference:
     (one, ones), (other, others) = first, second
     apart = ones - others
     there = np.isfinite(apart)
     interval = paired_difference(ones, others, patients, seed=seed)
     same = there.any() and np.abs(apart[there]).max() < EQUAL
-    unpaired = int((np.isfinite(ones) != np.isfinite(others)).sum())
     return Difference(
         metric,
         one,
@@ -193,8 +224,8 @@ def _notes(evaluations: list[Written], differences: list[Difference]) -> list[st
     left_out = max(d.unpaired for d in differences)
     if left_out:
         lines.append(
-            f"Up to {left_out} cases have a value in one of a pair only (a class in neither mask) and are left out: a false "
-            "alarm there is not counted. Evaluate with --empty one to count it."
+            f"Up to {left_out} cases have a value in some evaluations only (a class in neither mask) and are left out of means "
+            "and differences alike: a false alarm there is not counted. Evaluate with --empty one to count it."
         )
     for evaluation in evaluations:
         for side in ("training", "validation"):
@@ -225,12 +256,6 @@ def _content(found: Comparison, evaluations: list[Written], seed: int) -> dict[s
         "seen": {e.name: {side: e.seen(side) for side in ("training", "validation")} for e in evaluations},
         "notes": found.notes,
     }
-
-
-def _title(metric: str) -> str:
-    found = METRICS[metric]
-    unsigned = "absolute " if found.best == "zero" else ""
-    return f"{unsigned}{found.title}{f' ({found.unit})' if found.unit else ''}"
 
 
 def _interval(metric: str, interval: Interval) -> str:

@@ -40,12 +40,14 @@ def evaluate(
     out_dir: Path | str,
     empty: Empty = "nan",
     nsd_tolerance: float = 1.0,
+    images: Path | str | None = None,
 ) -> Evaluation:
     """Compare `pred_dir/<case><ending>` with `labels_dir/<case><ending>`; writes cases.csv and summary.json to `out_dir`.
 
     Where dataset.json says that there are raters, the truth is the majority vote of `<case>_rater<k><ending>`. Classes and
     patients come from dataset.json beside the labels folder or, where there is none, classes are the values
-    found and each case is a patient. The tolerance of NSD is in mm. A case that cannot be read or lies on another grid is
+    found and each case is a patient. The tolerance of NSD is in mm. `images`, by default where the data set of the labels
+    keeps them, is only remembered, for `diffuseg report`. A case that cannot be read or lies on another grid is
     a fault of that case. Refuses an unknown rule, folders without a mask, and that no case at all can be compared.
     """
     pred_dir, labels_dir, out_dir = Path(pred_dir), Path(labels_dir), Path(out_dir)
@@ -53,7 +55,7 @@ def evaluate(
         raise UserError(f"{empty!r} is no empty-mask rule", do=f"Known: {', '.join(get_args(Empty))}")
     if not (math.isfinite(nsd_tolerance) and nsd_tolerance >= 0):
         raise UserError(f"the tolerance of NSD is a distance in mm, not {nsd_tolerance}")
-    truths, found = _truths(labels_dir), _masks(pred_dir)
+    truths, found = truths_in(labels_dir), masks_in(pred_dir)
     pairs = {case: path for case, path in found.items() if case in truths}
     if not pairs:
         what = f"there is no prediction for any of the {len(truths)} masks in {labels_dir}"
@@ -82,6 +84,12 @@ def evaluate(
         "interval": {"confidence": CONFIDENCE, "method": METHOD, "resamples": RESAMPLES, "over": over},
         "seen": _seen({row.case: pairs[row.case] for row in rows}),
         **summarise(rows),
+        "labels": labels,
+        "folders": {
+            "predictions": str(pred_dir.resolve()),
+            "labels": str(labels_dir.resolve()),
+            "images": str(Path(images).resolve() if images else images_beside(labels_dir)),
+        },
         "versions": {name: metadata.version(name) for name in ("diffuseg", "monai", "numpy", "scipy")},
     }
     kept = {name: value for name, value in labels.items() if value != 0}
@@ -91,13 +99,13 @@ def evaluate(
     return result
 
 
-def _truths(folder: Path) -> dict[str, tuple[Path, ...]]:
+def truths_in(folder: Path) -> dict[str, tuple[Path, ...]]:
     """The masks of each case: those of its raters, if there are any and dataset.json beside the folder tells of them."""
     description = folder.resolve().parent / "dataset.json"
     extra = read_json(description) if description.is_file() else {}
     raters = rater_count(extra, description) if isinstance(extra, dict) else 0
     rated = rater_files(visible(folder), LOSSLESS[0], raters) if raters else {}
-    return dict(sorted(rated.items())) or {case: (path,) for case, path in _masks(folder).items()}
+    return dict(sorted(rated.items())) or {case: (path,) for case, path in masks_in(folder).items()}
 
 
 def _expected(truths: dict[str, tuple[Path, ...]]) -> str:
@@ -105,7 +113,13 @@ def _expected(truths: dict[str, tuple[Path, ...]]) -> str:
     return case + ending_of(paths[0])
 
 
-def _masks(folder: Path) -> dict[str, Path]:
+def images_beside(labels_dir: Path) -> Path:
+    """Where the data set of a folder of labels keeps its images: beside it, imagesTs of labelsTs."""
+    folder = labels_dir.resolve()
+    return folder.with_name(folder.name.replace("labels", "images") if "labels" in folder.name else "images")
+
+
+def masks_in(folder: Path) -> dict[str, Path]:
     """Mask files by case; of several files of one case the one whose ending stands first in LOSSLESS."""
     if not folder.is_dir():
         raise UserError("no such folder", file=folder)

@@ -92,6 +92,45 @@ def validation_figure(rows: Sequence[dict[str, Any]]) -> bytes:
     return png_of(figure)
 
 
+def cases_figure(
+    image: Num[np.ndarray, "..."] | None,
+    truth: Num[np.ndarray, "*s"],
+    rows: Sequence[dict[str, Any]],
+    spacing: Sequence[float] | None = None,
+    labels: dict[str, int] | None = None,
+) -> bytes:
+    """One case as several predictions have it, as PNG: a line each, with the truth, all in the same window of one slice.
+
+    Each row has a title, its mask [*s], and probability of the foreground and entropy (nats), [*s] or None; all else as in
+    `case_figure`. Refuses no row at all.
+    """
+    if not rows:
+        raise ValueError("cases_figure: there is nothing to draw")
+    drawn = np.max([row["mask"] != 0 for row in rows], axis=0)
+    view = _View(truth, drawn, spacing)
+    colours = _colours(sorted({*np.unique(truth).tolist(), *(labels or {}).values()}))
+    figure, axes = _panels(len(rows), 6, 0.82 * view.ratio, width=2.0)  # colour bars make the panels narrower
+    top = float(np.log(max(2, len(colours) + 1)))
+    for line, row in zip(axes, rows, strict=True):
+        for axis in line[:3]:
+            view.background(axis, image)
+        view.outline(line[1], truth, colours, "dashed")
+        view.outline(line[2], row["mask"], colours, "solid")
+        view.map(line[3], row["probability"], "viridis", 1.0)
+        view.map(line[4], row["entropy"], "cividis", top)
+        view.background(line[5], image, pale=True)
+        view.differences(line[5], truth, row["mask"])
+        for axis in line:
+            view.zoom(axis)
+        line[0].set_ylabel(row["title"], fontsize=9)
+    names = ("image", "truth", "prediction", "probability of foreground", "entropy (nats)", "where they differ")
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.set_title(name, fontsize=8)
+    handles = _legend({name: colours[value] for name, value in (labels or {}).items() if value})
+    figure.legend(handles=handles + _legend(DIFFERENCES), loc="outside lower center", ncols=8, fontsize=8, frameon=False)
+    return png_of(figure)
+
+
 class _View:
     """The slice of a case that is shown, the part of it that is enlarged, and how arrays come to lie on the paper."""
 

@@ -14,10 +14,13 @@ from diffuseg.evaluation.calibration import Reliability
 from diffuseg.evaluation.figures import OKABE_ITO, figure_of, png_of
 from diffuseg.evaluation.selective import risk_coverage
 
+DARK = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # for lines: the strongest first
 LINES, MARKERS = ("solid", "dashed", "dashdot", "dotted"), "osD^vPX"
 
 
-def dot_plot(panels: dict[str, dict[str, tuple[list[float], tuple[float, float, float]]]]) -> str:
+def dot_plot(
+    panels: dict[str, dict[str, tuple[list[float], tuple[float, float, float]]]], colours: Sequence[str] = OKABE_ITO
+) -> str:
     """Every case as a dot, as inline SVG: panel title -> class -> its values, and their mean, low and high."""
     figure, axes = figure_of(1, len(panels), (3.2 * len(panels), 3.2))
     for axis, (title, classes) in zip(axes[0], panels.items(), strict=True):
@@ -25,7 +28,7 @@ def dot_plot(panels: dict[str, dict[str, tuple[list[float], tuple[float, float, 
             there = np.array([value for value in values if np.isfinite(value)])
             # spread sideways by rank, not at random: neighbours in value are apart, and the picture is always the same
             shift = 0.28 * (np.argsort(np.argsort(there)) * 0.618 % 1 - 0.5)
-            colour, marker = OKABE_ITO[number % len(OKABE_ITO)], "osD^vPX"[number % 7]
+            colour, marker = colours[number % len(colours)], MARKERS[number % len(MARKERS)]
             axis.scatter(number + shift, there, s=14, color=colour, marker=marker, edgecolor="black", linewidth=0.3)
             if (there < 0).any():
                 axis.axhline(0, color="black", linewidth=0.6)
@@ -80,7 +83,7 @@ def reliability_plot(diagrams: dict[str, Reliability]) -> Any:
     top, below = axes[:, 0]
     top.plot([0, 1], [0, 1], color="black", linewidth=0.8, label="as it should be")
     for number, (name, found) in enumerate(diagrams.items()):
-        look = {"color": _dark(number), "linestyle": LINES[number % len(LINES)]}
+        look = {"color": DARK[number % len(DARK)], "linestyle": LINES[number % len(LINES)]}
         label = f"{name}: ECE {found.ece:.3f} of all these voxels"
         top.plot(found.confidence, found.frequency, marker=MARKERS[number % len(MARKERS)], ms=4, label=label, **look)
         share = found.count / max(found.count.sum(), 1)
@@ -108,12 +111,12 @@ def risk_coverage_plot(
     figure, axes = figure_of(1, 1, (4.6, 4.0))
     axis = axes[0, 0]
     for number, (name, (risk, uncertainty)) in enumerate(curves.items()):
-        look = {"color": _dark(number), "linestyle": LINES[number % len(LINES)]}
+        look = {"color": DARK[number % len(DARK)], "linestyle": LINES[number % len(LINES)]}
         found, best = risk_coverage(risk, uncertainty), risk_coverage(risk, risk)
         axis.plot(found.coverage, found.risk, marker=MARKERS[number % len(MARKERS)], ms=3, label=name, **look)
-        label = "best possible order" if number == 0 else None
-        axis.plot(best.coverage, best.risk, color="0.55", linewidth=0.8, label=label)
-        axis.plot([0, 1], [found.risk[-1]] * 2, color="black", linewidth=0.6, label="no order" if number == 0 else None)
+        last = number + 1 == len(curves)
+        axis.plot(best.coverage, best.risk, color="0.55", linewidth=0.8, label="best possible order" if last else None)
+        axis.plot([0, 1], [found.risk[-1]] * 2, color="black", linewidth=0.6, label="no order" if last else None)
     if fraction is not None:
         axis.axvline(1 - fraction, color="black", linewidth=0.6, linestyle="dotted")
         place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "right", "fontsize": 8}
@@ -128,6 +131,27 @@ def risk_coverage_plot(
     return figure
 
 
+def cost_plot(points: dict[str, tuple[float, tuple[float, float, float]]]) -> Any:
+    """Quality against cost: name -> seconds of a case, and mean, low and high of the Dice."""
+    figure, axes = figure_of(1, 1, (4.6, 3.6))
+    axis = axes[0, 0]
+    for number, (name, (seconds, (mean, low, high))) in enumerate(points.items()):
+        look = {"color": DARK[number % len(DARK)], "marker": MARKERS[number % len(MARKERS)]}
+        axis.plot([seconds], [mean], ms=7, **look)
+        axis.plot([seconds] * 2, [low, high], color=look["color"], linewidth=1)
+        axis.annotate(name, (seconds, mean), (7, 3), textcoords="offset points", fontsize=9)
+    seconds = [seconds for seconds, _ in points.values()]
+    if min(seconds) > 0 and max(seconds) > 5 * min(seconds):
+        axis.set_xscale("log")
+    else:
+        axis.set_xlim(0, max(seconds) * 1.15 or 1)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+    axis.set_xlabel("seconds for a case (median)", fontsize=9)
+    axis.set_ylabel("Dice, mean [95 %]", fontsize=9)
+    return figure
+
+
 def svg_of(figure: Any) -> str:
     """A figure as inline SVG; equal figures give equal text."""
     import matplotlib
@@ -136,8 +160,3 @@ def svg_of(figure: Any) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "diffuseg"}):
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return text.getvalue()[text.getvalue().index("<svg") :]
-
-
-def _dark(number: int) -> str:
-    """Colours of lines, the strongest first."""
-    return ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")[number % 6]

@@ -14,22 +14,24 @@ from diffuseg.data.io import ENDINGS, ending_of, grid_fault, read_image, read_ma
 from diffuseg.data.layout import visible
 from diffuseg.data.raters import fused, read_raters
 from diffuseg.errors import UserError
-from diffuseg.evaluation.figures import case_figure, validation_figure
+from diffuseg.evaluation.evaluate import images_beside
+from diffuseg.evaluation.figures import case_figure
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.plots import dot_plot
 from diffuseg.evaluation.summary import ALL, Evaluation, body, headings, notes
 from diffuseg.types import Image
 from diffuseg.whole import write_whole
 
-__all__ = ["case_figure", "case_pictures", "made_by", "stacked", "validation_figure", "write_page"]
-
 RECORDED = {
     "model_name": "Model",
+    "method": "Method",
     "model": "Checkpoint",
     "draws": "Draws",
     "steps": "Steps",
     "sampler": "Sampler",
+    "fuse": "Fusion",
     "seed": "Seed",
+    "device": "Device",
 }
 PLOTTED = ("dice", "hd95", "nsd", "volume_error")
 
@@ -39,9 +41,6 @@ def write_page(out: Path, evaluation: Evaluation, pictures: Sequence[tuple[str, 
 
     `how` is shown as a table: what was run, on what, with which model and seeds. Refuses an unwritable place.
     """
-    import jinja2
-
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     made = {key: value if isinstance(value, str) else json.dumps(value) for key, value in how.items()}
     made |= {
         "Empty masks": evaluation.summary["rule"]["means"],
@@ -49,8 +48,8 @@ def write_page(out: Path, evaluation: Evaluation, pictures: Sequence[tuple[str, 
         "Intervals": "{confidence:.0%}, {method}, {resamples} resamples, {over}".format(**evaluation.summary["interval"]),
         "Versions": ", ".join(f"{name} {version}" for name, version in evaluation.summary["versions"].items()),
     }
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
-    text = page.render(
+    text = page(
+        "report.html",
         evaluation=evaluation,
         headings=headings(evaluation),
         body=body(evaluation),
@@ -63,6 +62,18 @@ def write_page(out: Path, evaluation: Evaluation, pictures: Sequence[tuple[str, 
     )
     write_whole(out, text)
     return out
+
+
+def page(template: str, **content: Any) -> str:
+    """One of the templates beside this file, filled in; whatever is put into it is escaped unless the template says `safe`."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    return (
+        jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        .get_template(template)
+        .render(**content)
+    )
 
 
 def case_pictures(evaluation: Evaluation, images: Path | None = None) -> list[tuple[str, bytes]]:
@@ -78,15 +89,13 @@ def case_pictures(evaluation: Evaluation, images: Path | None = None) -> list[tu
     chosen = {ranked[0]: "Worst", ranked[len(ranked) // 2]: "Median", ranked[-1]: "Best"}
     pictures = []
     for case, which in chosen.items():
-        truth_files, file = evaluation.truths[case], evaluation.predictions[case]
-        truth, mask, at = read_raters(truth_files), read_mask(file), truth_files[0].parent
-        folder = images or at.with_name(at.name.replace("labels", "images"))
-        image = _fitting(_image_of(folder, case), mask)
-        probability, entropy = _maps(file, case, mask, len(evaluation.labels) + 1)
+        labels, files = evaluation.labels, evaluation.truths[case]
+        truth = read_raters(files)
+        mask, probability, entropy = with_maps(case, evaluation.predictions[case], len(labels) + 1)
+        image = fitting(image_of(images or images_beside(files[0].parent), case), mask)
         title = f"{which} case: {case}, Dice {scores[case]:.3f}"
         scan = None if image is None else image.data
-        labels = fused(truth.data), mask.data[0]
-        png = case_figure(scan, *labels, probability, entropy, title, truth.spacing, evaluation.labels)
+        png = case_figure(scan, fused(truth.data), mask.data[0], probability, entropy, title, truth.spacing, labels)
         pictures.append((title, png))
     return pictures
 
@@ -121,27 +130,28 @@ def stacked(pictures: Sequence[bytes]) -> bytes:
     return content.getvalue()
 
 
-def _image_of(folder: Path, case: str) -> Path | None:
+def image_of(folder: Path, case: str) -> Path | None:
     """The image of a case, or its first channel."""
     names = {f"{case}{number}{ending}" for number in ("", "_0000") for ending in ENDINGS}
     return next((path for path in visible(folder) if path.name in names), None)
 
 
-def _maps(file: Path, case: str, mask: Image, classes: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Probability of the foreground [*s] and entropy [*s] in nats, as predict wrote them beside a mask.
+def with_maps(case: str, file: Path, classes: int) -> tuple[Image, np.ndarray | None, np.ndarray | None]:
+    """A mask, and the probability of its foreground [*s] and entropy [*s] in nats, as predict wrote them beside it.
 
     In a .png, which holds fractions of 1 in 16 bits, there is a file per class, and entropy is a part of its maximum.
     """
-    ending = ending_of(file)
+    mask, ending = read_mask(file), ending_of(file)
     named = [path for path in visible(file.parent) if path.name.lower().endswith(ending)]
-    parts = [_fitting(path, mask) for path in named if path.name.startswith(f"{case}_prob")]
-    entropy = _fitting(file.with_name(f"{case}_entropy{ending}"), mask)
+    parts = [fitting(path, mask) for path in named if path.name.startswith(f"{case}_prob")]
+    entropy = fitting(file.with_name(f"{case}_entropy{ending}"), mask)
     one, top = (65535, math.log(classes)) if ending == ".png" else (1, 1.0)
     there = [part.data.sum(0) / one for part in parts if part is not None]
-    return np.sum(there, axis=0) if there else None, None if entropy is None else entropy.data[0] / one * top
+    return mask, np.sum(there, axis=0) if there else None, None if entropy is None else entropy.data[0] / one * top
 
 
-def _fitting(file: Path | None, mask: Image) -> Image | None:
+def fitting(file: Path | None, mask: Image) -> Image | None:
+    """The image in a file, if it is there, can be read and lies on the grid of the mask."""
     if file is None or not file.is_file():
         return None
     try:

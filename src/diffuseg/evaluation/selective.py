@@ -6,10 +6,13 @@ them.
 """
 
 import math
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Integer
+
+from diffuseg.evaluation.statistics import Interval, bootstrap_of
 
 NEGLIGIBLE = 0.01  # what is less likely is taken for absent, or the many voxels of a background would add up to an organ
 
@@ -96,6 +99,32 @@ def threshold_for_risk(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndar
     last = np.append(curve.threshold[1:] > curve.threshold[:-1], True)  # cases of equal uncertainty stay together
     meets = last & (curve.risk <= target)
     return float(curve.threshold[meets].max()) if meets.any() else -math.inf
+
+
+REJECTION = {
+    "risk": "error (1 - Dice) of all cases",
+    "rest": "of the rest, the {:.0%} most uncertain sent away",
+    "gain": "what that takes off",
+    "aurc": "AURC: mean over all shares kept",
+    "excess_aurc": "AURC minus that of the best possible order",
+}
+
+
+def rejection(
+    risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"], groups: Sequence[Hashable], fraction: float
+) -> dict[str, Interval]:
+    """The REJECTION numbers with their bootstrap intervals over groups (the patient of each case, [n]).
+
+    Refuses what `risk_coverage` and `risk_after_rejecting` refuse.
+    """
+    rest = lambda i: risk_after_rejecting(risk[i], uncertainty[i], fraction)
+    return {
+        "risk": bootstrap_of(lambda i: float(risk[i].mean()), groups),
+        "rest": bootstrap_of(rest, groups),
+        "gain": bootstrap_of(lambda i: float(risk[i].mean()) - rest(i), groups),
+        "aurc": bootstrap_of(lambda i: aurc(risk[i], uncertainty[i]), groups),
+        "excess_aurc": bootstrap_of(lambda i: excess_aurc(risk[i], uncertainty[i]), groups),
+    }
 
 
 def _sent(n: int, fraction: float) -> int:

@@ -19,27 +19,28 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration import (
     COLDEST,
     HOTTEST,
+    MEASURES,
+    VOXELS,
     Reliability,
     band,
     fit_temperature,
     measures,
     reliability,
+    sample,
     tempered,
     usual_radius,
 )
 from diffuseg.evaluation.conformal import Coverage, Widening, calibrate_interval, covered, cross_coverage, expected_coverage
 from diffuseg.evaluation.metrics import dice
-from diffuseg.evaluation.selective import aurc, excess_aurc, risk_after_rejecting, threshold_for_fraction
-from diffuseg.evaluation.statistics import Interval, bootstrap_mean, bootstrap_of, deal, paired_difference
+from diffuseg.evaluation.selective import rejection, threshold_for_fraction
+from diffuseg.evaluation.statistics import Interval, bootstrap_mean, deal, paired_difference
 from diffuseg.inference.calibrated import SETTINGS, Calibration
 from diffuseg.inference.model import Model, voxel_ml
 from diffuseg.inference.validation import own_fold, validation_cases
 
-VOXELS = 200_000  # per case and region: of larger ones a random choice, always the same
 ALPHA, FRACTION = 0.1, 0.2  # of cases whose volume may be outside; of cases that are to be looked at
 HALVES = 20  # patients: with fewer, half of them cannot calibrate an interval, and one is left out at a time
 REGIONS = ("image", "band")
-MEASURES = ("ece", "adaptive_ece", "brier", "nll")
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def measure_calibration(
         for case, patient, one, temperature in zip(cases, of, judged, temperatures, strict=True)
     }
     scores, diagrams = _scores(judged, temperatures, of), _diagrams(judged, temperatures)
-    return Measured(learnt, scores, coverage, _selective(risk, doubt, of), diagrams, per_case, _how(len(set(of))))
+    return Measured(learnt, scores, coverage, rejection(risk, doubt, of, FRACTION), diagrams, per_case, _how(len(set(of))))
 
 
 def _judge(model: Model, whole: Whole, settings: dict[str, Any], seed: int) -> Judged:
@@ -139,21 +140,13 @@ def _judge(model: Model, whole: Whole, settings: dict[str, Any], seed: int) -> J
     wheres = {"image": np.ones(whole.truth.shape, bool), "band": band(whole.truth, whole.native.spacing)}
     scores = [dice(p.mask == model.plan.labels[name], whole.truth == k, "one") for k, name in enumerate(names) if k]
     return Judged(
-        {region: _sample(p.probability, whole.truth, where) for region, where in wheres.items()},
+        {region: sample(p.probability, whole.truth, where) for region, where in wheres.items()},
         {name: low for name, (low, _) in p.provenance["volume_ml_90"].items()},
         {name: high for name, (_, high) in p.provenance["volume_ml_90"].items()},
         {name: int((whole.truth == k).sum()) * voxel for k, name in enumerate(names) if k},
         1 - float(np.mean(scores)),
         p.provenance["doubt"],
     )
-
-
-def _sample(probability: np.ndarray, truth: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities [k, v] and classes [v] of the voxels of a region, or of VOXELS of them."""
-    chosen = np.flatnonzero(where)
-    if len(chosen) > VOXELS:
-        chosen = np.sort(np.random.default_rng(0).choice(chosen, VOXELS, replace=False))
-    return probability.reshape(len(probability), -1)[:, chosen], truth.reshape(-1)[chosen]
 
 
 def _temperature(judged: Sequence[Judged]) -> float:
@@ -216,17 +209,6 @@ def _coverage(found: Coverage) -> dict[str, Any]:
         "inside": inside,
         "cases": n,
         "mean_width_ml": float((found.high - found.low).mean()),
-    }
-
-
-def _selective(risk: np.ndarray, doubt: np.ndarray, of: list[str]) -> dict[str, Interval]:
-    rest = lambda i: risk_after_rejecting(risk[i], doubt[i], FRACTION)
-    return {
-        "risk": bootstrap_of(lambda i: float(risk[i].mean()), of),
-        "risk_of_the_rest": bootstrap_of(rest, of),
-        "gain": bootstrap_of(lambda i: float(risk[i].mean()) - rest(i), of),
-        "aurc": bootstrap_of(lambda i: aurc(risk[i], doubt[i]), of),
-        "excess_aurc": bootstrap_of(lambda i: excess_aurc(risk[i], doubt[i]), of),
     }
 
 

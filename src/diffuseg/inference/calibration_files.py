@@ -8,22 +8,14 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from diffuseg.evaluation.calibration import MEASURES
 from diffuseg.evaluation.figures import png_of
 from diffuseg.evaluation.plots import reliability_plot, risk_coverage_plot
-from diffuseg.evaluation.selective import risk_coverage
+from diffuseg.evaluation.selective import REJECTION, risk_coverage
 from diffuseg.evaluation.statistics import CONFIDENCE, Interval
 from diffuseg.inference.calibrate import ALPHA, FRACTION, Measured
 from diffuseg.inference.calibrated import stored
 from diffuseg.whole import without_nan, write_json, write_whole
-
-TITLES = {"ece": "ECE", "adaptive_ece": "ECE, bins of equal mass", "brier": "Brier score", "nll": "NLL (nats)"}
-SELECTIVE = {
-    "risk": "error (1 - Dice) of all cases",
-    "risk_of_the_rest": f"of the rest, the {FRACTION:.0%} most uncertain sent away",
-    "gain": "difference",
-    "aurc": "AURC: mean over all shares kept",
-    "excess_aurc": "AURC minus that of the best possible order",
-}
 
 
 def write_calibration(found: Measured, model: str, out: Path) -> list[Path]:
@@ -42,7 +34,7 @@ def tables(found: Measured) -> list[Table]:
     for region, measures in found.scores.items():
         for name, values in measures.items():
             cells = [f"{values[side].mean:.4f}" for side in ("before", "after")]
-            scores.add_row(f"{TITLES[name]}, {region}", *cells, escape(_text(values["difference"], "+.4f")))
+            scores.add_row(f"{MEASURES[name]}, {region}", *cells, escape(_text(values["difference"], "+.4f")))
     scores.caption, scores.caption_justify = escape(f"{learnt.where}. {found.how['temperature'].capitalize()}."), "left"
     rest = Table("", escape("[95 %]"), title="Intervals and rejection")
     for name, sides in found.coverage.items():
@@ -50,8 +42,8 @@ def tables(found: Measured) -> list[Table]:
             share, n = Interval(**sides[side]["fraction"]), sides[side]["cases"]
             value = f"{_text(share, '.2f')} of {n}, mean width {_ml(sides[side]['mean_width_ml'])}"
             rest.add_row(escape(f"{name}: volume in the {side} {1 - ALPHA:.0%} interval"), escape(value))
-    for name, title in SELECTIVE.items():
-        rest.add_row(title, escape(_text(found.selective[name], ".4f")))
+    for name, title in REJECTION.items():
+        rest.add_row(title.format(learnt.fraction), escape(_text(found.selective[name], ".4f")))
     rest.add_row(f"doubt above which a case is to be looked at (at most {learnt.fraction:.0%} are)", f"{learnt.threshold:.4f}")
     lacking = [name for name in found.coverage if name not in learnt.widening]
     notes = [f"Intervals: {found.how['intervals']}."]

@@ -14,6 +14,7 @@ from typing import Any
 
 from diffuseg.data import io
 from diffuseg.data.layout import read_json, visible
+from diffuseg.data.pictures import class_suffixes
 from diffuseg.errors import UserError
 
 SETTINGS = ("model", "draws", "seed", "steps", "sampler", "fuse")  # what makes two results of one image differ
@@ -28,13 +29,9 @@ def beside(case: str, what: str, ending: str) -> str:
 
 def probability_names(labels: dict[str, int], ending: str) -> list[str]:
     """What the files of the probabilities are called: "prob", or one name per foreground class of several in a .png."""
-    foreground = sorted(labels, key=labels.__getitem__)[1:]
-    if len(foreground) == 1 or ending != ".png":
+    if len(labels) == 2 or ending != ".png":
         return ["prob"]
-    names = [re.sub(r"[^\w.-]+", "_", name) for name in foreground]
-    if len(set(names)) < len(names):
-        names = [str(labels[name]) for name in foreground]
-    return [f"prob_{name}" for name in names]
+    return [f"prob_{suffix}" for suffix in class_suffixes(labels)]
 
 
 def is_record(content: Any) -> bool:

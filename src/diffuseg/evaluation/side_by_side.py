@@ -1,0 +1,286 @@
+"""`diffuseg report`: evaluations beside one another on one page that needs nothing but itself."""
+
+import base64
+import math
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from diffuseg import __version__
+from diffuseg.data.raters import fused, read_raters
+from diffuseg.errors import UserError
+from diffuseg.evaluation.calibration import MEASURES, usual_radius
+from diffuseg.evaluation.compare import Comparison, compare, difference_rows, title
+from diffuseg.evaluation.evaluate import masks_in, truths_in
+from diffuseg.evaluation.figures import cases_figure
+from diffuseg.evaluation.judged import FRACTION, Judged, judge, record_of
+from diffuseg.evaluation.metrics import METRICS
+from diffuseg.evaluation.plots import DARK, cost_plot, dot_plot, reliability_plot, risk_coverage_plot, svg_of
+from diffuseg.evaluation.report import fitting, image_of, made_by, page, with_maps
+from diffuseg.evaluation.selective import REJECTION
+from diffuseg.evaluation.statistics import Interval, bootstrap_mean
+from diffuseg.evaluation.summary import ALL
+from diffuseg.evaluation.written import Written, read_evaluations
+from diffuseg.whole import write_whole
+
+T = TypeVar("T")
+PLOTTED = ("dice", "hd95", "nsd", "volume_error")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One evaluation: its letter on the page, the files it was made from that are still there, and its probabilities."""
+
+    letter: str
+    written: Written
+    masks: dict[str, Path]
+    truths: dict[str, tuple[Path, ...]]
+    images: Path
+    judged: Judged | None
+
+    @cached_property
+    def records(self) -> list[dict[str, Any]]:
+        """What predict wrote of each case."""
+        found = (record_of(self.masks[case], case) for case in self.written.cases if case in self.masks)
+        return [record for record in found if record]
+
+    @property
+    def seconds(self) -> float:
+        """Median time of a case; NaN where nothing is recorded."""
+        known = [record["seconds"] for record in self.records if isinstance(record.get("seconds"), int | float)]
+        return float(np.median(known)) if known else math.nan
+
+    def recorded(self, key: str) -> str:
+        """A setting of the predictions, several where they differ; "-" where nothing is recorded."""
+        values = dict.fromkeys(str(record[key]) for record in self.records if record.get(key) is not None)
+        return ", ".join(values) or "-"
+
+
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    allow_seen: bool = False,
+    on_case: Callable[[int, int], None] = lambda done, cases: None,
+) -> tuple[Path, str]:
+    """Write the page to the file `out`; returns it and why evaluations were not compared ("" if they were, or if there is one).
+
+    `on_case(done, cases)` is told of each case whose probabilities were looked for. Refuses what `read_evaluations` refuses,
+    and no evaluation at all.
+    """
+    evaluations = read_evaluations([Path(folder) for folder in folders])
+    if not evaluations:
+        raise UserError("there is nothing to report", do="Give folders that `diffuseg evaluate` wrote")
+    total, done = sum(len(evaluation.cases) for evaluation in evaluations), 0
+
+    def one_more() -> None:
+        nonlocal done
+        done += 1
+        on_case(done, total)
+
+    sides = [_side(_letter(number), evaluation, one_more) for number, evaluation in enumerate(evaluations)]
+    comparison, refused = _compared(folders, allow_seen) if len(sides) > 1 else (None, "")
+    letters = {side.written.name: side.letter for side in sides}
+    text = page(
+        "side_by_side.html",
+        sides=sides,
+        classes=_classes(sides),
+        differences=_lettered(comparison, letters),
+        comparison=comparison,
+        refused=refused,
+        dots=dot_plot({title(metric): {s.letter: _dots(s, metric) for s in sides} for metric in PLOTTED}, DARK),
+        pictures=_pictures(sides),
+        judged=_judged_rows(sides),
+        plots=_plots(sides),
+        band=f"{usual_radius([1.0]):g} mm",
+        how=_how(sides),
+        notes={side.letter: _notes(side) for side in sides},
+        version=__version__,
+    )
+    write_whole(out, text)
+    return Path(out), refused
+
+
+def _letter(number: int) -> str:
+    return string.ascii_uppercase[number] if number < 26 else f"#{number + 1}"
+
+
+def _side(letter: str, written: Written, on_case: Callable[[], None]) -> Side:
+    kept = written.summary.get("folders", {})
+    masks, truths = _there(masks_in, kept.get("predictions")), _there(truths_in, kept.get("labels"))
+    masks = {case: path for case, path in masks.items() if case in written.patients}
+    images = Path(kept.get("images", "")) if kept.get("images") else Path("nowhere")
+    return Side(letter, written, masks, truths, images, judge(written, masks, truths, on_case))
+
+
+def _there(find: Callable[[Path], dict[str, T]], folder: str | None) -> dict[str, T]:
+    """Masks by case, none where the folder is not known, or gone."""
+    try:
+        return find(Path(folder)) if folder else {}
+    except UserError:
+        return {}
+
+
+def _compared(folders: Sequence[Path], allow_seen: bool) -> tuple[Comparison | None, str]:
+    try:
+        return compare(folders, allow_seen=allow_seen), ""
+    except UserError as fault:
+        return None, str(fault)
+
+
+def _lettered(comparison: Comparison | None, letters: dict[str, str]) -> list[tuple[str, ...]]:
+    """The rows of the comparison with letters in place of names."""
+    if comparison is None:
+        return []
+    head, *rows = difference_rows(comparison)
+    pairs = [f"{letters[d.first]} - {letters[d.second]}" for d in comparison.differences]
+    return [head, *((row[0], pair, *row[2:-1], letters.get(row[-1], row[-1])) for row, pair in zip(rows, pairs, strict=True))]
+
+
+def _classes(sides: Sequence[Side]) -> dict[str, list[list[str]]]:
+    """Class -> heading and a line per metric, a column per evaluation; the mean of classes first, if there are several."""
+    names = list(dict.fromkeys(name for side in sides for name in side.written.classes))
+    first = [f"{metric.title}{f' ({metric.unit})' if metric.unit else ''}" for metric in METRICS.values()]
+    first = ["", *first, "n", "volume in 90 % interval"]
+    found = {}
+    for name in [ALL, *names] if len(names) > 1 else names:
+        columns = []
+        for side in sides:
+            summary = side.written.summary
+            entry = summary["overall"] if name == ALL else summary["classes"].get(name)
+            columns.append([side.letter, *(["-"] * (len(first) - 1) if entry is None else _column(entry))])
+        found[name] = [list(line) for line in zip(first, *columns, strict=True)]
+    return found
+
+
+def _column(entry: dict[str, Any]) -> list[str]:
+    inside = entry.get("interval_coverage")
+    cells = [text(Interval(*(_number(entry[key][end]) for end in Interval._fields)), METRICS[key].digits) for key in METRICS]
+    return [*cells, str(entry["dice"]["n"]), f"{inside['fraction']:.2f} of {inside['n']}" if inside else "-"]
+
+
+def text(value: Interval, digits: int, sign: str = "") -> str:
+    """A mean with its interval; "-" without a value."""
+    if math.isnan(value.mean):
+        return "-"
+    mean, low, high = (f"{number:{sign}.{digits}f}" for number in value)
+    return mean if math.isnan(value.low) else f"{mean} [{low}, {high}]"
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _dots(side: Side, metric: str) -> tuple[list[float], tuple[float, float, float]]:
+    values = side.written.per_case(metric)
+    return values.tolist(), tuple(bootstrap_mean(values, [side.written.patients[case] for case in side.written.cases]))
+
+
+def _pictures(sides: Sequence[Side]) -> list[tuple[str, str]]:
+    """Worst, median and best case by the mean Dice of all evaluations: (heading, PNG in base64)."""
+    common = set.intersection(*(set(side.written.cases) & set(side.masks) & set(side.truths) for side in sides))
+    scores: dict[str, list[float]] = {}
+    for side in sides:
+        for case, value in zip(side.written.cases, side.written.per_case("dice"), strict=True):
+            if case in common and math.isfinite(value):
+                scores.setdefault(case, []).append(value)
+    ranked = sorted((float(np.mean(values)), case) for case, values in scores.items() if len(values) == len(sides))
+    if not ranked:
+        return []
+    chosen = {ranked[0][1]: "Worst", ranked[len(ranked) // 2][1]: "Median", ranked[-1][1]: "Best"}
+    found = [(f"{which} case: {case}", _picture(sides, case, scores[case])) for case, which in chosen.items()]
+    return [(heading, png) for heading, png in found if png]
+
+
+def _picture(sides: Sequence[Side], case: str, dice: Sequence[float]) -> str:
+    """PNG in base64; "" where files are no longer those that were evaluated."""
+    labels = {name: value for name, value in sides[0].written.summary.get("labels", {}).items() if value}
+    try:
+        truth, rows, image = read_raters(sides[0].truths[case]), [], None
+        for side, value in zip(sides, dice, strict=True):
+            mask, probability, entropy = with_maps(case, side.masks[case], len(labels) + 1)
+            maps = {"mask": mask.data[0], "probability": probability, "entropy": entropy}
+            rows.append({"title": f"{side.letter}: Dice {value:.3f}"} | maps)
+            image = image or fitting(image_of(side.images, case), mask)
+        scan = None if image is None else image.data
+        png = cases_figure(scan, fused(truth.data), rows, truth.spacing, labels)
+    except (UserError, ValueError):
+        return ""
+    return base64.b64encode(png).decode()
+
+
+def _how(sides: Sequence[Side]) -> list[list[str]]:
+    """What predict recorded, a line per setting and a column per evaluation, heading first."""
+    columns = []
+    for side in sides:
+        found = made_by(next(iter(side.masks.values())).parent, side.written.cases) if side.masks else {}
+        columns.append(found | {"Calibration": ", ".join(dict.fromkeys(map(_calibrated, side.records)))})
+    keys = list(dict.fromkeys(key for column in columns for key in column))
+    lines = [[key, *(column.get(key) or "-" for column in columns)] for key in keys]
+    return [["", *(side.letter for side in sides)], *lines]
+
+
+def _calibrated(record: dict[str, Any]) -> str:
+    found = record.get("calibration")
+    if not isinstance(found, dict):
+        return "none"
+    if not found.get("applied"):
+        return "not applied"
+    return f"temperature {found.get('temperature', math.nan):.3f}, from {found.get('cases')} cases"
+
+
+def _judged_rows(sides: Sequence[Side]) -> dict[str, list[list[str]]]:
+    """Tables of what the probabilities are worth, heading first: "calibration", "rejection"."""
+    there = [(side.letter, side.judged) for side in sides if side.judged is not None]
+    if not there:
+        return {}
+    scores = [["", *(letter for letter, _ in there)]]
+    for region in ("band", "image"):
+        for name, what in MEASURES.items():
+            scores.append([f"{what}, {region}", *(text(judged.scores[region][name], 4) for _, judged in there)])
+    rest = [["", *(letter for letter, _ in there)]]
+    for name, what in REJECTION.items():
+        rest.append([what.format(FRACTION), *(text(judged.rejection[name], 4) for _, judged in there)])
+    return {"calibration": scores, "rejection": rest}
+
+
+def _plots(sides: Sequence[Side]) -> dict[str, str]:
+    judged = {side.letter: side.judged for side in sides if side.judged is not None}
+    plots = {}
+    if judged:
+        plots["reliability"] = svg_of(reliability_plot({letter: one.diagram for letter, one in judged.items()}))
+        curves = {letter: (one.risk, one.doubt) for letter, one in judged.items()}
+        plots["rejection"] = svg_of(risk_coverage_plot(curves, FRACTION))
+    names = {s.letter: f"{s.letter}: {s.recorded('draws')} x {s.recorded('steps')}" for s in sides}
+    costs = {names[s.letter]: (s.seconds, _dots(s, "dice")[1]) for s in sides if math.isfinite(s.seconds)}
+    if len(costs) > 1:
+        plots["cost"] = svg_of(cost_plot(costs))
+    return plots
+
+
+def _notes(side: Side) -> list[str]:
+    """What a reader of the numbers of one evaluation has to know."""
+    summary, written = side.written.summary, side.written
+    lines = [f"{summary['rule']['means']}. Tolerance of NSD {summary['nsd_tolerance_mm']:g} mm."]
+    lines += [f"95 % intervals {summary.get('interval', {}).get('over', 'over cases')}."]
+    lines += [f"{len(summary['missing'])} labelled cases have no prediction."] if summary.get("missing") else []
+    lines += [f"Fault: {fault}." for fault in summary.get("faults", [])]
+    for part in ("training", "validation"):
+        if written.seen(part):
+            lines.append(f"{len(written.seen(part))} cases were in the {part} of the model, so are no test of it.")
+    if written.unknown:
+        lines.append(f"Of {written.unknown} cases it is unknown whether the model was trained on them.")
+    evaluated = (written.folder / "summary.json").stat().st_mtime
+    changed = [case for case, path in side.masks.items() if path.stat().st_mtime > evaluated]
+    if changed:
+        lines.append(
+            f"{len(changed)} masks are newer than this evaluation: pictures and probabilities may not fit the numbers."
+        )
+    flagged = [record for record in side.records if record.get("look_at")]
+    if any(record.get("look_at") is not None for record in side.records):
+        lines.append(f"{len(flagged)} of {len(side.records)} cases are to be looked at by a human, says predict.")
+    return lines
