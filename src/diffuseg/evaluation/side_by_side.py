@@ -177,7 +177,8 @@ def _number(value: float | None) -> float:
 
 def _dots(side: Side, metric: str) -> tuple[list[float], tuple[float, float, float]]:
     values = side.written.per_case(metric)
-    return values.tolist(), tuple(bootstrap_mean(values, [side.written.patients[case] for case in side.written.cases]))
+    mean, low, high = bootstrap_mean(values, [side.written.patients[case] for case in side.written.cases])
+    return values.tolist(), (mean, low, high)
 
 
 def _pictures(sides: Sequence[Side]) -> list[tuple[str, str]]:
