@@ -70,7 +70,19 @@ def test_importing_the_commands_imports_nothing_heavy():
 def test_help_and_version():
     shown = call("--help")
     assert shown.exit_code == 0
-    named = ("plan", "train", "predict", "curve", "calibrate", "evaluate", "compare", "ambiguity", "report", "demo-data")
+    named = (
+        "plan",
+        "train",
+        "audit",
+        "predict",
+        "curve",
+        "calibrate",
+        "evaluate",
+        "compare",
+        "ambiguity",
+        "report",
+        "demo-data",
+    )
     for command in (*named, "view"):
         assert command in shown.output
         assert call(command, "--help").exit_code == 0

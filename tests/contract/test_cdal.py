@@ -127,7 +127,7 @@ def test_control_noise_hides_the_mask_in_training_and_the_state_in_sampling():
     a = method._training_input(2 * batch.mask - 1, t, batch.image, features, rng(4))
     assert torch.equal(a, torch.randn(a.shape, generator=rng(4)))
     fresh = torch.full_like(a, 3.0)
-    assert torch.equal(method.state(a, lambda: fresh), fresh)
+    assert torch.equal(method.state(a, 1, lambda: fresh), fresh)
 
 
 def test_control_other_case_is_refused_where_recycling_would_undo_it():

@@ -1,11 +1,12 @@
-"""The command `train`."""
+"""Commands about a training: `train`, `audit`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from diffuseg.cli.app import app
+from diffuseg.bars import Bars
+from diffuseg.cli.app import app, console
 
 
 @app.command()
@@ -50,3 +51,42 @@ def train(
         )
     )
     typer.echo(f"best checkpoint: {best}")
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished training.")],
+    dataset: Annotated[Path, typer.Argument(help="The data set it was trained on.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for audit.json and trainings.", show_default="RUN/audit")] = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Also the rows that need trainings; their cost is said first.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(help="Steps of these trainings.", show_default="the run's")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A row; repeatable.", show_default="all")] = None,
+    draws: Annotated[int, typer.Option(min=2, help="Draws per case.")] = 4,
+    cases: Annotated[int, typer.Option(min=0, help="So many cases of its fold, spread evenly; 0: all.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+) -> None:
+    """Ask whether diffusion does anything in a run: without x_t, in one step, without latent, and against trained controls.
+
+    Finished rows are kept; the same command goes on where it was stopped.
+    """
+    from diffuseg.audit.audit import Asked, table
+    from diffuseg.audit.audit import audit as hold
+
+    folder = out or run / "audit"
+    asked = Asked(run, dataset, folder, draws, steps, retrain, tuple(only or ()), cases, device)
+    bars = Bars(console(stderr=True))
+
+    def measured(done: int, total: int) -> None:  # only meanwhile: trainings have a bar of their own
+        bars.progress.start()
+        bars.measured(done, total)
+        if done == total:
+            bars.progress.stop()
+
+    try:
+        found = hold(asked, typer.echo, measured)
+    finally:
+        bars.progress.stop()
+    console().print(table(found))
+    typer.echo(f"{folder / 'audit.json'}: written")

@@ -94,8 +94,8 @@ class Method(nn.Module, ABC):
         """A fresh latent per draw, [n, nz], where the method has one."""
         return None
 
-    def state(self, x_t: Tensor, noise: Callable[[], Tensor]) -> Tensor:
-        """The state that the network is shown; controls that hide x_t from it say so here."""
+    def state(self, x_t: Tensor, t: int, noise: Callable[[], Tensor]) -> Tensor:
+        """The state that the network is shown at level t; controls that hide x_t from it say so here."""
         return x_t
 
     @torch.no_grad()
@@ -142,7 +142,7 @@ class Method(nn.Module, ABC):
             def denoiser(
                 x_t: Tensor, t: int, generators: list[torch.Generator] = generators, n: int = n, noise: Callable = noise
             ) -> Tensor:
-                z, x_t = self.latent(generators), self.state(x_t, noise)
+                z, x_t = self.latent(generators), self.state(x_t, t, noise)
                 x_0 = tiling.denoise(self.denoise, x_t, t, None if z is None else z.to(image.device), n)
                 if on_denoised is not None:
                     on_denoised(t, tiling.crop(x_0))

@@ -261,7 +261,7 @@ class CDAL(Method):
             return None
         return torch.stack([torch.randn(self.config.latent, generator=g) for g in generators])
 
-    def state(self, x_t: Tensor, noise: Callable[[], Tensor]) -> Tensor:
+    def state(self, x_t: Tensor, t: int, noise: Callable[[], Tensor]) -> Tensor:
         """What the generator is shown in sampling: x_t, or fresh noise in the control that was trained so."""
         return noise() if self.config.x_t == "noise" else x_t
 

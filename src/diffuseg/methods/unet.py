@@ -15,10 +15,13 @@ from diffuseg.types import Batch
 
 @dataclass(frozen=True)
 class UNetConfig(MaskConfig):
-    """Weights of the two terms of its loss."""
+    """Weights of the two terms of its loss; the share of features that dropout sets to zero in training."""
+
+    ranges: ClassVar = MaskConfig.ranges | {"dropout": (0, 0.99)}
 
     dice: float = 1.0
     cross_entropy: float = 1.0
+    dropout: float = 0.0
 
 
 class UNetMethod(Method):
@@ -30,7 +33,7 @@ class UNetMethod(Method):
     def __init__(self, plan: Plan, config: UNetConfig) -> None:
         super().__init__(plan, config)
         self.encoder = ImageEncoder(plan.dims, plan.image_channels, self.widths[0], config.encoder_blocks)
-        self.network = UNet(plan.dims, 0, plan.classes, self.widths, config.blocks, time=False)
+        self.network = UNet(plan.dims, 0, plan.classes, self.widths, config.blocks, time=False, dropout=config.dropout)
 
     @property
     def phases(self) -> tuple[Phase, ...]:

@@ -1,0 +1,1 @@
+"""Is diffusion doing anything here: a finished training held against its own controls."""
