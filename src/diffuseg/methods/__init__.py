@@ -2,6 +2,7 @@
 
 from diffuseg.methods.base import Method, Phase
 from diffuseg.methods.cdal import CDAL
+from diffuseg.methods.cdm import CDM
 from diffuseg.methods.concat import Concat
 from diffuseg.methods.medsegdiff import MedSegDiff
 from diffuseg.methods.medsegdiff_v2 import MedSegDiffV2
@@ -13,6 +14,7 @@ METHODS: dict[str, type[Method]] = {
     "cdal": CDAL,
     "medsegdiff": MedSegDiff,
     "medsegdiff_v2": MedSegDiffV2,
+    "cdm": CDM,
 }
 
 __all__ = ["METHODS", "Method", "Phase"]
