@@ -1,6 +1,8 @@
 """Statistics over draws, one draw at a time: n volumes are never held.
 
-mean           p = mean of p_i                            [k, *s]
+p_i is what is concluded from draw i (for most methods the draw itself), p what is concluded from their mean.
+
+mean           p, the mean of p_i where nothing is concluded from draws     [k, *s]
 entropy        H(p) = -sum_k p log p                      nats, 0 .. log k: all the uncertainty there is
 expected       mean of H(p_i)                             the part that each draw has by itself
 mutual         H(p) - mean of H(p_i)                      nats: the part in which draws contradict each other
@@ -16,11 +18,12 @@ from torch import Tensor
 class Ensemble:
     """Running statistics of probability maps [k, *s]; memory does not grow with the number of draws.
 
-    counts  per draw, the number of voxels in which each class is the most probable one
+    conclude  how a draw, or the mean of draws, becomes a probability map, where draws are raw evidence; None: they are one
+    counts    per draw, the number of voxels in which each class is the most probable one
     """
 
-    def __init__(self) -> None:
-        self.draws = 0
+    def __init__(self, conclude: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.draws, self.conclude = 0, conclude
         self.counts: list[list[int]] = []
         self._mean = self._expected = self._squares = torch.zeros(())
 

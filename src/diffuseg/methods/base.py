@@ -56,15 +56,27 @@ class MaskConfig(MethodConfig):
     encoder_blocks: int = 1
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What an image as a whole shows: the class (0: none of them), who says so, and each class's score, the highest winning."""
+
+    label: int
+    by: str
+    scores: dict[str, float]
+    evaluations: int
+
+
 class Method(nn.Module, ABC):
     """A way to learn from batches, in phases, and to draw segmentations of whole images from it.
 
     supervision  what `loss` needs of a batch: "mask", or "image_label" alone; it also decides how a training is validated
     generative   whether draws differ from one another
+    drawing      settings that concern drawing alone and may be changed after training
     """
 
     supervision: ClassVar[Literal["mask", "image_label"]] = "mask"
     generative: ClassVar[bool] = True
+    drawing: ClassVar[tuple[str, ...]] = ()
     config_class: ClassVar[type[MethodConfig]] = MethodConfig
     default_steps: int = 1
     default_sampler: str = "ancestral"
@@ -101,6 +113,24 @@ class Method(nn.Module, ABC):
         Every draw has generators of its own, so it is the same alone or among others; `chunk` of them are made at a time.
         `on_step(t, x_t)` is told each state. Refuses unknown samplers and step counts.
         """
+
+    def sampling(self, sampler: str | None, steps: int | None) -> tuple[str, int]:
+        """Sampler and number of steps of a draw, defaults filled in. Refuses what the method cannot do."""
+        name, n = sampler or self.default_sampler, self.default_steps if steps is None else steps
+        check_sampling(self.schedule, n, name)
+        return name, n
+
+    def evaluations(self, sampler: str, steps: int) -> int:
+        """Evaluations of the network that a draw of one tile costs."""
+        return steps
+
+    def judge(self, image: Float[Tensor, "c *s"]) -> Verdict | None:
+        """What the image as a whole shows, where a method decides that first; None where it does not."""
+        return None
+
+    def conclude(self, evidence: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
+        """Probabilities from what one draw says, or the mean of several: the same, except where draws are raw evidence."""
+        return evidence
 
 
 class MaskMethod(Method):
@@ -152,9 +182,8 @@ class MaskMethod(Method):
             for _ in seeds:
                 yield probability
             return
-        name = sampler or self.default_sampler
-        check_sampling(self.schedule, self.default_steps if steps is None else steps, name)
-        grid = timesteps(self.schedule.T, self.default_steps if steps is None else steps)
+        name, steps = self.sampling(sampler, steps)
+        grid = timesteps(self.schedule.T, steps)
         for start in range(0, len(seeds), chunk):
             generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start : start + chunk]]
             n, shape = len(generators), (self.plan.classes, *tiling.shape)

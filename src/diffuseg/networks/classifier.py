@@ -1,0 +1,44 @@
+"""What an image as a whole shows: the way down of a U-Net, a mean over positions, and a linear layer."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffuseg.networks.blocks import Norm, ResidualBlock, TimeEmbedding, conv, halve, pad_to_multiple
+
+
+class Stage(nn.Module):
+    """The residual blocks of one level, after halving where it is not the first."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int, blocks: int, time: int, halves: bool) -> None:
+        super().__init__()
+        self.halves = halves
+        self.blocks = nn.ModuleList(ResidualBlock(dims, inputs if i == 0 else outputs, outputs, time) for i in range(blocks))
+
+    def forward(self, h: Float[Tensor, "b c *s"], t: Tensor | None = None) -> Tensor:
+        h = halve(h) if self.halves else h
+        for block in self.blocks:
+            h = block(h, t)
+        return h
+
+
+class Classifier(nn.Module):
+    """x [b, c, *s] of any size -> logits [b, k]; with `time` it is told how noisy x is."""
+
+    def __init__(self, dims: int, channels: int, classes: int, widths: tuple[int, ...], blocks: int = 1, time: bool = False) -> None:
+        super().__init__()
+        size = 4 * widths[0] if time else 0
+        self.time = TimeEmbedding(widths[0], size) if time else None
+        self.multiple = 2 ** (len(widths) - 1)
+        self.first = conv(dims, channels, widths[0])
+        pairs = zip((widths[0], *widths[:-1]), widths, strict=True)
+        self.stages = nn.ModuleList(Stage(dims, a, b, blocks, size, level > 0) for level, (a, b) in enumerate(pairs))
+        self.norm, self.last = Norm(widths[-1]), nn.Linear(widths[-1], classes)
+
+    def forward(self, x: Float[Tensor, "b c *s"], t: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b k"]:
+        """t in [0, 1000]."""
+        h = self.first(pad_to_multiple(x, self.multiple))
+        time = None if self.time is None else self.time(t)
+        for stage in self.stages:
+            h = stage(h, time)
+        return self.last(F.silu(self.norm(h)).flatten(2).mean(2))
