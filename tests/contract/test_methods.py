@@ -20,7 +20,8 @@ GRIDS = {
 CHEAP = {
     "cdal": ["latent=8", "latent_width=16", "discriminator_widths=8,8,16", "adversarial=0.1"],
     "concat": ["T=50"],
-    "cdm": ["T=50"],
+    "cdm": ["T=50", "decide=present"],
+    "cam": ["decide=present"],
     "medsegdiff": ["filter_size=4"],
     "medsegdiff_v2": ["alpha=2"],
 }
@@ -121,7 +122,7 @@ def test_a_few_steps_of_training_lower_the_loss(name):
     if batch.mask is not None:
         batch.image[:, :1] = batch.mask[:, 1:2] * 2 - 1  # the answer is in the image
     else:
-        batch.image[:] = 2.0  # an image that is easily learned
+        batch.image[:] = 2.0 + batch.label.reshape(-1, 1, 1, 1)  # images that are easily learned
     phase = method.phases[-1]
     parameters = [p for m in phase.modules for p in method.get_submodule(m).parameters()]
     optimiser = torch.optim.Adam(parameters, 3e-3)

@@ -13,11 +13,13 @@ def train(
     dataset: Annotated[Path, typer.Argument(help="Folder in the nnU-Net v2 raw or the MSD layout.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, logs, pictures.")],
     method: Annotated[
-        str, typer.Option(help="unet, concat, cdal, medsegdiff, medsegdiff_v2; cdm learns from image-level labels.")
+        str, typer.Option(help="unet, concat, cdal, medsegdiff, medsegdiff_v2; cdm and cam learn from image-level labels.")
     ] = "cdal",
     labels: Annotated[
         Path | None,
-        typer.Option(help="Image-level labels for cdm: a CSV with case and label.", show_default="DATASET/image_labels.csv"),
+        typer.Option(
+            help="Image-level labels for cdm and cam: a CSV with case and label.", show_default="DATASET/image_labels.csv"
+        ),
     ] = None,
     fold: Annotated[int, typer.Option(help="Fold to validate on.")] = 0,
     plan: Annotated[Path | None, typer.Option(help="An edited plan.", show_default="made from the data")] = None,

@@ -18,7 +18,8 @@ from diffuseg.inference.model import Model
 from diffuseg.types import Prediction
 from diffuseg.whole import write_json
 
-SETTINGS = ("model", "draws", "seed", "steps", "sampler", "fuse")  # what makes two results of one image differ
+SETTINGS = ("model", "draws", "seed", "steps", "sampler", "fuse", "label", "options")  # what makes two results differ
+BEFORE: dict[str, Any] = {"fuse": "mean", "label": None, "options": {}}  # what those were before there was a choice
 
 
 @dataclass
@@ -111,6 +112,7 @@ def predict_folder(
     on_case: Callable[[str, int, int], None] | None = None,
     on_draw: Callable[[int, int], None] | None = None,
     fuse: str = "mean",
+    label: str | None = None,
 ) -> Report:
     """Segment files and folders into a folder, see `save`; finished cases are skipped unless they are to be overwritten.
 
@@ -118,7 +120,7 @@ def predict_folder(
     case. Refuses, before any work, settings that the model refuses, inputs that `find_cases` refuses, an out folder that
     cannot be written, and results that would overwrite an input or each other.
     """
-    asked, out = model.settings(draws, seed, steps, sampler, fuse), Path(out)
+    asked, out = model.settings(draws, seed, steps, sampler, fuse, label), Path(out)
     cases = find_cases([Path(item) for item in inputs], len(model.plan.channels))
     _refuse_collisions(cases, out)
     _claim(out)
@@ -131,7 +133,7 @@ def predict_folder(
             if before is not None:
                 report.skipped.append((case, before))
                 continue
-            prediction = model.predict(paths, draws, seed, steps, sampler, on_draw, fuse)
+            prediction = model.predict(paths, draws, seed, steps, sampler, on_draw, fuse, label=label)
             save(prediction, out, case, ending_for(paths[0]))
             report.finished.append(case)
         except UserError as fault:
@@ -165,7 +167,7 @@ def _finished(out: Path, case: str, ending: str, asked: dict[str, Any]) -> str |
             raise UserError("is there, but no result of this program", file=mask, do="Choose another folder, or --overwrite")
         return None
     before = read_json(record)
-    before = {"fuse": "mean"} | before if isinstance(before, dict) else before  # what it was before there was a choice
+    before = BEFORE | before if isinstance(before, dict) else before
     if not isinstance(before, dict) or not set(SETTINGS) <= set(before):
         raise UserError("is there, but no result of this program", file=record, do="Choose another folder, or --overwrite")
     changed = [f"{key} {before[key]}, not {asked[key]}" for key in SETTINGS if before[key] != asked[key]]

@@ -1,6 +1,7 @@
 """One file reads like one paper. METHODS names them; to add one, copy concat.py and add a line here."""
 
 from diffuseg.methods.base import Method, Phase
+from diffuseg.methods.cam import CAM
 from diffuseg.methods.cdal import CDAL
 from diffuseg.methods.cdm import CDM
 from diffuseg.methods.concat import Concat
@@ -15,6 +16,7 @@ METHODS: dict[str, type[Method]] = {
     "medsegdiff": MedSegDiff,
     "medsegdiff_v2": MedSegDiffV2,
     "cdm": CDM,
+    "cam": CAM,
 }
 
 __all__ = ["METHODS", "Method", "Phase"]

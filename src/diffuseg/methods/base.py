@@ -72,11 +72,13 @@ class Method(nn.Module, ABC):
     supervision  what `loss` needs of a batch: "mask", or "image_label" alone; it also decides how a training is validated
     generative   whether draws differ from one another
     drawing      settings that concern drawing alone and may be changed after training
+    note         what a user must know about its results; goes into their provenance
     """
 
     supervision: ClassVar[Literal["mask", "image_label"]] = "mask"
     generative: ClassVar[bool] = True
     drawing: ClassVar[tuple[str, ...]] = ()
+    note: ClassVar[str] = ""
     config_class: ClassVar[type[MethodConfig]] = MethodConfig
     default_steps: int = 1
     default_sampler: str = "ancestral"
@@ -128,8 +130,8 @@ class Method(nn.Module, ABC):
         """What the image as a whole shows, where a method decides that first; None where it does not."""
         return None
 
-    def conclude(self, evidence: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
-        """Probabilities from what one draw says, or the mean of several: the same, except where draws are raw evidence."""
+    def conclude(self, evidence: Float[Tensor, "k *s"], image: Float[Tensor, "c *s"]) -> Float[Tensor, "k *s"]:
+        """Probabilities from what one draw of an image says, or the mean of several: itself, unless draws are raw evidence."""
         return evidence
 
 

@@ -5,9 +5,10 @@ denoising of one image is where the class is: the sensitivity of x0_hat to the c
 Notation: x_0 the image, y its class, f(y) the embedding, levels t = 1..T.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +20,17 @@ from diffuseg.diffusion.parameterization import target, to_x0
 from diffuseg.diffusion.schedule import SCHEDULES
 from diffuseg.errors import UserError
 from diffuseg.methods import counterfactual
-from diffuseg.methods.base import Method, MethodConfig, Phase, Verdict, draw_levels, randn_like
+from diffuseg.methods.base import Phase, Verdict, draw_levels, randn_like
 from diffuseg.methods.losses import squared_error
-from diffuseg.methods.saliency import Cut, Part, Rule, cut, evidence, part_of
+from diffuseg.methods.saliency import Part, part_of
 from diffuseg.methods.sensitivity import Condition, Contrast, Denoiser, OnStep, accumulated, levels, shared
+from diffuseg.methods.weak import WeakConfig, WeakMethod, free_settings
 from diffuseg.networks.classifier import Classifier
 from diffuseg.networks.conditional import ClassConditionalUNet
 from diffuseg.types import Batch
 
-# Intensities of the plan -> about [-1, 1]: what "unit" has already, and z-scores within 3 deviations.
-SCALE = {"unit": 1.0, "zscore": 1 / 3, "ct": 1 / 3}
 HELD_OUT_LEVELS = 8  # noise levels at which an image is judged under each class
-NO_CLASSIFIER = "this asks for a classifier, and the model has none", None, "Train with --set classifier_widths=16,32,64,128"
+NO_CLASSIFIER = "this asks for a classifier, and the model has none: train with --set classifier_widths=16,32,64,128"
 JUDGED = 4  # noise draws of that, when it decides whether there is anything to segment
 
 
@@ -55,21 +55,41 @@ MAPS: dict[str, Map] = {
 
 
 @dataclass(frozen=True)
-class CDMConfig(MethodConfig):
+class MapConfig(WeakConfig):
+    """Which map, and how; all of it may be changed after training. None and "auto" are each map's own choice (MAPS).
+
+    map, steps, log_snr, tau   see sensitivity.py and counterfactual.py
+    guidance, switch       scale s of the classifier's gradient, and whether it turns from y1 to y0 at once or by 1 - tau
+    free_weight            how far a classifier-free counterfactual goes from "no label" towards y0
+    part                   what of the signed map counts
+    decide                 who says what the image shows: the class that denoises it best, the classifier; or "present": it
+                           shows an object, as in the paper's protocol
+    """
+
+    ranges: ClassVar = WeakConfig.ranges | {"steps": (1, inf), "tau": (0, 1), "guidance": (0, inf)}
+
+    map: Literal["levels", "accumulated", "shared", "guided", "classifier_free"] = "levels"
+    steps: int | None = None
+    log_snr: tuple[float, float] | None = None
+    tau: float | None = None
+    guidance: float | None = None
+    switch: Literal["full", "scaled"] = "full"
+    free_weight: float = 3.0
+    part: Literal["auto", "signed", "positive", "negative", "absolute"] = "auto"
+    decide: Literal["diffusion", "classifier", "present"] = "diffusion"
+
+
+@dataclass(frozen=True)
+class CDMConfig(MapConfig):
     """Every choice of the method by name; docs/methods/cdm.md says what the paper and its code choose.
 
     T, schedule, predict   levels, how they are spread, and what the network outputs
     label_dropout          share of images that are shown without their label, so that the model is also unconditional
     attention_levels       levels of the U-Net with self-attention; its bottom always has it
     classifier_widths      of a noise-aware classifier that is trained beside it, one per level; empty for none
-    The rest is about maps and may be changed after training; None and "auto" are each map's own choice (MAPS):
-    map, steps, log_snr, tau   which map, and how: see sensitivity.py, counterfactual.py
-    guidance, switch       scale s of the classifier's gradient, and whether it turns from y1 to y0 at once or by 1 - tau
-    free_weight            how far a classifier-free counterfactual goes from "no label" towards y0
-    part                   what of the signed map counts; smooth to largest: how it becomes a mask (saliency.Cut)
-    decide                 who says what the image shows: the class that denoises it best, the classifier; or "present": it
-                           shows an object, as in the paper's protocol
     """
+
+    ranges: ClassVar = MapConfig.ranges | {"T": (2, inf), "label_dropout": (0, 1), "dropout": (0, 1)}
 
     T: int = 1000
     schedule: Literal["linear", "cosine"] = "cosine"
@@ -79,34 +99,14 @@ class CDMConfig(MethodConfig):
     dropout: float = 0.0
     classifier_widths: tuple[int, ...] = ()
     classifier_learning_rate: float = 3e-4
-    map: Literal["levels", "accumulated", "shared", "guided", "classifier_free"] = "levels"
-    steps: int | None = None
-    log_snr: tuple[float, float] | None = None
-    tau: float | None = None
-    guidance: float | None = None
-    switch: Literal["full", "scaled"] = "full"
-    free_weight: float = 3.0
-    part: Literal["auto", "signed", "positive", "negative", "absolute"] = "auto"
-    smooth: float = 1.0
-    threshold: Rule = "quantile"
-    quantile: float = 0.97
-    fixed: float = 0.5
-    deviations: float = 4.0
-    largest: bool = True
-    decide: Literal["diffusion", "classifier", "present"] = "diffusion"
 
 
-_TRAINED = ("T", "schedule", "predict", "label_dropout", "attention_levels", "dropout", "classifier_widths", "classifier_learning_rate")
-
-
-class CDM(Method):
+class CDM(WeakMethod):
     """eps_theta(x_t, t, f(y)) over images; masks come out of how much f(y) matters, where."""
 
-    supervision: ClassVar[Literal["mask", "image_label"]] = "image_label"
     config_class = CDMConfig
     config: CDMConfig
-    drawing = tuple(f.name for f in fields(CDMConfig) if f.name not in _TRAINED + tuple(f.name for f in fields(MethodConfig)))
-    scale: Tensor
+    drawing = free_settings(MapConfig)
 
     def __init__(self, plan: Plan, config: CDMConfig) -> None:
         super().__init__(plan, config)
@@ -117,9 +117,8 @@ class CDM(Method):
         widths = config.classifier_widths
         self.classifier = Classifier(plan.dims, c, k, widths, time=True) if widths else None
         if self.classifier is None and (config.guidance or config.map == "guided" or config.decide == "classifier"):
-            raise UserError(*NO_CLASSIFIER)
-        scale = [SCALE[how] for how in plan.normalisation for _ in range(2 * plan.context + 1)]
-        self.register_buffer("scale", torch.tensor(scale).reshape(-1, *[1] * plan.dims), persistent=False)
+            raise UserError(NO_CLASSIFIER)
+        self.keep_scale()
         self.default_sampler = config.map
 
     @property
@@ -201,6 +200,7 @@ class CDM(Method):
     def judge(self, image: Float[Tensor, "c *s"]) -> Verdict:
         """What the image shows, a function of the image alone: noise comes from fixed seeds."""
         self.eval()
+        self.refuse_slices(image)
         names, c = sorted(self.plan.labels, key=self.plan.labels.__getitem__), self.config
         if c.decide == "classifier":
             x_0 = (image * self.scale).expand(HELD_OUT_LEVELS, *image.shape)
@@ -213,47 +213,6 @@ class CDM(Method):
         label = int(scores.argmax()) if c.decide != "present" else 1 + int(scores[1:].argmax())
         return Verdict(label, c.decide, dict(zip(names, scores.tolist(), strict=True)), calls)
 
-    @torch.no_grad()
-    def draw(
-        self,
-        image: Float[Tensor, "c *s"],
-        seeds: Sequence[int],
-        steps: int | None = None,
-        sampler: str | None = None,
-        eta: float | None = None,
-        overlap: float = 0.5,
-        chunk: int = 8,
-        on_step: Callable[[int, Tensor], None] | None = None,
-        label: int | None = None,
-    ) -> Iterator[Float[Tensor, "k *s"]]:
-        """Evidence for the class that the image shows, see `saliency.evidence`; `conclude` makes a mask of their mean.
-
-        `label` is that class, 0 for none of them; None: the method decides. The whole image is denoised at once, and paths
-        have no noise of their own: `overlap` and `eta` change nothing.
-        """
-        self.eval()
-        name, steps = self.sampling(sampler, steps)
-        y = self.judge(image).label if label is None else label
-        x_0 = (image * self.scale)[None]
-        for start in range(0, len(seeds), chunk):
-            generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start : start + chunk]]
-            n = len(generators)
-            if y == 0:
-                maps = None
-            else:
-
-                def noise(generators: list[torch.Generator] = generators) -> Tensor:
-                    return torch.stack([torch.randn(image.shape, generator=g) for g in generators]).to(image.device)
-
-                with torch.autocast(image.device.type, enabled=False):  # differences of bf16 would be rounding errors
-                    maps = self.saliency(x_0.expand(n, *image.shape), y, name, steps, noise, on_step)
-            for i in range(n):
-                p = torch.zeros(self.plan.classes, *image.shape[1:], device=image.device)
-                if maps is not None:
-                    p[y] = evidence(maps[i])
-                p[0] = 1 - p[y] if y else 1.0
-                yield p
-
     def saliency(
         self, x_0: Float[Tensor, "n c *s"], y: int, name: str, steps: int, noise: Callable[[], Tensor], on_step: OnStep = None
     ) -> Float[Tensor, "n *s"]:
@@ -261,7 +220,7 @@ class CDM(Method):
         c, usual = self.config, MAPS[name]
         span, s = c.log_snr or usual.log_snr, usual.guidance if c.guidance is None else c.guidance
         if s and self.classifier is None:
-            raise UserError(*NO_CLASSIFIER)
+            raise UserError(NO_CLASSIFIER)
         guide: Denoiser = lambda x_t, t, condition: self.guide(x_t, t, condition, s)
         one, none, free = (self.condition(label, x_0.device) for label in (y, 0, self.network.no_label))
         if name == "guided":
@@ -272,7 +231,9 @@ class CDM(Method):
         else:
             tau = usual.tau if c.tau is None else c.tau
             if tau == 1 and s:
-                raise UserError("tau=1 is the derivative in the condition: guidance has none", do="Give tau=0.99, or guidance=0")
+                raise UserError(
+                    "tau=1 is the derivative in the condition: guidance has none", do="Give tau=0.99, or guidance=0"
+                )
             contrast = Contrast(guide, one, none, tau, c.switch)
             walk = {"levels": levels, "accumulated": accumulated, "shared": shared}[name]
             change = walk(contrast, x_0, self.schedule, noise, steps, span, on_step)
@@ -284,13 +245,3 @@ class CDM(Method):
         if label < self.plan.classes:
             w[0, label] = 1.0
         return Condition(self.network.embed(torch.tensor([label], device=device)), w)
-
-    def conclude(self, evidence: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
-        """From evidence to what is like a probability, one half at the threshold: see `saliency.cut`."""
-        y = 1 + int(evidence[1:].flatten(1).amax(1).argmax())
-        result = torch.zeros_like(evidence)
-        if evidence[y].any():
-            how: dict[str, Any] = {f.name: getattr(self.config, f.name) for f in fields(Cut)}
-            result[y] = cut(evidence[y], Cut(**how))
-        result[0] = 1 - result[y]
-        return result

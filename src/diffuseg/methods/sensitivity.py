@@ -24,7 +24,7 @@ OnStep = Callable[[int, Tensor], None] | None
 
 
 class Condition(NamedTuple):
-    """What the image is said to show: an embedding e [b, d] for the denoiser, and w [b, k], the labels that guidance is towards."""
+    """What the image is said to show: an embedding e for the denoiser, and w, the labels that guidance is towards."""
 
     e: Float[Tensor, "b d"]
     w: Float[Tensor, "b k"]
@@ -75,7 +75,8 @@ class Contrast:
         one = self.one.rows(len(x))
         along = (self.one.e - self.none.e).expand_as(one.e)
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no forward mode
-            return jvp(lambda x, e: self.denoise(x, t, Condition(e, one.w)), (x, one.e), (dx, along))
+            x_0, change, *_ = jvp(lambda x, e: self.denoise(x, t, Condition(e, one.w)), (x, one.e), (dx, along))
+        return x_0, change
 
 
 def levels(

@@ -25,7 +25,9 @@ class Stage(nn.Module):
 class Classifier(nn.Module):
     """x [b, c, *s] of any size -> logits [b, k]; with `time` it is told how noisy x is."""
 
-    def __init__(self, dims: int, channels: int, classes: int, widths: tuple[int, ...], blocks: int = 1, time: bool = False) -> None:
+    def __init__(
+        self, dims: int, channels: int, classes: int, widths: tuple[int, ...], blocks: int = 1, time: bool = False
+    ) -> None:
         super().__init__()
         size = 4 * widths[0] if time else 0
         self.time = TimeEmbedding(widths[0], size) if time else None
@@ -37,8 +39,17 @@ class Classifier(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *s"], t: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b k"]:
         """t in [0, 1000]."""
+        return self.onward(self.upto(x, len(self.stages), t), len(self.stages), t)
+
+    def upto(self, x: Float[Tensor, "b c *s"], stages: int, t: Float[Tensor, " b"] | None = None) -> Tensor:
+        """The activations [b, w, *s'] after the first so many stages; x is padded to a multiple of 2**(levels - 1)."""
         h = self.first(pad_to_multiple(x, self.multiple))
-        time = None if self.time is None else self.time(t)
-        for stage in self.stages:
-            h = stage(h, time)
+        for stage in self.stages[:stages]:
+            h = stage(h, None if self.time is None else self.time(t))
+        return h
+
+    def onward(self, h: Tensor, stages: int, t: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b k"]:
+        """Logits from what `upto` gave."""
+        for stage in self.stages[stages:]:
+            h = stage(h, None if self.time is None else self.time(t))
         return self.last(F.silu(self.norm(h)).flatten(2).mean(2))
