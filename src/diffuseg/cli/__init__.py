@@ -5,10 +5,10 @@ from typing import Annotated
 import typer
 
 from diffuseg import __version__
-from diffuseg.cli import data, evaluate, predict, train
+from diffuseg.cli import data, evaluate, predict, pseudo, train
 from diffuseg.cli.app import app
 
-__all__ = ["app", "data", "evaluate", "main", "predict", "train"]
+__all__ = ["app", "data", "evaluate", "main", "predict", "pseudo", "train"]
 
 
 def main() -> None:

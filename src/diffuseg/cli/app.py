@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 USER_ERROR, SOME_FAILED, INTERRUPTED = 2, 3, 130
-ORDER = ("plan", "train", "curve", "calibrate", "predict", "evaluate", "compare", "demo-data")  # as one meets them
+ORDER = ("plan", "train", "curve", "calibrate", "predict", "evaluate", "compare", "pseudo-label", "demo-data")
 
 
 class Commands(TyperGroup):

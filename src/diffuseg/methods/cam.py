@@ -1,13 +1,14 @@
 """Class activation maps: the baselines that a weakly supervised diffusion model has to beat, from a plain classifier.
 
-With S the score (logit) of the class, A_k the activations of a layer, g_k = dS/dA_k, and sums over positions:
+With S the score of the class, A_k the activations of a layer, g_k = dS/dA_k, and sums over positions:
 
 gradcam     ReLU(sum_k w_k A_k), w_k the mean of g_k                                          (Selvaraju et al. 2017)
 gradcam++   the same, w_k = sum alpha_k ReLU(g_k), alpha_k = g_k^2 / (2 g_k^2 + g_k^3 sum A_k)  (Chattopadhay et al. 2018)
 layercam    ReLU(sum_k ReLU(g_k) A_k), weights per position                                     (Jiang et al. 2021)
 scorecam    ReLU(sum_k w_k A_k), w_k = p(class | the image where A_k is high, dark elsewhere)   (Wang et al. 2020)
 
-alpha_k as MONAI has it: its factor exp(S), a constant, goes with the normalisation.
+alpha_k as MONAI has it: its factor exp(S), a constant, goes with the normalisation. S is the class's log-odds, its logit
+minus the log of the sum of the others' exponentials: unlike a logit it does not change when all logits are shifted.
 """
 
 from collections.abc import Callable
@@ -100,7 +101,9 @@ class CAM(WeakMethod):
         x = x_0[:1]  # nothing is random: all draws are one
         with torch.enable_grad():
             A = self.classifier.upto(x, self.layer).detach().requires_grad_()
-            g = torch.autograd.grad(self.classifier.onward(A, self.layer)[:, y].sum(), A)[0]
+            logits = self.classifier.onward(A, self.layer)
+            others = [k for k in range(self.plan.classes) if k != y]
+            g = torch.autograd.grad((logits[:, y] - logits[:, others].logsumexp(1)).sum(), A)[0]
         A = A.detach()
         weights = self.scores(x, A, y) if name == "scorecam" else WEIGHTS[name](A, g)
         cam = F.relu((weights * A).sum(1, keepdim=True))

@@ -68,7 +68,6 @@ class WeakMethod(Method):
     ) -> Float[Tensor, "n *s"]:
         """Raw maps of n draws of one scaled image for class y: higher where it is; `noise` makes noise like x_0."""
 
-    @torch.no_grad()
     def draw(
         self,
         image: Float[Tensor, "c *s"],
@@ -100,7 +99,10 @@ class WeakMethod(Method):
 
             maps = None
             if y:
-                with torch.autocast(image.device.type, enabled=False):  # differences in bf16 would be rounding errors
+                with (
+                    torch.no_grad(),
+                    torch.autocast(image.device.type, enabled=False),
+                ):  # differences in bf16 would be rounding errors
                     maps = self.saliency(x_0.expand(n, *image.shape), y, name, steps, noise, on_step)
             for i in range(n):
                 p = torch.zeros(self.plan.classes, *image.shape[1:], device=image.device)
