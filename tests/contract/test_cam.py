@@ -52,7 +52,7 @@ def test_layercam_and_scorecam_are_their_formulas():
     for a in A[0].detach():
         seen = (a - a.min()) / (a.max() - a.min())
         masked = x.min() + (x - x.min()) * seen
-        total += float(method.classifier(masked).softmax(1)[0, 1]) * a
+        total += method.classifier(masked).softmax(1)[0, 1].detach() * a
     torch.testing.assert_close(raw(method, x, "scorecam"), total.relu(), atol=1e-5, rtol=1e-4)
 
 

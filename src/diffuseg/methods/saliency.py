@@ -88,7 +88,7 @@ def border(m: Float[np.ndarray, "*s"], how: Cut, image: Float[np.ndarray, "c *s"
     """
     values, scores = np.quantile(m, CANDIDATES), []
     for value in values:
-        inside = largest_component(m > value) if how.largest else m > value
+        inside: np.ndarray = largest_component(m > value) if how.largest else m > value
         outer = binary_dilation(inside, iterations=RIM) & ~inside
         inner = inside & ~binary_erosion(inside, iterations=RIM)
         if min(inner.sum(), outer.sum()) < 2:

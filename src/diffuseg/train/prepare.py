@@ -16,7 +16,6 @@ from diffuseg.data.dataset import Dataset, open_dataset, refuse_leaks, splits
 from diffuseg.data.labels import check_labels, read_labels
 from diffuseg.data.layout import read_json
 from diffuseg.data.plan import Plan, check_plan, fingerprint, load_plan, make_plan, save_plan
-from diffuseg.diffusion.samplers import check_sampling
 from diffuseg.errors import UserError
 from diffuseg.inference.model import choose_device
 from diffuseg.methods import METHODS, Method
@@ -35,7 +34,6 @@ class TrainSettings:
     dataset: Path
     method: str
     out: Path
-    labels: Path | None = None
     fold: int = 0
     plan: Path | None = None
     steps: int | None = None
@@ -47,6 +45,7 @@ class TrainSettings:
     device: str | None = None
     precision: str = "auto"
     validate_every: int | None = None
+    labels: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ def _check(settings: TrainSettings, recipe: Recipe, method: Method) -> None:
         if not holds:
             raise UserError(rule)
     if method.generative:
-        check_sampling(method.schedule, method.default_steps, method.default_sampler)
+        method.sampling(None, None)
 
 
 def _labels(settings: TrainSettings, dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, int] | None:
