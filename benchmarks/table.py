@@ -129,7 +129,37 @@ def speed() -> str:
     return _grid(["measured", "ratio", "of what to what"], rows) + f"\n{where['threads']} threads, {where['precision']}.\n"
 
 
-TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (hippocampus, differences, shipped, ablation, controls, speed)}
+def weak() -> str:
+    """Masks from image-level labels: every map, on the half of the validation patients on which nothing was chosen."""
+    rows = []
+    for row in _load("weak")["maps"]:
+        best, rules = row["best"], row["rules"]
+        fixed = [f"{rules[name]['dice'][0]:.3f}" for name in ("quantile 0.97, largest", "published: Otsu")]
+        shown = [_mean_of(row["ap_smoothed"]), f"{best}: {_mean_of(rules[best]['dice'])}", *fixed]
+        every = _mean_of(rules[best]["dice_all_slices"])
+        rows.append([row["map"], f"{row['ap'][0]:.3f}", *shown, every, str(row["evaluations"]), f"{row['seconds']:.1f}"])
+    head = ["map", "AP, raw", "AP, smoothed [95 % CI]", "Dice, best rule [95 % CI]", "Dice, 0.97", "Dice, Otsu"]
+    return _grid([*head, "Dice, all slices [95 % CI]", "evaluations", "CPU s / image"], rows)
+
+
+def weak_verdicts() -> str:
+    """Whether an image shows the object: who says so how well, on the same half."""
+    content = _load("weak")
+    rows = [
+        [name, f"{v['auc']:.3f}", _mean_of(v["accuracy"]), _mean_of(v["accuracy_at_0"])]
+        for name, v in content["verdicts"].items()
+    ]
+    return _grid(["judge", "AUC", "accuracy, threshold of the other half [95 % CI]", "accuracy as it is [95 % CI]"], rows)
+
+
+def _mean_of(interval: list[float]) -> str:
+    mean, low, high = interval
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (hippocampus, differences, shipped, ablation, controls, speed, weak, weak_verdicts)
+}
 
 
 def render(text: str) -> str:

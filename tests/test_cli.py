@@ -178,13 +178,13 @@ def test_every_option_of_train_reaches_the_loop(tmp_path, monkeypatch):
     done = call(
         *("train", "set", "--out", "run", "--method", "unet", "--fold", 3, "--plan", "p.json", "--max-minutes", 2.5),
         *("--preset", "cdal/cxr", "--set", "T=2", "--set", "train.ema=0.9", "--resume", "--seed", 7, "--device", "cpu"),
-        *("--precision", "bf16", "--val-every", 50, "--steps", 9),
+        *("--precision", "bf16", "--val-every", 50, "--steps", 9, "--labels", "l.csv"),
     )
     assert done.exit_code == 0 and "best.safetensors" in done.stdout
     assert seen == [
         loop.TrainSettings(
             Path("set"), "unet", Path("run"), 3, Path("p.json"), 9, 2.5, "cdal/cxr", ["T=2", "train.ema=0.9"],
-            True, 7, "cpu", "bf16", 50,
+            True, 7, "cpu", "bf16", 50, Path("l.csv"),
         )
     ]  # fmt: skip
     call("train", "set", "--out", "run")

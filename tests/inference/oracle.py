@@ -11,7 +11,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import timesteps
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.inference.model import Model
-from diffuseg.methods.base import MaskConfig, Method
+from diffuseg.methods.base import MaskConfig, MaskMethod
 from diffuseg.precision import Precision
 
 
@@ -22,7 +22,7 @@ class OracleConfig(MaskConfig):
     noise: float = 0.0
 
 
-class Oracle(Method):
+class Oracle(MaskMethod):
     """The class of a voxel is its rounded intensity; draws differ by a share of noise that is a function of their seed."""
 
     default_steps, phases = 2, ()

@@ -1,6 +1,7 @@
 """Streaming statistics are those of the stacked draws."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_memory_does_not_grow_with_the_draws():
     before = size()
     for p in torch.rand(20, 2, 8, 8).softmax(1):
         ensemble.add(p)
-    assert size() == before == (2 + 1 + 1) * 64
+    assert size() == before == (2 + 1 + 1 + 2) * 64  # mean, entropy, variance; votes
 
 
 def test_draws_of_other_shapes_are_refused():
@@ -81,3 +82,29 @@ def test_the_interval_is_that_of_interpolated_percentiles():
     assert interval([float(v) for v in range(21)]) == pytest.approx((1.0, 19.0))
     assert interval([0.0, 10.0]) == pytest.approx((0.5, 9.5))
     assert interval([4.0]) == (4.0, 4.0)
+
+
+def test_agreement_is_the_dice_of_all_pairs_of_draws_together():
+    draws = torch.rand(5, 3, 6, 7).softmax(1)
+    masks = torch.nn.functional.one_hot(draws.argmax(1), 3).bool().movedim(-1, 1)
+    for k, found in enumerate(collect(draws).agreement()):
+        pairs = [(a[k], b[k]) for a, b in combinations(masks, 2)]
+        both, sizes = sum(int((a & b).sum()) for a, b in pairs), sum(int(a.sum() + b.sum()) for a, b in pairs)
+        assert found == pytest.approx(2 * both / sizes)
+    same = collect(torch.rand(1, 3, 6, 7).softmax(1).expand(4, 3, 6, 7)).agreement()
+    assert all(v in (1.0, None) for v in same) and 1.0 in same
+    assert collect(draws[:1]).agreement() == [None, None, None]
+
+
+def test_what_is_concluded_from_draws_is_concluded_from_their_mean():
+    evidence = torch.rand(4, 2, 6, 7)
+    square = lambda p: p.square() / p.square().sum(0)
+    ensemble, plain = Ensemble(square), collect([square(p) for p in evidence])
+    given = [ensemble.add(p) for p in evidence]
+    assert all(torch.equal(a, square(b)) for a, b in zip(given, evidence, strict=True))
+    torch.testing.assert_close(ensemble.mean, square(evidence.mean(0)))
+    assert ensemble.counts == plain.counts and ensemble.agreement() == plain.agreement()
+    maps, expected = ensemble.uncertainty(), plain.uncertainty()
+    for name in ("expected_entropy", "variance"):
+        torch.testing.assert_close(maps[name], expected[name])
+    torch.testing.assert_close(maps["entropy"], torch.special.entr(square(evidence.mean(0))).sum(0))

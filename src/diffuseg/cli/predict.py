@@ -29,8 +29,16 @@ def predict(
         typer.Option(help="Segmentations drawn per case; their spread is the uncertainty.", show_default="recommended, or 8"),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps per draw.", show_default="the model's")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ancestral, ddim, ...", show_default="the model's")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="ancestral, ddim, ...; of cdm the kind of map.", show_default="the model's")
+    ] = None,
     fuse: Annotated[Fuse, typer.Option(help="How the draws make one mask; probabilities are always their mean.")] = Fuse.mean,
+    label: Annotated[
+        str | None, typer.Option(help="What all images are known to show (cdm).", show_default="the model decides")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of the method, as far as it concerns drawing; repeatable.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do cases that are already finished.")] = False,
@@ -41,7 +49,7 @@ def predict(
     from diffuseg.inference.files import predict_folder
     from diffuseg.inference.model import NOTICE, load
 
-    loaded = load(model, device)
+    loaded = load(model, device, set_ or [])
     typer.echo(f"{loaded.name} ({loaded.hash}) on {loaded.device}, {loaded.precision.reason}")
     best = loaded.recommended(draws, steps, sampler)
     if best is not None:
@@ -50,8 +58,10 @@ def predict(
     if loaded.calibration is not None:
         typer.echo(loaded.calibration.announce(loaded.settings(draws, seed, steps, sampler, fuse.value)))
     with Bars(console(stderr=True)) as bars:
-        told = {"on_case": bars.case, "on_draw": bars.draw, "keep_draws": save_draws, "keep_steps": save_steps}
-        report = predict_folder(loaded, inputs, out, draws, seed, steps, sampler, overwrite, fuse=fuse.value, **told)
+        told = {"on_case": bars.case, "on_draw": bars.draw, "keep_draws": save_draws, "keep_steps": save_steps, "label": label}
+        report = predict_folder(
+            loaded, inputs, out, draws, seed, steps, sampler, overwrite, fuse=fuse.value, label=label, **told
+        )
     for case, reason in report.skipped:
         typer.echo(f"skipped {case}: {reason}")
     for case, reason in report.failed:

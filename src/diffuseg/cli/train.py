@@ -13,7 +13,15 @@ from diffuseg.cli.app import app, console
 def train(
     dataset: Annotated[Path, typer.Argument(help="Folder in the nnU-Net v2 raw or the MSD layout.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, logs, pictures.")],
-    method: Annotated[str, typer.Option(help="unet, concat, cdal, medsegdiff or medsegdiff_v2.")] = "cdal",
+    method: Annotated[
+        str, typer.Option(help="unet, concat, cdal, medsegdiff, medsegdiff_v2; cdm and cam learn from image-level labels.")
+    ] = "cdal",
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Image-level labels for cdm and cam: a CSV with case and label.", show_default="DATASET/image_labels.csv"
+        ),
+    ] = None,
     fold: Annotated[int, typer.Option(help="Fold to validate on.")] = 0,
     plan: Annotated[Path | None, typer.Option(help="An edited plan.", show_default="made from the data")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
@@ -37,6 +45,7 @@ def train(
             dataset=dataset,
             method=method,
             out=out,
+            labels=labels,
             fold=fold,
             plan=plan,
             steps=steps,

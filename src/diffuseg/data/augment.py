@@ -37,7 +37,7 @@ def augment(
     """A randomly changed patch [c, *plan.patch] and its one-hot mask, from the middle of a region that is at least as large.
 
     Rotations are about the middle and in mm; what is turned in from outside the region repeats its border. The mask stays
-    one-hot: the class with the largest share wins. All randomness comes from `rng`.
+    one-hot: the class with the largest share wins; k = 0 is no mask at all. All randomness comes from `rng`.
     """
     if plan.augmentation == "none":
         return _middle(image, plan.patch), _middle(mask, plan.patch)
@@ -46,7 +46,7 @@ def augment(
         grid = F.affine_grid(theta[None], [1, 1, *plan.patch], align_corners=False)
         both = F.grid_sample(torch.cat([image, mask])[None], grid, padding_mode="border", align_corners=False)[0]
         image, share = both[: len(image)], both[len(image) :]
-        mask = torch.zeros_like(share).scatter_(0, largest(share)[None], 1.0)
+        mask = torch.zeros_like(share).scatter_(0, largest(share)[None], 1.0) if len(share) else share
     else:
         image, mask = _middle(image, plan.patch), _middle(mask, plan.patch)
     axes = [1 + axis for axis in plan.flips if rng.random() < 0.5]

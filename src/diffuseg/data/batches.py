@@ -13,10 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffuseg.data.augment import augment
-from diffuseg.data.dataset import Dataset, load_case, load_raters
+from diffuseg.data.dataset import Dataset, load_case, load_image, load_raters
 from diffuseg.data.plan import Plan
 from diffuseg.data.raters import fused
 from diffuseg.data.transforms import Placement, class_indices, mask_to_grid, middle, to_grid
+from diffuseg.errors import UserError
 from diffuseg.types import Batch, Image
 
 FOREGROUND, FOREGROUND_SLICES = 1 / 3, 1 / 2  # share of patches, and of slices, that are centred on foreground
@@ -75,22 +76,26 @@ class Batches:
     random foreground voxel, each class with an equal chance; of 2-D slices from volumes a half. Of several raters, each
     patch has the mask of one drawn at random, or of all by the fusion that the plan says. Prepared cases are kept in memory,
     up to `cache_bytes`. A case that cannot be read is a UserError that names the file.
+
+    With `labels`, the class of each case, masks are not read at all: a batch has labels instead, and whole images, each in
+    the middle of its patch. Refuses images that do not fit into the patch, as part of an image may not show its label.
     """
 
     def __init__(
-        self, dataset: Dataset, case_ids: Sequence[str], plan: Plan, seed: int = 0, cache_bytes: int = 4 * 2**30
-    ) -> None:
+        self, dataset: Dataset, case_ids: Sequence[str], plan: Plan, seed: int = 0, cache_bytes: int = 4 * 2**30,
+        labels: dict[str, int] | None = None,
+    ) -> None:  # fmt: skip
         if not case_ids:
             raise ValueError("no case to make batches of")
         known = {case.id: case for case in dataset.cases}
-        self.dataset, self.plan, self.seed = dataset, plan, seed
+        self.dataset, self.plan, self.seed, self.labels = dataset, plan, seed, labels
         self.cases = {case_id: known[case_id] for case_id in case_ids}
         self.waited = self.total = 0.0
         self._cache = _Cache(cache_bytes)
 
     def of(self, case_ids: Sequence[str]) -> "Batches":
         """The same for other cases of the data set, in the same memory."""
-        other = Batches(self.dataset, case_ids, self.plan, self.seed)
+        other = Batches(self.dataset, case_ids, self.plan, self.seed, labels=self.labels)
         other._cache = self._cache
         return other
 
@@ -98,6 +103,9 @@ class Batches:
         """The batch of a step: image [b, c, *patch], mask one-hot [b, k, *patch]; 2.5-D: neighbouring slices as channels."""
         first = (step * world + rank) * self.plan.batch
         cases = [self._case_at(first + element) for element in range(self.plan.batch)]
+        if self.labels is not None:
+            seen = [self._labelled(case, step, rank, element) for element, case in enumerate(cases)]
+            return Batch(torch.stack(seen), label=torch.tensor([self.labels[case] for case in cases]), cases=tuple(cases))
         pairs = [self._sample(case, step, rank, element) for element, case in enumerate(cases)]
         images, masks = zip(*pairs, strict=True)
         return Batch(torch.stack(images), torch.stack(masks), cases=tuple(cases))
@@ -130,6 +138,15 @@ class Batches:
         self._cache.keep(key, whole, native.data.nbytes + whole.truth.nbytes + 4 * image.numel() + 8 * whole.mask.numel())
         return whole
 
+    def image(self, case_id: str) -> Float[Tensor, "c *s"]:
+        """A whole image on the plan's grid, without its mask."""
+        key = ("image", case_id)
+        if key in self._cache.kept:
+            return self._cache.kept[key].float()  # type: ignore[attr-defined]
+        image = to_grid(load_image(self.dataset, self.cases[case_id]), self.plan)[0].half()
+        self._cache.keep(key, image, 2 * image.numel())
+        return image.float()
+
     def _prepared(self, case_id: str) -> _Prepared:
         key = ("patches", case_id)
         if key in self._cache.kept:
@@ -154,6 +171,23 @@ class Batches:
         lap, place = divmod(position, len(names))
         order = np.random.default_rng([self.seed, lap]).permutation(len(names))
         return names[int(order[place])]
+
+    def _labelled(self, case_id: str, step: int, rank: int, element: int) -> Tensor:
+        rng = np.random.default_rng([self.seed, step, rank, element])
+        image, plan = self.image(case_id), self.plan
+        sizes, file = tuple(image.shape[1:]), self.cases[case_id].images[0]
+        if len(sizes) != plan.dims:
+            do = "Give dims=3, or the slices as pictures, each with its own label"
+            raise UserError("the label of a volume says nothing about one of its slices", file=file, do=do)
+        if any(n > p for n, p in zip(sizes, plan.patch, strict=True)):
+            what = (
+                f"{_by(sizes)} voxels on the plan's grid, the patch has {_by(plan.patch)}: its label is about the whole image"
+            )
+            raise UserError(what, file=file, do="Give a larger --set plan.patch, or a coarser grid with --set plan.spacing")
+        margin = [0 if plan.augmentation == "none" else -(-p // 8) for p in plan.patch]
+        starts = [_start(n, p, None, rng) - m for n, p, m in zip(sizes, plan.patch, margin, strict=True)]
+        image = _crop(image, starts, [p + 2 * m for p, m in zip(plan.patch, margin, strict=True)], float(image.min()))
+        return augment(image, image[:0], plan, rng)[0]
 
     def _sample(self, case_id: str, step: int, rank: int, element: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, step, rank, element])
@@ -234,3 +268,7 @@ def _crop(x: Tensor, starts: Sequence[int], sizes: Sequence[int], fill: float) -
         target.append(slice(low - start, high - start))
     result[tuple(target)] = x[tuple(source)]
     return result
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))

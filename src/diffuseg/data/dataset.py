@@ -22,6 +22,7 @@ __all__ = [
     "check",
     "find_images",
     "load_case",
+    "load_image",
     "load_raters",
     "open_dataset",
     "patients",
@@ -30,6 +31,13 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+
+def load_image(dataset: Dataset, case: Case) -> Image:
+    """Read a case without its mask: float32 [c, *s]. Refuses what `read_image` refuses, and another number of channels."""
+    image = read_image(case.images)
+    _refuse_channels(dataset, case, image)
+    return image
 
 
 def load_case(dataset: Dataset, case: Case) -> tuple[Image, Image]:
@@ -141,10 +149,8 @@ def _examine(dataset: Dataset, case: Case) -> tuple[Image | None, list[Image], l
         faults.append(UserError(f"case {case.id} has no mask", file=dataset.folder))
     read = [_attempt(lambda path=path: read_mask(path), faults) for path in case.masks]
     masks = [mask for mask in read if mask is not None]
-    if image is not None and len(image.data) != len(dataset.channels):
-        names = ", ".join(dataset.channels)
-        what = f"{len(image.data)} channels, but dataset.json names {len(dataset.channels)} ({names})"
-        faults.append(UserError(what, file=case.images[0], do="Correct one of them"))
+    if image is not None:
+        _attempt(lambda: _refuse_channels(dataset, case, image), faults)
     for mask in masks:
         fault = None if image is None else grid_fault(image, mask)
         if fault is not None:
@@ -164,6 +170,13 @@ def _odd_labels(dataset: Dataset, mask: Image) -> list[UserError]:
         UserError(f"label value {value} (in {n} voxels) is not in dataset.json", file=mask.source, do=f"Allowed: {allowed}")
         for value, n in odd
     ]
+
+
+def _refuse_channels(dataset: Dataset, case: Case, image: Image) -> None:
+    if len(image.data) != len(dataset.channels):
+        names = ", ".join(dataset.channels)
+        what = f"{len(image.data)} channels, but dataset.json names {len(dataset.channels)} ({names})"
+        raise UserError(what, file=case.images[0], do="Correct one of them")
 
 
 def _attempt(read: Callable[[], T], faults: list[UserError]) -> T | None:

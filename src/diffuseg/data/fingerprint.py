@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 
-from diffuseg.data.dataset import Dataset, load_case, patients
+from diffuseg.data.dataset import Dataset, load_case, load_image, patients
 from diffuseg.errors import UserError
 from diffuseg.types import Image
 
@@ -22,7 +22,7 @@ class Fingerprint:
     integer       whether every intensity is a whole number, as in 8- and 16-bit files
     intensity     per channel: minimum and maximum of all voxels; mean, std and the percentiles 0.5 ("low"), 50 ("median")
                   and 99.5 ("high") of the voxels with a label other than background (of all where nothing is labelled)
-    frequency     label -> share of all voxels; present: label -> number of cases that have it
+    frequency     label -> share of all voxels; present: label -> number of cases that have it; both empty without masks
     raters        fewest and most masks of a case; where there are several, all of the above looks at their majority vote
     """
 
@@ -51,7 +51,7 @@ def fingerprint(dataset: Dataset) -> Fingerprint:
     present = dict(counts)
     integer, dims = True, None
     for case in dataset.cases:
-        image, mask = load_case(dataset, case)
+        image, mask = (load_image(dataset, case), None) if case.mask is None else load_case(dataset, case)
         dims = dims or image.dims
         if image.dims != dims:
             raise UserError(f"it has {image.dims} axes, other cases have {dims}", file=case.images[0], do="Do not mix them")
@@ -59,11 +59,12 @@ def fingerprint(dataset: Dataset) -> Fingerprint:
         sizes.append(size)
         spacings.append(spacing)
         orientations.update([codes] if codes else [])
-        flat, labelled = image.data.reshape(len(image.data), -1), mask.data.reshape(-1)
+        flat = image.data.reshape(len(image.data), -1)
+        labelled = np.zeros(flat.shape[1], int) if mask is None else mask.data.reshape(-1)
         extremes.append((flat.min(1), flat.max(1)))
         integer = integer and bool((flat == np.rint(flat)).all())
         samples.append(_sample(flat, labelled))
-        for label, value in dataset.labels.items():
+        for label, value in dataset.labels.items() if mask is not None else ():
             count = int((labelled == value).sum())
             counts[label] += count
             present[label] += count > 0
@@ -84,8 +85,8 @@ def fingerprint(dataset: Dataset) -> Fingerprint:
         orientations=dict(orientations),
         integer=integer,
         intensity=_statistics(samples, low, high),
-        frequency={label: count / total for label, count in counts.items()},
-        present=present,
+        frequency={label: count / total for label, count in counts.items() if total},
+        present=present if total else {},
         raters=(min(masks), max(masks)),
     )
 

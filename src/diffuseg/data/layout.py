@@ -5,6 +5,7 @@ Only names are looked at here, not a voxel. A fault in a folder is one UserError
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +52,10 @@ class Dataset:
     extra: dict[str, Any]
 
 
-def open_dataset(folder: Path | str) -> Dataset:
+def open_dataset(folder: Path | str, masks: bool = True) -> Dataset:
     """Open a folder in the nnU-Net v2 raw layout or the MSD layout; reads names only, not a voxel.
 
+    masks False: masks are not looked for, even if they are there, and imagesTr may hold a folder per class (see labels.py).
     Refuses a folder or dataset.json that is missing or broken, labels whose background is not 0, an empty imagesTr, and
     cases that lack a channel or a mask (all of them are named). With "raters" in dataset.json a case has the masks of one
     or more of them, `<case>_rater<k>`.
@@ -70,14 +72,17 @@ def open_dataset(folder: Path | str) -> Dataset:
     if isinstance(listed, list) and listed and "channel_names" not in extra:
         if raters:
             raise UserError('"raters" go with masks found by name', file=description, do='Leave out "training"')
-        cases = _listed_cases(folder, listed, description)
+        cases = _listed_cases(folder, listed, description, masks)
         ending = ending_of(cases[0].images[0])
     else:
-        images = folder / "imagesTr"
-        ending = _ending(extra, images, description)
+        folders = [folder / "imagesTr"] if masks else _class_folders(folder / "imagesTr", labels)
+        ending = _ending(extra, folders[0], description)
         numbered = True if "channel_names" in extra else None  # MSD has no channel numbers, nnU-Net v1 has
-        found = find_images(images, len(channels), ending, numbered)
-        cases = _rated_cases(folder, found, ending, raters) if raters else _found_cases(folder, found, ending)
+        images = [find_images(each, len(channels), ending, numbered) for each in folders]
+        if not masks:
+            cases = _bare_cases(folders, images)
+        else:
+            cases = _rated_cases(folder, images[0], ending, raters) if raters else _found_cases(folder, images[0], ending)
     return Dataset(folder, str(extra.get("name", folder.name)), channels, labels, ending, tuple(cases), extra)
 
 
@@ -204,16 +209,30 @@ def _rated_cases(folder: Path, images: dict[str, tuple[Path, ...]], ending: str,
     return [Case(case, files, masks[case][0], masks[case]) for case, files in images.items()]
 
 
-def _listed_cases(folder: Path, listed: list[Any], file: Path) -> list[Case]:
+def _class_folders(images: Path, labels: dict[str, int]) -> list[Path]:
+    """The folders of imagesTr that are named after classes, or imagesTr itself."""
+    return [images / name for name in labels if (images / name).is_dir()] or [images]
+
+
+def _bare_cases(folders: list[Path], images: list[dict[str, tuple[Path, ...]]]) -> list[Case]:
+    twice = sorted(case for case, number in Counter(case for found in images for case in found).items() if number > 1)
+    if twice:
+        raise UserError(f"in the folders of several classes: {some(twice)}", file=folders[0].parent, do="One class per image")
+    return sorted((Case(case, files, None) for found in images for case, files in found.items()), key=lambda case: case.id)
+
+
+def _listed_cases(folder: Path, listed: list[Any], file: Path, masks: bool) -> list[Case]:
     cases, lacking = [], []
+    keys = ("image", "label") if masks else ("image",)
     for entry in listed:
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("image", "label")):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in keys):
             raise UserError(f'"training" lists {{"image": ..., "label": ...}}, not {entry!r}', file=file)
-        image, mask = folder / entry["image"], folder / entry["label"]
+        paths = [folder / entry[key] for key in keys]
+        image = paths[0]
         if image.name.startswith("."):
             continue
-        lacking += [str(path.relative_to(folder)) for path in (image, mask) if not path.is_file()]
-        cases.append(Case(case_of(image, ending_of(image)), (image,), mask))
+        lacking += [str(path.relative_to(folder)) for path in paths if not path.is_file()]
+        cases.append(Case(case_of(image, ending_of(image)), (image,), paths[1] if masks else None))
     if lacking:
         raise UserError(f"files that it lists are missing: {some(lacking)}", file=file)
     if len({case.id for case in cases}) < len(cases) or not cases:

@@ -71,6 +71,11 @@ class NoiseSchedule:
         ab = self.alpha_bar[t]
         return ab / (1 - ab)
 
+    def level(self, log_snr: float) -> int:
+        """The level t in 1..T whose log-SNR is nearest."""
+        ab = self.alpha_bar[1:]
+        return 1 + int(((ab / (1 - ab)).log() - log_snr).abs().nan_to_num(math.inf).argmin())
+
     def q_sample(self, x_0: Tensor, t: Level, noise: Tensor) -> Tensor:
         """x_t ~ q(x_t | x_0)."""
         ab = self.at(t, x_0)

@@ -1,11 +1,15 @@
 """Statistics over draws, one draw at a time: n volumes are never held.
 
-mean           p = mean of p_i                            [k, *s]
+p_i is what is concluded from draw i (for most methods the draw itself), p what is concluded from their mean.
+
+mean           p, the mean of p_i where nothing is concluded from draws     [k, *s]
 entropy        H(p) = -sum_k p log p                      nats, 0 .. log k: all the uncertainty there is
 expected       mean of H(p_i)                             the part that each draw has by itself
 mutual         H(p) - mean of H(p_i)                      nats: the part in which draws contradict each other
 variance       sum over classes of the variance of p_i    0 .. 1 - 1/k; population variance, 0 for one draw
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,17 +20,21 @@ from torch import Tensor
 class Ensemble:
     """Running statistics of probability maps [k, *s]; memory does not grow with the number of draws.
 
-    counts  per draw, the number of voxels in which each class is the most probable one
+    conclude  how a draw, or the mean of draws, becomes a probability map, where draws are raw evidence
+    counts    per draw, the number of voxels in which each class is the most probable one
     """
 
-    def __init__(self) -> None:
-        self.draws = 0
+    def __init__(self, conclude: Callable[[Tensor], Tensor] = lambda p: p) -> None:
+        self.draws, self.conclude = 0, conclude
         self.counts: list[list[int]] = []
         self._mean = self._expected = self._squares = torch.zeros(())
+        self._evidence: Tensor | None = None
+        self._votes = torch.zeros((), dtype=torch.int16)
 
-    def add(self, probability: Float[Tensor, "k *s"]) -> None:
-        """Take in one draw; float32 on the draw's own device. Refuses draws of different shapes."""
-        p = probability.detach().float()
+    def add(self, draw: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
+        """Take in one draw, float32 on its own device; returns what is concluded from it. Refuses draws of different shapes."""
+        draw = draw.detach().float()
+        p = self.conclude(draw)
         if self.draws and p.shape != self._mean.shape:
             raise ValueError(f"a draw of shape {tuple(p.shape)} among draws of shape {tuple(self._mean.shape)}")
         self.draws += 1
@@ -34,22 +42,40 @@ class Ensemble:
         self._mean = self._mean + before / self.draws
         self._squares = self._squares + (before * (p - self._mean)).sum(0)
         self._expected = self._expected + (_entropy(p) - self._expected) / self.draws
-        self.counts.append(torch.bincount(p.argmax(0).flatten(), minlength=len(p)).tolist())
+        chosen = p.argmax(0, keepdim=True)
+        self.counts.append(torch.bincount(chosen.flatten(), minlength=len(p)).tolist())
+        self._votes = self._votes + torch.zeros_like(p, dtype=torch.int16).scatter_(0, chosen, 1)
+        if p is not draw:
+            known = torch.zeros_like(draw) if self._evidence is None else self._evidence
+            self._evidence = known + (draw - known) / self.draws
+        return p
 
     @property
     def mean(self) -> Float[Tensor, "k *s"]:
-        """Mean probability over the draws."""
-        return self._mean
+        """Mean probability over the draws, or what is concluded from their mean evidence."""
+        return self._mean if self._evidence is None else self.conclude(self._evidence)
 
     def uncertainty(self) -> dict[str, Float[Tensor, "*s"]]:
         """Maps by name: entropy, expected_entropy, mutual_information (all in nats, >= 0), variance (>= 0)."""
-        entropy = _entropy(self._mean)
+        entropy = _entropy(self.mean)
         return {
             "entropy": entropy,
             "expected_entropy": self._expected,
             "mutual_information": (entropy - self._expected).clamp(min=0),
             "variance": (self._squares / max(self.draws, 1)).clamp(min=0),
         }
+
+    def agreement(self) -> list[float | None]:
+        """Per class, the Dice of pairs of draws' own masks, all pairs taken together: in [0, 1]; None of one draw or no voxel.
+
+        With v(x) votes for the class at x among n draws: the sum of v (v - 1) over (n - 1) times the sum of v.
+        """
+        found: list[float | None] = []
+        for v in self._votes:
+            total = int(v.sum(dtype=torch.int64))
+            pairs = int((v.long() * (v.long() - 1)).sum())
+            found.append(pairs / ((self.draws - 1) * total) if self.draws > 1 and total else None)
+        return found
 
 
 def interval(values: list[float], confidence: float = 0.9) -> tuple[float, float]:

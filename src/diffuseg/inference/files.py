@@ -15,7 +15,7 @@ from diffuseg.data.layout import read_json, visible
 from diffuseg.data.pictures import LOSSY
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model
-from diffuseg.inference.results import KEPT, SETTINGS, beside, is_record, probability_names, without_results
+from diffuseg.inference.results import BEFORE, KEPT, SETTINGS, beside, is_record, probability_names, without_results
 from diffuseg.types import Prediction
 from diffuseg.whole import write_json
 
@@ -115,6 +115,7 @@ def predict_folder(
     fuse: str = "mean",
     keep_draws: bool = False,
     keep_steps: bool = False,
+    label: str | None = None,
 ) -> Report:
     """Segment files and folders into a folder, see `save`; finished cases are skipped unless they are to be overwritten.
 
@@ -123,7 +124,7 @@ def predict_folder(
     Refuses, before any work, settings that the model refuses, inputs that `find_cases` refuses, an out folder that cannot be
     written, and results that would overwrite an input or each other.
     """
-    asked, out = model.settings(draws, seed, steps, sampler, fuse), Path(out)
+    asked, out = model.settings(draws, seed, steps, sampler, fuse, label), Path(out)
     keep = {what for what, wanted in zip(KEPT, (keep_draws, keep_steps), strict=True) if wanted}
     cases = find_cases([Path(item) for item in inputs], len(model.plan.channels))
     _refuse_collisions(cases, out)
@@ -140,7 +141,7 @@ def predict_folder(
                 continue
             wanted = keep if overwrite else keep | _kept(out, case, ending)
             kept = {f"keep_{what}": what in wanted for what in KEPT}
-            save(model.predict(paths, draws, seed, steps, sampler, on_draw, fuse, **kept), out, case, ending)
+            save(model.predict(paths, draws, seed, steps, sampler, on_draw, fuse, label=label, **kept), out, case, ending)
             report.finished.append(case)
         except UserError as fault:
             report.failed.append((case, str(fault)))
@@ -175,7 +176,7 @@ def _finished(out: Path, case: str, ending: str, asked: dict[str, Any], keep: se
     before = read_json(record)
     if not is_record(before):
         raise UserError("is there, but no result of this program", file=record, do="Choose another folder, or --overwrite")
-    before = {"fuse": "mean"} | before  # what it was before there was a choice
+    before = BEFORE | before
     changed = [f"{key} {before[key]}, not {asked[key]}" for key in SETTINGS if before[key] != asked[key]]
     if not changed:
         return "already finished" if keep <= _kept(out, case, ending) else None

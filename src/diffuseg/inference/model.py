@@ -1,6 +1,7 @@
 """A trained model: load it by path or by name, and segment images with it."""
 
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import torch
 from diffuseg.data.io import read_image
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import Placement, maps_to_native, to_grid, to_native
-from diffuseg.diffusion.samplers import check_sampling, timesteps
+from diffuseg.diffusion.samplers import timesteps
 from diffuseg.errors import UserError
 from diffuseg.evaluation.selective import doubt
 from diffuseg.inference import calibrated
@@ -24,6 +25,7 @@ from diffuseg.inference.ensemble import Ensemble, interval
 from diffuseg.inference.fusion import fusion
 from diffuseg.inference.kept import Kept
 from diffuseg.methods import Method
+from diffuseg.methods.base import Verdict
 from diffuseg.precision import Precision, choose_precision
 from diffuseg.train.checkpoint import load_checkpoint, model_hash, seen_in, versions
 from diffuseg.types import Image, Prediction
@@ -63,11 +65,12 @@ class Model:
         steps: int | None = None,
         sampler: str | None = None,
         fuse: str = "mean",
+        label: str | None = None,
     ) -> dict[str, Any]:
         """All that decides a result besides the image, defaults filled in; a deterministic method has a single draw.
 
         Defaults are what is recommended for the model, else 8 draws with the method's own steps and sampler. Refuses fewer
-        than one draw, an unknown sampler or fusion, and more steps than the model has levels.
+        than one draw, an unknown sampler or fusion, more steps than the model has levels, and a label that `predict` refuses.
         """
         best = self.recommended(draws, steps, sampler)
         if best is not None:
@@ -76,11 +79,13 @@ class Model:
         if draws < 1:
             raise UserError(f"{draws} draws: at least one is needed")
         fusion(fuse)
+        self._refuse_label(label)
+        chosen = {name: getattr(self.method.config, name) for name in self.method.drawing}
+        rest = {"label": label, "options": json.loads(json.dumps(chosen))}  # as they will be read again: lists, no tuples
         if not self.method.generative:
-            return {"model": self.hash, "draws": 1, "seed": None, "steps": 1, "sampler": None, "fuse": "mean"}
-        sampler, steps = sampler or self.method.default_sampler, self.method.default_steps if steps is None else steps
-        check_sampling(self.method.schedule, steps, sampler)
-        return {"model": self.hash, "draws": draws, "seed": seed, "steps": steps, "sampler": sampler, "fuse": fuse}
+            return {"model": self.hash, "draws": 1, "seed": None, "steps": 1, "sampler": None, "fuse": "mean"} | rest
+        sampler, steps = self.method.sampling(sampler, steps)
+        return {"model": self.hash, "draws": draws, "seed": seed, "steps": steps, "sampler": sampler, "fuse": fuse} | rest
 
     @cached_property
     def calibration(self) -> calibrated.Calibration | None:
@@ -99,6 +104,7 @@ class Model:
         calibrate: bool = True,
         keep_draws: bool = False,
         keep_steps: bool = False,
+        label: str | None = None,
     ) -> Prediction:
         """Segment one case, given as a file, files (one per channel), an Image, or an array [*s] or [c, *s].
 
@@ -109,23 +115,29 @@ class Model:
         is calibrated for these settings, probabilities are tempered and volume intervals widened, unless `calibrate` is off;
         mask and uncertainty maps are those of the draws either way, and the provenance says what was done.
         `keep_draws` and `keep_steps` keep the mask of each draw and the steps of the first one: one byte per voxel each.
+        A model that learnt from image-level labels decides what the image shows, unless `label`, one of its classes, says so:
+        "background" is an empty mask. Its draws are evidence, and the mask is made of their mean.
         Refuses what `settings` refuses, images that cannot be read, and images with other channels or axes than the model's.
         """
         started = time.monotonic()
-        asked = self.settings(draws, seed, steps, sampler, fuse)
+        asked = self.settings(draws, seed, steps, sampler, fuse, label)
+        if keep_steps and self.method.supervision != "mask":
+            raise UserError(f"{self.name} has no steps of a mask to keep", do="Leave out --save-steps")
         image = self._image(image)
         x, placement = to_grid(image, self.plan)
         digest = content(image, placement)
         seeds = [draw_seed(seed, digest, i) for i in range(asked["draws"])]
-        ensemble, fused = Ensemble(), fusion(asked["fuse"])
+        ensemble, fused = Ensemble(lambda evidence: self.method.conclude(evidence, x)), fusion(asked["fuse"])
         kept = Kept(placement, self._values(), keep_draws * len(seeds), self._levels(asked["steps"]) if keep_steps else [])
         how = {"steps": asked["steps"], "sampler": asked["sampler"], "chunk": self.together(x.shape[1:])}
         how |= {"on_denoised": kept.step} if keep_steps else {}
         with self.precision.autocast(self.device):
+            verdict = self._verdict(x.to(self.device), label)
+            how |= {} if verdict is None else {"label": verdict.label}
             for p in self.method.draw(x.to(self.device), seeds, **how):
-                ensemble.add(p)
-                fused.add(p)
-                kept.draw(p)
+                concluded = ensemble.add(p)
+                fused.add(concluded)
+                kept.draw(concluded)
                 if on_draw is not None:
                     on_draw(ensemble.draws, len(seeds))
         probability = to_native(ensemble.mean, placement)
@@ -135,16 +147,44 @@ class Model:
         chosen = shares.argmax(0)
         mask = self._values()[chosen]
         provenance = self._volumes(mask, image, placement, ensemble) | asked | kept.record()
+        provenance["agreement"] = self._by_class(ensemble.agreement())
         provenance["doubt"] = round(doubt(probability, chosen), 6)
         if calibrate and self.calibration is not None:
             probability = self._calibrate(self.calibration, probability, provenance)
         provenance |= self._provenance(image, placement, x.shape[1:])
         provenance["recommended"] = self.recommended(draws, steps, sampler) is not None
         provenance["seeds"] = seeds if self.method.generative else []
-        provenance["network_evaluations"] = asked["draws"] * asked["steps"]
+        provenance |= self._cost(asked, verdict)
         provenance["seconds"] = round(time.monotonic() - started, 2)
         uncertainty = dict(zip(maps, native, strict=True))
         return Prediction(mask, probability, uncertainty, image, provenance, kept.draws, kept.steps)
+
+    def _by_class(self, values: Sequence[float | None]) -> dict[str, float | None]:
+        """Foreground classes by name; values are in the order of the classes, background first."""
+        names = sorted(self.plan.labels, key=self.plan.labels.__getitem__)
+        return {n: None if v is None else round(v, 6) for n, v in list(zip(names, values, strict=True))[1:]}
+
+    def _refuse_label(self, label: str | None) -> None:
+        if label is not None and self.method.supervision == "mask":
+            raise UserError(f"label {label!r}: this model learnt from masks and asks for no label")
+        if label is not None and label not in self.plan.labels:
+            raise UserError(f"unknown label {label!r}", do=f"Known: {', '.join(self.plan.labels)}")
+
+    def _verdict(self, x: torch.Tensor, label: str | None) -> Verdict | None:
+        """What the image shows, as told or as the method decides; None where the method needs no such decision."""
+        if label is None:
+            return self.method.judge(x)
+        return Verdict(sorted(self.plan.labels.values()).index(self.plan.labels[label]), "as told", {}, 0)
+
+    def _cost(self, asked: dict[str, Any], verdict: Verdict | None) -> dict[str, Any]:
+        """Evaluations of the network, per tile, and what was decided about the image as a whole."""
+        each = self.method.evaluations(asked["sampler"], asked["steps"]) if self.method.generative else 1
+        if verdict is None:
+            return {"network_evaluations": asked["draws"] * each}
+        name = sorted(self.plan.labels, key=self.plan.labels.__getitem__)[verdict.label]
+        shown = {"label": name, "decided_by": verdict.by, "scores": verdict.scores, "network_evaluations": verdict.evaluations}
+        drawn = asked["draws"] * each if verdict.label else 0  # nothing to look for
+        return {"image_label": shown, "network_evaluations": verdict.evaluations + drawn, "note": self.method.note}
 
     def _calibrate(
         self, calibration: calibrated.Calibration, probability: np.ndarray, provenance: dict[str, Any]
@@ -221,19 +261,20 @@ class Model:
         }
 
 
-def load(path: Path | str, device: str | None = None) -> Model:
+def load(path: Path | str, device: str | None = None, options: Sequence[str] = ()) -> Model:
     """A model from a checkpoint file, or from the name of one that comes with the package ("hippocampus").
 
-    device "cpu", "cuda" or "cuda:N"; left out, the GPU if there is one. Refuses unknown names (the message lists those
-    there are), files that are not checkpoints, and devices that are not there.
+    device "cpu", "cuda" or "cuda:N"; left out, the GPU if there is one. options: "key=value" for settings of the method that
+    concern drawing alone. Refuses unknown names (the message lists those there are), files that are not checkpoints, devices
+    that are not there, and settings that a training has fixed.
     """
     where = choose_device(device)
     if Path(path).is_file():
-        return _load(Path(path), None, where)
+        return _load(Path(path), None, where, options)
     known = packaged()
     if str(path) in known:
         with as_file(files("diffuseg") / "models" / f"{path}.safetensors") as file:
-            return _load(file, str(path), where)
+            return _load(file, str(path), where, options)
     if Path(path).is_dir():
         raise UserError("this is a folder", file=path, do=f"Give a checkpoint in it, such as {Path(path) / 'best.safetensors'}")
     names = f"Packaged models: {', '.join(known) or 'none'}"
@@ -282,7 +323,7 @@ def voxel_ml(affine: np.ndarray, dims: int) -> float:
     return float(np.prod(np.linalg.norm(affine[:3, :dims], axis=0))) / 1000
 
 
-def _load(path: Path, name: str | None, device: torch.device) -> Model:
-    method, plan, meta = load_checkpoint(path, device)
+def _load(path: Path, name: str | None, device: torch.device, options: Sequence[str]) -> Model:
+    method, plan, meta = load_checkpoint(path, device, options)
     precision = choose_precision(device)
     return Model(method, plan, meta, name or str(meta.get("name", path.stem)), model_hash(path), device, precision)

@@ -17,7 +17,8 @@ from diffuseg.data.layout import read_json, visible
 from diffuseg.data.pictures import class_suffixes
 from diffuseg.errors import UserError
 
-SETTINGS = ("model", "draws", "seed", "steps", "sampler", "fuse")  # what makes two results of one image differ
+SETTINGS = ("model", "draws", "seed", "steps", "sampler", "fuse", "label", "options")  # what makes two results differ
+BEFORE: dict[str, Any] = {"fuse": "mean", "label": None, "options": {}}  # what those were before there was a choice
 KEPT = ("draws", "steps")  # what is written only where it is asked for
 BESIDE = re.compile(r".+_((prob|entropy|expected_entropy|mutual_information|variance)(_.+)?|draws|steps)")  # beside a mask
 
@@ -35,8 +36,8 @@ def probability_names(labels: dict[str, int], ending: str) -> list[str]:
 
 
 def is_record(content: Any) -> bool:
-    """Whether the content of a JSON file is a record of this program; those of its first days name no fusion."""
-    return isinstance(content, dict) and set(SETTINGS) - {"fuse"} <= set(content)
+    """Whether the content of a JSON file is a record of this program; those of its first days lack some settings."""
+    return isinstance(content, dict) and set(SETTINGS) - set(BEFORE) <= set(content)
 
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:

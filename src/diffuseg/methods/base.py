@@ -30,19 +30,13 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class MaskConfig:
-    """Settings that every mask method has. `widths` left out means the plan's. Refuses numbers outside `ranges`."""
+class MethodConfig:
+    """Settings that every method has. `widths` left out means the plan's. Refuses numbers outside `ranges`."""
 
-    ranges: ClassVar[dict[str, tuple[float, float]]] = {
-        "widths": (1, inf),
-        "blocks": (1, inf),
-        "encoder_blocks": (1, inf),
-        "learning_rate": (0, inf),
-    }
+    ranges: ClassVar[dict[str, tuple[float, float]]] = {"widths": (1, inf), "blocks": (1, inf), "learning_rate": (0, inf)}
 
     widths: tuple[int, ...] | None = None
     blocks: int = 1
-    encoder_blocks: int = 1
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -53,15 +47,39 @@ class MaskConfig:
                 raise UserError(f"{name}={value}: expected {low:g} {'or more' if high == inf else f'to {high:g}'}")
 
 
-class Method(nn.Module, ABC):
-    """A segmentation method over masks: the image is encoded once, then x_t is denoised over whole cases of any size.
+@dataclass(frozen=True)
+class MaskConfig(MethodConfig):
+    """Settings that every method has that learns from masks."""
 
-    Subclasses say how to denoise one tile; drawing, tiling and per-draw randomness are the same for all.
+    ranges: ClassVar = MethodConfig.ranges | {"encoder_blocks": (1, inf)}
+
+    encoder_blocks: int = 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an image as a whole shows: the class (0: none of them), who says so, and each class's score, the highest winning."""
+
+    label: int
+    by: str
+    scores: dict[str, float]
+    evaluations: int
+
+
+class Method(nn.Module, ABC):
+    """A way to learn from batches, in phases, and to draw segmentations of whole images from it.
+
+    supervision  what `loss` needs of a batch: "mask", or "image_label" alone; it also decides how a training is validated
+    generative   whether draws differ from one another
+    drawing      settings that concern drawing alone and may be changed after training
+    note         what a user must know about its results; goes into their provenance
     """
 
     supervision: ClassVar[Literal["mask", "image_label"]] = "mask"
     generative: ClassVar[bool] = True
-    config_class: ClassVar[type[MaskConfig]] = MaskConfig
+    drawing: ClassVar[tuple[str, ...]] = ()
+    note: ClassVar[str] = ""
+    config_class: ClassVar[type[MethodConfig]] = MethodConfig
     default_steps: int = 1
     default_sampler: str = "ancestral"
     schedule: NoiseSchedule
@@ -79,6 +97,51 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Float[Tensor, ""], dict[str, float | Tensor]]:
         """The scalar that a phase minimises, and what to log; all randomness comes from `rng`."""
+
+    @abstractmethod
+    def draw(
+        self,
+        image: Float[Tensor, "c *s"],
+        seeds: Sequence[int],
+        steps: int | None = None,
+        sampler: str | None = None,
+        eta: float | None = None,
+        overlap: float = 0.5,
+        chunk: int = 8,
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> Iterator[Float[Tensor, "k *s"]]:
+        """One probability map per seed, in order, for a whole case on the plan's grid.
+
+        Every draw has generators of its own, so it is the same alone or among others; `chunk` of them are made at a time.
+        `on_step(t, x_t)` is told each state. Refuses unknown samplers and step counts.
+        """
+
+    def sampling(self, sampler: str | None, steps: int | None) -> tuple[str, int]:
+        """Sampler and number of steps of a draw, defaults filled in. Refuses what the method cannot do."""
+        name, n = sampler or self.default_sampler, self.default_steps if steps is None else steps
+        check_sampling(self.schedule, n, name)
+        return name, n
+
+    def evaluations(self, sampler: str, steps: int) -> int:
+        """Evaluations of the network that a draw of one tile costs."""
+        return steps
+
+    def judge(self, image: Float[Tensor, "c *s"]) -> Verdict | None:
+        """What the image as a whole shows, where a method decides that first; None where it does not."""
+        return None
+
+    def conclude(self, evidence: Float[Tensor, "k *s"], image: Float[Tensor, "c *s"]) -> Float[Tensor, "k *s"]:
+        """Probabilities from what one draw of an image says, or the mean of several: itself, unless draws are raw evidence."""
+        return evidence
+
+
+class MaskMethod(Method):
+    """A method that learns from masks: the image is encoded once, then x_t is denoised over whole cases of any size.
+
+    Subclasses say how to denoise one tile; drawing, tiling and per-draw randomness are the same for all.
+    """
+
+    config_class: ClassVar[type[MethodConfig]] = MaskConfig
 
     @abstractmethod
     def encode(self, image: Float[Tensor, "b c *s"]) -> Features:
@@ -111,13 +174,10 @@ class Method(nn.Module, ABC):
         on_step: Callable[[int, Tensor], None] | None = None,
         on_denoised: Callable[[int, Tensor], None] | None = None,
     ) -> Iterator[Float[Tensor, "k *s"]]:
-        """One probability map per seed, in order, for a whole case on the plan's grid.
+        """As every method's: here the state x_t covers the whole image, and tiles only divide the work of one denoising step.
 
-        Every draw has generators of its own, so it is the same alone or among others. The state x_t covers the whole
-        image and tiles only divide the work of one denoising step, so that neighbouring tiles share their noise.
-        `on_step(t, x_t)` is told each state, `on_denoised(t, x0_hat)` what the network makes of the states at level t:
-        [n, k, *s] of the draws made together, in [-1, 1]; a method without states tells its only answer, at level 0.
-        Refuses unknown samplers and step counts.
+        So neighbouring tiles share their noise. `on_denoised(t, x0_hat)` is told what the network makes of the states at
+        level t: [n, k, *s] of the draws made together, in [-1, 1]; a method without states tells its only answer, at level 0.
         """
         self.eval()
         tiling = Tiling(image, self.plan, self.encode, overlap)
@@ -129,9 +189,8 @@ class Method(nn.Module, ABC):
             for _ in seeds:
                 yield probability
             return
-        name = sampler or self.default_sampler
-        check_sampling(self.schedule, self.default_steps if steps is None else steps, name)
-        grid = timesteps(self.schedule.T, self.default_steps if steps is None else steps)
+        name, steps = self.sampling(sampler, steps)
+        grid = timesteps(self.schedule.T, steps)
         for start in range(0, len(seeds), chunk):
             generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start : start + chunk]]
             n, shape = len(generators), (self.plan.classes, *tiling.shape)

@@ -17,7 +17,7 @@ from torch import Tensor
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.methods.base import MaskConfig, Method, Phase, draw_levels, randn_like, recycled, signed
+from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, draw_levels, randn_like, recycled, signed
 from diffuseg.methods.losses import cross_entropy, soft_dice_loss, squared_error
 from diffuseg.networks.blocks import Mapping
 from diffuseg.networks.discriminator import Discriminator
@@ -94,7 +94,7 @@ class CDALConfig(MaskConfig):
     betas: tuple[float, float] = (0.9, 0.99)
 
 
-class CDAL(Method):
+class CDAL(MaskMethod):
     """G(x_t, t, I, z) -> x0_hat, D(x_s, x_t, t [, I]) -> logit, and the posterior q(x_s | x_t, x0_hat) between steps."""
 
     config_class = CDALConfig

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.parameterization import target, to_x0
 from diffuseg.diffusion.schedule import SCHEDULES
-from diffuseg.methods.base import MaskConfig, Method, Phase, draw_levels, randn_like, signed
+from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, draw_levels, randn_like, signed
 from diffuseg.methods.losses import squared_error
 from diffuseg.networks.unet import UNet
 from diffuseg.types import Batch
@@ -38,7 +38,7 @@ class ConcatConfig(MaskConfig):
     sampler: str = "ddim"
 
 
-class Concat(Method):
+class Concat(MaskMethod):
     """epsilon_theta(x_t (+) I, t): one U-Net, mean squared error, a thousand levels."""
 
     config_class = ConcatConfig

@@ -16,7 +16,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.diffusion.parameterization import target, to_x0
 from diffuseg.diffusion.schedule import SCHEDULES
 from diffuseg.inference.tiles import Features
-from diffuseg.methods.base import MaskConfig, Method, draw_levels, randn_like, recycled
+from diffuseg.methods.base import MaskConfig, MaskMethod, draw_levels, randn_like, recycled
 from diffuseg.methods.losses import cross_entropy, soft_dice_loss, squared_error
 
 
@@ -55,7 +55,7 @@ class DenoisingConfig(MaskConfig):
     hardest: float = 0.5
 
 
-class MaskDenoising(Method):
+class MaskDenoising(MaskMethod):
     """A method that learns x_t -> noise, mask or v by regression; subclasses say how the network meets the image."""
 
     config_class = DenoisingConfig

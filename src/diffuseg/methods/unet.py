@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffuseg.data.plan import Plan
-from diffuseg.methods.base import MaskConfig, Method, Phase
+from diffuseg.methods.base import MaskConfig, MaskMethod, Phase
 from diffuseg.methods.losses import cross_entropy, soft_dice_loss
 from diffuseg.networks.unet import ImageEncoder, UNet
 from diffuseg.types import Batch
@@ -24,7 +24,7 @@ class UNetConfig(MaskConfig):
     dropout: float = 0.0
 
 
-class UNetMethod(Method):
+class UNetMethod(MaskMethod):
     """image -> mask in one pass: the encoder and the U-Net of the diffusion methods, without noisy mask, time and latent."""
 
     generative: ClassVar[bool] = False

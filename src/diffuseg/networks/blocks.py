@@ -99,12 +99,27 @@ class Norm(nn.Module):
         return torch.addcmul(beta, gamma, self.norm(h).to(h.dtype))
 
 
+class ChannelNorm(nn.Module):
+    """Layer norm over the channels of each position: unlike a group norm it tells a position nothing about the others."""
+
+    def __init__(self, channels: int, latent: int = 0) -> None:
+        super().__init__()
+        assert not latent, "a norm over channels is not adaptive"
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+
+    def forward(self, h: Float[Tensor, "b c *s"], w: Tensor | None = None) -> Tensor:
+        return self.norm(h.movedim(1, -1)).movedim(-1, 1)
+
+
 class ResidualBlock(nn.Module):
     """norm-SiLU-conv, + time, norm-SiLU-(dropout)-conv, then (skip + h) / sqrt 2; both norms see the latent."""
 
-    def __init__(self, dims: int, inputs: int, outputs: int, time: int = 0, latent: int = 0, dropout: float = 0.0) -> None:
+    def __init__(
+        self, dims: int, inputs: int, outputs: int, time: int = 0, latent: int = 0, dropout: float = 0.0,
+        norm: type[Norm] | type[ChannelNorm] = Norm,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.norm_1, self.norm_2 = Norm(inputs, latent), Norm(outputs, latent)
+        self.norm_1, self.norm_2 = norm(inputs, latent), norm(outputs, latent)
         self.conv_1, self.conv_2 = conv(dims, inputs, outputs), conv(dims, outputs, outputs, zero=True)
         self.time = nn.Linear(time, outputs) if time else None
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from diffuseg.config import from_dict, to_dict
+from diffuseg.config import from_dict, override, to_dict
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS, Method
@@ -87,15 +88,25 @@ def read_meta(path: Path) -> dict[str, Any]:
     return json.loads(found["diffuseg"])
 
 
-def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> tuple[Method, Plan, dict[str, Any]]:
-    """The method with its weights (in evaluation mode), its plan, and its header."""
+def load_checkpoint(
+    path: Path | str, device: torch.device | str = "cpu", options: Sequence[str] = ()
+) -> tuple[Method, Plan, dict[str, Any]]:
+    """The method with its weights (in evaluation mode), its plan, and its header.
+
+    options: "key=value" for settings of drawing (Method.drawing); other settings are refused, a training has fixed them.
+    """
     path = Path(path)
     meta = read_meta(path)
     if meta["method"] not in METHODS:
         raise UserError(f"made by a method this version does not know: {meta['method']}", file=path)
     cls = METHODS[meta["method"]]
     plan = from_dict(Plan, meta["plan"], "plan.")
-    method = cls(plan, from_dict(cls.config_class, meta["config"], "config."))
+    config = override(from_dict(cls.config_class, meta["config"], "config."), list(options))
+    for option in options:
+        if option.partition("=")[0] not in cls.drawing:
+            may = f"Free are: {', '.join(cls.drawing) or 'none of this method'}"
+            raise UserError(f"{option}: this was fixed when the model was trained", file=path, do=may)
+    method = cls(plan, config)
     with safe_open(path, "pt") as file:
         weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
     try:

@@ -45,7 +45,7 @@ def train(settings: TrainSettings) -> Path:
         if run.fabric.is_global_zero:
             meta = run.meta | {"steps_trained": run.step, "seconds": run.seconds}
             save_checkpoint(settings.out / "last.safetensors", run.average, meta)
-        progress.note(f"best validation Dice {run.best:.4f}; waited {100 * _waited(run):.0f} % of the time for data")
+        progress.note(f"best validation score {run.best:.4f}; waited {100 * _waited(run):.0f} % of the time for data")
     return settings.out / "best.safetensors"
 
 
@@ -149,11 +149,11 @@ def _mix(*numbers: int) -> int:
 
 
 def _validate(run: Run, progress: Progress) -> None:
-    score = 0.0
+    score = -math.inf
     if run.fabric.is_global_zero:
         with run.precision.autocast(run.fabric.device):
             result = validate(run.average, run.batches, run.validation)
-        score = result.dice
+        score = result.score
         progress.validated(run.step, run.seconds, result)
         if score > run.best:
             meta = run.meta | {"steps_trained": run.step, "seconds": run.seconds, "validation": result.summary()}

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -12,9 +13,9 @@ import torch
 from diffuseg.config import from_dict, override, to_dict
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset, open_dataset, refuse_leaks, splits
+from diffuseg.data.labels import check_labels, read_labels
 from diffuseg.data.layout import read_json
 from diffuseg.data.plan import Plan, check_plan, fingerprint, load_plan, make_plan, save_plan
-from diffuseg.diffusion.samplers import check_sampling
 from diffuseg.errors import UserError
 from diffuseg.inference.model import choose_device
 from diffuseg.methods import METHODS, Method
@@ -44,6 +45,7 @@ class TrainSettings:
     device: str | None = None
     precision: str = "auto"
     validate_every: int | None = None
+    labels: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Run:
     steps: int
     step: int = 0
     seconds: float = 0.0
-    best: float = -1.0
+    best: float = -math.inf
 
 
 def prepare(settings: TrainSettings) -> Run:
@@ -97,12 +99,13 @@ def prepare(settings: TrainSettings) -> Run:
         raise UserError(f"unknown preset {settings.preset!r}", do=f"Known: {', '.join(PRESETS)}")
     if settings.preset is not None and method_of(settings.preset) != settings.method:
         raise UserError(f"the preset {settings.preset} is one of --method {method_of(settings.preset)}, not {settings.method}")
-    dataset = open_dataset(settings.dataset)
+    dataset = open_dataset(settings.dataset, masks=METHODS[settings.method].supervision == "mask")
     folds = splits(dataset)
     refuse_leaks(dataset)
     if not 0 <= settings.fold < len(folds):
         raise UserError(f"there is no fold {settings.fold}", do=f"Folds are 0 to {len(folds) - 1}.")
     fold = folds[settings.fold]
+    labels = _labels(settings, dataset, fold)
     if settings.max_minutes is not None and not settings.max_minutes > 0:
         raise UserError(f"--max-minutes {settings.max_minutes}: some time is needed")
     fabric = _fabric(settings.device)
@@ -121,11 +124,11 @@ def prepare(settings: TrainSettings) -> Run:
     average = copy.deepcopy(method).requires_grad_(False)
     _check(settings, recipe, method)
     if fabric.is_global_zero:  # one claims for all: a second would find the folder taken
-        _claim(settings, plan, config, recipe, fold)
+        _claim(settings, plan, config, recipe, fold, labels)
     fabric.barrier()
     return Run(
         settings, recipe, plan, method, average, _optimisers(method, recipe),
-        Batches(dataset, fold["train"], plan, settings.seed),
+        Batches(dataset, fold["train"], plan, settings.seed, labels=labels),
         Validation(dataset, fold["val"], plan, settings.seed, recipe.validation_cases),
         precision, fabric, _meta(settings, dataset, fold), steps,
     )  # fmt: skip
@@ -190,14 +193,27 @@ def _check(settings: TrainSettings, recipe: Recipe, method: Method) -> None:
         if not holds:
             raise UserError(rule)
     if method.generative:
-        check_sampling(method.schedule, method.default_steps, method.default_sampler)
+        method.sampling(None, None)
 
 
-def _claim(settings: TrainSettings, plan: Plan, config: Any, recipe: Recipe, fold: dict[str, list[str]]) -> None:
+def _labels(settings: TrainSettings, dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, int] | None:
+    """The class of each case for a method that learns from labels; None for one that learns from masks."""
+    if METHODS[settings.method].supervision == "mask":
+        if settings.labels is not None:
+            raise UserError(f"--labels: the method {settings.method} learns from masks", do="Choose --method cdm")
+        return None
+    labels = read_labels(dataset, settings.labels)
+    check_labels(labels, fold["train"], list(dataset.labels))
+    return labels
+
+
+def _claim(
+    settings: TrainSettings, plan: Plan, config: Any, recipe: Recipe, fold: dict[str, list[str]], labels: dict[str, int] | None
+) -> None:
     """Take the out folder, or make sure that a resumed run is the same run."""
     out, asked = settings.out, {
         "method": settings.method, "fold": settings.fold, "seed": settings.seed, "steps": settings.steps,
-        "plan": to_dict(plan), "config": to_dict(config), "train": to_dict(recipe), "cases": fold,
+        "plan": to_dict(plan), "config": to_dict(config), "train": to_dict(recipe), "cases": fold, "image_labels": labels,
     }  # fmt: skip
     record = out / "run.json"
     if record.exists():

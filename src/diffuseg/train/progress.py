@@ -72,14 +72,13 @@ class Progress:
 
     def validated(self, step: int, seconds: float, result: Any) -> None:
         """A validation is done: score, row, picture."""
-        self.score = f"Dice {result.dice:.4f}"
-        per_class = {f"validation/dice_{name}": value for name, value in result.classes.items()}
-        row = {"validation/dice": result.dice} | per_class
+        self.score = str(result)
+        row = {f"validation/{key}": value for key, value in result.values.items()}
         for key, value in row.items():
             self.board.add_scalar(key, value, step)
         self.rows.append({"step": step, "seconds": round(seconds, 1)} | row)
         self.write()
-        self.note(f"step {step}: validation Dice {result.dice:.4f} ({result.cases} cases, one draw each)")
+        self.note(f"step {step}: validation {result} ({result.cases} cases)")
         if result.pictures:
             from diffuseg.evaluation.figures import validation_figure
 

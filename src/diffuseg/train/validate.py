@@ -1,5 +1,6 @@
-"""Validation during training: whole cases, few-step sampling, a random stream of its own."""
+"""Validation during training, by what the method learns from: drawn masks against true ones, or the denoising error alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,12 +48,69 @@ class Result:
         """Mean over the foreground classes."""
         return float(np.mean(list(self.classes.values())))
 
+    @property
+    def score(self) -> float:
+        """What chooses the best checkpoint: higher is better."""
+        return self.dice
+
+    @property
+    def values(self) -> dict[str, float]:
+        """What the log keeps."""
+        return {"dice": self.dice} | {f"dice_{name}": value for name, value in self.classes.items()}
+
+    def __str__(self) -> str:
+        return f"Dice {self.dice:.4f}"
+
     def summary(self) -> dict[str, Any]:
         """What the checkpoint remembers."""
         return {"dice": self.dice, "dice_per_class": self.classes, "cases": self.cases, "draws": 1}
 
 
-def validate(method: Method, batches: Batches, validation: Validation) -> Result:
+@dataclass
+class HeldOut:
+    """Mean denoising error over held-out images, and the share of them whose own label denoises them best. No mask is read."""
+
+    error: float
+    right_label: float
+    cases: int
+    pictures: tuple[()] = ()
+
+    @property
+    def score(self) -> float:
+        """What chooses the best checkpoint: higher is better."""
+        return -self.error
+
+    @property
+    def values(self) -> dict[str, float]:
+        """What the log keeps."""
+        return {"error": self.error, "right_label": self.right_label}
+
+    def __str__(self) -> str:
+        return f"error {self.error:.4f}, right label {100 * self.right_label:.0f} %"
+
+    def summary(self) -> dict[str, Any]:
+        """What the checkpoint remembers."""
+        return self.values | {"cases": self.cases}
+
+
+def validate(method: Method, batches: Batches, validation: Validation) -> Result | HeldOut:
+    """Look at the held-out cases of a fold, in the way that the method's supervision allows."""
+    return VALIDATORS[method.supervision](method, batches.of(validation.cases), validation)
+
+
+def by_label(method: Any, source: Batches, validation: Validation) -> HeldOut:
+    """Denoising errors under each label, with noise that is the same in every validation."""
+    device, labels = next(method.parameters()).device, source.labels
+    assert labels is not None
+    own, right = [], []
+    for number, case in enumerate(validation.chosen):
+        errors = method.held_out(source.image(case).to(device), validation.seed + number)
+        own.append(float(errors[labels[case]]))
+        right.append(int(errors.argmin()) == labels[case])
+    return HeldOut(float(np.mean(own)), float(np.mean(right)), len(own))
+
+
+def by_mask(method: Method, source: Batches, validation: Validation) -> Result:
     """Dice of one draw per case in native geometry, and a few cases with several draws for the picture.
 
     The truth of several raters is their majority vote, whatever the training learns from.
@@ -61,7 +119,6 @@ def validate(method: Method, batches: Batches, validation: Validation) -> Result
     names = sorted(plan.labels, key=plan.labels.__getitem__)
     scores: list[list[float]] = []
     pictures = []
-    source = batches.of(validation.cases)
     for number, case in enumerate(validation.chosen):
         whole = source.whole(case)
         seeds = [validation.seed + 1000 * number + i for i in range(DRAWS if number < PICTURED else 1)]
@@ -79,3 +136,6 @@ def validate(method: Method, batches: Batches, validation: Validation) -> Result
     table = np.array(scores)
     means = [float(np.nanmean(column)) if np.isfinite(column).any() else 0.0 for column in table.T]
     return Result(dict(zip(names[1:], means, strict=True)), len(scores), pictures)
+
+
+VALIDATORS: dict[str, Callable[[Any, Batches, Validation], Result | HeldOut]] = {"mask": by_mask, "image_label": by_label}

@@ -1,0 +1,290 @@
+"""Masks from image-level labels on the validation patients of a fold: every map, every threshold, and what costs what.
+
+Masks are used to choose on one half of the patients and to report on the other: smoothing, thresholds and components of each
+rule are those with the best mean Dice on the first half. Dice on native pixels; an empty mask of an image without the object
+counts 1, any other mask of it 0. Results are numbers only.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.score import write
+from diffuseg.data.batches import Batches
+from diffuseg.data.dataset import Dataset, open_dataset, patients
+from diffuseg.data.labels import TABLE, read_labels
+from diffuseg.data.transforms import Placement, to_native
+from diffuseg.evaluation.metrics import dice
+from diffuseg.evaluation.statistics import bootstrap_mean, deal
+from diffuseg.inference.model import Model, content, draw_seed, load
+from diffuseg.inference.validation import own_fold, validation_cases
+from diffuseg.methods.saliency import Cut, cut, evidence
+
+SMOOTH = (0.0, 1.0, 2.0)
+GRID: dict[str, dict[str, Sequence[float]]] = {
+    "otsu": {}, "triangle": {}, "border": {},
+    "quantile": {"quantile": (0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99)},
+    "deviation": {"deviations": (2.0, 3.0, 4.0, 6.0, 8.0, 12.0)},
+    "fixed": {"fixed": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)},
+}  # fmt: skip
+BEFOREHAND = {  # choices made before any of this was measured
+    "published: Otsu": Cut(smooth=0.0, threshold="otsu", largest=False),
+    "published: Otsu, largest": Cut(smooth=0.0, threshold="otsu"),
+    "quantile 0.97, largest": Cut(),
+}
+CDM: dict[str, tuple[str, ...]] = {
+    "levels": (),
+    "levels, absolute": ("part=absolute",),
+    "levels, one draw": (),
+    "levels, tau 0.95": ("tau=0.95",),
+    "levels, derivative": ("tau=1.0",),
+    "one level": ("steps=1",),
+    "accumulated (CDM as published)": ("map=accumulated",),
+    "accumulated, derivative": ("map=accumulated", "tau=1.0"),
+    "accumulated, log-SNR -1.4": ("map=accumulated", "log_snr=-1.4,-1.4"),
+    "shared": ("map=shared",),
+    "classifier-free counterfactual": ("map=classifier_free",),
+}
+GUIDED: dict[str, tuple[str, ...]] = {
+    "accumulated, guided by 10 (CG-CDM)": ("map=accumulated", "guidance=10.0"),
+    "accumulated, guided by 10, scaled": ("map=accumulated", "guidance=10.0", "switch=scaled"),
+    "levels, guided by 1": ("guidance=1.0",),
+    "guided counterfactual (CG-Diff)": ("map=guided",),
+}
+SINGLE = ("levels, one draw", "classifier-free counterfactual", "guided counterfactual (CG-Diff)")
+CAMS = ("gradcam", "gradcam++", "layercam", "scorecam")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A validation image [c, *s] on the model's grid, its label, patient, place in the volume; its mask in its own pixels."""
+
+    name: str
+    patient: str
+    label: int
+    place: float
+    seed: str
+    image: Tensor
+    placement: Placement
+    truth: np.ndarray
+
+
+Maker = Callable[[Case], Tensor]  # a raw map of a positive image, in [-1, 1]
+
+
+def main(asked: argparse.Namespace) -> None:
+    """Measure what is asked for and write the results."""
+    models = [load(path, "cpu") for path in asked.models]
+    fold = own_fold(models[0]) if asked.fold is None else asked.fold
+    dataset = open_dataset(asked.dataset)
+    cases = load_cases(models[0], dataset, fold, asked.limit, asked.place)
+    half = deal([case.patient for case in cases], 2)
+    chosen, reported = ([c for c, h in zip(cases, half.tolist(), strict=True) if h == side] for side in (0, 1))
+    counts = {side: [len(s), sum(c.label > 0 for c in s)] for side, s in (("chosen", chosen), ("reported", reported))}
+    results: dict[str, Any] = {
+        "dataset": dataset.name,
+        "fold": fold,
+        "slices_and_positives": counts,
+        "verdicts": {},
+        "maps": [],
+    }
+    verdicts: dict[str, dict[str, float]] = {}
+    for name, score in judges(models, cases, dataset, asked.dataset).items():
+        results["verdicts"][name], verdicts[name] = judged(score, chosen, reported), score
+    best = max(verdicts, key=lambda name: results["verdicts"][name]["auc_chosen"])
+    results["verdict_used"] = best
+    wanted = {name: made for name, made in makers(models, asked, cases, dataset).items() if re.search(asked.only, name)}
+    for name, (maker, evaluations) in wanted.items():
+        row = measured(name, maker, evaluations, chosen, reported, verdicts[best], results["verdicts"][best]["threshold"])
+        results["maps"].append(row)
+        write(asked.out, results)
+        print(json.dumps({k: v for k, v in row.items() if k in ("map", "ap", "ap_smoothed", "best", "seconds")}), flush=True)
+
+
+def load_cases(model: Model, dataset: Dataset, fold: int, limit: int, place: str) -> list[Case]:
+    """Validation cases with their masks; patients from the table of labels, where it has that column."""
+    names, labels = validation_cases(model, dataset, fold, limit), read_labels(dataset)
+    of, _ = patients(dataset)
+    with (dataset.folder / TABLE).open() as file:
+        of |= {row["case"]: row["patient"] for row in csv.DictReader(file) if row.get("patient")}
+    source, found = Batches(dataset, names, model.plan), []
+    for name in names:
+        whole, number = source.whole(name), re.search(place, name)
+        at = float(number[1]) if number else float("nan")
+        seed = content(whole.native, whole.placement)
+        found.append(Case(name, of[name], labels[name], at, seed, whole.image, whole.placement, whole.truth > 0))
+    return found
+
+
+def makers(models: list[Model], asked: argparse.Namespace, cases: list[Case], dataset: Dataset) -> dict[str, tuple[Maker, int]]:
+    """Maps by name, with the network evaluations of one."""
+    found: dict[str, tuple[Maker, int]] = {"intensity": (lambda case: case.image.mean(0), 0)}
+    mean = class_difference(models[0], dataset)
+    found["position: mean of positives minus mean of negatives"] = (lambda case: mean, 0)
+    for model, path in zip(models, asked.models, strict=True):
+        if model.meta["method"] == "cam":
+            layers = [0, len(model.method.widths) - 1]
+            options = {
+                f"{name}, layer {layer or 'last'}": (f"map={name}", f"layer={layer}") for name in CAMS for layer in layers
+            }
+        else:
+            options = CDM | (GUIDED if getattr(model.method, "classifier", None) is not None else {})
+        for name, wishes in options.items():
+            changed = load(path, "cpu", wishes)
+            draws = asked.draws if changed.method.generative and name not in SINGLE else 1
+            steps = changed.method.sampling(None, None)
+            found[name] = (drawn(changed, draws), draws * changed.method.evaluations(*steps))
+    return found
+
+
+def drawn(model: Model, draws: int) -> Maker:
+    """The mean evidence of some draws, as `predict` makes it with seed 0, back in [-1, 1]."""
+
+    def make(case: Case) -> Tensor:
+        seeds = [draw_seed(0, case.seed, i) for i in range(draws)]
+        total = sum(p[case.label] for p in model.method.draw(case.image, seeds, label=case.label))
+        return 2 * torch.as_tensor(total) / draws - 1
+
+    return make
+
+
+def class_difference(model: Model, dataset: Dataset) -> Tensor:
+    """Mean training image with the object minus mean training image without: what position alone can say."""
+    from diffuseg.data.dataset import splits
+
+    names, labels = splits(dataset)[own_fold(model)]["train"], read_labels(dataset)
+    source = Batches(dataset, names, model.plan, labels=labels)
+    images = {name: source.image(name).mean(0) for name in names}
+    one, none = ([images[name] for name in names if (labels[name] > 0) == side] for side in (True, False))
+    return torch.stack(one).mean(0) - torch.stack(none).mean(0)
+
+
+def judges(models: list[Model], cases: list[Case], dataset: Dataset, folder: Path) -> dict[str, dict[str, float]]:
+    """Per judge and case, a score that is higher where the object is."""
+    scores = {"position in the volume": {case.name: -case.place for case in cases}}
+    scores["brightest percent"] = {case.name: float(case.image.quantile(0.99)) for case in cases}
+    for model in models:
+        kinds = ["classifier"] if model.meta["method"] == "cam" else ["diffusion"]
+        kinds += ["classifier"] if model.meta["method"] == "cdm" and model.method.config.classifier_widths else []
+        for kind in kinds:
+            method = model.method
+            method.config = replace(method.config, decide=kind)
+            name = f"{model.meta['method']}: {kind}"
+            scores[name] = {case.name: margin(method.judge(case.image).scores) for case in cases}
+    return scores
+
+
+def margin(scores: dict[str, float]) -> float:
+    """How far the best class lies above the background."""
+    background, *rest = scores.values()
+    return max(rest) - background
+
+
+def judged(score: dict[str, float], chosen: list[Case], reported: list[Case]) -> dict[str, Any]:
+    """AUC on both halves, and the accuracy on the second at the threshold that is best on the first (and at 0)."""
+    values, labels = (np.array([f(c) for c in chosen]) for f in (lambda c: score[c.name], lambda c: c.label > 0))
+    options = np.unique(np.append(values, values.max() + 1))
+    threshold = float(options[int(np.argmax([np.mean((values >= t) == labels) for t in options]))])
+    right = [(score[c.name] >= threshold) == (c.label > 0) for c in reported]
+    plain = [(score[c.name] > 0) == (c.label > 0) for c in reported]
+    groups = [c.patient for c in reported]
+    return {
+        "auc_chosen": auc(score, chosen), "auc": auc(score, reported), "threshold": threshold,
+        "accuracy": list(bootstrap_mean(right, groups)), "accuracy_at_0": list(bootstrap_mean(plain, groups)),
+    }  # fmt: skip
+
+
+def auc(score: dict[str, float], cases: list[Case]) -> float:
+    """How often an image with the object scores higher than one without; equals count half."""
+    one, none = (np.array([score[c.name] for c in cases if (c.label > 0) == side]) for side in (True, False))
+    above = (one[:, None] > none).mean() + 0.5 * (one[:, None] == none).mean()
+    return float(above)
+
+
+def measured(
+    name: str, make: Maker, evaluations: int, chosen: list[Case], reported: list[Case], verdict: dict[str, float], least: float
+) -> dict[str, Any]:
+    """One row: average precision, and Dice under each rule, all on the reported half."""
+    started = time.process_time()
+    positive = [[case for case in half if case.label] for half in (chosen, reported)]
+    maps = {case.name: evidence(make(case).float()) for half in positive for case in half}
+    seconds = (time.process_time() - started) / len(maps)
+    groups = [case.patient for case in positive[1]]
+    row: dict[str, Any] = {"map": name, "evaluations": evaluations, "seconds": seconds, "rules": {}}
+    smooth = max(SMOOTH, key=lambda s: np.mean([precision(maps[c.name], c, s) for c in positive[0]]))
+    row["ap"] = list(bootstrap_mean([precision(maps[c.name], c, 0.0) for c in positive[1]], groups))
+    row["ap_smoothed"] = list(bootstrap_mean([precision(maps[c.name], c, smooth) for c in positive[1]], groups))
+    for rule, how, first in rules(maps, positive[0]):
+        score = {c.name: overlap(maps[c.name], c, how) for c in positive[1]}
+        seen = {c.name: verdict[c.name] >= least for c in reported}
+        every = [score[c.name] * seen[c.name] if c.label else float(not seen[c.name]) for c in reported]
+        row["rules"][rule] = {
+            "cut": vars(how), "dice_chosen": first, "dice": list(bootstrap_mean(list(score.values()), groups)),
+            "dice_all_slices": list(bootstrap_mean(every, [c.patient for c in reported])),
+            "dice_per_case": {f"case{i}": round(v, 5) for i, v in enumerate(score.values())},
+        }  # fmt: skip
+    fitted = [rule for rule in row["rules"] if rule not in BEFOREHAND]
+    row["best"] = max(fitted, key=lambda rule: row["rules"][rule]["dice_chosen"])
+    return row
+
+
+def rules(maps: dict[str, Tensor], cases: list[Case]) -> list[tuple[str, Cut, float]]:
+    """Each rule with its best numbers on these cases, and the Dice there; then the choices made beforehand."""
+    found = []
+    for rule, numbers in GRID.items():
+        options = [
+            Cut(smooth=smooth, threshold=rule, largest=largest, **dict(zip(numbers, values, strict=True)))  # type: ignore[arg-type]
+            for smooth, largest, *values in itertools.product(SMOOTH, (True, False), *numbers.values())
+        ]
+        means = [float(np.mean([overlap(maps[c.name], c, how) for c in cases])) for how in options]
+        best = int(np.argmax(means))
+        found.append((rule, options[best], means[best]))
+    return found + [
+        (name, how, float(np.mean([overlap(maps[c.name], c, how) for c in cases]))) for name, how in BEFOREHAND.items()
+    ]
+
+
+def overlap(m: Tensor, case: Case, how: Cut) -> float:
+    """Dice of the mask that a cut makes, on native pixels."""
+    return dice(to_native(cut(m, how, case.image)[None], case.placement)[0] > 0.5, case.truth, empty="zero")
+
+
+def precision(m: Tensor, case: Case, smooth: float) -> float:
+    """Average precision of a map, brought to native pixels."""
+    from scipy.ndimage import gaussian_filter
+
+    soft = torch.from_numpy(gaussian_filter(m.double().numpy(), smooth, mode="nearest") if smooth else m.double().numpy())
+    return average_precision(to_native(soft[None].float(), case.placement)[0], case.truth)
+
+
+def average_precision(score: np.ndarray, truth: np.ndarray) -> float:
+    """Mean precision over the true pixels, in falling order of score; equal scores are taken together."""
+    order = np.argsort(-score, axis=None, kind="stable")
+    values, hits = score.ravel()[order], truth.ravel()[order].astype(float)
+    last = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)
+    found = hits.cumsum()[last]
+    return float((np.diff(found, prepend=0) * found / (last + 1)).sum() / hits.sum())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("models", type=Path, nargs="+", help="checkpoints of cdm and cam, trained on one grid and fold")
+    parser.add_argument("--fold", type=int)
+    parser.add_argument("--draws", type=int, default=8)
+    parser.add_argument("--limit", type=int, default=0, help="so many validation slices, 0 for all")
+    parser.add_argument("--only", default="", help="maps whose names match")
+    parser.add_argument("--place", default=r"_(\d+)$", help="the slice's number in a case's name")
+    parser.add_argument("--out", type=Path, required=True)
+    main(parser.parse_args())

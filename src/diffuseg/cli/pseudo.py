@@ -1,0 +1,41 @@
+"""The command `pseudo-label`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffuseg.bars import Bars
+from diffuseg.cli.app import app, console
+
+
+@app.command("pseudo-label")
+def pseudo_label(
+    model: Annotated[str, typer.Argument(help="A checkpoint, of cdm for example.")],
+    dataset: Annotated[Path, typer.Argument(help="The data set to make masks for; its own masks, if any, are not read.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new data set, for any method that learns from masks.")],
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Image-level labels: a CSV with case and label.", show_default="DATASET/image_labels.csv, if there"),
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="Keep masks on which the draws agree at least so far (Dice of pairs).")
+    ] = 0.7,
+    draws: Annotated[int | None, typer.Option(min=2, help="Draws per case.", show_default="8")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of the method, as far as it concerns drawing; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+) -> None:
+    """Make masks for a data set that has none, keep those to be trusted, and write them as a data set to train on."""
+    from diffuseg.inference.model import NOTICE, load
+    from diffuseg.inference.pseudo import pseudo_label as make
+
+    loaded = load(model, device, set_ or [])
+    with Bars(console(stderr=True)) as bars:
+        found = make(loaded, dataset, out, labels, confidence, draws, seed, bars.case)
+    for reason in dict.fromkeys(pseudo.reason for pseudo in found):
+        those = [pseudo for pseudo in found if pseudo.reason == reason]
+        typer.echo(f"{len(those)} {'kept' if those[0].kept else 'left out'}: {reason}")
+    typer.echo(f"{out}: a data set; pseudo_labels.csv lists all cases. {NOTICE}")

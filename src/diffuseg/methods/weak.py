@@ -1,0 +1,127 @@
+"""What methods that learn from image-level labels share: a verdict on the image, maps as evidence, and the cut to a mask."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffuseg.errors import UserError
+from diffuseg.methods.base import Method, MethodConfig, Verdict
+from diffuseg.methods.saliency import Cut, Rule, cut, evidence
+from diffuseg.methods.sensitivity import OnStep
+
+# Intensities of the plan -> about [-1, 1]: what "unit" has already, and z-scores within 3 deviations.
+SCALE = {"unit": 1.0, "zscore": 1 / 3, "ct": 1 / 3}
+
+
+@dataclass(frozen=True)
+class WeakConfig(MethodConfig):
+    """How a map becomes a mask; each name is one of `saliency.Cut`, which explains it."""
+
+    ranges: ClassVar = MethodConfig.ranges | {"smooth": (0, 100), "quantile": (0, 1), "fixed": (0, 1)}
+
+    smooth: float = 1.0
+    threshold: Rule = "quantile"
+    quantile: float = 0.97
+    fixed: float = 0.5
+    deviations: float = 4.0
+    largest: bool = True
+
+
+def free_settings(config: type[MethodConfig]) -> tuple[str, ...]:
+    """The settings that this class adds to those of every method: its method may change them after training."""
+    always = {f.name for f in fields(MethodConfig)}
+    return tuple(f.name for f in fields(config) if f.name not in always)
+
+
+class WeakMethod(Method):
+    """A method without masks. Subclasses say what an image shows (`judge`), and where (`saliency`).
+
+    A draw is evidence: one half where the class makes no difference. `conclude` cuts the mean of the draws.
+    """
+
+    supervision: ClassVar[Literal["mask", "image_label"]] = "image_label"
+    note = "probabilities are a logistic function of a map, one half at its threshold: they are not calibrated"
+    scale: Tensor
+
+    def keep_scale(self) -> None:
+        """Remember what brings the plan's intensities to about [-1, 1], per channel; not part of the weights."""
+        plan = self.plan
+        scale = [SCALE[how] for how in plan.normalisation for _ in range(2 * plan.context + 1)]
+        self.register_buffer("scale", torch.tensor(scale).reshape(-1, *[1] * plan.dims), persistent=False)
+
+    @abstractmethod
+    def held_out(self, image: Float[Tensor, "c *s"], seed: int) -> Float[Tensor, " k"]:
+        """How badly each class fits an image that was not trained on, lower is better; noise comes from the seed alone."""
+
+    @abstractmethod
+    def judge(self, image: Float[Tensor, "c *s"]) -> Verdict:
+        """What the image as a whole shows, a function of the image alone."""
+
+    @abstractmethod
+    def saliency(
+        self, x_0: Float[Tensor, "n c *s"], y: int, name: str, steps: int, noise: Callable[[], Tensor], on_step: OnStep = None
+    ) -> Float[Tensor, "n *s"]:
+        """Raw maps of n draws of one scaled image for class y: higher where it is; `noise` makes noise like x_0."""
+
+    def draw(
+        self,
+        image: Float[Tensor, "c *s"],
+        seeds: Sequence[int],
+        steps: int | None = None,
+        sampler: str | None = None,
+        eta: float | None = None,
+        overlap: float = 0.5,
+        chunk: int = 8,
+        on_step: Callable[[int, Tensor], None] | None = None,
+        label: int | None = None,
+    ) -> Iterator[Float[Tensor, "k *s"]]:
+        """Evidence for the class that the image shows, see `saliency.evidence`; `conclude` makes a mask of their mean.
+
+        `label` is that class, 0 for none of them; None: the method decides. The whole image is seen at once and nothing is
+        random but the seeds' noise: `overlap` and `eta` change nothing. Refuses volumes where it learnt from pictures.
+        """
+        self.eval()
+        self.refuse_slices(image)
+        name, steps = self.sampling(sampler, steps)
+        y = self.judge(image).label if label is None else label
+        x_0 = (image * self.scale)[None]
+        for start in range(0, len(seeds), chunk):
+            generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start : start + chunk]]
+            n = len(generators)
+
+            def noise(generators: list[torch.Generator] = generators) -> Tensor:
+                return torch.stack([torch.randn(image.shape, generator=g) for g in generators]).to(image.device)
+
+            maps = None
+            if y:
+                with (
+                    torch.no_grad(),
+                    torch.autocast(image.device.type, enabled=False),
+                ):  # differences in bf16 would be rounding errors
+                    maps = self.saliency(x_0.expand(n, *image.shape), y, name, steps, noise, on_step)
+            for i in range(n):
+                p = torch.zeros(self.plan.classes, *image.shape[1:], device=image.device)
+                if maps is not None:
+                    p[y] = evidence(maps[i])
+                p[0] = 1 - p[1:].sum(0)
+                yield p
+
+    def conclude(self, evidence: Float[Tensor, "k *s"], image: Float[Tensor, "c *s"]) -> Float[Tensor, "k *s"]:
+        """From evidence to what is like a probability, one half at the threshold: see `saliency.cut`."""
+        y = 1 + int(evidence[1:].flatten(1).amax(1).argmax())
+        result = torch.zeros_like(evidence)
+        if evidence[y].any():
+            how: dict[str, Any] = {f.name: getattr(self.config, f.name) for f in fields(Cut)}
+            result[y] = cut(evidence[y], Cut(**how), image)
+        result[0] = 1 - result[y]
+        return result
+
+    def refuse_slices(self, image: Tensor) -> None:
+        """Refuse a volume where the method learnt what whole pictures show."""
+        if image.ndim != 1 + self.plan.dims:
+            raise UserError("a volume, but the model learnt what whole pictures show", do="Give its slices as pictures")

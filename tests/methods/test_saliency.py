@@ -1,0 +1,127 @@
+"""From a map to a mask: thresholds against their definitions, and what a cut promises."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from diffuseg.methods.saliency import THRESHOLDS, Cut, cut, evidence, largest_component, otsu, part_of, triangle
+
+MAPS = arrays(np.float64, (5, 6), elements=st.integers(-50, 50).map(lambda v: v / 10))
+NONE = np.zeros((1, 5, 6))  # rules that look at the map alone need no image
+PLAIN = Cut(smooth=0.0, largest=False)
+
+
+def to_evidence(m: np.ndarray) -> torch.Tensor:
+    return evidence(torch.from_numpy(m))
+
+
+def cut_plain(m: np.ndarray, how: Cut) -> torch.Tensor:
+    """With an image that shows nothing."""
+    return cut(to_evidence(m), how, torch.zeros(1, *m.shape))
+
+
+@settings(max_examples=100, deadline=None)
+@given(MAPS)
+def test_otsu_is_the_cut_with_the_least_variance_within_its_classes(m):
+    values = np.unique(m)
+    if len(values) < 2:
+        return
+    within = lambda t: sum(part.var() * part.size for part in (m[m <= t], m[m > t]))
+    best = min(within((a + b) / 2) for a, b in zip(values[:-1], values[1:], strict=True))
+    assert within(otsu(m, PLAIN, NONE)) == pytest.approx(best, rel=1e-9, abs=1e-9)
+
+
+def test_triangle_finds_the_foot_of_a_peak_with_a_tail():
+    rng = np.random.default_rng(0)
+    m = np.concatenate([rng.normal(0, 0.1, 4000), rng.uniform(0.5, 2, 100)])
+    assert 0.15 < triangle(m, PLAIN, NONE) < 0.5
+    assert triangle(np.ones((3, 3)), PLAIN, NONE) >= 1
+
+
+def test_other_rules_are_their_formulas():
+    m = np.random.default_rng(1).normal(0, 1, 100_000)
+    assert (m > THRESHOLDS["quantile"](m, Cut(quantile=0.9), NONE)).mean() == pytest.approx(0.1, abs=1e-4)
+    assert THRESHOLDS["deviation"](3 + 2 * m, Cut(deviations=1.5), NONE) == pytest.approx(
+        6, abs=0.05
+    )  # a normal distribution's own
+    assert THRESHOLDS["fixed"](np.array([-1.0, 0.0, 3.0]), Cut(fixed=0.25), NONE) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(MAPS, st.sampled_from(sorted(THRESHOLDS)))
+def test_a_mask_is_what_is_above_the_threshold_and_scale_does_not_matter(m, rule):
+    how = Cut(smooth=0.0, threshold=rule, quantile=0.8, largest=False)
+    p = cut_plain(m, how)
+    assert p.min() >= 0 and p.max() <= 1
+    if m.max() <= 0:
+        assert not p.any()
+        return
+    kept = THRESHOLDS[rule](m, how, NONE)
+    clear = (np.abs(m - kept) > 1e-6) & (m > 2e-3 * m.max())  # ties, and the floor of the threshold
+    assert np.array_equal((p.numpy() > 0.5)[clear], (m > kept)[clear])
+    assert not (p.numpy() > 0.5)[m <= 0].any()
+    torch.testing.assert_close(cut_plain(7.5 * m, how), p)
+
+
+def test_border_cuts_where_the_image_has_one():
+    """A map that falls off smoothly from the middle, and images with a disc of some radius: the cut follows the image."""
+    rows, columns = np.mgrid[:48, :48]
+    radius = np.hypot(rows - 22, columns - 25)
+    m, rng = np.exp(-radius / 10), np.random.default_rng(0)
+    for size in (5, 8, 11):
+        image = (radius < size) * 2.0 + rng.normal(0, 0.5, (2, 48, 48)) * np.array([1, 20]).reshape(2, 1, 1)
+        for shown in (image, -image, image[:1]):
+            p = cut(to_evidence(m), Cut(smooth=0.0, threshold="border"), torch.from_numpy(shown))
+            found = np.sqrt((p.numpy() > 0.5).sum() / np.pi)
+            assert found == pytest.approx(size, abs=1)
+
+
+def test_where_the_probability_stands():
+    m = np.array([[0.0, 0.25, 0.5, 1.0], [-1.0, 0.0, 0.0, 0.0]])
+    p = cut_plain(m, Cut(smooth=0.0, threshold="fixed", fixed=0.75, largest=False))  # a threshold of 0.5
+    expected = torch.tensor([[0.018, 0.119, 0.5, 0.982], [0.0, 0.018, 0.018, 0.018]], dtype=torch.float64)
+    torch.testing.assert_close(p, expected, atol=1e-3, rtol=0)
+
+
+def test_nothing_gives_an_empty_mask():
+    for m in (np.zeros((4, 5)), -np.ones((4, 5))):
+        for rule in THRESHOLDS:
+            assert not cut_plain(m, Cut(threshold=rule)).any()
+    assert torch.equal(evidence(torch.zeros(4, 5)), torch.full((4, 5), 0.5))
+
+
+def test_evidence_keeps_order_and_zero():
+    m = torch.tensor([-2.0, 0.0, 1.0, 4.0])
+    torch.testing.assert_close(evidence(m), torch.tensor([0.25, 0.5, 0.625, 1.0]))
+
+
+def test_of_two_blobs_the_larger_one_stays():
+    m = np.zeros((12, 12))
+    m[1:3, 1:3], m[6:10, 6:10] = 1.0, 0.9
+    p = cut_plain(m, Cut(smooth=0.0, threshold="fixed", fixed=0.5))
+    assert np.array_equal(p.numpy() > 0.5, m == 0.9)
+    both = cut_plain(m, Cut(smooth=0.0, threshold="fixed", fixed=0.5, largest=False))
+    assert np.array_equal(both.numpy() > 0.5, m > 0)
+    corners = np.eye(4, dtype=bool)
+    assert largest_component(corners).sum() == 1 and not largest_component(np.zeros((2, 2), bool)).any()
+
+
+def test_smoothing_joins_what_noise_parts():
+    rng = np.random.default_rng(2)
+    truth = np.zeros((40, 40), bool)
+    truth[10:22, 12:26] = True
+    m = truth + 0.8 * rng.normal(0, 1, truth.shape)
+    share = 1 - truth.mean()
+    agree = lambda smooth: np.mean((cut_plain(m, Cut(smooth, "quantile", share)).numpy() > 0.5) == truth)
+    assert agree(2.0) > 0.95 > agree(0.0)
+
+
+def test_parts_of_several_channels():
+    change = torch.tensor([[[3.0, -1.0]], [[4.0, -3.0]]]).permute(1, 0, 2)[None].reshape(1, 2, 2)
+    torch.testing.assert_close(part_of(change, "signed"), torch.tensor([[3.5, -2.0]]))
+    torch.testing.assert_close(part_of(change, "positive"), torch.tensor([[3.5, 0.0]]))
+    torch.testing.assert_close(part_of(change, "negative"), torch.tensor([[0.0, 2.0]]))
+    torch.testing.assert_close(part_of(change, "absolute"), torch.tensor([[12.5**0.5, 5**0.5]]))
