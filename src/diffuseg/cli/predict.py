@@ -59,9 +59,7 @@ def predict(
         typer.echo(loaded.calibration.announce(loaded.settings(draws, seed, steps, sampler, fuse.value)))
     with Bars(console(stderr=True)) as bars:
         told = {"on_case": bars.case, "on_draw": bars.draw, "keep_draws": save_draws, "keep_steps": save_steps, "label": label}
-        report = predict_folder(
-            loaded, inputs, out, draws, seed, steps, sampler, overwrite, fuse=fuse.value, label=label, **told
-        )
+        report = predict_folder(loaded, inputs, out, draws, seed, steps, sampler, overwrite, fuse=fuse.value, **told)
     for case, reason in report.skipped:
         typer.echo(f"skipped {case}: {reason}")
     for case, reason in report.failed:
