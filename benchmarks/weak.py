@@ -196,8 +196,8 @@ def judged(score: dict[str, float], chosen: list[Case], reported: list[Case]) ->
     values, labels = (np.array([f(c) for c in chosen]) for f in (lambda c: score[c.name], lambda c: c.label > 0))
     options = np.unique(np.append(values, values.max() + 1))
     threshold = float(options[int(np.argmax([np.mean((values >= t) == labels) for t in options]))])
-    right = [(score[c.name] >= threshold) == (c.label > 0) for c in reported]
-    plain = [(score[c.name] > 0) == (c.label > 0) for c in reported]
+    right = [float((score[c.name] >= threshold) == (c.label > 0)) for c in reported]
+    plain = [float((score[c.name] > 0) == (c.label > 0)) for c in reported]
     groups = [c.patient for c in reported]
     return {
         "auc_chosen": auc(score, chosen), "auc": auc(score, reported), "threshold": threshold,

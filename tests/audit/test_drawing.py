@@ -10,7 +10,7 @@ from diffuseg.audit.drawing import controlled, draws, dropping
 from diffuseg.config import from_dict, override
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.methods import METHODS
-from diffuseg.methods.base import MaskConfig, Method
+from diffuseg.methods.base import MaskConfig, MaskMethod
 from diffuseg.methods.controls import CONTROLS
 from tests.inference.oracle import make_plan
 
@@ -19,7 +19,7 @@ PLAN = make_plan(patch=SHAPE, widths=(4, 8), labels={"background": 0, "head": 1,
 IMAGE = torch.zeros(1, *SHAPE)
 
 
-class Seen(Method):
+class Seen(MaskMethod):
     """Answers with what it is shown, and keeps it."""
 
     default_steps, phases = 2, ()

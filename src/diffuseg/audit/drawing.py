@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffuseg.methods import Method
-from diffuseg.methods.base import signed
+from diffuseg.methods.base import MaskMethod, signed
 
 
 def draws(
@@ -39,12 +39,13 @@ def draws(
                     yield from method.draw(image, [seed])
         return
     options = {"steps": steps, "sampler": sampler, "chunk": chunk} if method.generative else {}
+    assert isinstance(method, MaskMethod)
     with controlled(method, sampling, other):
         yield from method.draw(image, seeds, **options)
 
 
 @contextmanager
-def controlled(method: Method, sampling: str, other: Int[Tensor, "*o"]) -> Iterator[None]:
+def controlled(method: MaskMethod, sampling: str, other: Int[Tensor, "*o"]) -> Iterator[None]:
     """For a while, the network is shown noise or another case's noisy mask in place of x_t, or always the same latent.
 
     The walk from level to level goes on as before: it is only hidden from the network.
@@ -81,7 +82,7 @@ def dropping(method: Method) -> Iterator[None]:
             hook.remove()
 
 
-def _as_state(mask: Int[Tensor, "*o"], method: Method, x_t: Float[Tensor, "n k *s"]) -> Float[Tensor, "1 k *s"]:
+def _as_state(mask: Int[Tensor, "*o"], method: MaskMethod, x_t: Float[Tensor, "n k *s"]) -> Float[Tensor, "1 k *s"]:
     """A mask [*o] as x_0 in the shape of x_t: cut and filled up with background about the middle."""
     plan, shape = method.plan, x_t.shape[2:]
     if plan.dims == 2 and mask.ndim == 3:

@@ -12,6 +12,7 @@ import torch
 
 from diffuseg.config import from_dict, override
 from diffuseg.methods import METHODS, Method
+from diffuseg.methods.base import MaskMethod
 from diffuseg.methods.controls import CONTROLS
 
 MEMBERS = 5  # of an ensemble
@@ -61,7 +62,7 @@ def sampled_rows(method: Method, draws: int, steps: int) -> list[Row]:
     rows.append(Row("other_case", "x_t made from the mask of another case", draws, steps, "other_case"))
     for other in sorted({1, min(4 * steps, method.schedule.T)} - {steps}):
         rows.append(Row(f"steps_{other}", f"{other} denoising step{'s' if other > 1 else ''}", draws, other))
-    if method.latent([torch.Generator()]) is not None:
+    if isinstance(method, MaskMethod) and method.latent([torch.Generator()]) is not None:
         rows.append(Row("latent", "one latent for all draws and steps", draws, steps, "latent"))
     return rows
 
