@@ -33,9 +33,8 @@ from diffuseg.methods.saliency import Cut, cut, evidence
 
 SMOOTH = (0.0, 1.0, 2.0)
 GRID: dict[str, dict[str, Sequence[float]]] = {
-    "otsu": {}, "triangle": {}, "border": {},
+    "otsu": {}, "otsu_twice": {},
     "quantile": {"quantile": (0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99)},
-    "deviation": {"deviations": (2.0, 3.0, 4.0, 6.0, 8.0, 12.0)},
     "fixed": {"fixed": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)},
 }  # fmt: skip
 BEFOREHAND = {  # choices made before any of this was measured
@@ -242,14 +241,14 @@ def measured(
 def rules(maps: dict[str, Tensor], cases: list[Case]) -> list[tuple[str, Cut, float]]:
     """Each rule with its best numbers on these cases, and the Dice there; then the choices made beforehand."""
     found = []
-    for rule, numbers in GRID.items():
+    for (rule, numbers), image in itertools.product(GRID.items(), (False, True)):
         options = [
-            Cut(smooth=smooth, threshold=rule, largest=largest, **dict(zip(numbers, values, strict=True)))  # type: ignore[arg-type]
+            Cut(smooth=smooth, threshold=rule, largest=largest, image=image, **dict(zip(numbers, values, strict=True)))  # type: ignore[arg-type]
             for smooth, largest, *values in itertools.product(SMOOTH, (True, False), *numbers.values())
         ]
         means = [float(np.mean([overlap(maps[c.name], c, how) for c in cases])) for how in options]
         best = int(np.argmax(means))
-        found.append((rule, options[best], means[best]))
+        found.append((rule + (" and image" if image else ""), options[best], means[best]))
     return found + [
         (name, how, float(np.mean([overlap(maps[c.name], c, how) for c in cases]))) for name, how in BEFOREHAND.items()
     ]

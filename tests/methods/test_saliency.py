@@ -1,5 +1,7 @@
 """From a map to a mask: thresholds against their definitions, and what a cut promises."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from diffuseg.methods.saliency import THRESHOLDS, Cut, cut, evidence, largest_component, otsu, part_of, triangle
+from diffuseg.methods.saliency import THRESHOLDS, Cut, cut, evidence, largest_component, otsu, otsu_twice, part_of
 
 MAPS = arrays(np.float64, (5, 6), elements=st.integers(-50, 50).map(lambda v: v / 10))
-NONE = np.zeros((1, 5, 6))  # rules that look at the map alone need no image
 PLAIN = Cut(smooth=0.0, largest=False)
 
 
@@ -31,23 +32,23 @@ def test_otsu_is_the_cut_with_the_least_variance_within_its_classes(m):
         return
     within = lambda t: sum(part.var() * part.size for part in (m[m <= t], m[m > t]))
     best = min(within((a + b) / 2) for a, b in zip(values[:-1], values[1:], strict=True))
-    assert within(otsu(m, PLAIN, NONE)) == pytest.approx(best, rel=1e-9, abs=1e-9)
+    assert within(otsu(m, PLAIN)) == pytest.approx(best, rel=1e-9, abs=1e-9)
 
 
-def test_triangle_finds_the_foot_of_a_peak_with_a_tail():
+def test_otsu_twice_is_not_fooled_by_what_is_small():
     rng = np.random.default_rng(0)
-    m = np.concatenate([rng.normal(0, 0.1, 4000), rng.uniform(0.5, 2, 100)])
-    assert 0.15 < triangle(m, PLAIN, NONE) < 0.5
-    assert triangle(np.ones((3, 3)), PLAIN, NONE) >= 1
+    m = rng.normal(0, 0.3, (60, 60))
+    m[5:11, 7:13] += 4
+    spread = m + 1.2 * (np.hypot(*(np.mgrid[:60, :60] - 25)) < 20)  # a large, faint response around nothing
+    assert not 1.5 < otsu(spread, PLAIN) < 3
+    assert 1.5 < otsu_twice(spread, PLAIN) < 3.5
+    assert otsu_twice(np.array([0.0, 0.0, 1.0]), PLAIN) == 0.5
 
 
 def test_other_rules_are_their_formulas():
     m = np.random.default_rng(1).normal(0, 1, 100_000)
-    assert (m > THRESHOLDS["quantile"](m, Cut(quantile=0.9), NONE)).mean() == pytest.approx(0.1, abs=1e-4)
-    assert THRESHOLDS["deviation"](3 + 2 * m, Cut(deviations=1.5), NONE) == pytest.approx(
-        6, abs=0.05
-    )  # a normal distribution's own
-    assert THRESHOLDS["fixed"](np.array([-1.0, 0.0, 3.0]), Cut(fixed=0.25), NONE) == 0
+    assert (m > THRESHOLDS["quantile"](m, Cut(quantile=0.9))).mean() == pytest.approx(0.1, abs=1e-4)
+    assert THRESHOLDS["fixed"](np.array([-1.0, 0.0, 3.0]), Cut(fixed=0.25)) == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -59,24 +60,31 @@ def test_a_mask_is_what_is_above_the_threshold_and_scale_does_not_matter(m, rule
     if m.max() <= 0:
         assert not p.any()
         return
-    kept = THRESHOLDS[rule](m, how, NONE)
+    kept = THRESHOLDS[rule](m, how)
     clear = (np.abs(m - kept) > 1e-6) & (m > 2e-3 * m.max())  # ties, and the floor of the threshold
     assert np.array_equal((p.numpy() > 0.5)[clear], (m > kept)[clear])
     assert not (p.numpy() > 0.5)[m <= 0].any()
     torch.testing.assert_close(cut_plain(7.5 * m, how), p)
 
 
-def test_border_cuts_where_the_image_has_one():
-    """A map that falls off smoothly from the middle, and images with a disc of some radius: the cut follows the image."""
+def test_with_the_image_the_border_is_where_the_image_has_one():
+    """A map that falls off smoothly from the middle, cut too far out or in, and an image with a disc of some radius."""
     rows, columns = np.mgrid[:48, :48]
     radius = np.hypot(rows - 22, columns - 25)
     m, rng = np.exp(-radius / 10), np.random.default_rng(0)
-    for size in (5, 8, 11):
-        image = (radius < size) * 2.0 + rng.normal(0, 0.5, (2, 48, 48)) * np.array([1, 20]).reshape(2, 1, 1)
-        for shown in (image, -image, image[:1]):
-            p = cut(to_evidence(m), Cut(smooth=0.0, threshold="border"), torch.from_numpy(shown))
-            found = np.sqrt((p.numpy() > 0.5).sum() / np.pi)
-            assert found == pytest.approx(size, abs=1)
+    size = lambda how, image: np.sqrt((cut(to_evidence(m), how, torch.from_numpy(image)).numpy() > 0.5).sum() / np.pi)
+    for true in (6, 8, 10):
+        image = (radius < true) * 2.0 + rng.normal(0, 0.4, (2, 48, 48)) * np.array([1, 20]).reshape(2, 1, 1)
+        for shown in (image, -image, image[:1], 1000 * image[:1]):
+            for at in (7, 8.5):
+                how = Cut(smooth=0.0, threshold="fixed", fixed=float(np.exp(-at / 10)))
+                assert size(how, shown) == pytest.approx(at, abs=0.6)
+                assert size(replace(how, image=True), shown) == pytest.approx(true, abs=1)
+    plain = Cut(smooth=0.0, threshold="fixed", fixed=0.5)
+    nothing = rng.normal(0, 1, (1, 48, 48))
+    assert size(replace(plain, image=True), nothing) == pytest.approx(size(plain, nothing), rel=0.15)
+    flat = np.zeros((1, 48, 48))
+    assert size(replace(plain, image=True), flat) == size(plain, flat)
 
 
 def test_where_the_probability_stands():

@@ -7,15 +7,16 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 from scipy.ndimage import label as components
 from scipy.special import expit
 from torch import Tensor
 
 Part = Literal["signed", "positive", "negative", "absolute"]
-Rule = Literal["border", "otsu", "triangle", "deviation", "quantile", "fixed"]
-CANDIDATES = np.linspace(0.8, 0.995, 40)  # quantiles of the map that "border" tries
-RIM = 2  # voxels on either side of a border
+Rule = Literal["quantile", "otsu", "otsu_twice", "fixed"]
+AROUND = 5  # voxels around an object with which its intensities are compared
+ROUNDS = 3  # of that comparison
+MOST = 3.0  # what the intensities of one voxel may say at most, as a log-likelihood ratio
 STEEP = 4.0  # of the logistic function: 0.018 where the map is 0, 0.982 where it is twice the threshold
 
 
@@ -24,9 +25,9 @@ class Cut:
     """How a map becomes a mask.
 
     smooth     standard deviation of a Gaussian, in voxels of the plan's grid; 0 for none
-    threshold  "quantile" of all voxels; "fixed": that share of the way from the smallest to the largest value; "deviation":
-               so many robust standard deviations above the median; "otsu" and "triangle" choose by the map's histogram,
-               "border" by the image
+    threshold  "quantile" of all voxels; "fixed": that share of the way from the smallest to the largest value; "otsu" and
+               "otsu_twice" choose by the values of the map
+    image      let the intensities of the image itself move the border: see `intensities`
     largest    keep the largest connected component only (neighbours share a side)
     """
 
@@ -34,7 +35,7 @@ class Cut:
     threshold: Rule = "quantile"
     quantile: float = 0.97
     fixed: float = 0.5
-    deviations: float = 4.0
+    image: bool = False
     largest: bool = True
 
 
@@ -65,11 +66,39 @@ def cut(evidence: Float[Tensor, "*s"], how: Cut, image: Float[Tensor, "c *s"]) -
         m = gaussian_filter(m, how.smooth, mode="nearest")
     if not m.max() > 1e-9:
         return torch.zeros_like(evidence)
-    threshold = max(THRESHOLDS[how.threshold](m, how, image.detach().double().cpu().numpy()), 1e-3 * float(m.max()))
-    p = expit(STEEP * (m - threshold) / threshold)
+    threshold = max(THRESHOLDS[how.threshold](m, how), 1e-3 * float(m.max()))
+    z = STEEP * (m - threshold) / threshold
+    if how.image:
+        z = z + intensities(z, image.detach().double().cpu().numpy(), how.largest)
+    p = expit(z)
     if how.largest:
-        p = np.where(largest_component(m > threshold) | (m <= threshold), p, np.minimum(p, 0.499))
+        p = np.where(largest_component(z > 0) | (z <= 0), p, np.minimum(p, 0.499))
     return torch.from_numpy(p).to(evidence)
+
+
+def intensities(z: Float[np.ndarray, "*s"], image: Float[np.ndarray, "c *s"], largest: bool) -> Float[np.ndarray, "*s"]:
+    """What the image says for the object (z > 0) and against it: log p(intensities | object) - log p(intensities | around).
+
+    One Gaussian per channel inside, one in the AROUND voxels around, by expectation maximisation with the map's z as prior
+    logit; at most MOST either way. Further away nothing is object. Where the intensities are the same it changes nothing.
+    """
+    inside = largest_component(z > 0) if largest else z > 0
+    near = np.asarray(distance_transform_edt(~inside)) <= AROUND
+    floor, weight, ratio = 0.05 * image.reshape(len(image), -1).std(1) + 1e-6, inside.astype(float), np.zeros_like(z)
+    for _ in range(ROUNDS):
+        a, b = (_log_gaussian(image, share * near, floor) for share in (weight, 1 - weight))
+        ratio = np.clip((a - b).sum(0), -MOST, MOST)
+        weight = expit(z + ratio)
+    return np.where(near, ratio, -np.maximum(z, 0) - MOST)
+
+
+def _log_gaussian(image: np.ndarray, weight: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """Log density of each channel's weighted mean and deviation (at least `floor`, [c]) at each voxel, up to a constant."""
+    axes, shape = tuple(range(1, image.ndim)), (-1, *[1] * weight.ndim)
+    total = max(float(weight.sum()), 1e-9)
+    mean = ((weight * image).sum(axes) / total).reshape(shape)
+    deviation = np.sqrt((weight * (image - mean) ** 2).sum(axes) / total + floor**2).reshape(shape)
+    return -((image - mean) ** 2) / (2 * deviation**2) - np.log(deviation)
 
 
 def largest_component(mask: Bool[np.ndarray, "*s"]) -> Bool[np.ndarray, "*s"]:
@@ -80,27 +109,7 @@ def largest_component(mask: Bool[np.ndarray, "*s"]) -> Bool[np.ndarray, "*s"]:
     return labels == 1 + int(np.bincount(labels.ravel())[1:].argmax())
 
 
-def border(m: Float[np.ndarray, "*s"], how: Cut, image: Float[np.ndarray, "c *s"]) -> float:
-    """The cut whose border the image itself shows best: largest difference of its intensities just inside and just outside.
-
-    The difference is counted in its standard errors (Welch's t), so that a handful of voxels is not a border; the channel
-    that shows it best counts. Without such a border it is a guess. Tries quantiles CANDIDATES of the map.
-    """
-    values, scores = np.quantile(m, CANDIDATES), []
-    for value in values:
-        inside: np.ndarray = largest_component(m > value) if how.largest else m > value
-        outer = binary_dilation(inside, iterations=RIM) & ~inside
-        inner = inside & ~binary_erosion(inside, iterations=RIM)
-        if min(inner.sum(), outer.sum()) < 2:
-            scores.append(-np.inf)
-            continue
-        a, b = image[:, inner], image[:, outer]
-        error = np.sqrt(a.var(1, ddof=1) / a.shape[1] + b.var(1, ddof=1) / b.shape[1])
-        scores.append(float((np.abs(a.mean(1) - b.mean(1)) / np.maximum(error, 1e-12)).max()))
-    return float(values[int(np.argmax(scores))])
-
-
-def otsu(m: Float[np.ndarray, "*s"], how: Cut, image: np.ndarray) -> float:
+def otsu(m: Float[np.ndarray, "*s"], how: Cut) -> float:
     """The cut with the largest variance between its two classes (Otsu 1979), over all values there are; exact."""
     values = np.sort(m, axis=None)
     n = np.arange(1, len(values))
@@ -112,38 +121,26 @@ def otsu(m: Float[np.ndarray, "*s"], how: Cut, image: np.ndarray) -> float:
     return float((values[best] + values[best + 1]) / 2)
 
 
-def triangle(m: Float[np.ndarray, "*s"], how: Cut, image: np.ndarray) -> float:
-    """The corner of a histogram with one peak and a long upper tail: farthest from the line peak - end (Zack 1977)."""
-    counts, edges = np.histogram(m, 256)
-    peak, end = int(counts.argmax()), int(np.flatnonzero(counts)[-1])
-    if end <= peak + 1:
-        return float(edges[end])
-    x = np.arange(peak, end + 1)
-    line = counts[peak] + (counts[end] - counts[peak]) * (x - peak) / (end - peak)
-    return float(edges[peak + int((line - counts[x]).argmax()) + 1])
+def otsu_twice(m: Float[np.ndarray, "*s"], how: Cut) -> float:
+    """Otsu's cut of what lies above Otsu's cut: for objects so small that the first cut parts nothing from little."""
+    first = otsu(m, how)
+    above = m[m > first]
+    return otsu(above, how) if above.max() > above.min() else first
 
 
-def deviation(m: Float[np.ndarray, "*s"], how: Cut, image: np.ndarray) -> float:
-    """So many robust standard deviations (1.4826 times the median absolute deviation) above the median."""
-    median = np.median(m)
-    return float(median + how.deviations * 1.4826 * np.median(np.abs(m - median)))
-
-
-def quantile(m: Float[np.ndarray, "*s"], how: Cut, image: np.ndarray) -> float:
+def quantile(m: Float[np.ndarray, "*s"], how: Cut) -> float:
     """The value that this share of the voxels is below."""
     return float(np.quantile(m, how.quantile))
 
 
-def fixed(m: Float[np.ndarray, "*s"], how: Cut, image: np.ndarray) -> float:
+def fixed(m: Float[np.ndarray, "*s"], how: Cut) -> float:
     """A share of the way from the smallest to the largest value."""
     return float(m.min() + how.fixed * (m.max() - m.min()))
 
 
-THRESHOLDS: dict[str, Callable[[np.ndarray, Cut, np.ndarray], float]] = {
-    "border": border,
+THRESHOLDS: dict[str, Callable[[np.ndarray, Cut], float]] = {
     "otsu": otsu,
-    "triangle": triangle,
-    "deviation": deviation,
+    "otsu_twice": otsu_twice,
     "quantile": quantile,
     "fixed": fixed,
 }

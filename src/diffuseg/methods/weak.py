@@ -28,7 +28,7 @@ class WeakConfig(MethodConfig):
     threshold: Rule = "quantile"
     quantile: float = 0.97
     fixed: float = 0.5
-    deviations: float = 4.0
+    image: bool = False
     largest: bool = True
 
 
