@@ -57,7 +57,7 @@ class Latent(Seen):
         return z.tanh()[:, :, None, None, None].expand_as(x_t)
 
 
-def drawn(method: Method, sampling: str, seeds=(1, 2), other: Tensor | None = None, steps: int = 4) -> list[Tensor]:
+def drawn(method: MaskMethod, sampling: str, seeds=(1, 2), other: Tensor | None = None, steps: int = 4) -> list[Tensor]:
     mask = torch.zeros(SHAPE, dtype=torch.long) if other is None else other
     return list(draws([method], sampling, IMAGE, mask, list(seeds), steps, "ancestral"))
 
