@@ -176,5 +176,5 @@ def test_the_command_serves_until_it_is_interrupted(volumes):
         address = urlsplit(running.stdout.readline().split()[0])
         assert ask(address.port, address.path)[0] == 200
         running.send_signal(signal.SIGINT)
-        said = running.communicate(timeout=30)
+        said = running.communicate(timeout=120)
     assert running.returncode == 0 and said == ("", "")
