@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.score import write
 from diffuseg.data.batches import Batches
-from diffuseg.data.dataset import Dataset, open_dataset, patients
+from diffuseg.data.dataset import Dataset, open_dataset, patients, splits
 from diffuseg.data.labels import TABLE, read_labels
 from diffuseg.data.transforms import Placement, to_native
 from diffuseg.evaluation.metrics import dice
@@ -38,9 +38,9 @@ GRID: dict[str, dict[str, Sequence[float]]] = {
     "fixed": {"fixed": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)},
 }  # fmt: skip
 BEFOREHAND = {  # choices made before any of this was measured
-    "published: Otsu": Cut(smooth=0.0, threshold="otsu", largest=False),
-    "published: Otsu, largest": Cut(smooth=0.0, threshold="otsu"),
-    "quantile 0.97, largest": Cut(),
+    "published: Otsu": Cut(smooth=0.0, threshold="otsu", image=False, largest=False),
+    "published: Otsu, largest": Cut(smooth=0.0, threshold="otsu", image=False),
+    "quantile 0.97, largest": Cut(image=False),
 }
 CDM: dict[str, tuple[str, ...]] = {
     "levels": (),
@@ -128,7 +128,7 @@ def load_cases(model: Model, dataset: Dataset, fold: int, limit: int, place: str
 
 def makers(models: list[Model], asked: argparse.Namespace, cases: list[Case], dataset: Dataset) -> dict[str, tuple[Maker, int]]:
     """Maps by name, with the network evaluations of one."""
-    found: dict[str, tuple[Maker, int]] = {"intensity": (lambda case: case.image.mean(0), 0)}
+    found: dict[str, tuple[Maker, int]] = {"intensity": (lambda case: case.image.mean(0) - case.image.mean(0).min(), 0)}
     mean = class_difference(models[0], dataset)
     found["position: mean of positives minus mean of negatives"] = (lambda case: mean, 0)
     for model, path in zip(models, asked.models, strict=True):
@@ -160,8 +160,6 @@ def drawn(model: Model, draws: int) -> Maker:
 
 def class_difference(model: Model, dataset: Dataset) -> Tensor:
     """Mean training image with the object minus mean training image without: what position alone can say."""
-    from diffuseg.data.dataset import splits
-
     names, labels = splits(dataset)[own_fold(model)]["train"], read_labels(dataset)
     source = Batches(dataset, names, model.plan, labels=labels)
     images = {name: source.image(name).mean(0) for name in names}

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from diffuseg.methods.saliency import THRESHOLDS, Cut, cut, evidence, largest_component, otsu, otsu_twice, part_of
 
 MAPS = arrays(np.float64, (5, 6), elements=st.integers(-50, 50).map(lambda v: v / 10))
-PLAIN = Cut(smooth=0.0, largest=False)
+PLAIN = Cut(smooth=0.0, image=False, largest=False)
 
 
 def to_evidence(m: np.ndarray) -> torch.Tensor:
@@ -54,7 +54,7 @@ def test_other_rules_are_their_formulas():
 @settings(max_examples=60, deadline=None)
 @given(MAPS, st.sampled_from(sorted(THRESHOLDS)))
 def test_a_mask_is_what_is_above_the_threshold_and_scale_does_not_matter(m, rule):
-    how = Cut(smooth=0.0, threshold=rule, quantile=0.8, largest=False)
+    how = Cut(smooth=0.0, threshold=rule, quantile=0.8, image=False, largest=False)
     p = cut_plain(m, how)
     assert p.min() >= 0 and p.max() <= 1
     if m.max() <= 0:
@@ -77,10 +77,10 @@ def test_with_the_image_the_border_is_where_the_image_has_one():
         image = (radius < true) * 2.0 + rng.normal(0, 0.4, (2, 48, 48)) * np.array([1, 20]).reshape(2, 1, 1)
         for shown in (image, -image, image[:1], 1000 * image[:1]):
             for at in (7, 8.5):
-                how = Cut(smooth=0.0, threshold="fixed", fixed=float(np.exp(-at / 10)))
+                how = Cut(smooth=0.0, threshold="fixed", fixed=float(np.exp(-at / 10)), image=False)
                 assert size(how, shown) == pytest.approx(at, abs=0.6)
                 assert size(replace(how, image=True), shown) == pytest.approx(true, abs=1)
-    plain = Cut(smooth=0.0, threshold="fixed", fixed=0.5)
+    plain = Cut(smooth=0.0, threshold="fixed", fixed=0.5, image=False)
     nothing = rng.normal(0, 1, (1, 48, 48))
     assert size(replace(plain, image=True), nothing) == pytest.approx(size(plain, nothing), rel=0.15)
     flat = np.zeros((1, 48, 48))

@@ -55,6 +55,25 @@ def test_a_data_set_without_masks_trains_and_validates(pictures, tmp_path):
     refused(call(*command(pictures, tmp_path / "run", "--resume", "--labels", table)), "--resume", "image_labels")
 
 
+def test_a_classifier_beside_it_trains_in_a_phase_of_its_own_and_class_maps_train_too(pictures, tmp_path):
+    both = call(*command(pictures, tmp_path / "both", "--set", "classifier_widths=4,8"))
+    assert both.exit_code == 0, both.output
+    with (tmp_path / "both/log.csv").open() as file:
+        assert {"network/loss", "classifier/loss", "classifier/right"} <= set(next(csv.reader(file)))
+    maps = command(pictures, tmp_path / "cam")
+    maps[maps.index("cdm")] = "cam"
+    maps[maps.index("T=20") - 1 : maps.index("T=20") + 1] = []
+    done = call(*maps)
+    assert done.exit_code == 0, done.output
+    assert read_meta(tmp_path / "cam/best.safetensors")["validation"]["error"] > 0
+
+
+def test_a_data_set_without_masks_has_a_plan(pictures, tmp_path):
+    refused(call("plan", pictures, "--out", tmp_path / "plan.json"), "missing mask")
+    done = call("plan", pictures, "--image-labels", "--out", tmp_path / "plan.json")
+    assert done.exit_code == 0 and (tmp_path / "plan.json").is_file(), done.output
+
+
 def test_validation_reads_no_mask_and_repeats_itself(pictures, tmp_path):
     run = prepare(TrainSettings(pictures, "cdm", tmp_path / "run", steps=1, set=WISHES, device="cpu", precision="fp32"))
     first, again = (validate(run.average, run.batches, run.validation) for _ in range(2))

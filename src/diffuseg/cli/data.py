@@ -13,6 +13,9 @@ from diffuseg.errors import UserError
 def plan(
     dataset: Annotated[Path, typer.Argument(help="Folder in the nnU-Net v2 raw or the MSD layout.")],
     out: Annotated[Path | None, typer.Option(help="Where to write the plan.", show_default="./<name>_plan.json")] = None,
+    image_labels: Annotated[
+        bool, typer.Option("--image-labels", help="For methods that learn from image-level labels: masks are not read.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan that is already there.")] = False,
 ) -> None:
     """Decide how to train on a data set, and say why; the plan is a JSON file to be looked at and edited."""
@@ -22,7 +25,7 @@ def plan(
     from diffuseg.data.dataset import open_dataset
     from diffuseg.data.plan import explain, fingerprint, make_plan, save_plan
 
-    data = open_dataset(dataset)
+    data = open_dataset(dataset, masks=not image_labels)
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in data.name)
     path = out or Path(f"{name}_plan.json")
     if path.exists() and not overwrite:

@@ -134,7 +134,17 @@ def measure_curve(
     for (s, n), rows in scores.items():
         cost = peak_of(lambda s=s, n=n: model.predict(image, n, seed, s, sampler), model.device)
         overlap, likelihood, squares = zip(*rows, strict=True)
-        points.append(Point(s, n, *bootstrap_mean(overlap), _mean(likelihood), _mean(squares), s * n, *cost))
+        points.append(
+            Point(
+                s,
+                n,
+                *bootstrap_mean(overlap),
+                _mean(likelihood),
+                _mean(squares),
+                model.method.evaluations(asked[0]["sampler"], s) * n,
+                *cost,
+            )
+        )
     where = (dataset.name, fold, cases, asked[0]["sampler"], seed, timed, str(model.device), model.precision.reason)
     return Curve(points, model.hash, *where)
 

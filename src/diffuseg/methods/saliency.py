@@ -35,7 +35,7 @@ class Cut:
     threshold: Rule = "quantile"
     quantile: float = 0.97
     fixed: float = 0.5
-    image: bool = False
+    image: bool = True
     largest: bool = True
 
 
@@ -58,8 +58,8 @@ def evidence(saliency: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
 def cut(evidence: Float[Tensor, "*s"], how: Cut, image: Float[Tensor, "c *s"]) -> Float[Tensor, "*s"]:
     """A probability-like map in [0, 1]: a logistic function of the map that is one half at the threshold. Not calibrated.
 
-    0.018 where the map is 0, 0.982 at twice the threshold, 0 everywhere if no value is above 0. With `largest`, what lies
-    outside the largest component stays just below one half.
+    Without `image` 0.018 where the map is 0, 0.982 at twice the threshold. The threshold is above 0; 0 everywhere if no value
+    is. With `largest`, what lies outside the largest component stays just below one half.
     """
     m = (2 * evidence.detach().double().cpu() - 1).numpy()
     if how.smooth:
@@ -68,7 +68,7 @@ def cut(evidence: Float[Tensor, "*s"], how: Cut, image: Float[Tensor, "c *s"]) -
         return torch.zeros_like(evidence)
     threshold = max(THRESHOLDS[how.threshold](m, how), 1e-3 * float(m.max()))
     z = STEEP * (m - threshold) / threshold
-    if how.image:
+    if how.image and (z > 0).any():
         z = z + intensities(z, image.detach().double().cpu().numpy(), how.largest)
     p = expit(z)
     if how.largest:

@@ -28,7 +28,7 @@ class WeakConfig(MethodConfig):
     threshold: Rule = "quantile"
     quantile: float = 0.97
     fixed: float = 0.5
-    image: bool = False
+    image: bool = True
     largest: bool = True
 
 
