@@ -112,6 +112,7 @@ def test_an_interrupted_training_resumes_as_if_nothing_had_happened(data, straig
     assert done.exit_code == 130 and done.stderr == "interrupted\n"
     assert f"stopped at step {saved_step(tmp_path)}; continue with --resume" in done.stdout
     assert 0 < saved_step(tmp_path) < STEPS
+    time.sleep(1)  # as above
     done = call(*command(data, tmp_path), "--resume")
     assert done.exit_code == 0, done.output
     is_as_if_nothing_had_happened(tmp_path, straight)
