@@ -117,7 +117,7 @@ def otsu(m: Float[np.ndarray, "*s"], how: Cut) -> float:
     lower, upper = below / n, (values.sum() - below) / (len(values) - n)
     between = n * (len(values) - n) * np.square(upper - lower)
     between[values[1:] == values[:-1]] = -1  # equal values are not parted
-    best = int(between.argmax())
+    best = int((between >= (1 - 1e-12) * between.max()).argmax())  # of equal ones the first, whatever the rounding
     return float((values[best] + values[best + 1]) / 2)
 
 
