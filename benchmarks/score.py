@@ -48,7 +48,7 @@ def score(
     started = time.monotonic()
     measured = [_case(method, source, case, steps, draws, sampler) for case in cases]
     seconds = (time.monotonic() - started) / len(cases)
-    names = sorted(plan.labels, key=plan.labels.__getitem__)[1:]
+    names = plan.names[1:]
     steps = (steps or method.default_steps) if method.generative else 1
     rows = []
     for n in sorted({1, draws}):

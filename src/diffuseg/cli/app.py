@@ -58,10 +58,12 @@ app = typer.Typer(
 
 
 def console(stderr: bool = False) -> "Console":
+    """Where tables and bars are printed."""
     from rich.console import Console
 
     return Console(stderr=stderr)
 
 
 def complain(text: str) -> None:
+    """Say in one red line of the error output what is wrong."""
     typer.secho(" ".join(text.split()), fg="red", err=True)

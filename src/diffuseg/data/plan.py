@@ -62,6 +62,11 @@ class Plan:
         return len(self.labels)
 
     @property
+    def names(self) -> list[str]:
+        """The classes by name, in the order of their indices: by rising label value, background first."""
+        return sorted(self.labels, key=self.labels.__getitem__)
+
+    @property
     def image_channels(self) -> int:
         """Image channels the network sees: in 2.5-D each channel comes with its neighbouring slices."""
         return len(self.channels) * (2 * self.context + 1)

@@ -73,8 +73,8 @@ class NoiseSchedule:
 
     def level(self, log_snr: float) -> int:
         """The level t in 1..T whose log-SNR is nearest."""
-        ab = self.alpha_bar[1:]
-        return 1 + int(((ab / (1 - ab)).log() - log_snr).abs().nan_to_num(math.inf).argmin())
+        there = self.snr(torch.arange(1, self.T + 1)).log()
+        return 1 + int((there - log_snr).abs().nan_to_num(math.inf).argmin())
 
     def q_sample(self, x_0: Tensor, t: Level, noise: Tensor) -> Tensor:
         """x_t ~ q(x_t | x_0)."""

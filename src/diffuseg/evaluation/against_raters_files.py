@@ -1,15 +1,15 @@
 """What was measured against raters, as a table for a terminal, cases.csv and summary.json."""
 
-import csv
-import io
 import math
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from diffuseg.evaluation.against_raters import SOURCES, Ambiguity, Rated
-from diffuseg.whole import without_nan, write_json, write_whole
+from diffuseg.evaluation.statistics import Interval
+from diffuseg.whole import without_nan, write_csv, write_json
 
 TITLES = {"hm_iou": "HM-IoU", "maximum_dice": "max. Dice", "ci": "CI", "soft_dice": "soft Dice"}
 
@@ -17,12 +17,8 @@ TITLES = {"hm_iou": "HM-IoU", "maximum_dice": "max. Dice", "ci": "CI", "soft_dic
 def write_ambiguity(found: Ambiguity, out: Path) -> list[Path]:
     """Write cases.csv (a row per case) and summary.json (means with intervals, rules, models) into a folder."""
     rows = [_row(case) for case in found.cases]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     paths = [Path(out) / "cases.csv", Path(out) / "summary.json"]
-    write_whole(paths[0], text.getvalue())
+    write_csv(paths[0], rows)
     write_json(paths[1], without_nan(found.summary))
     return paths
 
@@ -80,7 +76,4 @@ def _text(value: Any) -> Any:
 
 
 def _cell(entry: dict[str, Any]) -> str:
-    mean, low, high = (entry[key] for key in ("mean", "low", "high"))
-    if math.isnan(mean):
-        return "-"
-    return f"{mean:.3f}" if math.isnan(low) else f"{mean:.3f} \\[{low:.3f}, {high:.3f}]"
+    return escape(Interval.of(entry).text(3))

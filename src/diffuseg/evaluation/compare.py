@@ -123,7 +123,8 @@ def mean_rows(found: Comparison) -> list[tuple[str, ...]]:
     for metric, values in found.means.items():
         for name, interval in values.items():
             place = found.first[metric][name]
-            rows.append((title(metric), name, _interval(metric, interval), "-" if math.isnan(place) else f"{place:.0%}"))
+            often = "-" if math.isnan(place) else f"{place:.0%}"
+            rows.append((title(metric), name, interval.text(METRICS[metric].digits), often))
     return rows
 
 
@@ -131,7 +132,7 @@ def difference_rows(found: Comparison) -> list[tuple[str, ...]]:
     """As text, first the heading: metric, pair, mean with interval, p-values, sizes of effects, number of cases, the better."""
     rows = [("metric", "difference", "mean [95 % interval]", "p", "adjusted p", "d", "rank-biserial", "n", "better")]
     for d in found.differences:
-        numbers = (_interval(d.metric, Interval(d.mean, d.low, d.high)), _p(d.p), _p(d.adjusted))
+        numbers = (Interval(d.mean, d.low, d.high).text(METRICS[d.metric].digits), _p(d.p), _p(d.adjusted))
         effects = (f"{d.cohens_d:.2f}", f"{d.rank_biserial:.2f}")
         rows.append((title(d.metric), f"{d.first} - {d.second}", *numbers, *effects, str(d.n), d.verdict))
     return rows
@@ -256,14 +257,6 @@ def _content(found: Comparison, evaluations: list[Written], seed: int) -> dict[s
         "seen": {e.name: {side: e.seen(side) for side in ("training", "validation")} for e in evaluations},
         "notes": found.notes,
     }
-
-
-def _interval(metric: str, interval: Interval) -> str:
-    digits = METRICS[metric].digits
-    if math.isnan(interval.mean):
-        return "-"
-    text = f"{interval.mean:.{digits}f}"
-    return text if math.isnan(interval.low) else f"{text} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
 def _p(value: float) -> str:

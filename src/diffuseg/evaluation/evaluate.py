@@ -21,7 +21,7 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import METRICS, Empty, Rule, measure
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES
 from diffuseg.evaluation.summary import Evaluation, Row, summarise, table
-from diffuseg.inference.results import BESIDE
+from diffuseg.inference.results import BESIDE, record_of
 from diffuseg.whole import without_nan, write_json, write_whole
 
 __all__ = ["Evaluation", "Row", "evaluate", "table"]
@@ -85,11 +85,7 @@ def evaluate(
         "seen": _seen({row.case: pairs[row.case] for row in rows}),
         **summarise(rows),
         "labels": labels,
-        "folders": {
-            "predictions": str(pred_dir.resolve()),
-            "labels": str(labels_dir.resolve()),
-            "images": str(Path(images).resolve() if images else images_beside(labels_dir)),
-        },
+        "folders": _folders(pred_dir, labels_dir, images),
         "versions": {name: metadata.version(name) for name in ("diffuseg", "monai", "numpy", "scipy")},
     }
     kept = {name: value for name, value in labels.items() if value != 0}
@@ -97,6 +93,12 @@ def evaluate(
     write_whole(out_dir / "cases.csv", _csv(rows))
     write_json(out_dir / "summary.json", without_nan(summary))
     return result
+
+
+def _folders(predictions: Path, labels: Path, images: Path | str | None) -> dict[str, str]:
+    """Where everything was, so that a report finds it again."""
+    found = {"predictions": predictions, "labels": labels, "images": images or images_beside(labels)}
+    return {name: str(Path(folder).resolve()) for name, folder in found.items()}
 
 
 def truths_in(folder: Path) -> dict[str, tuple[Path, ...]]:
@@ -195,10 +197,7 @@ def _seen(predictions: dict[str, Path]) -> dict[str, Any]:
     """
     found: dict[str, list[str]] = {"training": [], "validation": [], "neither": [], "unknown": []}
     for case, path in predictions.items():
-        try:
-            side = str(read_json(path.with_name(f"{case}.json"))["seen_in"])
-        except (UserError, KeyError, TypeError):
-            side = "unknown"
+        side = str(record_of(path.parent, case).get("seen_in"))
         found[side if side in found else "unknown"].append(case)
     return found | {side: len(found[side]) for side in ("neither", "unknown")}
 

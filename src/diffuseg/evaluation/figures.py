@@ -248,6 +248,7 @@ def _panels(rows: int, columns: int, ratio: float, width: float = 3.0) -> tuple[
 
 
 def png_of(figure: Any) -> bytes:
+    """A matplotlib figure as PNG."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()

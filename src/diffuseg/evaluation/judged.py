@@ -3,14 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from diffuseg.data.io import ending_of, read_mask
-from diffuseg.data.layout import read_json
-from diffuseg.data.pictures import class_suffixes
 from diffuseg.data.raters import fused, read_raters
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration import MEASURES, Reliability, band, class_indices, measures, reliability, sample
@@ -18,6 +15,7 @@ from diffuseg.evaluation.report import fitting
 from diffuseg.evaluation.selective import doubt, rejection
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean
 from diffuseg.evaluation.written import Written
+from diffuseg.inference.results import beside, probability_names, record_of
 from diffuseg.types import Image
 
 VOXELS = 50_000  # of a case and region
@@ -78,28 +76,16 @@ def judge(
 def probability_of(case: str, mask: Image, file: Path, labels: dict[str, int]) -> Float[np.ndarray, "k *s"] | None:
     """Probabilities [k, *s] as predict wrote them beside the mask `file`, background first; None without them."""
     ending = ending_of(file)
-    suffixes = class_suffixes(labels)
-    files = [file.with_name(f"{case}_prob{ending}")]
-    if ending == ".png" and len(suffixes) > 1:
-        files = [file.with_name(f"{case}_prob_{suffix}{ending}") for suffix in suffixes]
+    files = [file.with_name(beside(case, name, ending)) for name in probability_names(labels, ending)]
     parts = [fitting(path, mask) for path in files]
     if any(part is None for part in parts):
         return None
     foreground = np.concatenate([part.data for part in parts if part is not None]).astype(np.float32)
     foreground = foreground / 65535 if ending == ".png" else foreground
-    if len(foreground) != len(suffixes):
+    if len(foreground) != len(labels) - 1:
         return None
     whole = np.concatenate([1 - foreground.sum(0, keepdims=True), foreground]).clip(0, 1)
     return whole / whole.sum(0)
-
-
-def record_of(file: Path, case: str) -> dict[str, Any]:
-    """What predict wrote about a case beside its mask; {} without it."""
-    try:
-        found = read_json(file.with_name(f"{case}.json"))
-    except UserError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _case(
@@ -116,7 +102,7 @@ def _case(
     if p is None:
         return None
     wheres = {"image": np.ones(right.shape, bool), "band": band(right, truth.spacing)}
-    value = record_of(file, case).get("doubt")
+    value = record_of(file.parent, case).get("doubt")
     value = float(value) if isinstance(value, int | float) else doubt(p, chosen)
     return {region: sample(p, right, where, VOXELS) for region, where in wheres.items()}, value
 

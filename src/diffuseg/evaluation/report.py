@@ -19,6 +19,7 @@ from diffuseg.evaluation.figures import case_figure
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.plots import dot_plot
 from diffuseg.evaluation.summary import ALL, Evaluation, body, headings, notes
+from diffuseg.inference.results import record_of
 from diffuseg.types import Image
 from diffuseg.whole import write_whole
 
@@ -104,14 +105,10 @@ def made_by(folder: Path, cases: Sequence[str]) -> dict[str, str]:
     """Model, draws, steps and seed of predictions, as the records beside them tell; several values where cases differ."""
     found: dict[str, list[str]] = {}
     for case in cases:
-        try:
-            record = json.loads((folder / f"{case}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(record, dict):
-            for key, title in RECORDED.items():
-                if record.get(key) is not None:
-                    found.setdefault(title, []).append(str(record[key]))
+        record = record_of(folder, case)
+        for key, title in RECORDED.items():
+            if record.get(key) is not None:
+                found.setdefault(title, []).append(str(record[key]))
     return {title: ", ".join(dict.fromkeys(values)) for title, values in found.items()}
 
 

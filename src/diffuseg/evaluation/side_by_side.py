@@ -18,7 +18,7 @@ from diffuseg.evaluation.calibration import MEASURES, usual_radius
 from diffuseg.evaluation.compare import Comparison, compare, difference_rows, title
 from diffuseg.evaluation.evaluate import masks_in, truths_in
 from diffuseg.evaluation.figures import cases_figure
-from diffuseg.evaluation.judged import FRACTION, Judged, judge, record_of
+from diffuseg.evaluation.judged import FRACTION, Judged, judge
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.plots import DARK, cost_plot, dot_plot, reliability_plot, risk_coverage_plot, svg_of
 from diffuseg.evaluation.report import fitting, image_of, made_by, page, with_maps
@@ -26,6 +26,7 @@ from diffuseg.evaluation.selective import REJECTION
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean
 from diffuseg.evaluation.summary import ALL
 from diffuseg.evaluation.written import Written, read_evaluations
+from diffuseg.inference.results import record_of
 from diffuseg.whole import write_whole
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ class Side:
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         """What predict wrote of each case."""
-        found = (record_of(self.masks[case], case) for case in self.written.cases if case in self.masks)
+        found = (record_of(self.masks[case].parent, case) for case in self.written.cases if case in self.masks)
         return [record for record in found if record]
 
     @property
@@ -159,20 +160,8 @@ def _classes(sides: Sequence[Side]) -> dict[str, list[list[str]]]:
 
 def _column(entry: dict[str, Any]) -> list[str]:
     inside = entry.get("interval_coverage")
-    cells = [text(Interval(*(_number(entry[key][end]) for end in Interval._fields)), METRICS[key].digits) for key in METRICS]
+    cells = [Interval.of(entry[key]).text(METRICS[key].digits) for key in METRICS]
     return [*cells, str(entry["dice"]["n"]), f"{inside['fraction']:.2f} of {inside['n']}" if inside else "-"]
-
-
-def text(value: Interval, digits: int, sign: str = "") -> str:
-    """A mean with its interval; "-" without a value."""
-    if math.isnan(value.mean):
-        return "-"
-    mean, low, high = (f"{number:{sign}.{digits}f}" for number in value)
-    return mean if math.isnan(value.low) else f"{mean} [{low}, {high}]"
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _dots(side: Side, metric: str) -> tuple[list[float], tuple[float, float, float]]:
@@ -242,10 +231,10 @@ def _judged_rows(sides: Sequence[Side]) -> dict[str, list[list[str]]]:
     scores = [["", *(letter for letter, _ in there)]]
     for region in ("band", "image"):
         for name, what in MEASURES.items():
-            scores.append([f"{what}, {region}", *(text(judged.scores[region][name], 4) for _, judged in there)])
+            scores.append([f"{what}, {region}", *(judged.scores[region][name].text(4) for _, judged in there)])
     rest = [["", *(letter for letter, _ in there)]]
     for name, what in REJECTION.items():
-        rest.append([what.format(FRACTION), *(text(judged.rejection[name], 4) for _, judged in there)])
+        rest.append([what.format(FRACTION), *(judged.rejection[name].text(4) for _, judged in there)])
     return {"calibration": scores, "rejection": rest}
 
 

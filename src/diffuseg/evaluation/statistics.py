@@ -1,7 +1,7 @@
 """What a mean over few cases is worth: bootstrap intervals, over patients where one has several cases."""
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,18 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, entry: Mapping[str, float | None]) -> "Interval":
+        """That of an entry with mean, low and high, such as a summary.json has; None, which stands for NaN there, is NaN."""
+        return cls(*(math.nan if (value := entry[end]) is None else float(value) for end in cls._fields))
+
+    def text(self, digits: int, sign: str = "") -> str:
+        """The mean with its interval, so many digits, sign "+" to show both; "-" without a value."""
+        if math.isnan(self.mean):
+            return "-"
+        mean, low, high = (f"{number:{sign}.{digits}f}" for number in self)
+        return mean if math.isnan(self.low) else f"{mean} [{low}, {high}]"
 
 
 def bootstrap_mean(

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from diffuseg.data.layout import some
 from diffuseg.evaluation.metrics import METRICS, Score
-from diffuseg.evaluation.statistics import bootstrap_mean
+from diffuseg.evaluation.statistics import Interval, bootstrap_mean
 
 ALL = "mean of classes"
 COLUMNS = 4  # more classes than this become lines of the table in the terminal
@@ -95,7 +95,7 @@ def body(evaluation: Evaluation) -> dict[str, list[str]]:
         entries[ALL] = evaluation.summary["overall"]
     lines = {}
     for name, entry in entries.items():
-        cells = [_cell(entry[key], metric.digits) for key, metric in METRICS.items()]
+        cells = [Interval.of(entry[key]).text(metric.digits) for key, metric in METRICS.items()]
         cells += [str(entry["dice"]["n"]), " / ".join(str(entry["empty"][key]) for key in ("both", "truth", "prediction"))]
         if "interval_coverage" in evaluation.summary["overall"]:
             covered = entry.get("interval_coverage")
@@ -161,10 +161,3 @@ def _counts(rows: list[Row]) -> dict[str, Any]:
     if told:
         counts["interval_coverage"] = {"fraction": sum(told) / len(told), "n": len(told)}
     return counts
-
-
-def _cell(entry: dict[str, Any], digits: int) -> str:
-    if entry["n"] == 0:
-        return "-"
-    text = f"{entry['mean']:.{digits}f}"
-    return text if math.isnan(entry["low"]) else f"{text} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"

@@ -135,7 +135,7 @@ def measure_calibration(
 def _judge(model: Model, whole: Whole, settings: dict[str, Any], seed: int) -> Judged:
     """One case as `predict` would do it without any calibration."""
     p = model.predict(whole.native, seed=seed, calibrate=False, **settings)
-    names = sorted(model.plan.labels, key=model.plan.labels.__getitem__)
+    names = model.plan.names
     voxel = voxel_ml(whole.native.affine, whole.native.dims)
     wheres = {"image": np.ones(whole.truth.shape, bool), "band": band(whole.truth, whole.native.spacing)}
     scores = [dice(p.mask == model.plan.labels[name], whole.truth == k, "one") for k, name in enumerate(names) if k]

@@ -34,16 +34,16 @@ def tables(found: Measured) -> list[Table]:
     for region, measures in found.scores.items():
         for name, values in measures.items():
             cells = [f"{values[side].mean:.4f}" for side in ("before", "after")]
-            scores.add_row(f"{MEASURES[name]}, {region}", *cells, escape(_text(values["difference"], "+.4f")))
+            scores.add_row(f"{MEASURES[name]}, {region}", *cells, escape(values["difference"].text(4, "+")))
     scores.caption, scores.caption_justify = escape(f"{learnt.where}. {found.how['temperature'].capitalize()}."), "left"
     rest = Table("", escape("[95 %]"), title="Intervals and rejection")
     for name, sides in found.coverage.items():
         for side in ("raw", "widened"):
             share, n = Interval(**sides[side]["fraction"]), sides[side]["cases"]
-            value = f"{_text(share, '.2f')} of {n}, mean width {_ml(sides[side]['mean_width_ml'])}"
+            value = f"{share.text(2)} of {n}, mean width {_ml(sides[side]['mean_width_ml'])}"
             rest.add_row(escape(f"{name}: volume in the {side} {1 - ALPHA:.0%} interval"), escape(value))
     for name, title in REJECTION.items():
-        rest.add_row(title.format(learnt.fraction), escape(_text(found.selective[name], ".4f")))
+        rest.add_row(title.format(learnt.fraction), escape(found.selective[name].text(4)))
     rest.add_row(f"doubt above which a case is to be looked at (at most {learnt.fraction:.0%} are)", f"{learnt.threshold:.4f}")
     lacking = [name for name in found.coverage if name not in learnt.widening]
     notes = [f"Intervals: {found.how['intervals']}."]
@@ -76,11 +76,6 @@ def _content(found: Measured, model: str) -> dict[str, Any]:
         "risk_coverage": {name: values.tolist() for name, values in curve._asdict().items()},
         "cases": found.per_case,
     }
-
-
-def _text(value: Interval, digits: str) -> str:
-    text = f"{value.mean:{digits}}"
-    return text if math.isnan(value.low) else f"{text} [{value.low:{digits}}, {value.high:{digits}}]"
 
 
 def _ml(width: float) -> str:

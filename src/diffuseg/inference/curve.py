@@ -4,8 +4,6 @@ Draws are shared: the mean of the first n draws of a case is the result for n dr
 same seed. So the quality of all numbers of draws costs what the largest costs.
 """
 
-import csv
-import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +25,7 @@ from diffuseg.inference.ensemble import Ensemble
 from diffuseg.inference.model import Model, content, draw_seed
 from diffuseg.inference.validation import own_fold, validation_cases
 from diffuseg.methods import Method
-from diffuseg.whole import write_json, write_whole
+from diffuseg.whole import without_nan, write_csv, write_json, write_whole
 
 WITHIN = 0.002  # of the best Dice: what a cheaper setting may lose
 DRAWS = (1, 2, 4, 8)
@@ -159,14 +157,9 @@ def write_curve(curve: Curve, out: Path) -> list[Path]:
     from diffuseg.evaluation.plots import curve_figure
 
     rows = [asdict(point) for point in curve.points]
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     paths = [Path(out) / f"curve.{ending}" for ending in ("csv", "json", "png")]
-    write_whole(paths[0], table.getvalue())
-    plain = [{k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in rows]  # no NaN in JSON
-    write_json(paths[1], asdict(curve) | {"points": plain, "recommended": curve.recommendation()})
+    write_csv(paths[0], rows)
+    write_json(paths[1], without_nan(asdict(curve) | {"recommended": curve.recommendation()}))
     write_whole(paths[2], curve_figure(rows, asdict(curve.recommended)))
     return paths
 

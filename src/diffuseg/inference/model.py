@@ -142,8 +142,6 @@ class Model:
                     on_draw(ensemble.draws, len(seeds))
         probability = to_native(ensemble.mean, placement)
         shares = probability if asked["fuse"] == "mean" else to_native(fused.shares(ensemble.mean), placement)
-        maps = ensemble.uncertainty()
-        native = maps_to_native(torch.stack(list(maps.values())), placement)
         chosen = shares.argmax(0)
         mask = self._values()[chosen]
         provenance = self._volumes(mask, image, placement, ensemble) | asked | kept.record()
@@ -156,13 +154,18 @@ class Model:
         provenance["seeds"] = seeds if self.method.generative else []
         provenance |= self._cost(asked, verdict)
         provenance["seconds"] = round(time.monotonic() - started, 2)
-        uncertainty = dict(zip(maps, native, strict=True))
+        uncertainty = self._uncertainty(ensemble, placement)
         return Prediction(mask, probability, uncertainty, image, provenance, kept.draws, kept.steps)
+
+    def _uncertainty(self, ensemble: Ensemble, placement: Placement) -> dict[str, np.ndarray]:
+        """The maps of the draws by name, on the image's own voxels."""
+        maps = ensemble.uncertainty()
+        return dict(zip(maps, maps_to_native(torch.stack(list(maps.values())), placement), strict=True))
 
     def _by_class(self, values: Sequence[float | None]) -> dict[str, float | None]:
         """Foreground classes by name; values are in the order of the classes, background first."""
-        names = sorted(self.plan.labels, key=self.plan.labels.__getitem__)
-        return {n: None if v is None else round(v, 6) for n, v in list(zip(names, values, strict=True))[1:]}
+        pairs = list(zip(self.plan.names, values, strict=True))[1:]
+        return {name: None if value is None else round(value, 6) for name, value in pairs}
 
     def _refuse_label(self, label: str | None) -> None:
         if label is not None and self.method.supervision == "mask":
@@ -174,14 +177,14 @@ class Model:
         """What the image shows, as told or as the method decides; None where the method needs no such decision."""
         if label is None:
             return self.method.judge(x)
-        return Verdict(sorted(self.plan.labels.values()).index(self.plan.labels[label]), "as told", {}, 0)
+        return Verdict(self.plan.names.index(label), "as told", {}, 0)
 
     def _cost(self, asked: dict[str, Any], verdict: Verdict | None) -> dict[str, Any]:
         """Evaluations of the network, per tile, and what was decided about the image as a whole."""
         each = self.method.evaluations(asked["sampler"], asked["steps"]) if self.method.generative else 1
         if verdict is None:
             return {"network_evaluations": asked["draws"] * each}
-        name = sorted(self.plan.labels, key=self.plan.labels.__getitem__)[verdict.label]
+        name = self.plan.names[verdict.label]
         shown = {"label": name, "decided_by": verdict.by, "scores": verdict.scores, "network_evaluations": verdict.evaluations}
         drawn = asked["draws"] * each if verdict.label else 0  # nothing to look for
         return {"image_label": shown, "network_evaluations": verdict.evaluations + drawn, "note": self.method.note}
@@ -234,7 +237,7 @@ class Model:
     def _volumes(self, mask: np.ndarray, image: Image, placement: Placement, ensemble: Ensemble) -> dict[str, Any]:
         """Per foreground class: ml of the mask, and the 90 % interval of the draws' own masks on the model's grid."""
         voxel, grid_voxel = voxel_ml(image.affine, image.dims), voxel_ml(placement.grid_affine, image.dims)
-        names = sorted(self.plan.labels, key=self.plan.labels.__getitem__)
+        names = self.plan.names
         volume = {n: round(int((mask == self.plan.labels[n]).sum()) * voxel, 6) for n in names[1:]}
         counts = zip(names, zip(*ensemble.counts, strict=True), strict=True)
         spread = {n: [round(ml, 6) for ml in interval([c * grid_voxel for c in per_draw])] for n, per_draw in counts}

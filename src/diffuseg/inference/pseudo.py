@@ -4,8 +4,6 @@ No mask is read. Where image-level labels are known, an image of no class gets t
 class is kept if the model's own draws agree on where it is.
 """
 
-import csv
-import io as text
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,7 +18,7 @@ from diffuseg.data.labels import TABLE, read_labels
 from diffuseg.errors import UserError
 from diffuseg.inference.files import ending_for
 from diffuseg.inference.model import Model
-from diffuseg.whole import write_json, write_whole
+from diffuseg.whole import write_csv, write_json
 
 LEAST = 0.7  # agreement of the draws below which a mask is not kept
 
@@ -74,11 +72,7 @@ def pseudo_label(
     if lacking:
         raise UserError(f"no mask of {', '.join(lacking)} is to be trusted", file=out, do="Ask for less --confidence")
     _describe(dataset, kept, out)
-    table = text.StringIO()
-    writer = csv.DictWriter(table, list(asdict(found[0])), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(pseudo) for pseudo in found)
-    write_whole(out / "pseudo_labels.csv", table.getvalue())
+    write_csv(out / "pseudo_labels.csv", [asdict(pseudo) for pseudo in found])
     return found
 
 

@@ -40,6 +40,15 @@ def is_record(content: Any) -> bool:
     return isinstance(content, dict) and set(SETTINGS) - set(BEFORE) <= set(content)
 
 
+def record_of(folder: Path, case: str) -> dict[str, Any]:
+    """What stands in <case>.json of a folder, whoever wrote it; {} without it."""
+    try:
+        found = read_json(folder / f"{case}.json")
+    except UserError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def records(folder: Path) -> dict[str, dict[str, Any]]:
     """The records in a folder by case, sorted; other JSON files are passed over."""
     found = {}

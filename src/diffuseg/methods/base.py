@@ -196,7 +196,7 @@ class MaskMethod(Method):
             n, shape = len(generators), (self.plan.classes, *tiling.shape)
 
             def noise(generators: list[torch.Generator] = generators, shape: tuple[int, ...] = shape) -> Tensor:
-                return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(image.device)
+                return noise_of(generators, shape).to(image.device)
 
             def denoiser(
                 x_t: Tensor, t: int, generators: list[torch.Generator] = generators, n: int = n, noise: Callable = noise
@@ -210,6 +210,11 @@ class MaskMethod(Method):
             options = {} if eta is None else {"eta": eta}
             x_0 = SAMPLERS[name].function(denoiser, noise(), grid, self.schedule, noise, on_step=on_step, **options)
             yield from to_probability(tiling.crop(x_0))
+
+
+def noise_of(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Float[Tensor, "n *s"]:
+    """Noise of this shape for each draw, from the draw's own generator."""
+    return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
 
 
 def to_probability(x_0: Float[Tensor, "n k *s"]) -> Float[Tensor, "n k *s"]:

@@ -86,7 +86,7 @@ class CAM(WeakMethod):
         self.refuse_slices(image)
         scores = -self.held_out(image, 0)
         label = int(scores.argmax()) if self.config.decide == "classifier" else 1 + int(scores[1:].argmax())
-        names = sorted(self.plan.labels, key=self.plan.labels.__getitem__)
+        names = self.plan.names
         return Verdict(label, self.config.decide, dict(zip(names, scores.tolist(), strict=True)), 1)
 
     def sampling(self, sampler: str | None, steps: int | None) -> tuple[str, int]:

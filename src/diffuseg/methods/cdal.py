@@ -17,7 +17,7 @@ from torch import Tensor
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, draw_levels, randn_like, recycled, signed
+from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, draw_levels, noise_of, randn_like, recycled, signed
 from diffuseg.methods.losses import cross_entropy, soft_dice_loss, squared_error
 from diffuseg.networks.blocks import Mapping
 from diffuseg.networks.discriminator import Discriminator
@@ -259,7 +259,7 @@ class CDAL(MaskMethod):
     def latent(self, generators: Sequence[torch.Generator]) -> Tensor | None:
         if not self.config.latent:
             return None
-        return torch.stack([torch.randn(self.config.latent, generator=g) for g in generators])
+        return noise_of(generators, (self.config.latent,))
 
     def state(self, x_t: Tensor, t: int, noise: Callable[[], Tensor]) -> Tensor:
         """What the generator is shown in sampling: x_t, or fresh noise in the control that was trained so."""

@@ -201,7 +201,7 @@ class CDM(WeakMethod):
         """What the image shows, a function of the image alone: noise comes from fixed seeds."""
         self.eval()
         self.refuse_slices(image)
-        names, c = sorted(self.plan.labels, key=self.plan.labels.__getitem__), self.config
+        names, c = self.plan.names, self.config
         if c.decide == "classifier":
             x_0 = (image * self.scale).expand(HELD_OUT_LEVELS, *image.shape)
             t = (torch.arange(HELD_OUT_LEVELS, device=image.device) * self.schedule.T // 20).long()

@@ -3,15 +3,15 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from diffuseg.errors import UserError
-from diffuseg.methods.base import Method, MethodConfig, Verdict
-from diffuseg.methods.saliency import Cut, Rule, cut, evidence
+from diffuseg.methods.base import Method, MethodConfig, Verdict, noise_of
+from diffuseg.methods.saliency import Cut, cut, evidence
 from diffuseg.methods.sensitivity import OnStep
 
 # Intensities of the plan -> about [-1, 1]: what "unit" has already, and z-scores within 3 deviations.
@@ -19,17 +19,10 @@ SCALE = {"unit": 1.0, "zscore": 1 / 3, "ct": 1 / 3}
 
 
 @dataclass(frozen=True)
-class WeakConfig(MethodConfig):
-    """How a map becomes a mask; each name is one of `saliency.Cut`, which explains it."""
+class WeakConfig(Cut, MethodConfig):
+    """How a map becomes a mask, besides what every method has."""
 
     ranges: ClassVar = MethodConfig.ranges | {"smooth": (0, 100), "quantile": (0, 1), "fixed": (0, 1)}
-
-    smooth: float = 1.0
-    threshold: Rule = "quantile"
-    quantile: float = 0.97
-    fixed: float = 0.5
-    image: bool = True
-    largest: bool = True
 
 
 def free_settings(config: type[MethodConfig]) -> tuple[str, ...]:
@@ -95,7 +88,7 @@ class WeakMethod(Method):
             n = len(generators)
 
             def noise(generators: list[torch.Generator] = generators) -> Tensor:
-                return torch.stack([torch.randn(image.shape, generator=g) for g in generators]).to(image.device)
+                return noise_of(generators, image.shape).to(image.device)
 
             maps = None
             if y:
@@ -116,8 +109,7 @@ class WeakMethod(Method):
         y = 1 + int(evidence[1:].flatten(1).amax(1).argmax())
         result = torch.zeros_like(evidence)
         if evidence[y].any():
-            how: dict[str, Any] = {f.name: getattr(self.config, f.name) for f in fields(Cut)}
-            result[y] = cut(evidence[y], Cut(**how), image)
+            result[y] = cut(evidence[y], self.config, image)
         result[0] = 1 - result[y]
         return result
 

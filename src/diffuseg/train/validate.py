@@ -116,7 +116,7 @@ def by_mask(method: Method, source: Batches, validation: Validation) -> Result:
     The truth of several raters is their majority vote, whatever the training learns from.
     """
     plan, device = validation.plan, next(method.parameters()).device
-    names = sorted(plan.labels, key=plan.labels.__getitem__)
+    names = plan.names
     scores: list[list[float]] = []
     pictures = []
     for number, case in enumerate(validation.chosen):

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.data import io
-from diffuseg.data.layout import some, visible
+from diffuseg.data.layout import some
 from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.errors import UserError
 from diffuseg.evaluation.figures import OKABE_ITO
+from diffuseg.evaluation.report import image_of
 from diffuseg.inference.results import beside, probability_names, records
 
 RECORDED = {"model_name": "Model", "model": "Checkpoint", "method": "Method", "draws": "Draws", "steps": "Steps"}
@@ -168,8 +169,7 @@ def _kept(folder: Path, case: str, ending: str, record: dict[str, Any]) -> list[
 
 def _image(case: str, record: dict[str, Any], images: Path | None) -> Path | None:
     if images is not None:
-        names = {f"{case}{number}{ending}" for number in ("", "_0000") for ending in io.ENDINGS}
-        return next((path for path in visible(images) if path.name in names), None)
+        return image_of(images, case)
     source = record.get("source")
     path = Path(str(source)) if source else None
     return path if path and path.name.lower().endswith(io.ENDINGS) and path.is_file() else None
