@@ -23,7 +23,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed   ## synthetic volumes, three minutes of training, prediction, evaluation, one page
 	rm -rf demo
 	$(BIN)/diffuseg demo-data demo/data --cases 40
-	$(BIN)/diffuseg train demo/data --method cdal --out demo/run --max-minutes 3 $(SMALL)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/diffuseg train demo/data --method cdal --out demo/run --max-minutes 3 $(SMALL)
 	$(BIN)/diffuseg predict demo/run/best.safetensors demo/data/imagesTs --out demo/predictions --draws 8
 	$(BIN)/diffuseg evaluate demo/predictions demo/data/labelsTs --out demo/evaluation
 

@@ -266,6 +266,30 @@ def test_a_training_by_the_clock_validates_on_the_way(data, tmp_path, monkeypatc
     assert len(seen) == loop.VALIDATIONS and (tmp_path / "log.csv").read_text() == before
 
 
+def test_validations_leave_a_training_by_the_clock_its_time(data, tmp_path, monkeypatch, capsys):
+    clock, seen = [0.0], []
+
+    def slow(*_):
+        clock[0] += 20
+        seen.append(1)
+        return Result({"head": 0.5, "tail": 0.5}, 1)
+
+    def looked():
+        clock[0] += 1
+        return clock[0]
+
+    monkeypatch.setattr(loop.time, "monotonic", looked)
+    monkeypatch.setattr(loop, "validate", slow)
+    loop.train(settings(data, tmp_path, steps=None, max_minutes=3.0))
+    assert 2 <= len(seen) <= 4  # of 180 s: two on the way at most spend a quarter, and the last one is always made
+    assert "fewer than the 50 over which the learning rate rises" not in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_training_of_hardly_any_steps_says_so(data, tmp_path, capsys):
+    loop.train(settings(data, tmp_path, steps=2))
+    assert "only 2 steps were done, fewer than the 50" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_files_may_be_read_by_whom_the_umask_lets(straight):
     mask = os.umask(0)
     os.umask(mask)

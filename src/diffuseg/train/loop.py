@@ -19,6 +19,7 @@ from diffuseg.train.state import load_state, save_state
 from diffuseg.train.validate import validate
 
 VALIDATIONS = 8  # of a training, evenly spread, where nothing else is asked for
+VALIDATING = 0.25  # of a training by the clock: more than this share does not go into validations on the way
 
 __all__ = ["Recipe", "TrainSettings", "step", "train"]
 
@@ -46,6 +47,9 @@ def train(settings: TrainSettings) -> Path:
             meta = run.meta | {"steps_trained": run.step, "seconds": run.seconds}
             save_checkpoint(settings.out / "last.safetensors", run.average, meta)
         progress.note(f"best validation score {run.best:.4f}; waited {100 * _waited(run):.0f} % of the time for data")
+        if run.step < run.recipe.warmup:
+            few = f"only {run.step} steps were done, fewer than the {run.recipe.warmup} over which the learning rate rises"
+            progress.note(f"Warning: {few}: this model has hardly learnt anything. Give it more time or steps.")
     return settings.out / "best.safetensors"
 
 
@@ -65,7 +69,8 @@ def _train(run: Run, progress: Progress, state: Path) -> bool:
             run.seconds = before + time.monotonic() - started
             reached = max(run.step / run.steps, run.seconds / limit)
             due = run.step % every == 0 if every else int(VALIDATIONS * reached) > int(VALIDATIONS * done)
-            told = (run.seconds >= limit, interrupt.asked, due)  # clocks differ between processes: the first one's counts
+            spare = math.isinf(limit) or run.validating <= VALIDATING * run.seconds  # a busy machine shall train, not validate
+            told = (run.seconds >= limit, interrupt.asked, due and spare)  # clocks differ between processes: the first one's counts
             out_of_time, stopped, due = run.fabric.broadcast(told)
             last = run.step == run.steps or out_of_time
             progress.advance(run.step, run.seconds, log if run.step % run.recipe.log_every == 0 or last else None)
@@ -149,7 +154,7 @@ def _mix(*numbers: int) -> int:
 
 
 def _validate(run: Run, progress: Progress) -> None:
-    score = -math.inf
+    started, score = time.monotonic(), -math.inf
     if run.fabric.is_global_zero:
         with run.precision.autocast(run.fabric.device):
             result = validate(run.average, run.batches, run.validation)
@@ -159,6 +164,7 @@ def _validate(run: Run, progress: Progress) -> None:
             meta = run.meta | {"steps_trained": run.step, "seconds": run.seconds, "validation": result.summary()}
             save_checkpoint(run.settings.out / "best.safetensors", run.average, meta)
     run.best = max(run.best, run.fabric.broadcast(score))
+    run.validating += time.monotonic() - started
 
 
 def _save(run: Run, progress: Progress, state: Path) -> None:

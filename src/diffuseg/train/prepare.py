@@ -72,7 +72,12 @@ class Recipe:
 
 @dataclass
 class Run:
-    """A training under way."""
+    """A training under way.
+
+    seconds     of wall time, with those of earlier sittings
+    validating  seconds of this sitting that went into validations
+    best        validation score so far
+    """
 
     settings: TrainSettings
     recipe: Recipe
@@ -88,6 +93,7 @@ class Run:
     steps: int
     step: int = 0
     seconds: float = 0.0
+    validating: float = 0.0
     best: float = -math.inf
 
 
