@@ -16,14 +16,14 @@ from diffuseg.data.io import write
 from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration import tempered
-from diffuseg.evaluation.conformal import calibrate_interval
+from diffuseg.evaluation.conformal import Coverage, calibrate_interval
 from diffuseg.evaluation.evaluate import evaluate
-from diffuseg.inference.calibrate import FRACTION, Measured, measure_calibration
+from diffuseg.inference.calibrate import FRACTION, Measured, _coverage, measure_calibration
 from diffuseg.inference.calibrated import Calibration, read, stored
 from diffuseg.inference.calibration_files import tables, write_calibration
 from diffuseg.inference.model import load
 from diffuseg.methods import METHODS
-from diffuseg.train.checkpoint import amend_meta, image_digest, read_meta, save_checkpoint
+from diffuseg.train.checkpoint import amend_meta, image_digest, model_hash, read_meta, save_checkpoint
 from diffuseg.types import Image
 from tests.inference.oracle import Oracle, make_model, make_plan
 
@@ -210,7 +210,8 @@ def test_refusals(tmp_path, data):
 def test_a_model_that_makes_no_error_keeps_its_probabilities(data, monkeypatch):
     """Without an error the likelihood has no best temperature."""
     monkeypatch.setattr("diffuseg.inference.calibrate.fit_temperature", lambda *_: 0.0501)
-    assert measure_calibration(make_model(method=Sure), data, draws=1, limit=4).calibration.temperature == 1
+    found = measure_calibration(make_model(method=Sure), data, draws=1, limit=4)
+    assert found.calibration.temperature == 1 and found.how["temperature"].startswith("none: the best fit lies at an end")
 
 
 def test_files_and_tables_say_what_was_found(measured, tmp_path):
@@ -246,7 +247,7 @@ def test_from_the_command_to_the_case_that_is_to_be_looked_at(tmp_path):
     assert learnt == json.loads((tmp_path / "out" / "calibration.json").read_text())["learnt"]
     assert learnt["settings"] == {"draws": 2, "steps": 2, "sampler": "ddim", "fuse": "mean"}
     assert path.stat().st_size > weights and load(path, "cpu").calibration is not None
-    amend_meta(path, {"calibration": learnt | {"threshold": -1.0}})
+    amend_meta(path, {"calibration": learnt | {"threshold": -1.0}}, model_hash(path))
     scan = next((data / "imagesTr").iterdir())
     name = scan.name.replace("_0000.nii.gz", "")
     for said in ("1 finished", "1 skipped"):  # of finished cases, too, one wants to know
@@ -255,6 +256,8 @@ def test_from_the_command_to_the_case_that_is_to_be_looked_at(tmp_path):
         assert "calibrated on" in done.stdout
     other = call("predict", path, scan, "--out", tmp_path / "more", "--draws", 3)
     assert "calibration not applied: learnt with draws 2, now 3" in other.stdout and "look at" not in other.stdout
+    chosen = call("curve", path, data, "--out", tmp_path / "curve", "--steps", 1, "--draws", 3)
+    assert chosen.exit_code == 0 and "calibration not applied: learnt with draws 2, now 3" in chosen.stdout, chosen.output
     refused = call("calibrate", path, data, "--fold", 1)
     assert refused.exit_code == 2 and "trained on" in refused.stderr and refused.stderr.count("\n") == 1
 
@@ -269,3 +272,14 @@ def test_a_widened_interval_of_a_single_draw_claims_something(tmp_path):
         record = {"draws": 1, "volume_ml_90": {"1": [0.05, 0.07]}} | extra
         (tmp_path / "masks" / "a.json").write_text(json.dumps(record))
         assert evaluate(tmp_path / "masks", tmp_path / "labels", tmp_path / "out").rows[0].covered is told
+
+
+def test_how_sure_a_coverage_is_counts_patients_not_their_cases():
+    """Twice each of ten patients is no more evidence than once."""
+    inside = np.array([True] * 7 + [False] * 3)
+    ends = np.ones(10)
+    of = [str(i) for i in range(10)]
+    once = _coverage(Coverage(inside, ends, 2 * ends), of)["fraction"]
+    twice = _coverage(Coverage(np.tile(inside, 2), np.tile(ends, 2), np.tile(2 * ends, 2)), of + of)["fraction"]
+    assert once["mean"] == twice["mean"] == 0.7
+    assert twice["high"] - twice["low"] > 0.8 * (once["high"] - once["low"])

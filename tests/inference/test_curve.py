@@ -24,7 +24,7 @@ from diffuseg.inference import curve as module
 from diffuseg.inference.curve import WITHIN, Curve, Point, measure_curve, peak_of, usual_steps, write_curve
 from diffuseg.inference.model import Model, load
 from diffuseg.methods import METHODS
-from diffuseg.train.checkpoint import amend_meta, read_meta, save_checkpoint
+from diffuseg.train.checkpoint import amend_meta, model_hash, read_meta, save_checkpoint
 from tests.inference.oracle import Certain, make_model, make_plan
 
 SHAPE = (8, 9, 7)
@@ -173,7 +173,7 @@ def test_the_header_is_amended_and_the_weights_are_not(tmp_path, dtype):
     path = save(tmp_path, dtype, fold=3)
     read = lambda: {k: (t := f.get_tensor(k)).dtype and t for f in [safe_open(path, "pt")] for k in f.keys()}  # noqa: SIM118
     before, weights, names = read_meta(path), read(), sorted(tmp_path.iterdir())
-    amend_meta(path, {"recommended": {"steps": 2, "draws": 3, "sampler": "ddim"}})
+    amend_meta(path, {"recommended": {"steps": 2, "draws": 3, "sampler": "ddim"}}, model_hash(path))
     assert read_meta(path) == before | {"recommended": {"steps": 2, "draws": 3, "sampler": "ddim"}}
     after = read()
     assert after.keys() == weights.keys() and all(torch.equal(after[k], w) for k, w in weights.items())
@@ -181,9 +181,19 @@ def test_the_header_is_amended_and_the_weights_are_not(tmp_path, dtype):
     assert sorted(tmp_path.iterdir()) == names
 
 
+def test_what_was_measured_on_another_file_is_not_written_into_it(tmp_path):
+    path = save(tmp_path)
+    measured = model_hash(path)
+    amend_meta(path, {"recommended": None}, measured)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="has changed while it was measured"):
+        amend_meta(path, {"recommended": {"steps": 2}}, measured)
+    assert path.read_bytes() == before
+
+
 def test_a_recommendation_is_used_where_nothing_else_is_asked_for(tmp_path):
     path = save(tmp_path)
-    amend_meta(path, {"recommended": {"steps": 2, "draws": 3, "sampler": "ancestral", "fold": 0, "cases": 1}})
+    amend_meta(path, {"recommended": {"steps": 2, "draws": 3, "sampler": "ancestral", "fold": 0, "cases": 1}}, model_hash(path))
     model = load(path, "cpu")
     chosen = lambda **asked: [model.settings(**asked)[key] for key in ("draws", "steps", "sampler")]
     assert chosen() == chosen(sampler="ancestral") == [3, 2, "ancestral"]

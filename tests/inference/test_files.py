@@ -220,6 +220,22 @@ def test_an_interrupt_leaves_finished_cases_and_no_half_files(scans, tmp_path, m
     assert predict_folder(make_model(), [scans], out, draws=1).skipped == [("case0", "already finished")]
 
 
+def test_another_image_of_a_finished_name_is_not_taken_for_finished(tmp_path):
+    out, ours, theirs = tmp_path / "out", tmp_path / "p1" / "scan.nii.gz", tmp_path / "p2" / "scan.nii.gz"
+    for seed, path in enumerate((ours, theirs)):
+        path.parent.mkdir()
+        write_scan(path, index(seed=seed))
+    model = make_model()
+    assert predict_folder(model, [ours], out, draws=1).finished == ["scan"]
+    before = (out / "scan.nii.gz").read_bytes()
+    assert predict_folder(model, [ours], out, draws=1).skipped == [("scan", "already finished")]
+    report = predict_folder(model, [theirs], out, draws=1)
+    [(case, reason)] = report.failed
+    assert case == "scan" and "another image" in reason and str(ours) in reason and not report.skipped
+    assert (out / "scan.nii.gz").read_bytes() == before
+    assert predict_folder(model, [theirs], out, draws=1, overwrite=True).finished == ["scan"]
+
+
 def touch(folder, *files):
     for name in files:
         (folder / name).parent.mkdir(exist_ok=True)

@@ -99,8 +99,10 @@ def curve(
     for path in write_curve(found, out or Path(f"{Path(model).stem}_curve")):
         typer.echo(f"written: {path}")
     if store and Path(model).is_file():
-        amend_meta(Path(model), {"recommended": found.recommendation()})
+        amend_meta(Path(model), {"recommended": found.recommendation()}, loaded.hash)
         typer.echo(f"{model}: remembers the recommended setting")
+        if loaded.calibration is not None:
+            typer.echo(loaded.calibration.announce(load(model, device).settings()))
 
 
 @app.command()
@@ -133,7 +135,7 @@ def calibrate(
     for path in write_calibration(found, loaded.hash, out or Path(f"{Path(model).stem}_calibration")):
         typer.echo(f"written: {path}")
     if store and Path(model).is_file():
-        amend_meta(Path(model), {"calibration": stored(found.calibration)})
+        amend_meta(Path(model), {"calibration": stored(found.calibration)}, loaded.hash)
         typer.echo(f"{model}: remembers what was learnt, for the same draws, steps, sampler and fusion")
 
 

@@ -129,7 +129,10 @@ def measure_calibration(
         for case, patient, one, temperature in zip(cases, of, judged, temperatures, strict=True)
     }
     scores, diagrams = _scores(judged, temperatures, of), _diagrams(judged, temperatures)
-    return Measured(learnt, scores, coverage, rejection(risk, doubt, of, FRACTION), diagrams, per_case, _how(len(set(of))))
+    how = _how(len(cases), len(set(of)))
+    if _fitted(judged) is None:
+        how["temperature"] = f"none: the best fit lies at an end of {COLDEST:g} to {HOTTEST:g}, which says that nothing fits"
+    return Measured(learnt, scores, coverage, rejection(risk, doubt, of, FRACTION), diagrams, per_case, how)
 
 
 def _judge(model: Model, whole: Whole, settings: dict[str, Any], seed: int) -> Judged:
@@ -149,11 +152,15 @@ def _judge(model: Model, whole: Whole, settings: dict[str, Any], seed: int) -> J
     )
 
 
-def _temperature(judged: Sequence[Judged]) -> float:
-    """Fitted to the voxels of all bands, where the question is; 1 where there is no voxel, and none or too many wrong."""
+def _fitted(judged: Sequence[Judged]) -> float | None:
+    """Fitted to the voxels of all bands, where the question is; None where there is no voxel, and none or too many wrong."""
     voxels = [case.voxels["band"] for case in judged if len(case.voxels["band"][1])]
-    found = fit_temperature([p for p, _ in voxels], [t for _, t in voxels]) if voxels else 1.0
-    return found if 1.01 * COLDEST < found < 0.99 * HOTTEST else 1.0
+    found = fit_temperature([p for p, _ in voxels], [t for _, t in voxels]) if voxels else 0.0
+    return found if 1.01 * COLDEST < found < 0.99 * HOTTEST else None
+
+
+def _temperature(judged: Sequence[Judged]) -> float:
+    return _fitted(judged) or 1.0
 
 
 def _cross_fitted(judged: list[Judged], half: np.ndarray) -> list[float]:
@@ -195,15 +202,18 @@ def _intervals(judged: list[Judged], of: list[str], voxel: float) -> tuple[dict[
         widening[name] = calibrate_interval(low, high, truth, ALPHA, smallest=voxel)
         crossed = cross_coverage(low, high, truth, ALPHA, smallest=voxel, groups=of, folds=folds)
         expected = expected_coverage(len(set(of)), ALPHA)
-        sides = {"raw": _coverage(covered(low, high, truth)), "widened": _coverage(crossed)}
+        sides = {"raw": _coverage(covered(low, high, truth), of), "widened": _coverage(crossed, of)}
         coverage[name] = sides | {"expected_on_new_cases": expected}
     return coverage, widening
 
 
-def _coverage(found: Coverage) -> dict[str, Any]:
+def _coverage(found: Coverage, of: list[str]) -> dict[str, Any]:
+    """How many are inside, exactly binomial; over patients where some have several cases, which are not independent."""
     inside, n = int(found.inside.sum()), len(found.inside)
     ends = stats.binomtest(inside, n).proportion_ci(0.95, "exact")
     interval = Interval(inside / n, float(ends.low), float(ends.high))
+    if len(set(of)) < n:
+        interval = bootstrap_mean(found.inside.astype(float), of)
     return {
         "fraction": interval._asdict(),
         "inside": inside,
@@ -212,16 +222,17 @@ def _coverage(found: Coverage) -> dict[str, Any]:
     }
 
 
-def _how(patients: int) -> dict[str, str]:
+def _how(cases: int, patients: int) -> dict[str, str]:
     halves = "each half of the patients by what the other half gave"
+    several = "" if patients == cases else "every case counts, though those of one patient are alike; "
     return {
         "temperature": f"fitted to the voxels of all bands together; scores after are cross-fitted: {halves}",
         "band": f"within {usual_radius([1.0]):g} mm (two voxels, if that is more) of a true border",
         "voxels": f"at most {VOXELS} of a case and region, chosen at random; scores are means over cases",
-        "intervals": f"split conformal, relative to the volume; coverage {halves}"
+        "intervals": f"split conformal, relative to the volume; {several}coverage {halves}"
         if patients >= HALVES
-        else "split conformal, relative to the volume; too few patients for halves: each by all others, which says how wide "
-        "honest intervals are, and nothing of how often they are right",
+        else f"split conformal, relative to the volume; {several}too few patients for halves: each by all others, which says "
+        "how wide honest intervals are, and nothing of how often they are right",
         "doubt": "1 minus the Dice that the probabilities of the draws expect of their mask, mean of classes",
         "threshold": f"the smallest doubt above which at most {FRACTION:.0%} of these cases lie",
         "risk": "1 minus Dice, mean of classes; a class in neither mask counts as right",

@@ -14,7 +14,7 @@ from diffuseg.data import io
 from diffuseg.data.layout import read_json, visible
 from diffuseg.data.pictures import LOSSY
 from diffuseg.errors import UserError
-from diffuseg.inference.model import Model
+from diffuseg.inference.model import Model, file_digests
 from diffuseg.inference.results import BEFORE, KEPT, SETTINGS, beside, is_record, probability_names, without_results
 from diffuseg.types import Prediction
 from diffuseg.whole import write_json
@@ -135,7 +135,7 @@ def predict_folder(
             on_case(case, number, len(cases))
         ending = ending_for(paths[0])
         try:
-            before = None if overwrite else _finished(out, case, ending, asked, keep)
+            before = None if overwrite else _finished(out, case, paths, asked, keep)
             if before is not None:
                 report.skipped.append((case, before))
                 continue
@@ -166,8 +166,12 @@ def _files(item: Path) -> list[Path]:
     return images
 
 
-def _finished(out: Path, case: str, ending: str, asked: dict[str, Any], keep: set[str]) -> str | None:
-    """Why a case need not be done again; None where it has to be. Refuses to touch what some other program wrote."""
+def _finished(out: Path, case: str, paths: Sequence[Path], asked: dict[str, Any], keep: set[str]) -> str | None:
+    """Why a case need not be done again; None where it has to be.
+
+    Refuses to touch what some other program wrote, and the result of another image of the same name.
+    """
+    ending = ending_for(paths[0])
     record, mask = out / f"{case}.json", out / (case + ending)
     if not record.exists():
         if mask.exists() and not (out / beside(case, "entropy", ending)).exists():
@@ -177,6 +181,9 @@ def _finished(out: Path, case: str, ending: str, asked: dict[str, Any], keep: se
     if not is_record(before):
         raise UserError("is there, but no result of this program", file=record, do="Choose another folder, or --overwrite")
     before = BEFORE | before
+    if before.get("image_digests", []) not in ([], file_digests(paths)):  # records of earlier versions have none
+        what = f"is the result of another image of this name ({before['source']})"
+        raise UserError(what, file=record, do="Choose another folder, or --overwrite")
     changed = [f"{key} {before[key]}, not {asked[key]}" for key in SETTINGS if before[key] != asked[key]]
     if not changed:
         return "already finished" if keep <= _kept(out, case, ending) else None

@@ -27,7 +27,7 @@ from diffuseg.inference.kept import Kept
 from diffuseg.methods import Method
 from diffuseg.methods.base import Verdict
 from diffuseg.precision import Precision, choose_precision
-from diffuseg.train.checkpoint import load_checkpoint, model_hash, seen_in, versions
+from diffuseg.train.checkpoint import image_digest, load_checkpoint, model_hash, seen_in, versions
 from diffuseg.types import Image, Prediction
 
 NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
@@ -123,7 +123,7 @@ class Model:
         asked = self.settings(draws, seed, steps, sampler, fuse, label)
         if keep_steps and self.method.supervision != "mask":
             raise UserError(f"{self.name} has no steps of a mask to keep", do="Leave out --save-steps")
-        image = self._image(image)
+        image, digests = self._image(image), file_digests(image)
         x, placement = to_grid(image, self.plan)
         digest = content(image, placement)
         seeds = [draw_seed(seed, digest, i) for i in range(asked["draws"])]
@@ -149,7 +149,7 @@ class Model:
         provenance["doubt"] = round(doubt(probability, chosen), 6)
         if calibrate and self.calibration is not None:
             probability = self._calibrate(self.calibration, probability, provenance)
-        provenance |= self._provenance(image, placement, x.shape[1:])
+        provenance |= self._provenance(image, placement, x.shape[1:]) | {"image_digests": digests}
         provenance["recommended"] = self.recommended(draws, steps, sampler) is not None
         provenance["seeds"] = seeds if self.method.generative else []
         provenance |= self._cost(asked, verdict)
@@ -254,7 +254,7 @@ class Model:
             "model_name": self.name,
             "method": self.meta.get("method"),
             "labels": self.plan.labels,
-            "source": None if image.source is None else str(image.source),
+            "source": None if image.source is None else str(image.source.absolute()),  # a viewer may be started elsewhere
             "seen_in": seen_in(self.meta, image.source),
             "grid": {"shape": list(grid), "spacing_mm": spacing, "orientation": self.plan.orientation},
             "precision": self.precision.reason,
@@ -312,6 +312,14 @@ def content(image: Image, placement: Placement) -> str:
     """
     values = np.sort(image.data.astype(np.float32).reshape(len(image.data), -1) + 0.0, axis=1)  # + 0: no -0
     return hashlib.sha256(repr((values.shape, placement.grid)).encode() + values.tobytes()).hexdigest()
+
+
+def file_digests(image: Readable) -> list[str]:
+    """What tells the files of a case from other files of the same name, one entry per channel; [] of an image in memory."""
+    if isinstance(image, (Image, np.ndarray)):
+        return []
+    paths = [image] if isinstance(image, (str, Path)) else image
+    return [image_digest(Path(path)) for path in paths]
 
 
 def draw_seed(seed: int, digest: str, i: int) -> int:

@@ -70,7 +70,11 @@ def _train(run: Run, progress: Progress, state: Path) -> bool:
             reached = max(run.step / run.steps, run.seconds / limit)
             due = run.step % every == 0 if every else int(VALIDATIONS * reached) > int(VALIDATIONS * done)
             spare = math.isinf(limit) or run.validating <= VALIDATING * run.seconds  # a busy machine shall train, not validate
-            told = (run.seconds >= limit, interrupt.asked, due and spare)  # clocks differ between processes: the first one's counts
+            told = (
+                run.seconds >= limit,
+                interrupt.asked,
+                due and spare,
+            )  # clocks differ between processes: the first one's counts
             out_of_time, stopped, due = run.fabric.broadcast(told)
             last = run.step == run.steps or out_of_time
             progress.advance(run.step, run.seconds, log if run.step % run.recipe.log_every == 0 or last else None)
