@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.evaluation.statistics import paired_difference
-from diffuseg.train.checkpoint import model_hash
+from diffuseg.train.checkpoint import model_hash, read_meta
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+SIDES = ("before", "after")
 CONTROLS = ["unet", "ours", "noise", "leaking", "other", "nolatent", "plain", "label", "input"]
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -84,15 +85,52 @@ def differences() -> str:
 def shipped() -> str:
     """The packaged model alone, at its own number of steps."""
     rows = []
-    here = model_hash(ROOT / "src" / "diffuseg" / "models" / "hippocampus.safetensors")
     for row in _load("hippocampus_fold0")["rows"]:
-        if row["method"] == "cdal" and row["model"] != here:
+        if row["method"] == "cdal" and row["model"] not in _weights("hippocampus"):
             raise SystemExit("the scores of cDAL are not those of the packaged model: run benchmarks.score on it")
         if row["method"] == "cdal" and row["steps"] == row["default_steps"]:
             rows.append(
                 [str(row["draws"]), _dice(row), *(f"{v:.3f}" for v in row["dice_per_class"].values()), str(row["cases"])]
             )
     return _grid(["draws", "Dice [95 % CI]", "anterior", "posterior", "cases"], rows)
+
+
+def _weights(name: str) -> list[str]:
+    """Hashes of all files with the weights of a packaged model: itself, and what it was before its header was amended."""
+    path = ROOT / "src" / "diffuseg" / "models" / f"{name}.safetensors"
+    return [model_hash(path), *read_meta(path).get("amended", [])]
+
+
+def shipped_calibration() -> str:
+    """What the packaged model's own calibration did, scored on cases that it was not learnt from."""
+    found = _load("hippocampus_calibration")
+    if found["model"] not in _weights("hippocampus"):
+        raise SystemExit("the calibration is not that of the packaged model: run `diffuseg calibrate` on it")
+    rows = [
+        [
+            f"{title}, in the band round the border",
+            *(f"{found['scores']['band'][name][side]['mean']:.3f}" for side in SIDES),
+            "",
+        ]
+        for name, title in (("ece", "calibration error"), ("nll", "NLL (nats)"))
+    ]
+    for name, sides in found["coverage"].items():
+        cells = [
+            f"{sides[side]['fraction']['mean']:.2f} ({sides[side]['mean_width_ml']:.2f} ml)" for side in ("raw", "widened")
+        ]
+        ends = sides["widened"]["fraction"]
+        rows.append(
+            [f"true volume inside the 90 % interval, {name} (width)", *cells, f"[{ends['low']:.2f}, {ends['high']:.2f}]"]
+        )
+    return _grid(["", "before", "after", "95 %"], rows)
+
+
+def shipped_doubt() -> str:
+    """Whether sending the most doubtful cases to a human lowers the error of the rest."""
+    found = _load("hippocampus_calibration")["selective"]
+    text = {key: "{mean:.4f} [{low:.4f}, {high:.4f}]".format(**value) for key, value in found.items() if key != "fraction"}
+    rows = [["1 - Dice of all cases", text["risk"]], ["of the rest", text["rest"]], ["what that takes off", text["gain"]]]
+    return _grid([f"the {found['fraction']:.0%} most doubtful cases sent away", "[95 % CI]"], rows)
 
 
 def ablation() -> str:
@@ -158,7 +196,19 @@ def _mean_of(interval: list[float]) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (hippocampus, differences, shipped, ablation, controls, speed, weak, weak_verdicts)
+    f.__name__: f
+    for f in (
+        hippocampus,
+        differences,
+        shipped,
+        shipped_calibration,
+        shipped_doubt,
+        ablation,
+        controls,
+        speed,
+        weak,
+        weak_verdicts,
+    )
 }
 
 

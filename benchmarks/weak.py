@@ -1,8 +1,10 @@
 """Masks from image-level labels on the validation patients of a fold: every map, every threshold, and what costs what.
 
 Masks are used to choose on one half of the patients and to report on the other: smoothing, thresholds and components of each
-rule are those with the best mean Dice on the first half. Dice on native pixels; an empty mask of an image without the object
-counts 1, any other mask of it 0. Results are numbers only.
+rule are those with the best mean Dice on the first half. Dice, IoU and HD95 on native pixels; an empty mask of an image without
+the object counts 1, any other mask of it 0; HD95 of an image with the object and an empty mask is the image's diagonal.
+Models that learnt from masks, or from pseudo-labels, may stand beside them (--masks NAME=CHECKPOINT): their own mask is scored,
+and whether it is empty is their verdict. Results are numbers only.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset, open_dataset, patients, splits
 from diffuseg.data.labels import TABLE, read_labels
 from diffuseg.data.transforms import Placement, to_native
-from diffuseg.evaluation.metrics import dice
+from diffuseg.evaluation.metrics import dice, hd95, iou
 from diffuseg.evaluation.statistics import bootstrap_mean, deal
 from diffuseg.inference.model import Model, content, draw_seed, load
 from diffuseg.inference.validation import own_fold, validation_cases
@@ -77,6 +79,7 @@ class Case:
     image: Tensor
     placement: Placement
     truth: np.ndarray
+    spacing: tuple[float, ...]
 
 
 Maker = Callable[[Case], Tensor]  # a raw map of a positive image, in [-1, 1]
@@ -91,10 +94,12 @@ def main(asked: argparse.Namespace) -> None:
     half = deal([case.patient for case in cases], 2)
     chosen, reported = ([c for c, h in zip(cases, half.tolist(), strict=True) if h == side] for side in (0, 1))
     counts = {side: [len(s), sum(c.label > 0 for c in s)] for side, s in (("chosen", chosen), ("reported", reported))}
+    of = [c.patient for c in reported if c.label]
     results: dict[str, Any] = {
         "dataset": dataset.name,
         "fold": fold,
         "slices_and_positives": counts,
+        "patients": [sorted(set(of)).index(patient) for patient in of],  # of the reported positives, as dice_per_case
         "verdicts": {},
         "maps": [],
     }
@@ -107,8 +112,19 @@ def main(asked: argparse.Namespace) -> None:
     for name, (maker, evaluations) in wanted.items():
         row = measured(name, maker, evaluations, chosen, reported, verdicts[best], results["verdicts"][best]["threshold"])
         results["maps"].append(row)
-        write(asked.out, results)
-        print(json.dumps({k: v for k, v in row.items() if k in ("map", "ap", "ap_smoothed", "best", "seconds")}), flush=True)
+        report(asked.out, results, row)
+    for name, path in (text.split("=", 1) for text in asked.masks):
+        model = load(path, "cpu")
+        own = {case.name: case for case in load_cases(model, dataset, fold, asked.limit, asked.place)}
+        results["maps"].append(masked(name, model, [own[case.name] for case in reported]))
+        report(asked.out, results, results["maps"][-1])
+
+
+def report(out: Path, results: dict[str, Any], row: dict[str, Any]) -> None:
+    """Keep what is there, and say the last row."""
+    write(out, results)
+    best = row["rules"][row["best"]]["dice"]
+    print(json.dumps({k: row[k] for k in ("map", "ap", "ap_smoothed", "best", "seconds")} | {"dice": best}), flush=True)
 
 
 def load_cases(model: Model, dataset: Dataset, fold: int, limit: int, place: str) -> list[Case]:
@@ -121,8 +137,8 @@ def load_cases(model: Model, dataset: Dataset, fold: int, limit: int, place: str
     for name in names:
         whole, number = source.whole(name), re.search(place, name)
         at = float(number[1]) if number else float("nan")
-        seed = content(whole.native, whole.placement)
-        found.append(Case(name, of[name], labels[name], at, seed, whole.image, whole.placement, whole.truth > 0))
+        seed, spacing = content(whole.native, whole.placement), tuple(whole.native.spacing)
+        found.append(Case(name, of[name], labels[name], at, seed, whole.image, whole.placement, whole.truth > 0, spacing))
     return found
 
 
@@ -223,17 +239,42 @@ def measured(
     row["ap"] = list(bootstrap_mean([precision(maps[c.name], c, 0.0) for c in positive[1]], groups))
     row["ap_smoothed"] = list(bootstrap_mean([precision(maps[c.name], c, smooth) for c in positive[1]], groups))
     for rule, how, first in rules(maps, positive[0]):
-        score = {c.name: overlap(maps[c.name], c, how) for c in positive[1]}
+        masks = {c.name: mask_of(maps[c.name], c, how) for c in positive[1]}
         seen = {c.name: verdict[c.name] >= least for c in reported}
-        every = [score[c.name] * seen[c.name] if c.label else float(not seen[c.name]) for c in reported]
-        row["rules"][rule] = {
-            "cut": vars(how), "dice_chosen": first, "dice": list(bootstrap_mean(list(score.values()), groups)),
-            "dice_all_slices": list(bootstrap_mean(every, [c.patient for c in reported])),
-            "dice_per_case": {f"case{i}": round(v, 5) for i, v in enumerate(score.values())},
-        }  # fmt: skip
+        row["rules"][rule] = {"cut": vars(how), "dice_chosen": first} | scores(masks, seen, reported)
     fitted = [rule for rule in row["rules"] if rule not in BEFOREHAND]
     row["best"] = max(fitted, key=lambda rule: row["rules"][rule]["dice_chosen"])
     return row
+
+
+def masked(name: str, model: Model, reported: list[Case]) -> dict[str, Any]:
+    """The row of a model that makes masks: its own mask of one draw, its probability as the map."""
+    started, maps, masks = time.process_time(), {}, {}
+    for case in reported:
+        p = to_native(next(iter(model.method.draw(case.image, [draw_seed(0, case.seed, 0)]))).float(), case.placement)
+        maps[case.name], masks[case.name] = 1 - p[0], p.argmax(0) > 0
+    seconds = (time.process_time() - started) / len(reported)
+    positive = [case for case in reported if case.label]
+    ap = list(bootstrap_mean([average_precision(maps[c.name], c.truth) for c in positive], [c.patient for c in positive]))
+    seen = {name: bool(mask.any()) for name, mask in masks.items()}
+    evaluations = model.method.evaluations(*model.method.sampling(None, None)) if model.method.generative else 1
+    row = {"map": name, "evaluations": evaluations, "seconds": seconds, "ap": ap, "ap_smoothed": ap}
+    return row | {"best": "its own mask", "rules": {"its own mask": scores(masks, seen, reported)}}
+
+
+def scores(masks: dict[str, np.ndarray], seen: dict[str, bool], reported: list[Case]) -> dict[str, Any]:
+    """Means over images with the object, and Dice over all; `seen` says which images are taken to show it."""
+    positive = [case for case in reported if case.label]
+    groups = [case.patient for case in positive]
+    overlaps = {c.name: dice(masks[c.name], c.truth, "zero") for c in positive}
+    every = [overlaps[c.name] * seen[c.name] if c.label else float(not seen[c.name]) for c in reported]
+    return {
+        "dice": list(bootstrap_mean(list(overlaps.values()), groups)),
+        "iou": list(bootstrap_mean([iou(masks[c.name], c.truth, "zero") for c in positive], groups)),
+        "hd95_mm": list(bootstrap_mean([hd95(masks[c.name], c.truth, c.spacing, "zero") for c in positive], groups)),
+        "dice_all_slices": list(bootstrap_mean(every, [c.patient for c in reported])),
+        "dice_per_case": {f"case{i}": round(v, 5) for i, v in enumerate(overlaps.values())},
+    }
 
 
 def rules(maps: dict[str, Tensor], cases: list[Case]) -> list[tuple[str, Cut, float]]:
@@ -252,9 +293,14 @@ def rules(maps: dict[str, Tensor], cases: list[Case]) -> list[tuple[str, Cut, fl
     ]
 
 
+def mask_of(m: Tensor, case: Case, how: Cut) -> np.ndarray:
+    """The mask that a cut makes, on native pixels."""
+    return to_native(cut(m, how, case.image)[None], case.placement)[0] > 0.5
+
+
 def overlap(m: Tensor, case: Case, how: Cut) -> float:
-    """Dice of the mask that a cut makes, on native pixels."""
-    return dice(to_native(cut(m, how, case.image)[None], case.placement)[0] > 0.5, case.truth, empty="zero")
+    """Dice of the mask that a cut makes."""
+    return dice(mask_of(m, case, how), case.truth, empty="zero")
 
 
 def precision(m: Tensor, case: Case, smooth: float) -> float:
@@ -282,6 +328,7 @@ if __name__ == "__main__":
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--limit", type=int, default=0, help="so many validation slices, 0 for all")
     parser.add_argument("--only", default="", help="maps whose names match")
+    parser.add_argument("--masks", nargs="*", default=[], metavar="NAME=CHECKPOINT", help="models that learnt from masks")
     parser.add_argument("--place", default=r"_(\d+)$", help="the slice's number in a case's name")
     parser.add_argument("--out", type=Path, required=True)
     main(parser.parse_args())

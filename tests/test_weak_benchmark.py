@@ -57,6 +57,8 @@ def test_it_runs_and_reports_on_other_patients_than_it_chose_on(tmp_path):
         method = cls(plan, cls.config_class(**({"T": 20, "steps": 2} if name == "cdm" else {})))
         paths.append(tmp_path / f"{name}.safetensors")
         save_checkpoint(paths[-1], method, {"name": name, "fold": 0})
+    unet = tmp_path / "unet.safetensors"
+    save_checkpoint(unet, METHODS["unet"](plan, METHODS["unet"].config_class()), {"name": "unet", "fold": 0})
     out = tmp_path / "weak.json"
     asked = Namespace(
         dataset=data,
@@ -66,14 +68,19 @@ def test_it_runs_and_reports_on_other_patients_than_it_chose_on(tmp_path):
         limit=0,
         only="^intensity|^levels$|^gradcam, layer last",
         place=r"_(\d+)$",
+        masks=[f"from masks={unet}"],
         out=out,
     )
     main(asked)
     found = json.loads(out.read_text())
     counts = found["slices_and_positives"]
     assert counts == {"chosen": [8, 4], "reported": [8, 4]}
-    assert [row["map"] for row in found["maps"]] == ["intensity", "levels", "gradcam, layer last"]
+    assert [row["map"] for row in found["maps"]] == ["intensity", "levels", "gradcam, layer last", "from masks"]
     intensity = found["maps"][0]
     assert intensity["ap"][0] > 0.95 and intensity["rules"][intensity["best"]]["dice"][0] > 0.8  # bright is all that a spot is
+    for row in found["maps"]:
+        best = row["rules"][row["best"]]
+        assert best["iou"][0] <= best["dice"][0] <= 1 and 0 <= best["hd95_mm"][0] <= 16 * 2**0.5 + 1e-6
+        assert len(best["dice_per_case"]) == len(found["patients"]) == 4 and set(found["patients"]) == {0, 1}
     assert found["verdicts"]["brightest percent"]["auc"] == 1
     assert "p2" not in out.read_text()  # no name of a case

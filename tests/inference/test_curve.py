@@ -173,8 +173,8 @@ def test_the_header_is_amended_and_the_weights_are_not(tmp_path, dtype):
     path = save(tmp_path, dtype, fold=3)
     read = lambda: {k: (t := f.get_tensor(k)).dtype and t for f in [safe_open(path, "pt")] for k in f.keys()}  # noqa: SIM118
     before, weights, names = read_meta(path), read(), sorted(tmp_path.iterdir())
-    amend_meta(path, {"recommended": {"steps": 2, "draws": 3, "sampler": "ddim"}}, model_hash(path))
-    assert read_meta(path) == before | {"recommended": {"steps": 2, "draws": 3, "sampler": "ddim"}}
+    amend_meta(path, {"recommended": {"steps": 2, "draws": 3, "sampler": "ddim"}}, first := model_hash(path))
+    assert read_meta(path) == before | {"recommended": {"steps": 2, "draws": 3, "sampler": "ddim"}, "amended": [first]}
     after = read()
     assert after.keys() == weights.keys() and all(torch.equal(after[k], w) for k, w in weights.items())
     assert all(w.dtype == dtype and after[k].dtype == dtype for k, w in weights.items())

@@ -65,13 +65,14 @@ def save_checkpoint(path: Path, method: Method, meta: dict[str, Any], dtype: tor
 def amend_meta(path: Path, entries: dict[str, Any], measured: str) -> None:
     """Set entries of a checkpoint's header; its weights stay as they are. Written aside, then renamed.
 
-    measured: the hash of the model that the entries are about. The file is another one afterwards, and so is its hash.
-    Refuses files that are not our checkpoints, and one that has become another since it was measured.
+    measured: the hash of the model that the entries are about. The file is another one afterwards, and so is its hash; the
+    header's "amended" lists those it had before, with the same weights. Refuses files that are not our checkpoints, and one that has become another since it was measured.
     """
     if path.is_file() and model_hash(path) != measured:
         what = "has changed while it was measured: what was found is not written into it"
         raise UserError(what, file=path, do="Run the command again, when no training writes to this file")
-    header = read_meta(path) | entries
+    header = read_meta(path)
+    header |= entries | {"amended": [*header.get("amended", []), measured]}
     with safe_open(path, "pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     with replacing(path) as aside:
