@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from typer.testing import CliRunner
 from diffuseg.cli import app
 from diffuseg.data.io import write
 from diffuseg.errors import UserError
-from diffuseg.evaluation.compare import Comparison, compare, tables
+from diffuseg.evaluation import compare as module
+from diffuseg.evaluation.compare import Comparison, compare, difference_rows, mean_rows, tables
 from diffuseg.evaluation.evaluate import evaluate
 from diffuseg.evaluation.significance import cohens_d, first_places, holm, rank_biserial, sign_flip_test
 from diffuseg.evaluation.statistics import paired_difference
@@ -96,6 +98,14 @@ def test_a_clear_difference_is_named_and_the_better_one_for_each_kind_of_metric(
     assert "Holm over all 3 tests" in text and "over patients: patients.csv" in text and "unknown" not in text
     one_class = compare(folders, label="tail")
     assert one_class.label == "tail" and one_class.differences[0].mean == pytest.approx((made(1, 0.1) - made(2))[:, 1].mean())
+
+
+def test_the_page_that_the_module_names_explains_every_column(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / re.search(r"docs/[\w/]+\.md", module.__doc__)[0]
+    explained = set(re.findall(r"^\| ([^|]+) \|", page.read_text(), re.MULTILINE))
+    found = compare([put(tmp_path / "a", made(1)), put(tmp_path / "b", made(2))])
+    heads = {head.removesuffix(" [95 % interval]") for rows in (mean_rows(found), difference_rows(found)) for head in rows[0]}
+    assert heads - {"metric", "evaluation", "difference"} <= explained
 
 
 def test_two_copies_of_one_run_do_not_differ(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 For each metric and pair: the mean difference with its bootstrap interval, a sign-flip test over patients, Holm's correction
 over all metrics and pairs at once, effect sizes. For each metric: how often each evaluation is first if patients are drawn
-anew. docs/uncertainty.md says what each number is for.
+anew. docs/evaluation.md says what each number is for.
 """
 
 import itertools
