@@ -9,6 +9,7 @@ import typer
 from diffuseg.bars import Bars
 from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, complain, console
 from diffuseg.errors import UserError
+from diffuseg.words import counted
 
 
 class Fuse(StrEnum):
@@ -54,7 +55,7 @@ def predict(
     best = loaded.recommended(draws, steps, sampler)
     if best is not None:
         what = f"draws {best['draws']}, steps {best['steps']}: recommended by `diffuseg curve`"
-        typer.echo(f"{what} (fold {best['fold']}, {best['cases']} cases); --draws and --steps choose otherwise")
+        typer.echo(f"{what} (fold {best['fold']}, {counted(best['cases'], 'case')}); --draws and --steps choose otherwise")
     if loaded.calibration is not None:
         typer.echo(loaded.calibration.announce(loaded.settings(draws, seed, steps, sampler, fuse.value)))
     with Bars(console(stderr=True)) as bars:

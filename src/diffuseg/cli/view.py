@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from diffuseg.cli.app import app
+from diffuseg.words import counted
 
 
 @app.command()
@@ -23,7 +24,7 @@ def view(
     from diffuseg.viewer.cases import find_cases
 
     cases = find_cases(folder, images, case)
-    count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
+    count = counted(len(cases), "case")
     if export is not None:
         from diffuseg.viewer.page import write_page
 

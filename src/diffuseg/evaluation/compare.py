@@ -23,6 +23,7 @@ from diffuseg.evaluation.statistics import CONFIDENCE, EQUAL, METHOD, RESAMPLES,
 from diffuseg.evaluation.summary import ALL
 from diffuseg.evaluation.written import Written, read_evaluations, refuse_unlike
 from diffuseg.whole import without_nan, write_json
+from diffuseg.words import counted
 
 LEVEL = 0.05  # of a family of tests
 DEFAULT = ("dice", "hd95")
@@ -208,34 +209,35 @@ def _first(metric: str, values: dict[str, np.ndarray], patients: list[str], seed
 
 
 def _notes(evaluations: list[Written], differences: list[Difference]) -> list[str]:
-    first = evaluations[0]
+    first, tests = evaluations[0], counted(len(differences), "test")
     over = first.summary.get("interval", {}).get("over", "over patients")
     lines = [
-        f"{len(first.cases)} cases; empty masks: {first.summary['rule']['means']}.",
+        f"{counted(len(first.cases), 'case')}; empty masks: {first.summary['rule']['means']}.",
         f"Intervals and tests {over}.",
-        f"p: sign-flip test of the mean difference; adjusted: Holm over all {len(differences)} tests of this table.",
+        f"p: sign-flip test of the mean difference; adjusted: Holm over the {tests} of this table.",
         f"A name stands under 'better' where the adjusted p is below {LEVEL:g}.",
         "The test knows of other patients like these; nothing of other seeds of a training.",
     ]
     missing = first.summary.get("missing", [])
     if missing:
-        lines.append(f"{len(missing)} labelled cases without a prediction are in no number: {some(missing)}.")
+        without = counted(len(missing), "labelled case without a prediction is", "labelled cases without a prediction are")
+        lines.append(f"{without} in no number: {some(missing)}.")
     if len(differences) * 2.0 ** (1 - max(d.patients for d in differences)) >= LEVEL:
-        lines.append(f"So few patients cannot show any difference in {len(differences)} tests, however large it is.")
+        lines.append(f"So few patients cannot show any difference in {tests}, however large it is.")
     left_out = max(d.unpaired for d in differences)
     if left_out:
         lines.append(
-            f"Up to {left_out} cases have a value in some evaluations only (a class in neither mask) and are left out of means "
-            "and differences alike: a false alarm there is not counted. Evaluate with --empty one to count it."
+            f"Up to {counted(left_out, 'case')} with a value in some evaluations only (a class in neither mask): left out of "
+            "means and differences alike, so a false alarm there is not counted. Evaluate with --empty one to count it."
         )
     for evaluation in evaluations:
         for side in ("training", "validation"):
             if evaluation.seen(side):
-                lines.append(f"{evaluation.name}: {len(evaluation.seen(side))} cases were in the {side} of its model.")
+                met = counted(len(evaluation.seen(side)), "case was", "cases were")
+                lines.append(f"{evaluation.name}: {met} in the {side} of its model.")
         if evaluation.unknown:
-            lines.append(
-                f"{evaluation.name}: of {evaluation.unknown} cases it is unknown whether its model was trained on them."
-            )
+            unknown = counted(evaluation.unknown, "case")
+            lines.append(f"{evaluation.name}: {unknown} may have been in the training of its model; it is unknown.")
     return lines
 
 

@@ -23,6 +23,7 @@ from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES
 from diffuseg.evaluation.summary import Evaluation, Row, summarise, table
 from diffuseg.inference.results import BESIDE, record_of
 from diffuseg.whole import without_nan, write_json, write_whole
+from diffuseg.words import counted
 
 __all__ = ["Evaluation", "Row", "evaluate", "table"]
 
@@ -58,7 +59,7 @@ def evaluate(
     truths, found = truths_in(labels_dir), masks_in(pred_dir)
     pairs = {case: path for case, path in found.items() if case in truths}
     if not pairs:
-        what = f"there is no prediction for any of the {len(truths)} masks in {labels_dir}"
+        what = f"there is no prediction for any of {counted(len(truths), 'mask')} in {labels_dir}"
         raise UserError(what, file=pred_dir, do=f"Expected names such as {_expected(truths)}")
     labels, of, over = _description(labels_dir, truths, pairs)
     rows: list[Row] = []
@@ -69,7 +70,7 @@ def evaluate(
         except UserError as fault:
             faults.append(str(fault))
     if not rows:
-        raise UserError(f"none of {len(pairs)} cases could be compared: {faults[0]}", file=pred_dir)
+        raise UserError(f"none of {counted(len(pairs), 'case')} could be compared: {faults[0]}", file=pred_dir)
     missing = [case for case in truths if case not in found]
     unlabelled = [case for case in found if case not in truths and not BESIDE.fullmatch(case)]
     summary = {

@@ -22,6 +22,7 @@ from diffuseg.evaluation.summary import ALL, Evaluation, body, headings, notes
 from diffuseg.inference.results import record_of
 from diffuseg.types import Image
 from diffuseg.whole import write_whole
+from diffuseg.words import counted
 
 RECORDED = {
     "model_name": "Model",
@@ -73,7 +74,7 @@ def page(template: str, **content: Any) -> str:
     return (
         jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
         .get_template(template)
-        .render(**content)
+        .render(counted=counted, **content)
     )
 
 

@@ -28,6 +28,7 @@ from diffuseg.evaluation.summary import ALL
 from diffuseg.evaluation.written import Written, read_evaluations
 from diffuseg.inference.results import record_of
 from diffuseg.whole import write_whole
+from diffuseg.words import counted
 
 T = TypeVar("T")
 PLOTTED = ("dice", "hd95", "nsd", "volume_error")
@@ -220,7 +221,7 @@ def _calibrated(record: dict[str, Any]) -> str:
         return "none"
     if not found.get("applied"):
         return "not applied"
-    return f"temperature {found.get('temperature', math.nan):.3f}, from {found.get('cases')} cases"
+    return f"temperature {found.get('temperature', math.nan):.3f}, from {counted(found.get('cases', 0), 'case')}"
 
 
 def _judged_rows(sides: Sequence[Side]) -> dict[str, list[list[str]]]:
@@ -257,20 +258,22 @@ def _notes(side: Side) -> list[str]:
     summary, written = side.written.summary, side.written
     lines = [f"{summary['rule']['means']}. Tolerance of NSD {summary['nsd_tolerance_mm']:g} mm."]
     lines += [f"95 % intervals {summary.get('interval', {}).get('over', 'over cases')}."]
-    lines += [f"{len(summary['missing'])} labelled cases have no prediction."] if summary.get("missing") else []
+    if summary.get("missing"):
+        lines.append(f"{counted(len(summary['missing']), 'labelled case has', 'labelled cases have')} no prediction.")
     lines += [f"Fault: {fault}." for fault in summary.get("faults", [])]
     for part in ("training", "validation"):
         if written.seen(part):
-            lines.append(f"{len(written.seen(part))} cases were in the {part} of the model, so are no test of it.")
+            met = counted(len(written.seen(part)), "case was", "cases were")
+            lines.append(f"{met} in the {part} of the model: no test of it.")
     if written.unknown:
-        lines.append(f"Of {written.unknown} cases it is unknown whether the model was trained on them.")
+        unknown = counted(written.unknown, "case")
+        lines.append(f"{unknown} may have been in the training of the model; it is unknown.")
     evaluated = (written.folder / "summary.json").stat().st_mtime
     changed = [case for case, path in side.masks.items() if path.stat().st_mtime > evaluated]
     if changed:
-        lines.append(
-            f"{len(changed)} masks are newer than this evaluation: pictures and probabilities may not fit the numbers."
-        )
+        newer = counted(len(changed), "mask is", "masks are")
+        lines.append(f"{newer} newer than this evaluation: pictures and probabilities may not fit the numbers.")
     flagged = [record for record in side.records if record.get("look_at")]
     if any(record.get("look_at") is not None for record in side.records):
-        lines.append(f"{len(flagged)} of {len(side.records)} cases are to be looked at by a human, says predict.")
+        lines.append(f"To be looked at by a human, says predict: {len(flagged)} of {counted(len(side.records), 'case')}.")
     return lines
