@@ -7,12 +7,14 @@ anew. docs/evaluation.md says what each number is for.
 
 import itertools
 import math
+import string
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from diffuseg.data.layout import some
@@ -139,15 +141,43 @@ def difference_rows(found: Comparison) -> list[tuple[str, ...]]:
     return rows
 
 
+def letter(number: int) -> str:
+    """What stands for an evaluation beside others, whose names may be long: A, B, and so on."""
+    return string.ascii_uppercase[number] if number < 26 else f"#{number + 1}"
+
+
+def lettered(found: Comparison) -> list[tuple[str, ...]]:
+    """The `difference_rows` with letters in place of names."""
+    letters = _letters(found)
+    head, *rows = difference_rows(found)
+    pairs = [f"{letters[d.first]} - {letters[d.second]}" for d in found.differences]
+    return [head, *((row[0], pair, *row[2:-1], letters.get(row[-1], row[-1])) for row, pair in zip(rows, pairs, strict=True))]
+
+
 def tables(found: Comparison) -> list[Table]:
-    """The comparison for a terminal: means and first places, then differences with the notes below."""
-    shown = []
-    for name, (head, *rows) in ((found.label, mean_rows(found)), ("Differences", difference_rows(found))):
-        shown.append(Table(*map(_escape, head), title=_escape(name)))
-        for row in rows:
-            shown[-1].add_row(*map(_escape, row))
-    shown[-1].caption, shown[-1].caption_justify = _escape("\n".join(found.notes)), "left"
+    """The comparison for a terminal of 80 columns: means and first places, then differences by metric, the notes below."""
+    letters = _letters(found)
+    means = _table(found.label, ("metric", "", "mean [95 % interval]", "first"))
+    for metric, name, *cells in mean_rows(found)[1:]:
+        means.add_row(*map(escape, (metric, letters[name], *cells)))
+    shown, rows = [means], lettered(found)[1:]
+    for metric in found.means:
+        chosen = [(d, row) for d, row in zip(found.differences, rows, strict=True) if d.metric == metric]
+        head = f"{title(metric)}: differences of {counted(chosen[0][0].n, 'case')}"  # equal for all pairs
+        shown.append(_table(head, ("pair", "mean [95 % interval]", "p", "adjusted p", "better")))
+        for _, (_, pair, mean, p, adjusted, *_, better) in chosen:
+            shown[-1].add_row(*map(escape, (pair, mean, p, adjusted, better)))
+    means.caption = escape("\n".join(f"{letter}: {name}" for name, letter in letters.items()))
+    shown[-1].caption = escape("\n".join([*found.notes, "Sizes of effects (d, rank-biserial) are in comparison.json: --out."]))
     return shown
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    return Table(*map(escape, columns), title=escape(title), caption_justify="left")
+
+
+def _letters(found: Comparison) -> dict[str, str]:
+    return {name: letter(number) for number, name in enumerate(found.names)}
 
 
 def title(metric: str) -> str:
@@ -214,7 +244,7 @@ def _notes(evaluations: list[Written], differences: list[Difference]) -> list[st
     lines = [
         f"{counted(len(first.cases), 'case')}; empty masks: {first.summary['rule']['means']}.",
         f"Intervals and tests {over}.",
-        f"p: sign-flip test of the mean difference; adjusted: Holm over the {tests} of this table.",
+        f"p: sign-flip test of the mean difference; adjusted: Holm over the {tests} of this comparison.",
         f"A name stands under 'better' where the adjusted p is below {LEVEL:g}.",
         "The test knows of other patients like these; nothing of other seeds of a training.",
     ]
@@ -263,7 +293,3 @@ def _content(found: Comparison, evaluations: list[Written], seed: int) -> dict[s
 
 def _p(value: float) -> str:
     return "-" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")

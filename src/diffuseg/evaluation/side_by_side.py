@@ -2,7 +2,6 @@
 
 import base64
 import math
-import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from diffuseg import __version__
 from diffuseg.data.raters import fused, read_raters
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration import MEASURES, usual_radius
-from diffuseg.evaluation.compare import Comparison, compare, difference_rows, title
+from diffuseg.evaluation.compare import Comparison, compare, letter, lettered, title
 from diffuseg.evaluation.evaluate import masks_in, truths_in
 from diffuseg.evaluation.figures import cases_figure
 from diffuseg.evaluation.judged import FRACTION, Judged, judge
@@ -84,14 +83,13 @@ def write_report(
         done += 1
         on_case(done, total)
 
-    sides = [_side(_letter(number), evaluation, one_more) for number, evaluation in enumerate(evaluations)]
+    sides = [_side(letter(number), evaluation, one_more) for number, evaluation in enumerate(evaluations)]
     comparison, refused = _compared(folders, allow_seen) if len(sides) > 1 else (None, "")
-    letters = {side.written.name: side.letter for side in sides}
     text = page(
         "side_by_side.html",
         sides=sides,
         classes=_classes(sides),
-        differences=_lettered(comparison, letters),
+        differences=[] if comparison is None else lettered(comparison),
         comparison=comparison,
         refused=refused,
         dots=dot_plot({title(metric): {s.letter: _dots(s, metric) for s in sides} for metric in PLOTTED}, DARK),
@@ -105,10 +103,6 @@ def write_report(
     )
     write_whole(out, text)
     return Path(out), refused
-
-
-def _letter(number: int) -> str:
-    return string.ascii_uppercase[number] if number < 26 else f"#{number + 1}"
 
 
 def _side(letter: str, written: Written, on_case: Callable[[], None]) -> Side:
@@ -132,15 +126,6 @@ def _compared(folders: Sequence[Path], allow_seen: bool) -> tuple[Comparison | N
         return compare(folders, allow_seen=allow_seen), ""
     except UserError as fault:
         return None, str(fault)
-
-
-def _lettered(comparison: Comparison | None, letters: dict[str, str]) -> list[tuple[str, ...]]:
-    """The rows of the comparison with letters in place of names."""
-    if comparison is None:
-        return []
-    head, *rows = difference_rows(comparison)
-    pairs = [f"{letters[d.first]} - {letters[d.second]}" for d in comparison.differences]
-    return [head, *((row[0], pair, *row[2:-1], letters.get(row[-1], row[-1])) for row, pair in zip(rows, pairs, strict=True))]
 
 
 def _classes(sides: Sequence[Side]) -> dict[str, list[list[str]]]:
