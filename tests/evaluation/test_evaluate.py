@@ -179,6 +179,27 @@ def test_volume_intervals_are_held_against_the_truth(folders: tuple[Path, Path],
     assert evaluate(*folders, tmp_path / "out").summary["classes"]["head"]["interval_coverage"]["n"] == 3
 
 
+def test_intervals_of_classes_that_the_labels_do_not_name_are_said(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, labels = folders
+    said = "Predicted volume intervals of head, tail are held against no true volume"
+    for number in range(5):
+        content = {"draws": 4, "volume_ml_90": {"head": [0, 9], "tail": [0, 9]}}
+        (predictions / f"case_{number:04d}.json").write_text(json.dumps(content))
+    named = evaluate(*folders, tmp_path / "out")
+    assert named.summary["unheld_intervals"] == "" and named.summary["overall"]["interval_coverage"]["n"] == 10
+    (labels.parent / "dataset.json").rename(tmp_path / "dataset.json")
+    result = evaluate(*folders, tmp_path / "out")
+    text = " ".join(printed(result).split())
+    assert said in text and "dataset.json is not there" in text and "interval_coverage" not in result.summary["overall"]
+    other = json.loads((tmp_path / "dataset.json").read_text()) | {"labels": {"background": 0, "body": 1, "tail": 4}}
+    (labels.parent / "dataset.json").write_text(json.dumps(other))
+    text = " ".join(printed(evaluate(*folders, tmp_path / "out")).split())
+    assert said.replace("head, tail", "head") in text and "names no such class" in text and "0.90" not in text
+    for file in predictions.glob("*.json"):
+        file.unlink()
+    assert evaluate(*folders, tmp_path / "out").summary["unheld_intervals"] == ""
+
+
 def test_cases_that_the_model_has_met_are_said(folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, _ = folders
     assert evaluate(*folders, tmp_path / "out").summary["seen"] == {

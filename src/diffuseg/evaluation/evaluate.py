@@ -84,6 +84,7 @@ def evaluate(
         "nsd_tolerance_mm": nsd_tolerance,
         "interval": {"confidence": CONFIDENCE, "method": METHOD, "resamples": RESAMPLES, "over": over},
         "seen": _seen({row.case: pairs[row.case] for row in rows}),
+        "unheld_intervals": _unheld({row.case: pairs[row.case] for row in rows}, labels, labels_dir),
         **summarise(rows),
         "labels": labels,
         "folders": _folders(pred_dir, labels_dir, images),
@@ -189,6 +190,22 @@ def _intervals(file: Path) -> dict[str, tuple[float, float]]:
         return {name: (float(low), float(high)) for name, (low, high) in content.get("volume_ml_90", {}).items()}
     except (AttributeError, TypeError, ValueError):
         raise UserError('"volume_ml_90" must be {"class": [low, high]}', file=file) from None
+
+
+def _unheld(predictions: dict[str, Path], labels: dict[str, int], labels_dir: Path) -> str:
+    """Which predicted intervals of volumes are held against nothing, and why, in a sentence; "" where there is none."""
+    told: dict[str, None] = {}
+    for case, path in predictions.items():
+        try:
+            told |= dict.fromkeys(_intervals(path.with_name(f"{case}.json")))
+        except UserError:
+            continue  # a fault of its case already
+    unknown = [name for name in told if name not in labels]
+    if not unknown:
+        return ""
+    description = labels_dir.resolve().parent / "dataset.json"
+    why = "names no such class" if description.is_file() else "is not there to say which label values these are"
+    return f"Predicted volume intervals of {some(unknown)} are held against no true volume: {description} {why}."
 
 
 def _seen(predictions: dict[str, Path]) -> dict[str, Any]:

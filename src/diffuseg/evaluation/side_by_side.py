@@ -246,6 +246,7 @@ def _notes(side: Side) -> list[str]:
     if summary.get("missing"):
         lines.append(f"{counted(len(summary['missing']), 'labelled case has', 'labelled cases have')} no prediction.")
     lines += [f"Fault: {fault}." for fault in summary.get("faults", [])]
+    lines += [summary["unheld_intervals"]] if summary.get("unheld_intervals") else []
     for part in ("training", "validation"):
         if written.seen(part):
             met = counted(len(written.seen(part)), "case was", "cases were")

@@ -123,6 +123,8 @@ def notes(evaluation: Evaluation) -> list[str]:
     ):
         if names:
             lines.append(f"{counted(len(names), one, several)}: {some(names)}.")
+    if summary["unheld_intervals"]:
+        lines.append(summary["unheld_intervals"])
     for side in ("training", "validation"):
         if summary["seen"][side]:
             names = summary["seen"][side]
