@@ -84,10 +84,12 @@ def report(
     from diffuseg.evaluation.side_by_side import write_report
 
     with Bars(console(stderr=True)) as bars:
-        page, refused = write_report(evaluations, out, allow_seen, bars.measured)
-    if refused:
-        typer.echo(f"not compared: {refused}")
-    typer.echo(f"page: {page}")
+        written = write_report(evaluations, out, allow_seen, bars.measured)
+    if written.refused:
+        typer.echo(f"not compared: {written.refused}")
+    for line in written.left_out:
+        complain(f"probabilities left out: {line}")
+    typer.echo(f"page: {written.page}")
 
 
 @app.command()

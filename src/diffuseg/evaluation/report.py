@@ -153,10 +153,18 @@ def fitting(file: Path | None, mask: Image) -> Image | None:
     if file is None or not file.is_file():
         return None
     try:
-        image = read_image(file)
+        return on_grid_of(mask, file)
     except UserError:
         return None  # the picture shows what there is; the faults of an image are not those of the evaluation
-    return image if grid_fault(mask, image) is None else None
+
+
+def on_grid_of(mask: Image, file: Path) -> Image:
+    """The image in a file; refuses what cannot be read, or lies on another grid than the mask."""
+    image = read_image(file)
+    fault = grid_fault(mask, image)
+    if fault is not None:
+        raise UserError(f"its {fault} (of the mask)", file=file)
+    return image
 
 
 def _title(key: str) -> str:

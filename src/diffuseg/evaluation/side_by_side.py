@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -35,7 +35,10 @@ PLOTTED = ("dice", "hd95", "nsd", "volume_error")
 
 @dataclass(frozen=True)
 class Side:
-    """One evaluation: its letter on the page, the files it was made from that are still there, and its probabilities."""
+    """One evaluation: its letter on the page, the files it was made from that are still there, and its probabilities.
+
+    left_out  cases whose probabilities are not judged, and why
+    """
 
     letter: str
     written: Written
@@ -43,6 +46,7 @@ class Side:
     truths: dict[str, tuple[Path, ...]]
     images: Path
     judged: Judged | None
+    left_out: list[str]
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
@@ -62,13 +66,25 @@ class Side:
         return ", ".join(values) or "-"
 
 
+class Report(NamedTuple):
+    """What became of a report.
+
+    refused   why evaluations were not compared; "" if they were, or if there is one
+    left_out  cases whose probabilities are not judged, after the letter of their evaluation, and why
+    """
+
+    page: Path
+    refused: str
+    left_out: list[str]
+
+
 def write_report(
     folders: Sequence[Path],
     out: Path,
     allow_seen: bool = False,
     on_case: Callable[[int, int], None] = lambda done, cases: None,
-) -> tuple[Path, str]:
-    """Write the page to the file `out`; returns it and why evaluations were not compared ("" if they were, or if there is one).
+) -> Report:
+    """Write the page to the file `out`, and tell what is not on it.
 
     `on_case(done, cases)` is told of each case whose probabilities were looked for. Refuses what `read_evaluations` refuses,
     and no evaluation at all.
@@ -102,7 +118,8 @@ def write_report(
         version=__version__,
     )
     write_whole(out, text)
-    return Path(out), refused
+    left_out = [f"{side.letter}, {line}" for side in sides for line in side.left_out]
+    return Report(Path(out), refused, left_out)
 
 
 def _side(letter: str, written: Written, on_case: Callable[[], None]) -> Side:
@@ -110,7 +127,7 @@ def _side(letter: str, written: Written, on_case: Callable[[], None]) -> Side:
     masks, truths = _there(masks_in, kept.get("predictions")), _there(truths_in, kept.get("labels"))
     masks = {case: path for case, path in masks.items() if case in written.patients}
     images = Path(kept.get("images", "")) if kept.get("images") else Path("nowhere")
-    return Side(letter, written, masks, truths, images, judge(written, masks, truths, on_case))
+    return Side(letter, written, masks, truths, images, *judge(written, masks, truths, on_case))
 
 
 def _there(find: Callable[[Path], dict[str, T]], folder: str | None) -> dict[str, T]:
