@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -50,6 +52,42 @@ def test_a_record_whose_labels_are_odd_costs_its_case_alone(volumes):
         assert str(volumes) not in json.dumps([a.describe(), b.describe()])
         with pytest.raises(UserError, match="nothing to show of case a"):
             find_cases(volumes, only="a")
+
+
+def test_a_relative_image_is_looked_for_from_here_and_from_the_record(volumes, tmp_path, monkeypatch):
+    scans = tmp_path / "scans"
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+
+    def image(source: str) -> Path | None:
+        change(volumes, source=source)
+        case = find_cases(volumes, only="a")[0]
+        return case.layers[0].file.resolve() if case.image_found else None
+
+    monkeypatch.chdir(tmp_path)
+    assert image("scans/a_0000.nii.gz") == scans / "a_0000.nii.gz"
+    monkeypatch.chdir(other)
+    assert image("scans/a_0000.nii.gz") is None
+    assert image("../scans/a_0000.nii.gz") == image(str(scans / "a_0000.nii.gz")) == scans / "a_0000.nii.gz"
+    shutil.copytree(scans, volumes / "scans")
+    assert image("scans/a_0000.nii.gz") == volumes / "scans" / "a_0000.nii.gz"
+    monkeypatch.chdir(tmp_path)
+    assert image("scans/a_0000.nii.gz") == scans / "a_0000.nii.gz"
+    assert image("scans") is None and image("") is None and image("out/a.json") is None
+
+
+def test_an_image_that_is_not_found_is_said_on_the_page_and_in_the_terminal(volumes, tmp_path):
+    call = lambda *more: CliRunner().invoke(app, ["view", str(volumes), "--export", str(tmp_path / "x.html"), *more])
+    assert call().stderr == ""
+    change(volumes, source="gone/a.nii.gz")
+    done = call()
+    assert done.exit_code == 0 and "no image found for 1 case: a; --images FOLDER" in done.stderr
+    said = "The image was not found: a.nii.gz, looked for from the working directory and from the folder of the results"
+    assert said in (tmp_path / "x.html").read_text()
+    (tmp_path / "none").mkdir()
+    done = call("--images", str(tmp_path / "none"))
+    assert "no image found for 2 cases: a, b" in done.stderr
+    assert "not found: b or b_0000 in the folder of --images" in (tmp_path / "x.html").read_text()
 
 
 UNREAD = {

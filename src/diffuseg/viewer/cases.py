@@ -63,6 +63,11 @@ class Case:
     picture: bool = False
     classes: tuple[str, ...] = field(default=())
 
+    @property
+    def image_found(self) -> bool:
+        """Whether its image is among the layers; true where there is nothing to lay upon it."""
+        return not self.layers or self.layers[0].kind == "image"
+
     def describe(self) -> dict[str, Any]:
         """What the page needs to know besides the voxels, as plain values for JSON."""
         ml, spread = self.record.get("volume_ml") or {}, self.record.get("volume_ml_90") or {}
@@ -97,10 +102,10 @@ def colour(number: int) -> str:
 def find_cases(folder: Path, images: Path | None = None, only: str | None = None) -> list[Case]:
     """The finished cases of a folder that `predict` wrote, by name, or only one of them.
 
-    An image is the file that its record names or, with `images`, `<case>` or `<case>_0000` in that folder. Refuses folders
-    that are not there, a folder of which nothing can be shown, and a case that is not in it. Beside others, a case without
-    a record that can be read is named; odd parts of a record are left out. Files outside the folder, where a link leads to,
-    are not shown.
+    An image is the file that its record names, from the working directory or from the folder of the record, or, with
+    `images`, `<case>` or `<case>_0000` in that folder. Refuses folders that are not there, a folder of which nothing can be
+    shown, and a case that is not in it. Beside others, a case without a record that can be read is named; odd parts of a
+    record are left out. Files outside the folder, where a link leads to, are not shown.
     """
     for place in (folder, *([images] if images else [])):
         if not place.is_dir():
@@ -141,10 +146,10 @@ def _case(folder: Path, name: str, record: dict[str, Any], images: Path | None) 
     ]
     inside = [layer for layer in layers if layer.file.is_file() and layer.file.resolve().is_relative_to(folder.resolve())]
     faults += [f"{layer.file.name} is not in the folder." for layer in layers if layer not in inside]
-    image = _image(name, record, images)
+    image = _image(folder, name, record, images)
     if image is None:
-        named = Path(str(record.get("source"))).name
-        faults.append(f"The image ({named}) was not found; `--images FOLDER` says where it is.")
+        where = f"{name} or {name}_0000 in the folder of --images" if images else _named(record)
+        faults.append(f"The image was not found: {where}; `--images FOLDER` says where it is.")
     else:
         colours = None if image.name.lower().endswith(LOSSLESS + LOSSY) else 0
         inside.insert(0, Layer("image", "Image", "image", image, colours))
@@ -185,9 +190,18 @@ def _kept(folder: Path, case: str, ending: str, record: dict[str, Any]) -> list[
     return made
 
 
-def _image(case: str, record: dict[str, Any], images: Path | None) -> Path | None:
+def _image(folder: Path, case: str, record: dict[str, Any], images: Path | None) -> Path | None:
+    """A relative source is looked for from the working directory, where `predict` was told of it, and from the record."""
     if images is not None:
         return image_of(images, case)
+    source = record.get("source") or ""
+    found = (place for place in (source, os.path.join(folder, source)) if os.path.isfile(place))
+    return next((Path(place) for place in found if source.lower().endswith(io.ENDINGS)), None)
+
+
+def _named(record: dict[str, Any]) -> str:
     source = record.get("source")
-    path = Path(str(source)) if source else None
-    return path if path and path.name.lower().endswith(io.ENDINGS) and path.is_file() else None
+    if not source:
+        return "its record names none"
+    tried = "" if os.path.isabs(source) else ", looked for from the working directory and from the folder of the results"
+    return f"{Path(source).name}{tried}"
