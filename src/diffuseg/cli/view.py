@@ -1,5 +1,6 @@
 """The command that shows results: `view`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -35,15 +36,16 @@ def view(
         size = write_page(cases, export)
         typer.echo(f"{export}: {count} with their images, {size / 2**20:.1f} MB; opens in a browser without a network")
         return
-    from diffuseg.viewer.server import open_server, serve
+    import webbrowser
+
+    from diffuseg.viewer.server import doorway, open_server, serve
 
     server, address = open_server(cases, port)
+    with doorway(address) if browser else nullcontext() as door:
 
-    def ready() -> None:
-        typer.echo(f"{address}  shows {count} to this machine alone; Ctrl-C ends it")
-        if browser:
-            import webbrowser
+        def ready() -> None:
+            typer.echo(f"{address}  shows {count} to this machine alone; Ctrl-C ends it")
+            if door is not None:
+                webbrowser.open(door)
 
-            webbrowser.open(address)
-
-    serve(server, ready)
+        serve(server, ready)
