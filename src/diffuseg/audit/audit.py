@@ -20,7 +20,7 @@ from diffuseg.inference.model import Model, load
 from diffuseg.inference.validation import validation_cases
 from diffuseg.methods import Method
 from diffuseg.train.checkpoint import load_checkpoint
-from diffuseg.whole import without_nan, write_json
+from diffuseg.whole import refuse_unwritable, without_nan, write_json
 from diffuseg.words import counted
 
 DRAWS = 4
@@ -63,6 +63,7 @@ def audit(
         "sampler": model.method.default_sampler if model.method.generative else None, "training_steps": steps,
     })  # fmt: skip
     left = [row for row in rows if row.name not in found["rows"]]
+    refuse_unwritable(asked.out)
     for row in left:
         say(f"{row.name}: {row.what}. {_cost(row, model, steps, len(names))}")
     of = [patients(dataset)[0][name] for name in names]

@@ -115,14 +115,17 @@ def ambiguity(
     from diffuseg.evaluation.against_raters import measure_ambiguity
     from diffuseg.evaluation.against_raters_files import tables, write_ambiguity
     from diffuseg.inference.model import load
+    from diffuseg.whole import refuse_unwritable
 
     if len(models) > 1 and not ensemble:
         raise UserError(f"{len(models)} models", do="Give one, or --ensemble to measure them together")
+    out = out or Path(f"{Path(models[0]).stem}_ambiguity")
+    refuse_unwritable(out)
     loaded = [load(model, device) for model in models]
     with Bars(console(stderr=True)) as bars:
         found = measure_ambiguity(
             loaded, dataset, fold, cases, draws, steps, sampler, patients, seed, on_case=bars.measured
         )  # fmt: skip
     console().print(*tables(found), sep="\n")
-    for path in write_ambiguity(found, out or Path(f"{Path(models[0]).stem}_ambiguity")):
+    for path in write_ambiguity(found, out):
         typer.echo(f"written: {path}")

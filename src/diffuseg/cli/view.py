@@ -24,7 +24,10 @@ def view(
     """Look at image, mask, probability, uncertainty, draws and steps, in a page. Nothing leaves this machine."""
     from diffuseg.data.layout import some
     from diffuseg.viewer.cases import find_cases
+    from diffuseg.whole import refuse_unwritable
 
+    if export is not None:
+        refuse_unwritable(export, file=True)
     cases = find_cases(folder, images, case)
     without = [one.name for one in cases if not one.image_found]
     if without:

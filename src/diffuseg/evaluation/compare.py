@@ -24,7 +24,7 @@ from diffuseg.evaluation.significance import FLIPS, cohens_d, first_places, holm
 from diffuseg.evaluation.statistics import CONFIDENCE, EQUAL, METHOD, RESAMPLES, Interval, bootstrap_mean, paired_difference
 from diffuseg.evaluation.summary import ALL
 from diffuseg.evaluation.written import Written, read_evaluations, refuse_unlike
-from diffuseg.whole import without_nan, write_json
+from diffuseg.whole import refuse_unwritable, without_nan, write_json
 from diffuseg.words import counted
 
 LEVEL = 0.05  # of a family of tests
@@ -89,6 +89,8 @@ def compare(
     Of one class (`label`) or of the mean of a case's classes. The tests are those of the metrics asked for, so ask only for
     what is meant to decide. Refuses what `read_evaluations` and `refuse_unlike` do, unknown metrics and classes, and none.
     """
+    if out_dir is not None:
+        refuse_unwritable(out_dir)
     evaluations = read_evaluations([Path(folder) for folder in folders])
     refuse_unlike(evaluations, allow_seen)
     unknown = [metric for metric in metrics if metric not in METRICS]

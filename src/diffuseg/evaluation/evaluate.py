@@ -22,7 +22,7 @@ from diffuseg.evaluation.metrics import METRICS, Empty, Rule, measure
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES
 from diffuseg.evaluation.summary import Evaluation, Row, summarise, table
 from diffuseg.inference.results import BESIDE, record_of
-from diffuseg.whole import without_nan, write_json, write_whole
+from diffuseg.whole import refuse_unwritable, without_nan, write_json, write_whole
 from diffuseg.words import counted
 
 __all__ = ["Evaluation", "Row", "evaluate", "table"]
@@ -52,6 +52,7 @@ def evaluate(
     a fault of that case. Refuses an unknown rule, folders without a mask, and that no case at all can be compared.
     """
     pred_dir, labels_dir, out_dir = Path(pred_dir), Path(labels_dir), Path(out_dir)
+    refuse_unwritable(out_dir)
     if empty not in get_args(Empty):
         raise UserError(f"{empty!r} is no empty-mask rule", do=f"Known: {', '.join(get_args(Empty))}")
     if not (math.isfinite(nsd_tolerance) and nsd_tolerance >= 0):

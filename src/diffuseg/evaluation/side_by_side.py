@@ -26,7 +26,7 @@ from diffuseg.evaluation.statistics import Interval, bootstrap_mean
 from diffuseg.evaluation.summary import ALL
 from diffuseg.evaluation.written import Written, read_evaluations
 from diffuseg.inference.results import record_of
-from diffuseg.whole import write_whole
+from diffuseg.whole import refuse_unwritable, write_whole
 from diffuseg.words import counted
 
 T = TypeVar("T")
@@ -89,6 +89,7 @@ def write_report(
     `on_case(done, cases)` is told of each case whose probabilities were looked for. Refuses what `read_evaluations` refuses,
     and no evaluation at all.
     """
+    refuse_unwritable(out, file=True)
     evaluations = read_evaluations([Path(folder) for folder in folders])
     if not evaluations:
         raise UserError("there is nothing to report", do="Give folders that `diffuseg evaluate` wrote")
