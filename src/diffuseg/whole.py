@@ -1,10 +1,12 @@
 """Files are there whole or not at all."""
 
 import csv
+import errno
 import io
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +33,24 @@ def replacing(path: Path | str) -> Iterator[Path]:
     finally:
         if aside.exists():
             aside.unlink()
+
+
+def refuse_unwritable(path: Path | str, file: bool = False) -> None:
+    """Refuse a folder (or a `file`) that could not be written, before work is done for it.
+
+    Makes nothing; a folder that is missing is one that can be made.
+    """
+    path = Path(path)
+    try:
+        if file and path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        place = path.parent if file else path
+        while not os.path.lexists(place):
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror or error})", file=path) from None
 
 
 def _umask() -> int:

@@ -132,7 +132,7 @@ def test_shorter_trainings_are_held_against_the_run_once_more(tmp_path, data, ru
     shutil.copytree(run, copy)
     done = call("audit", copy, data, "--draws", 2, "--cases", 2, "--retrain", "--steps", 1, "--only", "unet", "--device", "cpu")
     assert done.exit_code == 0, done.output
-    assert "1 training of 1 steps" in done.stdout and done.stdout.index("1 training") < done.stdout.index("Is diffusion")
+    assert "1 training of 1 step," in done.stdout and done.stdout.index("1 training") < done.stdout.index("Is diffusion")
     found = json.loads((copy / "audit" / "audit.json").read_text())
     assert list(found["rows"]) == ["run", "again", "unet"] and found["rows"]["unet"]["against"] == "again"
     trained = copy / "audit" / "runs" / "unet" / "last.safetensors"

@@ -97,7 +97,7 @@ def test_a_colour_picture_is_one_file(tmp_path, ending):
     np.testing.assert_allclose(image.data[:, 0, 0], [10, 20, 30], atol=3)
     assert mask.data.shape == (1, 8, 9)
     PIL.Image.fromarray(np.ones((8, 9), np.uint8)).save(tmp_path / f"imagesTr/a_0000{ending}")
-    refused(lambda: load_case(dataset, dataset.cases[0]), f"a_0000{ending}", "1 channels", "names 3 (R, G, B)")
+    refused(lambda: load_case(dataset, dataset.cases[0]), f"a_0000{ending}", "1 channel, but", "names 3 (R, G, B)")
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -185,10 +185,10 @@ def spoil(folder: Path) -> dict[str, tuple[str, ...]]:
     save(folder / "labelsTr/d.nii.gz", values)
     return {
         "labelsTr/a.nii.gz: label value 7": ("2 voxels", "Allowed: 0 background, 1 head, 2 tail"),
-        "labelsTr/a.nii.gz: label value -1": ("1 voxels", "dataset.json"),
+        "labelsTr/a.nii.gz: label value -1": ("(in 1 voxel)", "dataset.json"),
         "imagesTr/b_0000.nii.gz": ("truncated",),
         "labelsTr/b.nii.gz": ("empty (0 bytes)",),
-        "imagesTr/c_0000.nii.gz": ("120 of 120 values are NaN or infinite",),
+        "imagesTr/c_0000.nii.gz": ("NaN or infinite values: 120 of 120",),
         "labelsTr/d.nii.gz": ("no image for this mask",),
     }
 
@@ -217,7 +217,7 @@ def test_image_and_mask_on_different_grids(folder):
 
 def test_check_counts_cases(folder):
     describe(folder, numTraining=4)
-    assert re.search(r"numTraining is 4, but there are 3", *check(open_dataset(folder)))
+    assert re.search(r"numTraining is 4, but the number of cases is 3", *check(open_dataset(folder)))
 
 
 def of_names(names: list[str], folder: Path = Path("nowhere"), **extra) -> Dataset:

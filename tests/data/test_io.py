@@ -311,7 +311,7 @@ def test_values_that_are_none(tmp_path, value):
     data[1, 2, 0] = value
     nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "x.nii")
     for read in (read_image, read_mask):
-        with pytest.raises(UserError, match=r"x\.nii: 1 of 60 values are NaN or infinite"):
+        with pytest.raises(UserError, match=r"x\.nii: NaN or infinite values: 1 of 60"):
             read(tmp_path / "x.nii")
 
 

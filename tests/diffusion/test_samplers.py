@@ -89,7 +89,7 @@ def test_all_steps_visit_all_levels(T):
 
 @pytest.mark.parametrize(("T", "steps"), [(10, 0), (10, -1), (10, 11), (1, 2)])
 def test_more_steps_than_levels_are_refused(T, steps):
-    with pytest.raises(UserError, match=f"{T} levels"):
+    with pytest.raises(UserError, match=f"this model has {T} level"):
         timesteps(T, steps)
 
 

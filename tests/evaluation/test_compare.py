@@ -1,8 +1,10 @@
 """Evaluations held against each other: what is found, what is refused, what is said."""
 
 import csv
+import io
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from typer.testing import CliRunner
 from diffuseg.cli import app
 from diffuseg.data.io import write
 from diffuseg.errors import UserError
-from diffuseg.evaluation.compare import Comparison, compare, tables
+from diffuseg.evaluation import compare as module
+from diffuseg.evaluation.compare import Comparison, compare, difference_rows, mean_rows, tables, title
 from diffuseg.evaluation.evaluate import evaluate
 from diffuseg.evaluation.significance import cohens_d, first_places, holm, rank_biserial, sign_flip_test
 from diffuseg.evaluation.statistics import paired_difference
@@ -51,10 +54,15 @@ def made(seed: int, shift: float = 0.0) -> np.ndarray:
     return (hard + np.random.default_rng(seed).normal(shift, 0.02, (CASES, len(CLASSES)))).round(4)
 
 
+def lines_of(found: Comparison, width: int) -> list[str]:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(*tables(found), sep="\n")
+    return console.export_text().splitlines()
+
+
 def printed(found: Comparison) -> str:
-    console = Console(width=250, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(*tables(found))
-    return console.export_text()
+    """All that is printed, wherever lines break."""
+    return " ".join(" ".join(lines_of(found, 250)).split())
 
 
 def test_each_number_is_that_of_the_cases(tmp_path: Path) -> None:
@@ -92,10 +100,35 @@ def test_a_clear_difference_is_named_and_the_better_one_for_each_kind_of_metric(
     assert distance.verdict == "good" and distance.mean < -1 and distance.rank_biserial == -1  # here high Dice is low HD95
     assert error.verdict == "bad", "the larger error is the worse one"
     text = printed(found)
-    assert "good - bad" in text and "HD95 (mm)" in text and "absolute volume error (ml)" in text and "100%" in text
-    assert "Holm over all 3 tests" in text and "over patients: patients.csv" in text and "unknown" not in text
+    assert "A: good B: bad" in text and "A - B" in text and "100%" in text
+    assert "HD95 (mm)" in text and "absolute volume error (ml)" in text
+    assert "Holm over the 3 tests" in text and "over patients: patients.csv" in text and "unknown" not in text
     one_class = compare(folders, label="tail")
     assert one_class.label == "tail" and one_class.differences[0].mean == pytest.approx((made(1, 0.1) - made(2))[:, 1].mean())
+
+
+def test_the_page_that_the_module_names_explains_every_column(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / re.search(r"docs/[\w/]+\.md", module.__doc__)[0]
+    explained = set(re.findall(r"^\| ([^|]+) \|", page.read_text(), re.MULTILINE))
+    found = compare([put(tmp_path / "a", made(1)), put(tmp_path / "b", made(2))])
+    heads = {head.removesuffix(" [95 % interval]") for rows in (mean_rows(found), difference_rows(found)) for head in rows[0]}
+    assert heads - {"metric", "evaluation", "difference"} <= explained
+
+
+def test_the_tables_fit_eighty_columns_with_every_number_whole(tmp_path: Path) -> None:
+    names = [f"a method with {'a very ' * 20}long name [{name}]" for name in "abc"]
+    folders = [put(tmp_path / name / "evaluation", made(number, number // 2)) for number, name in enumerate(names)]
+    found = compare(folders, metrics=["dice", "hd95", "relative_volume_error"])
+    lines = lines_of(found, 80)
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert all(len(line) <= 80 for line in lines)
+    assert [row[:2] for row in rows[:9]] == [[title(metric), name] for metric in found.means for name in "ABC"]
+    assert [row[2:] for row in rows[:9]] == [list(row[2:]) for row in mean_rows(found)[1:]]
+    pairs = ["A - B", "A - C", "B - C"] * 3
+    verdicts = [dict(zip(found.names, "ABC", strict=True)).get(d.verdict, d.verdict) for d in found.differences]
+    expected = zip(pairs, difference_rows(found)[1:], verdicts, strict=True)
+    assert rows[9:] == [[pair, *row[2:5], verdict] for pair, row, verdict in expected]
+    assert {"C", "not told apart"} <= set(verdicts)
 
 
 def test_two_copies_of_one_run_do_not_differ(tmp_path: Path) -> None:
@@ -148,8 +181,8 @@ def test_means_and_differences_are_those_of_the_same_cases(tmp_path: Path) -> No
     [
         ({"rule": {"empty": "one", "means": "x"}}, "empty-mask rule is one, that of"),
         ({"nsd_tolerance_mm": 2.0}, "tolerance of NSD is 2 mm, that of"),
-        ({"seen": {"training": ["c03"], "validation": []}}, "1 of 12 cases were in the training of its model: c03"),
-        ({"seen": {"training": [], "validation": ["c04", "c05"]}}, "2 of 12 cases were in the validation"),
+        ({"seen": {"training": ["c03"], "validation": []}}, "its model met 1 of 12 cases in its training: c03"),
+        ({"seen": {"training": [], "validation": ["c04", "c05"]}}, "its model met 2 of 12 cases in its validation"),
         ({"seen": []}, "cannot be read as an evaluation"),
         ({"rule": {}}, "cannot be read as an evaluation"),
     ],
@@ -214,7 +247,10 @@ def test_from_masks_to_a_comparison_on_the_command_line(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert found["differences"][0]["verdict"] == "good" and found["differences"][0]["p"] == pytest.approx(2 / 2**8)
-    assert "good: of 8 cases it is unknown" in " ".join(found["notes"]) and "comparison.json" in done.output
+    assert (
+        "good: 8 cases may have been in the training of its model; it is unknown" in " ".join(found["notes"])
+        and "comparison.json" in done.output
+    )
     assert found["differences"][0]["cohens_d"] is None or math.isfinite(found["differences"][0]["cohens_d"])
     refused = call("compare", tmp_path / "scores/good")
     assert refused.exit_code == 2 and refused.stderr.startswith("error: there is nothing to compare")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from diffuseg.data.io import write
 from diffuseg.errors import UserError
 from diffuseg.evaluation.evaluate import Evaluation, evaluate, table
 from diffuseg.evaluation.metrics import dice, hd95, nsd
-from diffuseg.evaluation.report import case_pictures
+from diffuseg.evaluation.report import case_pictures, write_page
 from diffuseg.evaluation.statistics import bootstrap_mean
 from diffuseg.types import Image
 
@@ -94,7 +95,7 @@ def test_what_is_missing_is_said_and_in_no_mean(folders: tuple[Path, Path], tmp_
     assert result.summary["labelled"] == 5 and result.summary["cases"] == 4
     assert result.summary["overall"]["dice"]["mean"] == pytest.approx(np.mean([v for c, v in whole.items() if "0001" not in c]))
     text = printed(result)
-    assert "1 of 5 labelled cases have no prediction" in text and "case_0001" in text and "stranger" in text
+    assert "1 of 5 labelled cases has no prediction" in text and "case_0001" in text and "stranger" in text
 
 
 def test_what_is_written_beside_a_mask_is_no_prediction(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -178,6 +179,27 @@ def test_volume_intervals_are_held_against_the_truth(folders: tuple[Path, Path],
     assert evaluate(*folders, tmp_path / "out").summary["classes"]["head"]["interval_coverage"]["n"] == 3
 
 
+def test_intervals_of_classes_that_the_labels_do_not_name_are_said(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, labels = folders
+    said = "Predicted volume intervals of head, tail are held against no true volume"
+    for number in range(5):
+        content = {"draws": 4, "volume_ml_90": {"head": [0, 9], "tail": [0, 9]}}
+        (predictions / f"case_{number:04d}.json").write_text(json.dumps(content))
+    named = evaluate(*folders, tmp_path / "out")
+    assert named.summary["unheld_intervals"] == "" and named.summary["overall"]["interval_coverage"]["n"] == 10
+    (labels.parent / "dataset.json").rename(tmp_path / "dataset.json")
+    result = evaluate(*folders, tmp_path / "out")
+    text = " ".join(printed(result).split())
+    assert said in text and "dataset.json is not there" in text and "interval_coverage" not in result.summary["overall"]
+    other = json.loads((tmp_path / "dataset.json").read_text()) | {"labels": {"background": 0, "body": 1, "tail": 4}}
+    (labels.parent / "dataset.json").write_text(json.dumps(other))
+    text = " ".join(printed(evaluate(*folders, tmp_path / "out")).split())
+    assert said.replace("head, tail", "head") in text and "names no such class" in text and "0.90" not in text
+    for file in predictions.glob("*.json"):
+        file.unlink()
+    assert evaluate(*folders, tmp_path / "out").summary["unheld_intervals"] == ""
+
+
 def test_cases_that_the_model_has_met_are_said(folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, _ = folders
     assert evaluate(*folders, tmp_path / "out").summary["seen"] == {
@@ -193,7 +215,7 @@ def test_cases_that_the_model_has_met_are_said(folders: tuple[Path, Path], tmp_p
     expected = {"training": ["case_0000"], "validation": ["case_0001"], "neither": 2, "unknown": 1}
     assert result.summary["seen"] == expected and not result.faults
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["seen"] == expected
-    assert "1 cases were in the training of the model" in printed(result) and "case_0001" in printed(result)
+    assert "1 case was in the training of the model" in printed(result) and "case_0001" in printed(result)
 
 
 def test_intervals_are_over_patients_where_they_are_known(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -257,7 +279,9 @@ def test_many_classes_become_lines(tmp_path: Path) -> None:
     array = np.arange(7, dtype=np.int16)[:, None, None] * np.ones((1, 4, 4), np.int16)
     put(tmp_path / "p" / "a.nii.gz", array)
     put(tmp_path / "l" / "a.nii.gz", array)
-    text = printed(evaluate(tmp_path / "p", tmp_path / "l", tmp_path / "out"))
+    found = evaluate(tmp_path / "p", tmp_path / "l", tmp_path / "out")
+    text, page = printed(found), write_page(tmp_path / "page.html", found, [], {}).read_text()
+    assert "over 1 case\n" in re.sub(" +\n", "\n", text) and "<h1>Evaluation of 1 case</h1>" in page
     assert "mean of classes" in text.split("HD95 (mm)")[1] and text.count("1.000") >= 7 * 3
 
 
@@ -266,7 +290,7 @@ def test_many_classes_become_lines(tmp_path: Path) -> None:
     [
         (lambda p, t: p.rename(p.with_name("gone")), "no such folder"),
         (lambda p, t: [f.unlink() for f in p.iterdir()], "no mask in this folder"),
-        (lambda p, t: [f.rename(f.with_name("other" + f.name)) for f in p.iterdir()], "no prediction for any of the 5"),
+        (lambda p, t: [f.rename(f.with_name("other" + f.name)) for f in p.iterdir()], "no prediction for any of 5 masks"),
         (lambda p, t: [f.write_bytes(b"") for f in p.iterdir()], "none of 5 cases could be compared"),
         (lambda p, t: (t.parent / "dataset.json").write_text("{"), "JSON"),
         (lambda p, t: (t.parent.parent / "out").write_text(""), "cannot be written"),

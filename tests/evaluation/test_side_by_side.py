@@ -5,8 +5,10 @@ import io
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import PIL.Image
 import pytest
@@ -74,8 +76,8 @@ def evaluations(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def page(evaluations, tmp_path_factory) -> str:
-    out, refused = write_report(evaluations, tmp_path_factory.mktemp("page") / "out" / "report.html")
-    assert refused == ""
+    out, refused, left_out = write_report(evaluations, tmp_path_factory.mktemp("page") / "out" / "report.html")
+    assert refused == "" and left_out == []
     return out.read_text(encoding="utf-8")
 
 
@@ -103,7 +105,7 @@ def test_the_parts_and_their_numbers_are_there(page, evaluations):
     found = compare(evaluations)
     assert f"{found.differences[0].adjusted:.3f}" in page and "A - B" in page
     assert "temperature 2.000, from 30 cases" in page and "<!-- B: 4 x 2 -->" in page
-    assert "0 of 7 cases are to be looked at" in page
+    assert "To be looked at by a human, says predict: 0 of 7 cases." in page
     assert len(page.encode()) < 15e6
 
 
@@ -120,8 +122,8 @@ def test_probabilities_are_judged_as_calibration_does_it(evaluations):
     written = read_evaluations(evaluations)[1]
     folders = {name: Path(folder) for name, folder in written.summary["folders"].items()}
     masks, truths = masks_in(folders["predictions"]), truths_in(folders["labels"])
-    found = judge(written, masks, truths)
-    assert found is not None and found.cases == [f"case_{n}" for n in range(CASES)]
+    found, left_out = judge(written, masks, truths)
+    assert found is not None and not left_out and found.cases == [f"case_{n}" for n in range(CASES)]
     expected, doubts, risks = [], [], []
     for number in range(CASES):
         p, t = probability(number, 1 + number % 2, 1.0), np.searchsorted([0, 1, 5], truth(number))
@@ -132,6 +134,39 @@ def test_probabilities_are_judged_as_calibration_does_it(evaluations):
         assert found.scores["band"][name].mean == pytest.approx(np.mean([one[name] for one in expected]), abs=1e-4), name
     assert found.doubt == pytest.approx(doubts, abs=1e-4) and found.risk == pytest.approx(risks)
     assert found.rejection["aurc"].mean == pytest.approx(aurc(np.array(risks), np.array(doubts)))
+
+
+def test_a_case_whose_probabilities_cannot_be_judged_is_named_and_the_rest_is_kept(evaluations, tmp_path):
+    folder = Path(json.loads((evaluations[0] / "summary.json").read_text())["folders"]["predictions"])
+    shutil.copytree(folder, tmp_path / "predictions")
+    evaluate(tmp_path / "predictions", folder.parent / "set" / "labelsTs", tmp_path / "scores")
+    probability_file = lambda number: tmp_path / "predictions" / f"case_{number}_prob.nii.gz"
+    spoilt = probability(0, 0, 4.0).astype(np.float32)[1:]
+    spoilt[0, 2, 3, 4] = np.nan
+    nib.save(nib.Nifti1Image(np.moveaxis(spoilt, 0, -1), LIKE.affine), probability_file(0))
+    write(probability_file(1), spoilt[1], LIKE)
+    write(probability_file(2), spoilt[1:, :-1], Image(np.zeros((1, 13, 12, 9)), LIKE.affine))
+    probability_file(3).unlink()
+    (tmp_path / "predictions" / "case_4.json").write_text('{"doubt": NaN}')
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "scores"), "--out", str(tmp_path / "r.html")])
+    page, said = (tmp_path / "r.html").read_text(), " ".join(done.stderr.split())
+    assert done.exit_code == 0, done.output
+    reasons = (
+        f"A, case_0: {probability_file(0)}: NaN or infinite values: 1 of 3024",
+        f"A, case_1: {probability_file(1)}: probabilities of 1 class, not of 2",
+        f"A, case_2: {probability_file(2)}: its shape (13, 12, 9) is not (14, 12, 9)",
+        "A, 1 case without probabilities: case_3",
+    )
+    for reason in reasons:
+        assert f"probabilities left out: {reason}" in said and f"<p>{reason}" in page
+    assert "frequencies?</h2>" in page and "case_4" not in said
+    written = read_evaluations([tmp_path / "scores"])[0]
+    judged, _ = judge(written, masks_in(tmp_path / "predictions"), truths_in(folder.parent / "set" / "labelsTs"))
+    assert judged is not None and judged.cases == [f"case_{n}" for n in (4, 5, 6)] and np.isfinite(judged.doubt).all()
+    for number in (4, 5, 6):
+        probability_file(number).write_bytes(b"no gzip")
+    out, _, left_out = write_report([tmp_path / "scores"], tmp_path / "none.html")
+    assert len(left_out) == 7 and "frequencies?</h2>" not in out.read_text() and "case_6" in out.read_text()
 
 
 def test_probabilities_in_pictures_are_read_by_class(tmp_path):
@@ -164,7 +199,7 @@ def test_what_cannot_be_compared_is_said_and_shown_side_by_side(evaluations, tmp
     (other / "summary.json").write_bytes((evaluations[0] / "summary.json").read_bytes())
     lines = (evaluations[0] / "cases.csv").read_text().splitlines()
     (other / "cases.csv").write_text("\n".join(line for line in lines if "case_6" not in line))
-    out, refused = write_report([evaluations[0], other], tmp_path / "r.html")
+    out, refused, _ = write_report([evaluations[0], other], tmp_path / "r.html")
     assert "lacks case_6" in refused and "Not compared" in out.read_text() and "lacks case_6" in out.read_text()
     done = CliRunner().invoke(app, ["report", str(evaluations[0]), str(other), "--out", str(tmp_path / "c.html")])
     assert done.exit_code == 0 and "not compared: " in done.stdout and (tmp_path / "c.html").exists()
@@ -180,7 +215,7 @@ def test_masks_that_changed_since_are_said(evaluations, tmp_path):
     os.utime(mask, (later, later))
     text = write_report([evaluations[0]], tmp_path / "r.html")[0].read_text()
     os.utime(mask, (before.st_atime, before.st_mtime))
-    assert "1 masks are newer than this evaluation" in text
+    assert "1 mask is newer than this evaluation" in text
 
 
 def test_a_page_of_fifty_cases_stays_small(evaluations, tmp_path):

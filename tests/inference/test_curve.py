@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors import safe_open
 from typer.testing import CliRunner
 
@@ -21,7 +23,7 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration import band
 from diffuseg.evaluation.metrics import dice
 from diffuseg.inference import curve as module
-from diffuseg.inference.curve import WITHIN, Curve, Point, measure_curve, peak_of, usual_steps, write_curve
+from diffuseg.inference.curve import WITHIN, Curve, Point, measure_curve, peak_of, table, usual_steps, write_curve
 from diffuseg.inference.model import Model, load
 from diffuseg.methods import METHODS
 from diffuseg.train.checkpoint import amend_meta, model_hash, read_meta, save_checkpoint
@@ -129,6 +131,20 @@ def test_the_files_say_the_same_as_the_curve(tmp_path):
     assert written["recommended"] == made.recommendation() and len(written["points"]) == 2
     assert written["points"][1]["dice_low"] is None
     assert paths[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_fits_eighty_columns_with_every_number_whole():
+    made = curve_of((1, 1, 0.8, 0.5), (1000, 64, 0.9, 57600.0), (1000, 128, 0.9, 99.996))
+    points = [dataclasses.replace(p, nll=13.8155, memory_mb=139000.0) for p in made.points]
+    made = dataclasses.replace(made, points=points, timed="a [very] long name of a case " * 4, cases=["a", "b"])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table(made))
+    lines = console.export_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert all(len(line) <= 80 for line in lines) and len(rows) == 3
+    assert rows[1] == ["1000", "64*", "0.9000 [0.8900, 0.9100]", "13.816", "0.100", "57600", "139000"]
+    assert rows[0][-2] == "0.50" and "a [very] long name" in " ".join(lines) and "* recommended" in " ".join(lines)
+    assert "2 cases" in " ".join(lines) and "1 case;" in str(table(curve_of((1, 1, 0.8, 0.5))).caption)
 
 
 def test_refusals(data, model):

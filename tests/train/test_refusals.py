@@ -32,7 +32,7 @@ FAULTS = {
     "other shape": (lambda d: change(d / MASK, lambda m: m[:-1]), (MASK, "(9, 12, 9)", "(10, 12, 9)"), True),
     "other affine": (lambda d: change(d / MASK, affine=lambda a: a + np.diag([1, 0, 0, 0])), (MASK, "mm"), True),
     "unknown label": (lambda d: change(d / MASK, lambda m: np.where(m, 7, 0)), (MASK, "label value 7", "1 head"), True),
-    "NaN": (lambda d: change(d / IMAGE, holed, kind=np.float32), (IMAGE, "1 of 1080 values are NaN"), True),
+    "NaN": (lambda d: change(d / IMAGE, holed, kind=np.float32), (IMAGE, "NaN or infinite values: 1 of 1080"), True),
     "truncated": (lambda d: (d / IMAGE).write_bytes((d / IMAGE).read_bytes()[:300]), (IMAGE, "truncated"), True),
     "zero bytes": (lambda d: (d / MASK).write_bytes(b""), (MASK, "empty (0 bytes)"), True),
 }

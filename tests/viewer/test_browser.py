@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 
 import numpy as np
 import PIL.Image
@@ -14,6 +15,7 @@ from diffuseg.data.io import read_image, read_mask
 from diffuseg.evaluation.figures import OKABE_ITO
 from diffuseg.viewer.cases import find_cases
 from diffuseg.viewer.page import write_page
+from diffuseg.viewer.server import doorway, open_server
 from tests.viewer.conftest import AFFINE, LABELS
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -46,6 +48,19 @@ def browse(folder, tmp_path, drive: str) -> dict:
     assert not told["blocked"] and not told["errors"] and not told["remarks"]
     assert all(name.startswith(("data:", "blob:")) for name in told["loaded"])
     return told
+
+
+def test_the_file_that_a_browser_is_started_with_leads_to_the_page(pictures, tmp_path):
+    server, address = open_server(find_cases(pictures))
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    with doorway(address) as door:
+        command = [BROWSER, *OPTIONS, f"--user-data-dir={tmp_path / 'profile'}", door]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    assert "For research only" in done.stdout and '<h1 id="name">p</h1>' in done.stdout
 
 
 def test_a_picture_is_painted_as_it_is(pictures, tmp_path):

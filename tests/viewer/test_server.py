@@ -5,15 +5,20 @@ import json
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from diffuseg.cli import app
 from diffuseg.errors import UserError
 from diffuseg.viewer.cases import find_cases
 from diffuseg.viewer.page import SCRIPTS
@@ -168,6 +173,27 @@ def test_an_interrupt_is_how_it_ends():
 
     serve(server, interrupted)
     assert server.socket.fileno() == -1
+
+
+def test_the_word_is_not_among_the_arguments_of_a_browser(volumes, monkeypatch):
+    opened = []
+
+    def browse(door: str) -> None:
+        file = Path(url2pathname(urlsplit(door).path))
+        opened.append((door, file, stat.S_IMODE(file.parent.stat().st_mode), file.read_text()))
+
+    monkeypatch.setattr("webbrowser.open", browse)
+    monkeypatch.setattr("diffuseg.viewer.server.serve", lambda server, on_ready: (on_ready(), server.server_close()))
+    done = CliRunner().invoke(app, ["view", str(volumes)])
+    address = done.stdout.split()[0]
+    ((door, file, mode, content),) = opened
+    assert done.exit_code == 0 and urlsplit(door).scheme == "file" and urlsplit(address).path.strip("/") not in door
+    assert mode == 0o700 and f'content="0; url={address}"' in content and not file.parent.exists()
+    opened.clear()
+    monkeypatch.setattr("tempfile.tempdir", str(volumes / "a.json"))
+    refused = CliRunner().invoke(app, ["view", str(volumes)])
+    assert refused.exit_code == 2 and "--no-browser" in refused.stderr and refused.stderr.count("\n") == 1 and not opened
+    assert CliRunner().invoke(app, ["view", str(volumes), "--no-browser"]).exit_code == 0 and not opened
 
 
 def test_the_command_serves_until_it_is_interrupted(volumes):

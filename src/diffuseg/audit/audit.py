@@ -20,7 +20,8 @@ from diffuseg.inference.model import Model, load
 from diffuseg.inference.validation import validation_cases
 from diffuseg.methods import Method
 from diffuseg.train.checkpoint import load_checkpoint
-from diffuseg.whole import without_nan, write_json
+from diffuseg.whole import refuse_unwritable, without_nan, write_json
+from diffuseg.words import counted
 
 DRAWS = 4
 
@@ -62,6 +63,7 @@ def audit(
         "sampler": model.method.default_sampler if model.method.generative else None, "training_steps": steps,
     })  # fmt: skip
     left = [row for row in rows if row.name not in found["rows"]]
+    refuse_unwritable(asked.out)
     for row in left:
         say(f"{row.name}: {row.what}. {_cost(row, model, steps, len(names))}")
     of = [patients(dataset)[0][name] for name in names]
@@ -91,7 +93,7 @@ def table(found: dict[str, Any]) -> Table:
     shown = Table("row", *SCORES.values(), title="Is diffusion doing anything here?", show_lines=True)
     for name, row in found["rows"].items():
         cells = [_text(row["scores"][key], alone=name == row["against"]) for key in SCORES]
-        shown.add_row(*map(escape, (f"{name}\n{row['calls']} calls", *cells)))
+        shown.add_row(*map(escape, (f"{name}\n{counted(row['calls'], 'call')}", *cells)))
     shown.caption, shown.caption_justify = escape("\n".join(_notes(found))), "left"
     return shown
 
@@ -107,7 +109,7 @@ def _run(asked: Asked) -> tuple[dict[str, Any], Model]:
     if model.method.supervision != "mask":
         raise UserError(f"{model.meta['method']} learns from image-level labels", file=asked.run, do="There is no audit of it")
     if asked.draws < 2 or (asked.steps is not None and asked.steps < 1):
-        raise UserError(f"{asked.draws} draws, {asked.steps} training steps: at least 2 draws and 1 step are needed")
+        raise UserError("at least 2 draws and 1 training step are needed")
     return record, model
 
 
@@ -152,8 +154,8 @@ def _cost(row: Row, model: Model, steps: int, cases: int) -> str:
     if row.trainings:
         each = float(model.meta["seconds"]) * steps / int(model.meta["steps_trained"])
         minutes = f"about {len(row.trainings) * each / 60:.0f} minutes at the pace of the run"
-        training = f"{len(row.trainings)} training{'s' if len(row.trainings) > 1 else ''} of {steps} steps, {minutes}; then "
-    return f"{training}{cases} cases x {row.calls} network calls per tile"
+        training = f"{counted(len(row.trainings), 'training')} of {counted(steps, 'step')}, {minutes}; then "
+    return f"{training}{counted(cases, 'case')} x {counted(row.calls, 'network call')} per tile"
 
 
 def _trained(asked: Asked, record: dict[str, Any], row: Row, number: int, steps: int) -> Method:
@@ -198,10 +200,12 @@ def _text(score: dict[str, dict[str, float | None]], alone: bool) -> str:
 def _notes(found: dict[str, Any]) -> list[str]:
     of = found["of"]
     lines = [f"{name}: {row['what']}." for name, row in found["rows"].items()]
+    cases = counted(len(of["cases"]), "validation case")
     lines += [
-        f"Fold {of['fold']} of {of['dataset']}, {len(of['cases'])} validation cases, the last weights of each training. "
+        f"Fold {of['fold']} of {of['dataset']}, {cases}, the last weights of each training. "
         "Differences are paired; their intervals are bootstraps over patients, and know nothing of other seeds of a training."
     ]
     if any(row["against"] == "again" for row in found["rows"].values()):
-        lines.append(f"Trainings took {of['training_steps']} steps: they are compared with the row again, the others with run.")
+        took = counted(of["training_steps"], "step")
+        lines.append(f"Trainings took {took}: they are compared with the row again, the others with run.")
     return lines

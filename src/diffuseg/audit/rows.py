@@ -14,6 +14,7 @@ from diffuseg.config import from_dict, override
 from diffuseg.methods import METHODS, Method
 from diffuseg.methods.base import MaskMethod
 from diffuseg.methods.controls import CONTROLS
+from diffuseg.words import counted
 
 MEMBERS = 5  # of an ensemble
 DROPOUT = 0.1
@@ -61,7 +62,7 @@ def sampled_rows(method: Method, draws: int, steps: int) -> list[Row]:
     rows.append(Row("noise", "x_t replaced by noise at every step", draws, steps, "noise"))
     rows.append(Row("other_case", "x_t made from the mask of another case", draws, steps, "other_case"))
     for other in sorted({1, min(4 * steps, method.schedule.T)} - {steps}):
-        rows.append(Row(f"steps_{other}", f"{other} denoising step{'s' if other > 1 else ''}", draws, other))
+        rows.append(Row(f"steps_{other}", counted(other, "denoising step"), draws, other))
     if isinstance(method, MaskMethod) and method.latent([torch.Generator()]) is not None:
         rows.append(Row("latent", "one latent for all draws and steps", draws, steps, "latent"))
     return rows

@@ -84,10 +84,12 @@ def report(
     from diffuseg.evaluation.side_by_side import write_report
 
     with Bars(console(stderr=True)) as bars:
-        page, refused = write_report(evaluations, out, allow_seen, bars.measured)
-    if refused:
-        typer.echo(f"not compared: {refused}")
-    typer.echo(f"page: {page}")
+        written = write_report(evaluations, out, allow_seen, bars.measured)
+    if written.refused:
+        typer.echo(f"not compared: {written.refused}")
+    for line in written.left_out:
+        complain(f"probabilities left out: {line}")
+    typer.echo(f"page: {written.page}")
 
 
 @app.command()
@@ -113,14 +115,17 @@ def ambiguity(
     from diffuseg.evaluation.against_raters import measure_ambiguity
     from diffuseg.evaluation.against_raters_files import tables, write_ambiguity
     from diffuseg.inference.model import load
+    from diffuseg.whole import refuse_unwritable
 
     if len(models) > 1 and not ensemble:
         raise UserError(f"{len(models)} models", do="Give one, or --ensemble to measure them together")
+    out = out or Path(f"{Path(models[0]).stem}_ambiguity")
+    refuse_unwritable(out)
     loaded = [load(model, device) for model in models]
     with Bars(console(stderr=True)) as bars:
         found = measure_ambiguity(
             loaded, dataset, fold, cases, draws, steps, sampler, patients, seed, on_case=bars.measured
         )  # fmt: skip
     console().print(*tables(found), sep="\n")
-    for path in write_ambiguity(found, out or Path(f"{Path(models[0]).stem}_ambiguity")):
+    for path in write_ambiguity(found, out):
         typer.echo(f"written: {path}")

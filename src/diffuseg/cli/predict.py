@@ -9,6 +9,7 @@ import typer
 from diffuseg.bars import Bars
 from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, complain, console
 from diffuseg.errors import UserError
+from diffuseg.words import counted
 
 
 class Fuse(StrEnum):
@@ -54,7 +55,7 @@ def predict(
     best = loaded.recommended(draws, steps, sampler)
     if best is not None:
         what = f"draws {best['draws']}, steps {best['steps']}: recommended by `diffuseg curve`"
-        typer.echo(f"{what} (fold {best['fold']}, {best['cases']} cases); --draws and --steps choose otherwise")
+        typer.echo(f"{what} (fold {best['fold']}, {counted(best['cases'], 'case')}); --draws and --steps choose otherwise")
     if loaded.calibration is not None:
         typer.echo(loaded.calibration.announce(loaded.settings(draws, seed, steps, sampler, fuse.value)))
     with Bars(console(stderr=True)) as bars:
@@ -90,13 +91,15 @@ def curve(
     from diffuseg.inference.model import load
     from diffuseg.train.checkpoint import amend_meta
 
+    out = out or Path(f"{Path(model).stem}_curve")
+    _refuse_unwritable(out, model if store else None)
     loaded = load(model, device)
     with Bars(console(stderr=True)) as bars:
         found = measure_curve(
             loaded, dataset, _numbers("--steps", steps), _numbers("--draws", draws), fold, cases, sampler, on_case=bars.measured
         )
     console().print(table(found))
-    for path in write_curve(found, out or Path(f"{Path(model).stem}_curve")):
+    for path in write_curve(found, out):
         typer.echo(f"written: {path}")
     if store and Path(model).is_file():
         amend_meta(Path(model), {"recommended": found.recommendation()}, loaded.hash)
@@ -128,15 +131,26 @@ def calibrate(
     from diffuseg.inference.model import load
     from diffuseg.train.checkpoint import amend_meta
 
+    out = out or Path(f"{Path(model).stem}_calibration")
+    _refuse_unwritable(out, model if store else None)
     loaded = load(model, device)
     with Bars(console(stderr=True)) as bars:
         found = measure_calibration(loaded, dataset, fold, cases, draws, steps, sampler, fuse.value, on_case=bars.measured)
     console().print(*tables(found), sep="\n")
-    for path in write_calibration(found, loaded.hash, out or Path(f"{Path(model).stem}_calibration")):
+    for path in write_calibration(found, loaded.hash, out):
         typer.echo(f"written: {path}")
     if store and Path(model).is_file():
         amend_meta(Path(model), {"calibration": stored(found.calibration)}, loaded.hash)
         typer.echo(f"{model}: remembers what was learnt, for the same draws, steps, sampler and fusion")
+
+
+def _refuse_unwritable(out: Path, model: str | None) -> None:
+    """Before any work: the folder of the results, and the checkpoint that is to remember them."""
+    from diffuseg.whole import refuse_unwritable
+
+    refuse_unwritable(out)
+    if model is not None and Path(model).is_file():
+        refuse_unwritable(model, file=True)
 
 
 def _numbers(option: str, text: str) -> list[int]:

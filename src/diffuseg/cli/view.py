@@ -1,11 +1,13 @@
 """The command that shows results: `view`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from diffuseg.cli.app import app
+from diffuseg.cli.app import app, complain
+from diffuseg.words import counted
 
 
 @app.command()
@@ -20,25 +22,33 @@ def view(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
 ) -> None:
     """Look at image, mask, probability, uncertainty, draws and steps, in a page. Nothing leaves this machine."""
+    from diffuseg.data.layout import some
     from diffuseg.viewer.cases import find_cases
+    from diffuseg.whole import refuse_unwritable
 
+    if export is not None:
+        refuse_unwritable(export, file=True)
     cases = find_cases(folder, images, case)
-    count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
+    without = [one.name for one in cases if not one.image_found]
+    if without:
+        complain(f"no image found for {counted(len(without), 'case')}: {some(without)}; --images FOLDER says where images are")
+    count = counted(len(cases), "case")
     if export is not None:
         from diffuseg.viewer.page import write_page
 
         size = write_page(cases, export)
         typer.echo(f"{export}: {count} with their images, {size / 2**20:.1f} MB; opens in a browser without a network")
         return
-    from diffuseg.viewer.server import open_server, serve
+    import webbrowser
+
+    from diffuseg.viewer.server import doorway, open_server, serve
 
     server, address = open_server(cases, port)
+    with doorway(address) if browser else nullcontext() as door:
 
-    def ready() -> None:
-        typer.echo(f"{address}  shows {count} to this machine alone; Ctrl-C ends it")
-        if browser:
-            import webbrowser
+        def ready() -> None:
+            typer.echo(f"{address}  shows {count} to this machine alone; Ctrl-C ends it")
+            if door is not None:
+                webbrowser.open(door)
 
-            webbrowser.open(address)
-
-    serve(server, ready)
+        serve(server, ready)

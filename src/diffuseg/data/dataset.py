@@ -15,6 +15,7 @@ from diffuseg.data.layout import Case, Dataset, find_images, open_dataset, read_
 from diffuseg.data.raters import fused
 from diffuseg.errors import UserError
 from diffuseg.types import Image
+from diffuseg.words import counted
 
 __all__ = [
     "Case",
@@ -68,7 +69,7 @@ def check(dataset: Dataset) -> list[str]:
     description = dataset.folder / "dataset.json"
     expected = dataset.extra.get("numTraining")
     if expected is not None and expected != len(dataset.cases):
-        what = f"numTraining is {expected}, but there are {len(dataset.cases)} cases"
+        what = f"numTraining is {expected}, but the number of cases is {len(dataset.cases)}"
         faults.append(UserError(what, file=description))
     known = {mask for case in dataset.cases for mask in case.masks}
     for path in visible(dataset.folder / "labelsTr"):
@@ -167,7 +168,9 @@ def _odd_labels(dataset: Dataset, mask: Image) -> list[UserError]:
         (value, n) for value, n in zip(values.tolist(), counts.tolist(), strict=True) if value not in dataset.labels.values()
     ]
     return [
-        UserError(f"label value {value} (in {n} voxels) is not in dataset.json", file=mask.source, do=f"Allowed: {allowed}")
+        UserError(
+            f"label value {value} (in {counted(n, 'voxel')}) is not in dataset.json", file=mask.source, do=f"Allowed: {allowed}"
+        )
         for value, n in odd
     ]
 
@@ -175,7 +178,7 @@ def _odd_labels(dataset: Dataset, mask: Image) -> list[UserError]:
 def _refuse_channels(dataset: Dataset, case: Case, image: Image) -> None:
     if len(image.data) != len(dataset.channels):
         names = ", ".join(dataset.channels)
-        what = f"{len(image.data)} channels, but dataset.json names {len(dataset.channels)} ({names})"
+        what = f"{counted(len(image.data), 'channel')}, but dataset.json names {len(dataset.channels)} ({names})"
         raise UserError(what, file=case.images[0], do="Correct one of them")
 
 

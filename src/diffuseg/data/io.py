@@ -21,6 +21,7 @@ from diffuseg.data import pictures
 from diffuseg.errors import UserError
 from diffuseg.types import Image
 from diffuseg.whole import replacing
+from diffuseg.words import counted
 
 NIFTI = (".nii.gz", ".nii")
 ITK = (".nrrd", ".mha")
@@ -97,7 +98,7 @@ def read_mask(path: Path | str) -> Image:
         odd = data[data != np.rint(data)]
         if odd.size:
             raise UserError(
-                f"a mask holds integers, this file {odd.size} other values such as {odd.flat[0]:g}",
+                f"a mask holds integers, this file {counted(odd.size, 'other value')} such as {odd.flat[0]:g}",
                 file=file,
                 do="Was it resampled? Use nearest neighbours",
             )
@@ -184,7 +185,7 @@ def _read(file: Path, mask: bool) -> Contents:
 def _refuse_not_finite(array: np.ndarray, file: Path) -> None:
     bad = array.size - int(np.isfinite(array).sum())
     if bad:
-        raise UserError(f"{bad} of {array.size} values are NaN or infinite", file=file, do="Replace them")
+        raise UserError(f"NaN or infinite values: {bad} of {array.size}", file=file, do="Replace them")
 
 
 def _storable(array: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from diffuseg.data.decisions import SAME
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
 from diffuseg.types import Image
+from diffuseg.words import counted
 
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -165,7 +166,7 @@ def _refuse_other_kind(image: Image, plan: Plan) -> None:
         what = f"an image with {image.dims} axes, but the plan has a crop of {len(plan.crop)}"
         raise UserError(what, file=image.source)
     if len(image.data) != len(plan.channels):
-        what = f"{len(image.data)} channels, but the plan has {len(plan.channels)} ({', '.join(plan.channels)})"
+        what = f"{counted(len(image.data), 'channel')}, but the plan has {len(plan.channels)} ({', '.join(plan.channels)})"
         raise UserError(what, file=image.source)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
+from diffuseg.words import counted
 
 Denoiser = Callable[[Tensor, int], Tensor]
 Grid = list[tuple[int, int]]
@@ -18,7 +19,7 @@ OnStep = Callable[[int, Tensor], None] | None
 def timesteps(T: int, steps: int) -> Grid:
     """Evenly spread pairs (t, s): the first t is T, each s is the next t, the last s is 0. Refuses steps outside 1..T."""
     if not 1 <= steps <= T:
-        raise UserError(f"{steps} steps: this model has {T} levels", do=f"Choose between 1 and {T}.")
+        raise UserError(f"{steps} steps: this model has {counted(T, 'level')}", do=f"Choose between 1 and {T}.")
     levels = [round(T - i * T / steps) for i in range(steps)] + [0]
     return list(zip(levels[:-1], levels[1:], strict=True))
 

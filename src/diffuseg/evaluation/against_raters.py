@@ -33,6 +33,7 @@ from diffuseg.inference.model import Model, content, draw_seed
 from diffuseg.inference.validation import own_fold, validation_cases
 from diffuseg.train.checkpoint import versions
 from diffuseg.types import Image
+from diffuseg.words import counted
 
 COUNTS = (4, 16, 32)  # of draws at which GED is usually tabulated
 REPEATS = 3  # of each random reference and case: what is left of their noise vanishes in the mean over cases
@@ -218,7 +219,9 @@ def _refuse_other_kinds(models: Sequence[Model], draws: int) -> None:
         if model.plan.labels != models[0].plan.labels:
             raise UserError(f"{model.name} has other classes than {models[0].name}", do="An ensemble has the same")
     if draws < len(models):
-        raise UserError(f"{draws} draws of {len(models)} models", do="Each of them needs one at least: give more --draws")
+        raise UserError(
+            f"{counted(draws, 'draw')} of {len(models)} models", do="Each of them needs one at least: give more --draws"
+        )
 
 
 def _sources(draws: Draws, mean: Maps, raters: Raters, seed: int) -> Iterator[tuple[str, list[tuple[Draws, Maps]]]]:

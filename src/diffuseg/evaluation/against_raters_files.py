@@ -10,6 +10,7 @@ from rich.table import Table
 from diffuseg.evaluation.against_raters import SOURCES, Ambiguity, Rated
 from diffuseg.evaluation.statistics import Interval
 from diffuseg.whole import without_nan, write_csv, write_json
+from diffuseg.words import counted
 
 TITLES = {"hm_iou": "HM-IoU", "maximum_dice": "max. Dice", "ci": "CI", "soft_dice": "soft Dice"}
 
@@ -26,17 +27,19 @@ def write_ambiguity(found: Ambiguity, out: Path) -> list[Path]:
 def tables(found: Ambiguity) -> list[Table]:
     """Means with intervals: each source of masks against all raters, and below it everything else."""
     summary = found.summary
-    title = f"Against all raters: mean [95 % interval], {summary['cases']} cases, {summary['draws']} draws"
+    measured = f"{counted(summary['cases'], 'case')}, {counted(summary['draws'], 'draw')}"
+    title = f"Against all raters: mean [95 % interval], {measured}"
     shown = Table("measure", *(_name(source, summary) for source in SOURCES), title=title.replace("[", "\\["))
     for key in summary["ambiguity"]["draws"]:
-        measure = TITLES.get(key, f"GED, {key.removeprefix('ged_')} draws")
+        measure = TITLES.get(key) or f"GED, {counted(int(key.removeprefix('ged_')), 'draw')}"
         shown.add_row(measure, *(_cell(summary["ambiguity"][source][key]) for source in SOURCES))
     empty, over = summary["empty"], summary["interval"]["over"]
+    none = counted(empty["no rater"], "case")
     lines = [
         "GED: lower is better, 0 best. All others: higher is better, 1 best.",
         f"{summary['rule']}.",
-        f"Empty masks: of no rater in {empty['no rater']} cases, some in {empty['some raters']}, all in {empty['all raters']}.",
-        f"95 % intervals over {summary['patients']} patients: {over}.",
+        f"Empty masks: of no rater in {none}, some in {empty['some raters']}, all in {empty['all raters']}.",
+        f"95 % intervals over {counted(summary['patients'], 'patient')}: {over}.",
     ]
     shown.caption, shown.caption_justify = "\n".join(lines), "left"
     rest = Table("measure", "mean", title="Against one rater, and of the mean probability")

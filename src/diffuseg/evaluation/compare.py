@@ -2,17 +2,19 @@
 
 For each metric and pair: the mean difference with its bootstrap interval, a sign-flip test over patients, Holm's correction
 over all metrics and pairs at once, effect sizes. For each metric: how often each evaluation is first if patients are drawn
-anew. docs/uncertainty.md says what each number is for.
+anew. docs/evaluation.md says what each number is for.
 """
 
 import itertools
 import math
+import string
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from diffuseg.data.layout import some
@@ -22,7 +24,8 @@ from diffuseg.evaluation.significance import FLIPS, cohens_d, first_places, holm
 from diffuseg.evaluation.statistics import CONFIDENCE, EQUAL, METHOD, RESAMPLES, Interval, bootstrap_mean, paired_difference
 from diffuseg.evaluation.summary import ALL
 from diffuseg.evaluation.written import Written, read_evaluations, refuse_unlike
-from diffuseg.whole import without_nan, write_json
+from diffuseg.whole import refuse_unwritable, without_nan, write_json
+from diffuseg.words import counted
 
 LEVEL = 0.05  # of a family of tests
 DEFAULT = ("dice", "hd95")
@@ -86,6 +89,8 @@ def compare(
     Of one class (`label`) or of the mean of a case's classes. The tests are those of the metrics asked for, so ask only for
     what is meant to decide. Refuses what `read_evaluations` and `refuse_unlike` do, unknown metrics and classes, and none.
     """
+    if out_dir is not None:
+        refuse_unwritable(out_dir)
     evaluations = read_evaluations([Path(folder) for folder in folders])
     refuse_unlike(evaluations, allow_seen)
     unknown = [metric for metric in metrics if metric not in METRICS]
@@ -138,15 +143,43 @@ def difference_rows(found: Comparison) -> list[tuple[str, ...]]:
     return rows
 
 
+def letter(number: int) -> str:
+    """What stands for an evaluation beside others, whose names may be long: A, B, and so on."""
+    return string.ascii_uppercase[number] if number < 26 else f"#{number + 1}"
+
+
+def lettered(found: Comparison) -> list[tuple[str, ...]]:
+    """The `difference_rows` with letters in place of names."""
+    letters = _letters(found)
+    head, *rows = difference_rows(found)
+    pairs = [f"{letters[d.first]} - {letters[d.second]}" for d in found.differences]
+    return [head, *((row[0], pair, *row[2:-1], letters.get(row[-1], row[-1])) for row, pair in zip(rows, pairs, strict=True))]
+
+
 def tables(found: Comparison) -> list[Table]:
-    """The comparison for a terminal: means and first places, then differences with the notes below."""
-    shown = []
-    for name, (head, *rows) in ((found.label, mean_rows(found)), ("Differences", difference_rows(found))):
-        shown.append(Table(*map(_escape, head), title=_escape(name)))
-        for row in rows:
-            shown[-1].add_row(*map(_escape, row))
-    shown[-1].caption, shown[-1].caption_justify = _escape("\n".join(found.notes)), "left"
+    """The comparison for a terminal of 80 columns: means and first places, then differences by metric, the notes below."""
+    letters = _letters(found)
+    means = _table(found.label, ("metric", "", "mean [95 % interval]", "first"))
+    for metric, name, *cells in mean_rows(found)[1:]:
+        means.add_row(*map(escape, (metric, letters[name], *cells)))
+    shown, rows = [means], lettered(found)[1:]
+    for metric in found.means:
+        chosen = [(d, row) for d, row in zip(found.differences, rows, strict=True) if d.metric == metric]
+        head = f"{title(metric)}: differences of {counted(chosen[0][0].n, 'case')}"  # equal for all pairs
+        shown.append(_table(head, ("pair", "mean [95 % interval]", "p", "adjusted p", "better")))
+        for _, (_, pair, mean, p, adjusted, *_, better) in chosen:
+            shown[-1].add_row(*map(escape, (pair, mean, p, adjusted, better)))
+    means.caption = escape("\n".join(f"{letter}: {name}" for name, letter in letters.items()))
+    shown[-1].caption = escape("\n".join([*found.notes, "Sizes of effects (d, rank-biserial) are in comparison.json: --out."]))
     return shown
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    return Table(*map(escape, columns), title=escape(title), caption_justify="left")
+
+
+def _letters(found: Comparison) -> dict[str, str]:
+    return {name: letter(number) for number, name in enumerate(found.names)}
 
 
 def title(metric: str) -> str:
@@ -208,34 +241,35 @@ def _first(metric: str, values: dict[str, np.ndarray], patients: list[str], seed
 
 
 def _notes(evaluations: list[Written], differences: list[Difference]) -> list[str]:
-    first = evaluations[0]
+    first, tests = evaluations[0], counted(len(differences), "test")
     over = first.summary.get("interval", {}).get("over", "over patients")
     lines = [
-        f"{len(first.cases)} cases; empty masks: {first.summary['rule']['means']}.",
+        f"{counted(len(first.cases), 'case')}; empty masks: {first.summary['rule']['means']}.",
         f"Intervals and tests {over}.",
-        f"p: sign-flip test of the mean difference; adjusted: Holm over all {len(differences)} tests of this table.",
+        f"p: sign-flip test of the mean difference; adjusted: Holm over the {tests} of this comparison.",
         f"A name stands under 'better' where the adjusted p is below {LEVEL:g}.",
         "The test knows of other patients like these; nothing of other seeds of a training.",
     ]
     missing = first.summary.get("missing", [])
     if missing:
-        lines.append(f"{len(missing)} labelled cases without a prediction are in no number: {some(missing)}.")
+        without = counted(len(missing), "labelled case without a prediction is", "labelled cases without a prediction are")
+        lines.append(f"{without} in no number: {some(missing)}.")
     if len(differences) * 2.0 ** (1 - max(d.patients for d in differences)) >= LEVEL:
-        lines.append(f"So few patients cannot show any difference in {len(differences)} tests, however large it is.")
+        lines.append(f"So few patients cannot show any difference in {tests}, however large it is.")
     left_out = max(d.unpaired for d in differences)
     if left_out:
         lines.append(
-            f"Up to {left_out} cases have a value in some evaluations only (a class in neither mask) and are left out of means "
-            "and differences alike: a false alarm there is not counted. Evaluate with --empty one to count it."
+            f"Up to {counted(left_out, 'case')} with a value in some evaluations only (a class in neither mask): left out of "
+            "means and differences alike, so a false alarm there is not counted. Evaluate with --empty one to count it."
         )
     for evaluation in evaluations:
         for side in ("training", "validation"):
             if evaluation.seen(side):
-                lines.append(f"{evaluation.name}: {len(evaluation.seen(side))} cases were in the {side} of its model.")
+                met = counted(len(evaluation.seen(side)), "case was", "cases were")
+                lines.append(f"{evaluation.name}: {met} in the {side} of its model.")
         if evaluation.unknown:
-            lines.append(
-                f"{evaluation.name}: of {evaluation.unknown} cases it is unknown whether its model was trained on them."
-            )
+            unknown = counted(evaluation.unknown, "case")
+            lines.append(f"{evaluation.name}: {unknown} may have been in the training of its model; it is unknown.")
     return lines
 
 
@@ -261,7 +295,3 @@ def _content(found: Comparison, evaluations: list[Written], seed: int) -> dict[s
 
 def _p(value: float) -> str:
     return "-" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")

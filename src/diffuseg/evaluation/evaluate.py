@@ -22,7 +22,8 @@ from diffuseg.evaluation.metrics import METRICS, Empty, Rule, measure
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES
 from diffuseg.evaluation.summary import Evaluation, Row, summarise, table
 from diffuseg.inference.results import BESIDE, record_of
-from diffuseg.whole import without_nan, write_json, write_whole
+from diffuseg.whole import refuse_unwritable, without_nan, write_json, write_whole
+from diffuseg.words import counted
 
 __all__ = ["Evaluation", "Row", "evaluate", "table"]
 
@@ -51,6 +52,7 @@ def evaluate(
     a fault of that case. Refuses an unknown rule, folders without a mask, and that no case at all can be compared.
     """
     pred_dir, labels_dir, out_dir = Path(pred_dir), Path(labels_dir), Path(out_dir)
+    refuse_unwritable(out_dir)
     if empty not in get_args(Empty):
         raise UserError(f"{empty!r} is no empty-mask rule", do=f"Known: {', '.join(get_args(Empty))}")
     if not (math.isfinite(nsd_tolerance) and nsd_tolerance >= 0):
@@ -58,7 +60,7 @@ def evaluate(
     truths, found = truths_in(labels_dir), masks_in(pred_dir)
     pairs = {case: path for case, path in found.items() if case in truths}
     if not pairs:
-        what = f"there is no prediction for any of the {len(truths)} masks in {labels_dir}"
+        what = f"there is no prediction for any of {counted(len(truths), 'mask')} in {labels_dir}"
         raise UserError(what, file=pred_dir, do=f"Expected names such as {_expected(truths)}")
     labels, of, over = _description(labels_dir, truths, pairs)
     rows: list[Row] = []
@@ -69,7 +71,7 @@ def evaluate(
         except UserError as fault:
             faults.append(str(fault))
     if not rows:
-        raise UserError(f"none of {len(pairs)} cases could be compared: {faults[0]}", file=pred_dir)
+        raise UserError(f"none of {counted(len(pairs), 'case')} could be compared: {faults[0]}", file=pred_dir)
     missing = [case for case in truths if case not in found]
     unlabelled = [case for case in found if case not in truths and not BESIDE.fullmatch(case)]
     summary = {
@@ -83,6 +85,7 @@ def evaluate(
         "nsd_tolerance_mm": nsd_tolerance,
         "interval": {"confidence": CONFIDENCE, "method": METHOD, "resamples": RESAMPLES, "over": over},
         "seen": _seen({row.case: pairs[row.case] for row in rows}),
+        "unheld_intervals": _unheld({row.case: pairs[row.case] for row in rows}, labels, labels_dir),
         **summarise(rows),
         "labels": labels,
         "folders": _folders(pred_dir, labels_dir, images),
@@ -188,6 +191,22 @@ def _intervals(file: Path) -> dict[str, tuple[float, float]]:
         return {name: (float(low), float(high)) for name, (low, high) in content.get("volume_ml_90", {}).items()}
     except (AttributeError, TypeError, ValueError):
         raise UserError('"volume_ml_90" must be {"class": [low, high]}', file=file) from None
+
+
+def _unheld(predictions: dict[str, Path], labels: dict[str, int], labels_dir: Path) -> str:
+    """Which predicted intervals of volumes are held against nothing, and why, in a sentence; "" where there is none."""
+    told: dict[str, None] = {}
+    for case, path in predictions.items():
+        try:
+            told |= dict.fromkeys(_intervals(path.with_name(f"{case}.json")))
+        except UserError:
+            continue  # a fault of its case already
+    unknown = [name for name in told if name not in labels]
+    if not unknown:
+        return ""
+    description = labels_dir.resolve().parent / "dataset.json"
+    why = "names no such class" if description.is_file() else "is not there to say which label values these are"
+    return f"Predicted volume intervals of {some(unknown)} are held against no true volume: {description} {why}."
 
 
 def _seen(predictions: dict[str, Path]) -> dict[str, Any]:

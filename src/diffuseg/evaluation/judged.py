@@ -7,16 +7,18 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from diffuseg.data.io import ending_of, read_mask
+from diffuseg.data.io import ending_of, grid_fault, read_mask
+from diffuseg.data.layout import some
 from diffuseg.data.raters import fused, read_raters
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration import MEASURES, Reliability, band, class_indices, measures, reliability, sample
-from diffuseg.evaluation.report import fitting
+from diffuseg.evaluation.report import on_grid_of
 from diffuseg.evaluation.selective import doubt, rejection
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean
 from diffuseg.evaluation.written import Written
 from diffuseg.inference.results import beside, probability_names, record_of
 from diffuseg.types import Image
+from diffuseg.words import counted
 
 VOXELS = 50_000  # of a case and region
 FRACTION = 0.2
@@ -24,9 +26,9 @@ FRACTION = 0.2
 
 @dataclass(frozen=True)
 class Judged:
-    """An evaluation's probabilities. Cases without a file of probabilities are not in it.
+    """An evaluation's probabilities.
 
-    cases    those that are
+    cases    those whose probabilities could be judged
     scores   "image" and "band" -> measure -> mean over cases with its interval
     diagram  over the voxels of all bands
     risk, doubt  per case; the doubt is what predict wrote or, of other programs, that of the probabilities
@@ -46,21 +48,32 @@ def judge(
     masks: dict[str, Path],
     truths: dict[str, tuple[Path, ...]],
     on_case: Callable[[], None] = lambda: None,
-) -> Judged | None:
-    """Read the probabilities beside the masks of an evaluation's cases; None where there are none.
+) -> tuple[Judged | None, list[str]]:
+    """Read the probabilities beside the masks of an evaluation's cases: None where there are none; and what was left out, why.
 
-    masks and truths by case. A case whose files are gone, or no longer fit together, is passed over.
+    masks and truths by case. A case whose files cannot be read, or no longer fit together, is left out, and named with the
+    reason; so are cases without probabilities, or whose files are gone, where others have them.
     """
     labels: dict[str, int] = evaluation.summary.get("labels", {})
     found: dict[str, tuple[dict[str, tuple[np.ndarray, np.ndarray]], float]] = {}
+    left_out, absent = [], []
     for case in evaluation.cases if labels else ():
-        if case in masks and case in truths:
-            one = _case(case, masks[case], truths[case], labels)
-            if one is not None:
+        try:
+            there = case in masks and case in truths
+            one = _case(case, masks[case], truths[case], labels) if there else None
+            if one is None:
+                absent.append(case)
+            else:
                 found[case] = one
+        except UserError as fault:
+            left_out.append(f"{case}: {fault}")
         on_case()
-    if not found:
-        return None
+    if absent and (found or left_out):
+        left_out.append(f"{counted(len(absent), 'case')} without probabilities: {some(absent)}")
+    return (_judged(evaluation, found) if found else None), left_out
+
+
+def _judged(evaluation: Written, found: dict[str, tuple[dict[str, tuple[np.ndarray, np.ndarray]], float]]) -> Judged:
     of = [evaluation.patients[case] for case in found]
     scores = {}
     for region in ("image", "band"):
@@ -74,16 +87,19 @@ def judge(
 
 
 def probability_of(case: str, mask: Image, file: Path, labels: dict[str, int]) -> Float[np.ndarray, "k *s"] | None:
-    """Probabilities [k, *s] as predict wrote them beside the mask `file`, background first; None without them."""
+    """Probabilities [k, *s] as predict wrote them beside the mask `file`, background first; None without them.
+
+    Refuses those that cannot be read, NaN among them, that lie on another grid, or are of another number of classes.
+    """
     ending = ending_of(file)
     files = [file.with_name(beside(case, name, ending)) for name in probability_names(labels, ending)]
-    parts = [fitting(path, mask) for path in files]
-    if any(part is None for part in parts):
+    if not any(path.is_file() for path in files):
         return None
-    foreground = np.concatenate([part.data for part in parts if part is not None]).astype(np.float32)
+    foreground = np.concatenate([on_grid_of(mask, path).data for path in files]).astype(np.float32)
     foreground = foreground / 65535 if ending == ".png" else foreground
     if len(foreground) != len(labels) - 1:
-        return None
+        what = f"probabilities of {counted(len(foreground), 'class', 'classes')}, not of {len(labels) - 1}"
+        raise UserError(what, file=files[0])
     whole = np.concatenate([1 - foreground.sum(0, keepdims=True), foreground]).clip(0, 1)
     return whole / whole.sum(0)
 
@@ -91,19 +107,22 @@ def probability_of(case: str, mask: Image, file: Path, labels: dict[str, int]) -
 def _case(
     case: str, file: Path, truth_files: Sequence[Path], labels: dict[str, int]
 ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], float] | None:
-    """Probabilities and classes of a case's voxels by region, and its doubt."""
-    try:
-        mask, truth = read_mask(file), read_raters(truth_files)
-        values = sorted({0, *labels.values()})
-        right, chosen = (class_indices(values_of, values) for values_of in (fused(truth.data), mask.data[0]))
-    except (UserError, ValueError):
-        return None
-    p = probability_of(case, mask, file, labels) if right.shape == chosen.shape else None
+    """Probabilities and classes of a case's voxels by region, and its doubt; None where it has no probabilities."""
+    mask, truth = read_mask(file), read_raters(truth_files)
+    p = probability_of(case, mask, file, labels)
     if p is None:
         return None
+    fault = grid_fault(truth, mask)
+    if fault is not None:
+        raise UserError(f"its {fault} (of {truth_files[0]})", file=file)
+    values = sorted({0, *labels.values()})
+    try:
+        right, chosen = (class_indices(values_of, values) for values_of in (fused(truth.data), mask.data[0]))
+    except ValueError as fault:
+        raise UserError(str(fault), file=file) from None
     wheres = {"image": np.ones(right.shape, bool), "band": band(right, truth.spacing)}
     value = record_of(file.parent, case).get("doubt")
-    value = float(value) if isinstance(value, int | float) else doubt(p, chosen)
+    value = float(value) if isinstance(value, int | float) and np.isfinite(value) else doubt(p, chosen)
     return {region: sample(p, right, where, VOXELS) for region, where in wheres.items()}, value
 
 

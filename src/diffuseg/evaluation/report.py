@@ -22,6 +22,7 @@ from diffuseg.evaluation.summary import ALL, Evaluation, body, headings, notes
 from diffuseg.inference.results import record_of
 from diffuseg.types import Image
 from diffuseg.whole import write_whole
+from diffuseg.words import counted
 
 RECORDED = {
     "model_name": "Model",
@@ -73,7 +74,7 @@ def page(template: str, **content: Any) -> str:
     return (
         jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
         .get_template(template)
-        .render(**content)
+        .render(counted=counted, **content)
     )
 
 
@@ -152,10 +153,18 @@ def fitting(file: Path | None, mask: Image) -> Image | None:
     if file is None or not file.is_file():
         return None
     try:
-        image = read_image(file)
+        return on_grid_of(mask, file)
     except UserError:
         return None  # the picture shows what there is; the faults of an image are not those of the evaluation
-    return image if grid_fault(mask, image) is None else None
+
+
+def on_grid_of(mask: Image, file: Path) -> Image:
+    """The image in a file; refuses what cannot be read, or lies on another grid than the mask."""
+    image = read_image(file)
+    fault = grid_fault(mask, image)
+    if fault is not None:
+        raise UserError(f"its {fault} (of the mask)", file=file)
+    return image
 
 
 def _title(key: str) -> str:

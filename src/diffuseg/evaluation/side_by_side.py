@@ -2,12 +2,11 @@
 
 import base64
 import math
-import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from diffuseg import __version__
 from diffuseg.data.raters import fused, read_raters
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration import MEASURES, usual_radius
-from diffuseg.evaluation.compare import Comparison, compare, difference_rows, title
+from diffuseg.evaluation.compare import Comparison, compare, letter, lettered, title
 from diffuseg.evaluation.evaluate import masks_in, truths_in
 from diffuseg.evaluation.figures import cases_figure
 from diffuseg.evaluation.judged import FRACTION, Judged, judge
@@ -27,7 +26,8 @@ from diffuseg.evaluation.statistics import Interval, bootstrap_mean
 from diffuseg.evaluation.summary import ALL
 from diffuseg.evaluation.written import Written, read_evaluations
 from diffuseg.inference.results import record_of
-from diffuseg.whole import write_whole
+from diffuseg.whole import refuse_unwritable, write_whole
+from diffuseg.words import counted
 
 T = TypeVar("T")
 PLOTTED = ("dice", "hd95", "nsd", "volume_error")
@@ -35,7 +35,10 @@ PLOTTED = ("dice", "hd95", "nsd", "volume_error")
 
 @dataclass(frozen=True)
 class Side:
-    """One evaluation: its letter on the page, the files it was made from that are still there, and its probabilities."""
+    """One evaluation: its letter on the page, the files it was made from that are still there, and its probabilities.
+
+    left_out  cases whose probabilities are not judged, and why
+    """
 
     letter: str
     written: Written
@@ -43,6 +46,7 @@ class Side:
     truths: dict[str, tuple[Path, ...]]
     images: Path
     judged: Judged | None
+    left_out: list[str]
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
@@ -62,17 +66,30 @@ class Side:
         return ", ".join(values) or "-"
 
 
+class Report(NamedTuple):
+    """What became of a report.
+
+    refused   why evaluations were not compared; "" if they were, or if there is one
+    left_out  cases whose probabilities are not judged, after the letter of their evaluation, and why
+    """
+
+    page: Path
+    refused: str
+    left_out: list[str]
+
+
 def write_report(
     folders: Sequence[Path],
     out: Path,
     allow_seen: bool = False,
     on_case: Callable[[int, int], None] = lambda done, cases: None,
-) -> tuple[Path, str]:
-    """Write the page to the file `out`; returns it and why evaluations were not compared ("" if they were, or if there is one).
+) -> Report:
+    """Write the page to the file `out`, and tell what is not on it.
 
     `on_case(done, cases)` is told of each case whose probabilities were looked for. Refuses what `read_evaluations` refuses,
     and no evaluation at all.
     """
+    refuse_unwritable(out, file=True)
     evaluations = read_evaluations([Path(folder) for folder in folders])
     if not evaluations:
         raise UserError("there is nothing to report", do="Give folders that `diffuseg evaluate` wrote")
@@ -83,14 +100,13 @@ def write_report(
         done += 1
         on_case(done, total)
 
-    sides = [_side(_letter(number), evaluation, one_more) for number, evaluation in enumerate(evaluations)]
+    sides = [_side(letter(number), evaluation, one_more) for number, evaluation in enumerate(evaluations)]
     comparison, refused = _compared(folders, allow_seen) if len(sides) > 1 else (None, "")
-    letters = {side.written.name: side.letter for side in sides}
     text = page(
         "side_by_side.html",
         sides=sides,
         classes=_classes(sides),
-        differences=_lettered(comparison, letters),
+        differences=[] if comparison is None else lettered(comparison),
         comparison=comparison,
         refused=refused,
         dots=dot_plot({title(metric): {s.letter: _dots(s, metric) for s in sides} for metric in PLOTTED}, DARK),
@@ -103,11 +119,8 @@ def write_report(
         version=__version__,
     )
     write_whole(out, text)
-    return Path(out), refused
-
-
-def _letter(number: int) -> str:
-    return string.ascii_uppercase[number] if number < 26 else f"#{number + 1}"
+    left_out = [f"{side.letter}, {line}" for side in sides for line in side.left_out]
+    return Report(Path(out), refused, left_out)
 
 
 def _side(letter: str, written: Written, on_case: Callable[[], None]) -> Side:
@@ -115,7 +128,7 @@ def _side(letter: str, written: Written, on_case: Callable[[], None]) -> Side:
     masks, truths = _there(masks_in, kept.get("predictions")), _there(truths_in, kept.get("labels"))
     masks = {case: path for case, path in masks.items() if case in written.patients}
     images = Path(kept.get("images", "")) if kept.get("images") else Path("nowhere")
-    return Side(letter, written, masks, truths, images, judge(written, masks, truths, on_case))
+    return Side(letter, written, masks, truths, images, *judge(written, masks, truths, on_case))
 
 
 def _there(find: Callable[[Path], dict[str, T]], folder: str | None) -> dict[str, T]:
@@ -131,15 +144,6 @@ def _compared(folders: Sequence[Path], allow_seen: bool) -> tuple[Comparison | N
         return compare(folders, allow_seen=allow_seen), ""
     except UserError as fault:
         return None, str(fault)
-
-
-def _lettered(comparison: Comparison | None, letters: dict[str, str]) -> list[tuple[str, ...]]:
-    """The rows of the comparison with letters in place of names."""
-    if comparison is None:
-        return []
-    head, *rows = difference_rows(comparison)
-    pairs = [f"{letters[d.first]} - {letters[d.second]}" for d in comparison.differences]
-    return [head, *((row[0], pair, *row[2:-1], letters.get(row[-1], row[-1])) for row, pair in zip(rows, pairs, strict=True))]
 
 
 def _classes(sides: Sequence[Side]) -> dict[str, list[list[str]]]:
@@ -220,7 +224,7 @@ def _calibrated(record: dict[str, Any]) -> str:
         return "none"
     if not found.get("applied"):
         return "not applied"
-    return f"temperature {found.get('temperature', math.nan):.3f}, from {found.get('cases')} cases"
+    return f"temperature {found.get('temperature', math.nan):.3f}, from {counted(found.get('cases', 0), 'case')}"
 
 
 def _judged_rows(sides: Sequence[Side]) -> dict[str, list[list[str]]]:
@@ -257,20 +261,23 @@ def _notes(side: Side) -> list[str]:
     summary, written = side.written.summary, side.written
     lines = [f"{summary['rule']['means']}. Tolerance of NSD {summary['nsd_tolerance_mm']:g} mm."]
     lines += [f"95 % intervals {summary.get('interval', {}).get('over', 'over cases')}."]
-    lines += [f"{len(summary['missing'])} labelled cases have no prediction."] if summary.get("missing") else []
+    if summary.get("missing"):
+        lines.append(f"{counted(len(summary['missing']), 'labelled case has', 'labelled cases have')} no prediction.")
     lines += [f"Fault: {fault}." for fault in summary.get("faults", [])]
+    lines += [summary["unheld_intervals"]] if summary.get("unheld_intervals") else []
     for part in ("training", "validation"):
         if written.seen(part):
-            lines.append(f"{len(written.seen(part))} cases were in the {part} of the model, so are no test of it.")
+            met = counted(len(written.seen(part)), "case was", "cases were")
+            lines.append(f"{met} in the {part} of the model: no test of it.")
     if written.unknown:
-        lines.append(f"Of {written.unknown} cases it is unknown whether the model was trained on them.")
+        unknown = counted(written.unknown, "case")
+        lines.append(f"{unknown} may have been in the training of the model; it is unknown.")
     evaluated = (written.folder / "summary.json").stat().st_mtime
     changed = [case for case, path in side.masks.items() if path.stat().st_mtime > evaluated]
     if changed:
-        lines.append(
-            f"{len(changed)} masks are newer than this evaluation: pictures and probabilities may not fit the numbers."
-        )
+        newer = counted(len(changed), "mask is", "masks are")
+        lines.append(f"{newer} newer than this evaluation: pictures and probabilities may not fit the numbers.")
     flagged = [record for record in side.records if record.get("look_at")]
     if any(record.get("look_at") is not None for record in side.records):
-        lines.append(f"{len(flagged)} of {len(side.records)} cases are to be looked at by a human, says predict.")
+        lines.append(f"To be looked at by a human, says predict: {len(flagged)} of {counted(len(side.records), 'case')}.")
     return lines

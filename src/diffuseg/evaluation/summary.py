@@ -11,6 +11,7 @@ from rich.table import Table
 from diffuseg.data.layout import some
 from diffuseg.evaluation.metrics import METRICS, Score
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean
+from diffuseg.words import counted
 
 ALL = "mean of classes"
 COLUMNS = 4  # more classes than this become lines of the table in the terminal
@@ -110,24 +111,32 @@ def notes(evaluation: Evaluation) -> list[str]:
     lines = [f"{summary['rule']['means']}.", f"95 % intervals {summary['interval']['over']}."]
     if any(len(paths) > 1 for paths in evaluation.truths.values()):
         lines.append(f"The truth is {summary['truth']}.")
-    for names, what in (
-        (evaluation.missing, f"of {summary['labelled']} labelled cases have no prediction and are in no mean"),
-        (evaluation.unlabelled, "predictions have no mask to compare with"),
-        (evaluation.faults, "files are faulty and in no mean"),
+    labelled = counted(summary["labelled"], "labelled case")
+    for names, one, several in (
+        (
+            evaluation.missing,
+            f"of {labelled} has no prediction and is in no mean",
+            f"of {labelled} have no prediction and are in no mean",
+        ),
+        (evaluation.unlabelled, "prediction has no mask to compare with", "predictions have no mask to compare with"),
+        (evaluation.faults, "file is faulty and in no mean", "files are faulty and in no mean"),
     ):
         if names:
-            lines.append(f"{len(names)} {what}: {some(names)}.")
+            lines.append(f"{counted(len(names), one, several)}: {some(names)}.")
+    if summary["unheld_intervals"]:
+        lines.append(summary["unheld_intervals"])
     for side in ("training", "validation"):
         if summary["seen"][side]:
             names = summary["seen"][side]
-            lines.append(f"{len(names)} cases were in the {side} of the model, so are no test of it: {some(names)}.")
+            met = counted(len(names), "case was", "cases were")
+            lines.append(f"{met} in the {side} of the model, so no test of it: {some(names)}.")
     return lines
 
 
 def table(evaluation: Evaluation) -> Table:
     """The summary for a terminal, a column per class (a line each, if there are many), the rules below."""
     found, titles = body(evaluation), headings(evaluation)
-    shown = Table(title=f"Mean [95 % interval] over {evaluation.summary['cases']} cases".replace("[", "\\["))
+    shown = Table(title=f"Mean [95 % interval] over {counted(evaluation.summary['cases'], 'case')}".replace("[", "\\["))
     lines = [["", *found], *([title, *(cells[i] for cells in found.values())] for i, title in enumerate(titles))]
     if len(found) > COLUMNS:
         lines = [list(line) for line in zip(*lines, strict=True)]

@@ -12,6 +12,7 @@ import numpy as np
 from diffuseg.data.layout import read_json, some
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import METRICS
+from diffuseg.words import counted
 
 WRITTEN = "Give folders that `diffuseg evaluate` wrote"
 
@@ -104,7 +105,7 @@ def refuse_unlike(evaluations: Sequence[Written], allow_seen: bool = False) -> N
         for evaluation in evaluations:
             seen = evaluation.seen(side)
             if seen:
-                what = f"{len(seen)} of {len(evaluation.cases)} cases were in the {side} of its model: {some(seen)}"
+                what = f"its model met {len(seen)} of {counted(len(evaluation.cases), 'case')} in its {side}: {some(seen)}"
                 raise UserError(what, file=evaluation.folder, do="Compare on other cases, or say --allow-seen")
 
 

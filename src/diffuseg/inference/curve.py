@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from diffuseg.data.batches import Batches, Whole
@@ -20,12 +21,13 @@ from diffuseg.data.transforms import to_native
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration import band, brier, nll
 from diffuseg.evaluation.metrics import dice
-from diffuseg.evaluation.statistics import bootstrap_mean
+from diffuseg.evaluation.statistics import Interval, bootstrap_mean
 from diffuseg.inference.ensemble import Ensemble
 from diffuseg.inference.model import Model, content, draw_seed
 from diffuseg.inference.validation import own_fold, validation_cases
 from diffuseg.methods import Method
 from diffuseg.whole import without_nan, write_csv, write_json, write_whole
+from diffuseg.words import counted
 
 WITHIN = 0.002  # of the best Dice: what a cheaper setting may lose
 DRAWS = (1, 2, 4, 8)
@@ -165,20 +167,21 @@ def write_curve(curve: Curve, out: Path) -> list[Path]:
 
 
 def table(curve: Curve) -> Table:
-    """The points for a terminal, the recommended one marked."""
-    shown = Table(
-        "steps", "draws", "Dice", "95 %", "NLL", "Brier", "evaluations", "s / case", "MB", "", title="Steps and draws"
-    )
+    """The points for a terminal of 80 columns, the recommended one marked; the rest is in the files."""
+    shown = Table("steps", "draws", escape("Dice [95 %]"), "NLL", "Brier", "s/case", "MB", title="Steps and draws")
     for p in curve.points:
-        interval = f"{p.dice_low:.4f} to {p.dice_high:.4f}"
+        overlap = escape(Interval(p.dice, p.dice_low, p.dice_high).text(4))
         memory = "-" if p.memory_mb is None else f"{p.memory_mb:.0f}"
-        mark = "recommended" if p == curve.recommended else ""
-        cells = (p.steps, p.draws, f"{p.dice:.4f}", interval, f"{p.nll:.4f}", f"{p.brier:.4f}", p.evaluations)
-        shown.add_row(*map(str, cells), f"{p.seconds:.2f}", memory, mark)
-    shown.caption = (
-        f"fold {curve.fold}, {len(curve.cases)} cases; time and memory of {curve.timed} on {curve.device}. "
-        f"Recommended: fewest evaluations within {WITHIN} of the best Dice; a single draw has no spread, hence no uncertainty."
+        mark = "*" if p == curve.recommended else ""
+        seconds = f"{p.seconds:.{2 if p.seconds < 100 else 0}f}"
+        cells = (p.steps, f"{p.draws}{mark}", overlap, f"{p.nll:.3f}", f"{p.brier:.3f}", seconds, memory)
+        shown.add_row(*map(str, cells), style="bold" if mark else None)
+    shown.caption = escape(
+        f"fold {curve.fold}, {counted(len(curve.cases), 'case')}; time and memory of {curve.timed} on {curve.device}.\n"
+        f"* recommended: fewest evaluations of the network within {WITHIN} of the best Dice; a single draw has no spread, "
+        "hence no uncertainty."
     )
+    shown.caption_justify = "left"
     return shown
 
 

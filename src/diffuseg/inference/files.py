@@ -2,7 +2,6 @@
 
 import math
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from diffuseg.errors import UserError
 from diffuseg.inference.model import Model, file_digests
 from diffuseg.inference.results import BEFORE, KEPT, SETTINGS, beside, is_record, probability_names, without_results
 from diffuseg.types import Prediction
-from diffuseg.whole import write_json
+from diffuseg.whole import refuse_unwritable, write_json
 
 
 @dataclass
@@ -128,7 +127,7 @@ def predict_folder(
     keep = {what for what, wanted in zip(KEPT, (keep_draws, keep_steps), strict=True) if wanted}
     cases = find_cases([Path(item) for item in inputs], len(model.plan.channels))
     _refuse_collisions(cases, out)
-    _claim(out)
+    refuse_unwritable(out)
     report = Report()
     for number, (case, paths) in enumerate(cases.items()):
         if on_case is not None:
@@ -227,12 +226,3 @@ def _refuse_collisions(cases: dict[str, tuple[Path, ...]], out: Path) -> None:
             if other != case and other in cases:
                 what = f"cases {case} and {other} would both write {name}"
                 raise UserError(what, file=out, do="Do them one by one, each with its own --out")
-
-
-def _claim(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror or error})", file=out) from None

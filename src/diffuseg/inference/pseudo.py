@@ -18,7 +18,7 @@ from diffuseg.data.labels import TABLE, read_labels
 from diffuseg.errors import UserError
 from diffuseg.inference.files import ending_for
 from diffuseg.inference.model import Model
-from diffuseg.whole import write_csv, write_json
+from diffuseg.whole import refuse_unwritable, write_csv, write_json
 
 LEAST = 0.7  # agreement of the draws below which a mask is not kept
 
@@ -54,6 +54,7 @@ def pseudo_label(
     """
     if not model.method.generative or draws == 1:
         raise UserError("one draw cannot agree with itself", do="Pseudo-labels need a model that draws, and two or more draws")
+    refuse_unwritable(out)
     if out.exists() and any(out.iterdir()):
         raise UserError("is not empty", file=out, do="Choose another --out")
     dataset = open_dataset(folder, masks=False)

@@ -29,6 +29,7 @@ from diffuseg.methods.weak import WeakConfig, WeakMethod, free_settings
 from diffuseg.networks.blocks import crop
 from diffuseg.networks.classifier import Classifier
 from diffuseg.types import Batch
+from diffuseg.words import counted
 
 TOGETHER = 32  # masked images that ScoreCAM classifies at a time
 
@@ -61,7 +62,7 @@ class CAM(WeakMethod):
     def __init__(self, plan: Plan, config: CAMConfig) -> None:
         super().__init__(plan, config)
         if not 0 <= config.layer <= len(self.widths):
-            raise UserError(f"layer={config.layer}: the classifier has {len(self.widths)} levels")
+            raise UserError(f"layer={config.layer}: the classifier has {counted(len(self.widths), 'level')}")
         self.layer = config.layer or len(self.widths)
         self.classifier = Classifier(plan.dims, plan.image_channels, plan.classes, self.widths, config.blocks)
         self.keep_scale()

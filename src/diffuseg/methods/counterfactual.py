@@ -13,6 +13,7 @@ from diffuseg.diffusion.samplers import ancestral, ddim_inversion
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
 from diffuseg.methods.sensitivity import Condition, Denoiser, OnStep
+from diffuseg.words import counted
 
 
 def guided(
@@ -51,7 +52,9 @@ def _there_and_back(
 ) -> Tensor:  # fmt: skip
     L = schedule.level(depth)
     if not 1 <= steps <= L:
-        raise UserError(f"{steps} steps: there are {L} levels below a log-SNR of {depth}", do=f"Choose between 1 and {L}.")
+        raise UserError(
+            f"{counted(steps, 'step')}, but {counted(L, 'level')} below a log-SNR of {depth}", do=f"Choose between 1 and {L}."
+        )
     ends = [round(L - i * L / steps) for i in range(steps)] + [0]
     grid = list(zip(ends[:-1], ends[1:], strict=True))
     x_L = ddim_inversion(encode, x_0, grid, schedule)

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
+from diffuseg.words import counted
 
 OnStep = Callable[[int, Tensor], None] | None
 
@@ -142,7 +143,9 @@ def start(schedule: NoiseSchedule, log_snr: float, steps: int) -> int:
     """The level Q of a log-SNR; refuses more steps than there are levels below it."""
     Q = schedule.level(log_snr)
     if not 1 <= steps <= Q:
-        raise UserError(f"{steps} steps: there are {Q} levels below a log-SNR of {log_snr}", do=f"Choose between 1 and {Q}.")
+        raise UserError(
+            f"{counted(steps, 'step')}, but {counted(Q, 'level')} below a log-SNR of {log_snr}", do=f"Choose between 1 and {Q}."
+        )
     return Q
 
 

@@ -17,6 +17,7 @@ from diffuseg.train.prepare import Recipe, Run, TrainSettings, prepare
 from diffuseg.train.progress import Progress
 from diffuseg.train.state import load_state, save_state
 from diffuseg.train.validate import validate
+from diffuseg.words import counted
 
 VALIDATIONS = 8  # of a training, evenly spread, where nothing else is asked for
 VALIDATING = 0.25  # of a training by the clock: more than this share does not go into validations on the way
@@ -48,7 +49,8 @@ def train(settings: TrainSettings) -> Path:
             save_checkpoint(settings.out / "last.safetensors", run.average, meta)
         progress.note(f"best validation score {run.best:.4f}; waited {100 * _waited(run):.0f} % of the time for data")
         if run.step < run.recipe.warmup:
-            few = f"only {run.step} steps were done, fewer than the {run.recipe.warmup} over which the learning rate rises"
+            done = counted(run.step, "step was", "steps were")
+            few = f"only {done} done, fewer than the {run.recipe.warmup} over which the learning rate rises"
             progress.note(f"Warning: {few}: this model has hardly learnt anything. Give it more time or steps.")
     return settings.out / "best.safetensors"
 

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from diffuseg.whole import write_whole
+from diffuseg.words import counted
 
 
 class Progress:
@@ -78,7 +79,7 @@ class Progress:
             self.board.add_scalar(key, value, step)
         self.rows.append({"step": step, "seconds": round(seconds, 1)} | row)
         self.write()
-        self.note(f"step {step}: validation {result} ({result.cases} cases)")
+        self.note(f"step {step}: validation {result} ({counted(result.cases, 'case')})")
         if result.pictures:
             from diffuseg.evaluation.figures import validation_figure
 

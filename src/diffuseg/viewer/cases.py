@@ -4,6 +4,7 @@ Only names and records are looked at here, not a voxel. Whatever is missing is l
 """
 
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.figures import OKABE_ITO
 from diffuseg.evaluation.report import image_of
 from diffuseg.inference.results import beside, probability_names, records
+from diffuseg.viewer.record import sound, unread
 
 RECORDED = {"model_name": "Model", "model": "Checkpoint", "method": "Method", "draws": "Draws", "steps": "Steps"}
 RECORDED |= {
@@ -61,6 +63,11 @@ class Case:
     picture: bool = False
     classes: tuple[str, ...] = field(default=())
 
+    @property
+    def image_found(self) -> bool:
+        """Whether its image is among the layers; true where there is nothing to lay upon it."""
+        return not self.layers or self.layers[0].kind == "image"
+
     def describe(self) -> dict[str, Any]:
         """What the page needs to know besides the voxels, as plain values for JSON."""
         ml, spread = self.record.get("volume_ml") or {}, self.record.get("volume_ml_90") or {}
@@ -68,8 +75,9 @@ class Case:
         rows = [[name, value, *([None, None] if single else spread.get(name, [None, None]))] for name, value in ml.items()]
         remarks = [SEEN[side] for side in SEEN if side == self.record.get("seen_in")]
         if self.record.get("look_at"):
-            limit = self.record.get("look_at_threshold", math.nan)
-            remarks.append(f"To be looked at: its doubt is {self.record.get('doubt', math.nan):.3f}, above {limit:.3f}.")
+            doubt, limit = (self.record.get(key) for key in ("doubt", "look_at_threshold"))
+            known = None not in (doubt, limit)
+            remarks.append(f"To be looked at: its doubt is {doubt:.3f}, above {limit:.3f}." if known else "To be looked at.")
         about = {title: self.record[key] for key, title in RECORDED.items() if self.record.get(key) is not None}
         return {
             "case": self.name,
@@ -94,27 +102,42 @@ def colour(number: int) -> str:
 def find_cases(folder: Path, images: Path | None = None, only: str | None = None) -> list[Case]:
     """The finished cases of a folder that `predict` wrote, by name, or only one of them.
 
-    An image is the file that its record names or, with `images`, `<case>` or `<case>_0000` in that folder. Refuses folders
-    that are not there, a folder without a record, and a case that is not in it. Files that lie outside the folder, where a
-    link leads to, are not shown.
+    An image is the file that its record names, from the working directory or from the folder of the record, or, with
+    `images`, `<case>` or `<case>_0000` in that folder. Refuses folders that are not there, a folder of which nothing can be
+    shown, and a case that is not in it. Beside others, a case without a record that can be read is named; odd parts of a
+    record are left out. Files outside the folder, where a link leads to, are not shown.
     """
     for place in (folder, *([images] if images else [])):
         if not place.is_dir():
             raise UserError("no such folder", file=place)
-    known = records(folder)
-    if not known:
+    known, odd = records(folder), unread(folder)
+    if not known and not odd:
         raise UserError("there is no result in this folder", file=folder, do="Give one that `diffuseg predict` wrote")
+    if only in odd or not known:
+        raise odd.get(only or "", next(iter(odd.values())))
     if only is not None and only not in known:
         raise UserError(f"there is no case {only!r}", file=folder, do=f"There are {some(known)}")
-    return [_case(folder, name, record, images) for name, record in known.items() if only in (None, name)]
+    cases = [_case(folder, name, record, images) for name, record in known.items() if only in (None, name)]
+    without = [Case(name, {}, (), (_within(folder, fault),)) for name, fault in odd.items() if only is None]
+    if not any(case.layers for case in cases):
+        raise UserError(f"there is nothing to show of case {cases[0].name}: {' '.join(cases[0].faults)}", file=folder)
+    return sorted([*cases, *without], key=lambda case: case.name)
+
+
+def _within(folder: Path, fault: UserError) -> str:
+    """A fault with names of files alone: a page is handed on, and folders are nobody's business."""
+    return str(fault).replace(f"{folder}{os.sep}", "")
 
 
 def _case(folder: Path, name: str, record: dict[str, Any], images: Path | None) -> Case:
-    faults: list[str] = []
+    try:
+        record, faults = sound(record, folder / f"{name}.json")
+    except UserError as fault:
+        return Case(name, {}, (), (_within(folder, fault),))
+    labels = record["labels"]
     ending = next((end for end in io.LOSSLESS if (folder / beside(name, "entropy", end)).exists()), None)
-    labels = record.get("labels")
-    if ending is None or not isinstance(labels, dict):
-        return Case(name, record, (), ("Its mask and maps are not here, or its record names no classes.",))
+    if ending is None:
+        return Case(name, record, (), ("Its mask and maps are not here.",))
     layers = [
         Layer("mask", "Mask", "labels", folder / (name + ending)),
         *_probabilities(folder, name, ending, labels),
@@ -123,10 +146,10 @@ def _case(folder: Path, name: str, record: dict[str, Any], images: Path | None) 
     ]
     inside = [layer for layer in layers if layer.file.is_file() and layer.file.resolve().is_relative_to(folder.resolve())]
     faults += [f"{layer.file.name} is not in the folder." for layer in layers if layer not in inside]
-    image = _image(name, record, images)
+    image = _image(folder, name, record, images)
     if image is None:
-        named = Path(str(record.get("source"))).name
-        faults.append(f"The image ({named}) was not found; `--images FOLDER` says where it is.")
+        where = f"{name} or {name}_0000 in the folder of --images" if images else _named(record)
+        faults.append(f"The image was not found: {where}; `--images FOLDER` says where it is.")
     else:
         colours = None if image.name.lower().endswith(LOSSLESS + LOSSY) else 0
         inside.insert(0, Layer("image", "Image", "image", image, colours))
@@ -167,9 +190,18 @@ def _kept(folder: Path, case: str, ending: str, record: dict[str, Any]) -> list[
     return made
 
 
-def _image(case: str, record: dict[str, Any], images: Path | None) -> Path | None:
+def _image(folder: Path, case: str, record: dict[str, Any], images: Path | None) -> Path | None:
+    """A relative source is looked for from the working directory, where `predict` was told of it, and from the record."""
     if images is not None:
         return image_of(images, case)
+    source = record.get("source") or ""
+    found = (place for place in (source, os.path.join(folder, source)) if os.path.isfile(place))
+    return next((Path(place) for place in found if source.lower().endswith(io.ENDINGS)), None)
+
+
+def _named(record: dict[str, Any]) -> str:
     source = record.get("source")
-    path = Path(str(source)) if source else None
-    return path if path and path.name.lower().endswith(io.ENDINGS) and path.is_file() else None
+    if not source:
+        return "its record names none"
+    tried = "" if os.path.isabs(source) else ", looked for from the working directory and from the folder of the results"
+    return f"{Path(source).name}{tried}"

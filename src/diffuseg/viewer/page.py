@@ -12,6 +12,7 @@ from diffuseg.errors import UserError
 from diffuseg.viewer.cases import Case
 from diffuseg.viewer.voxels import EXPORTED, encode
 from diffuseg.whole import without_nan, write_whole
+from diffuseg.words import counted
 
 SCRIPTS = ("niivue", "data", "volumes", "pictures", "keys", "page")  # in the order in which they need each other
 LARGEST = 2**28  # bytes of a page that browsers still open reliably
@@ -62,7 +63,9 @@ def write_page(cases: Sequence[Case], path: Path) -> int:
             embedded.append((f"case/{number}/{layer.key}", packed))
             size += len(packed)
             if size > LARGEST:
-                what = f"the page would be larger than {LARGEST / 2**20:.0f} MB, at {case.name} of {len(cases)} cases"
+                what = (
+                    f"the page would be larger than {LARGEST / 2**20:.0f} MB, at {case.name} of {counted(len(cases), 'case')}"
+                )
                 raise UserError(what, file=path, do="Choose one with --case")
         described.append(about)
     listed = json.dumps(without_nan(described)).replace("<", "\\u003c")

@@ -2,16 +2,20 @@
 
 An address is looked up in a table of what there is to show; it is never made into a path, so there is nothing outside of the
 table that could be asked for. The addresses begin with a random word, because other users of a machine can reach its
-loopback address too. A request whose Host is another name than that of this machine comes from a page that pretends to be
-here (DNS rebinding), and is refused. The pages may load from this server alone, which the browser enforces.
+loopback address too; a browser is not started with them, which these could list, but led to them. A request whose Host is
+another name than that of this machine comes from a page that pretends to be here (DNS rebinding), and is refused. The pages
+may load from this server alone, which the browser enforces.
 """
 
 import json
 import re
 import secrets
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from diffuseg.errors import UserError
@@ -31,6 +35,10 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+DOOR = """<!DOCTYPE html>
+<meta charset="utf-8"><meta name="referrer" content="no-referrer"><meta http-equiv="refresh" content="0; url={address}">
+<title>diffuseg view</title><a href="{address}">diffuseg view</a>
+"""
 
 
 class Shown:
@@ -125,6 +133,24 @@ def open_server(cases: Sequence[Case], port: int = 0) -> tuple[ThreadingHTTPServ
         raise UserError(f"port {port} cannot be used ({error})", do="Choose another --port, or leave it out") from None
     server.daemon_threads = True
     return server, f"http://{ADDRESS}:{server.server_address[1]}{shown.root}"
+
+
+@contextmanager
+def doorway(address: str) -> Iterator[str]:
+    """The address of a file that leads a browser to `address`, for this user alone; it is there until the block ends.
+
+    What a browser is started with stands among its arguments, which all users of a machine can list; the random word in
+    `address` is not for them. Refuses where no temporary file can be written.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="diffuseg-")  # made with mode 0700
+        door = Path(folder.name) / "view.html"
+        door.write_text(DOOR.format(address=address), encoding="utf-8")
+    except OSError as error:
+        what = f"no temporary file can be written ({error.strerror or error})"
+        raise UserError(what, do="Say --no-browser, and open the address yourself") from None
+    with folder:
+        yield door.as_uri()
 
 
 def serve(server: ThreadingHTTPServer, on_ready: Callable[[], None]) -> None:

@@ -1,0 +1,71 @@
+"""Records as the page may rely on them: what is of another kind than `predict` writes is left out, and named."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diffuseg.data import io
+from diffuseg.data.layout import label_values, read_json, visible
+from diffuseg.errors import UserError
+from diffuseg.inference.results import BEFORE, SETTINGS, beside, records
+
+MOST = 10_000  # draws or steps of a case
+
+
+def sound(record: dict[str, Any], file: Path) -> tuple[dict[str, Any], list[str]]:
+    """A record without its odd parts, and a line that names these; its labels by rising value.
+
+    Refuses labels that are no classes: without them nothing can be shown.
+    """
+    labels = label_values(record, file)
+    odd = [key for key, fits in KINDS.items() if record.get(key) is not None and not fits(record[key])]
+    kept = {key: value for key, value in record.items() if key not in odd} | {"labels": labels}
+    return kept, [f"Not shown, since its record is odd there: {', '.join(odd)}."] if odd else []
+
+
+def unread(folder: Path) -> dict[str, UserError]:
+    """Cases of a folder that have results, but no record that can be read: by name, why."""
+    known = records(folder)
+    names = [path.stem for path in visible(folder) if path.suffix == ".json" and path.stem not in known]
+    named = [name for name in names if any((folder / beside(name, "entropy", end)).exists() for end in io.LOSSLESS)]
+    return {name: _fault(folder / f"{name}.json") for name in named}
+
+
+def _fault(file: Path) -> UserError:
+    try:
+        content = read_json(file)
+    except UserError as fault:
+        return fault
+    lacking = [key for key in SETTINGS if key not in BEFORE and key not in content] if isinstance(content, dict) else []
+    what = f"it lacks {', '.join(lacking)}" if lacking else "it holds no object { ... }"
+    return UserError(f"no record of a case: {what}", file=file, do="Predict the case again")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_number, value.values()))
+
+
+def _intervals(value: Any) -> bool:
+    pairs = list(value.values()) if isinstance(value, dict) else [None]
+    return all(isinstance(pair, list) and len(pair) == 2 and all(map(_number, pair)) for pair in pairs)
+
+
+def _kept(value: Any) -> bool:
+    draws, levels = (value.get("draws", 0), value.get("steps", [])) if isinstance(value, dict) else (None, None)
+    whole = isinstance(draws, int) and 0 <= draws <= MOST
+    return whole and isinstance(levels, list) and len(levels) <= MOST and all(map(_number, levels))
+
+
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "volume_ml": _numbers,
+    "volume_ml_90": _intervals,
+    "volume_note": lambda value: isinstance(value, str),
+    "doubt": _number,
+    "look_at_threshold": _number,
+    "kept": _kept,
+    "source": lambda value: isinstance(value, str),
+}
