@@ -16,6 +16,9 @@ from diffuseg.train.checkpoint import model_hash, read_meta
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+PEOPLE = {"one rater, copied": "one_rater", "raters drawn with replacement": "resampled_raters"}
+WEAK_RULES = ("quantile 0.97, largest", "published: Otsu")
+FULL = "U-Net from masks"
 SIDES = ("before", "after")
 CONTROLS = ["unet", "ours", "noise", "leaking", "other", "nolatent", "plain", "label", "input"]
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -167,17 +170,132 @@ def speed() -> str:
     return _grid(["measured", "ratio", "of what to what"], rows) + f"\n{where['threads']} threads, {where['precision']}.\n"
 
 
+def doubt() -> str:
+    """Which number of a case finds the bad ones."""
+    found = _load("hippocampus_doubt")
+    rows = [
+        [row["number"], f"{row['mean']:.3f}", f"{row['spearman']:+.2f}", _ends(row["gain"], 4), f"{row['excess_aurc']:.4f}"]
+        for row in found["rows"]
+    ]
+    sent = f"error (1 - Dice, mean {found['risk']:.3f}) taken off by sending {found['fraction']:.0%} away [95 % CI]"
+    return _grid(["number", "its mean", "rank correlation with the error", sent, "excess AURC"], rows)
+
+
+def raters() -> str:
+    """Draws against the raters of LIDC: methods, what raters reach, and what knows nothing of shapes."""
+    found = _load("lidc_raters")["rows"]
+    rows = [_rated(row["name"], row, row["draws"]) for row in found]
+    plain = _plain(found)
+    rows.append(_rated("softmax of the U-Net, each pixel by itself", plain, plain["pixelwise"]))
+    rows += [[name, *_against(plain[source]), *["-"] * 3] for name, source in PEOPLE.items()]
+    counts = [f"GED, {n} draws" for n in (4, 16, 32)]
+    return _grid(
+        ["draws of", *counts, "HM-IoU [95 % CI]", "max. Dice", "Dice of the mean [95 % CI]", "ECE, band", "AURC"], rows
+    )
+
+
+def raters_differences() -> str:
+    """Each diffusion model against the bars, case by case, patients as units."""
+    found = _load("lidc_raters")["rows"]
+    plain, several = _plain(found), next((row for row in found if len(row["models"]) > 1), None)
+    bars = {"softmax of the U-Net": plain["per_case"]["pixelwise"]}
+    bars |= {several["name"]: several["per_case"]["draws"]} if several else {}
+    rows = []
+    for row in found:
+        if row["method"] != "unet":
+            overlap = _paired(row, row["per_case"]["mean"]["dice"], plain["per_case"]["mean"]["dice"])
+            for name, bar in bars.items():
+                cells = [_paired(row, row["per_case"]["draws"][key], bar[key]) for key in ("ged_16", "hm_iou")]
+                rows.append([row["name"], name, *cells, overlap])
+    head = [
+        "draws of",
+        "minus",
+        "GED-16 (below 0: better)",
+        "HM-IoU (above 0: better)",
+        "Dice of the mean, minus that of one U-Net",
+    ]
+    return _grid(head, rows)
+
+
+def _plain(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(row for row in rows if row["method"] == "unet" and len(row["models"]) == 1 and not row["dropout"])
+
+
+def _paired(row: dict[str, Any], first: list[float], second: list[float]) -> str:
+    found = paired_difference(first, second, row["patient_of_case"])
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def _against(source: dict[str, Any]) -> list[str]:
+    return [_ends(source[key]) for key in ("ged_4", "ged_16", "ged_32", "hm_iou")] + [f"{source['maximum_dice']['mean']:.3f}"]
+
+
+def _rated(name: str, row: dict[str, Any], source: dict[str, Any]) -> list[str]:
+    mean = row["mean"]
+    return [name, *_against(source), _ends(mean["dice"]), f"{mean['ece_band']['mean']:.3f}", f"{row['aurc']['mean']:.3f}"]
+
+
+def _ends(found: dict[str, Any], digits: int = 3) -> str:
+    return "{mean:.{d}f} [{low:.{d}f}, {high:.{d}f}]".format(**found, d=digits)
+
+
 def weak() -> str:
     """Masks from image-level labels: every map, on the half of the validation patients on which nothing was chosen."""
     rows = []
     for row in _load("weak")["maps"]:
         best, rules = row["best"], row["rules"]
-        fixed = [f"{rules[name]['dice'][0]:.3f}" for name in ("quantile 0.97, largest", "published: Otsu")]
-        shown = [_mean_of(row["ap_smoothed"]), f"{best}: {_mean_of(rules[best]['dice'])}", *fixed]
-        every = _mean_of(rules[best]["dice_all_slices"])
-        rows.append([row["map"], f"{row['ap'][0]:.3f}", *shown, every, str(row["evaluations"]), f"{row['seconds']:.1f}"])
-    head = ["map", "AP, raw", "AP, smoothed [95 % CI]", "Dice, best rule [95 % CI]", "Dice, 0.97", "Dice, Otsu"]
+        fixed = [f"{rules[name]['dice'][0]:.3f}" if name in rules else "-" for name in WEAK_RULES]
+        at = rules[best]
+        cells = [
+            _mean_of(at["dice"]),
+            f"{at['iou'][0]:.3f}",
+            f"{at['hd95_mm'][0]:.0f}",
+            *fixed,
+            _mean_of(at["dice_all_slices"]),
+        ]
+        ap = [f"{row['ap'][0]:.3f}", _mean_of(row["ap_smoothed"])]
+        rows.append([row["map"], *ap, best, *cells, str(row["evaluations"]), f"{row['seconds']:.1f}"])
+    head = [
+        "map",
+        "AP, raw",
+        "AP, smoothed [95 % CI]",
+        "best rule",
+        "Dice [95 % CI]",
+        "IoU",
+        "HD95",
+        "Dice, 0.97",
+        "Dice, Otsu",
+    ]
     return _grid([*head, "Dice, all slices [95 % CI]", "evaluations", "CPU s / image"], rows)
+
+
+def weak_differences() -> str:
+    """The best sensitivity map (by the Dice on which it was chosen) against the bars, paired over patients."""
+    content = _load("weak")
+    found = {row["map"]: row for row in content["maps"]}
+    chosen = lambda row: row["rules"][row["best"]].get("dice_chosen", 0.0)
+    overlaps = lambda row: list(row["rules"][row["best"]]["dice_per_case"].values())
+    bars = {name: row for name, row in found.items() if row["rules"][row["best"]].get("dice_chosen") is not None}
+    maps = {n: r for n, r in bars.items() if n.startswith(("levels", "accumulated", "shared", "one level"))}
+    cams = {n: r for n, r in bars.items() if ", layer" in n}
+    ours = max(maps, key=lambda name: chosen(maps[name]))
+    against = ["intensity", max(cams, key=lambda name: chosen(cams[name])), *(n for n in bars if "counterfactual" in n)]
+    pairs = [(ours, name) for name in against] + [(n, ours) for n in found if n not in bars and n != FULL]
+    rows = []
+    for first, second in pairs:
+        change = paired_difference(overlaps(found[first]), overlaps(found[second]), content["patients"])
+        rows.append([first, second, f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"])
+    return _grid(["Dice of", "minus Dice of", "difference [95 % CI over patients]"], rows)
+
+
+def weak_ablation() -> str:
+    """CDM one setting at a time, on the half of the patients on whom choices are made."""
+    head = ["map", "what", "value", "AP, raw", "AP, smoothed [95 % CI]", "Dice, default rule [95 % CI]", "evaluations"]
+    rows = []
+    for point in _load("weak_ablation")["points"]:
+        cells = [f"{point['ap'][0]:.3f}", _mean_of(point["ap_smoothed"]), _mean_of(point["dice"]), str(point["evaluations"])]
+        rows.append([f"`{point['map']}`", point["knob"], f"{point['value']:g}", *cells])
+    return _grid(head, rows)
 
 
 def weak_verdicts() -> str:

@@ -37,6 +37,7 @@ from diffuseg.evaluation.statistics import Interval, bootstrap_mean, deal, paire
 from diffuseg.inference.calibrated import SETTINGS, Calibration
 from diffuseg.inference.model import Model, voxel_ml
 from diffuseg.inference.validation import own_fold, validation_cases
+from diffuseg.words import counted
 
 ALPHA, FRACTION = 0.1, 0.2  # of cases whose volume may be outside; of cases that are to be looked at
 HALVES = 20  # patients: with fewer, half of them cannot calibrate an interval, and one is left out at a time
@@ -99,7 +100,9 @@ def measure_calibration(
     cases = validation_cases(model, dataset, fold, limit)
     of = [patients(dataset)[0][case] for case in cases]
     if len(set(of)) < 2:
-        raise UserError(f"{len(cases)} cases of one patient", do="Calibration needs at least two patients in the fold")
+        raise UserError(
+            f"{counted(len(cases), 'case')} of one patient", do="Calibration needs at least two patients in the fold"
+        )
     source, judged, voxel = Batches(dataset, cases, model.plan), [], 0.0
     for number, case in enumerate(cases):
         whole = source.whole(case)

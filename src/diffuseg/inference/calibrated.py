@@ -9,6 +9,7 @@ from jaxtyping import Float
 from diffuseg.config import from_dict
 from diffuseg.evaluation.calibration import tempered
 from diffuseg.evaluation.conformal import Widening
+from diffuseg.words import counted
 
 SETTINGS = ("draws", "steps", "sampler", "fuse")  # what probabilities and intervals depend on; any seed will do
 
@@ -37,8 +38,8 @@ class Calibration:
     @property
     def where(self) -> str:
         """What it was learnt from, in words."""
-        patients = "" if self.patients == self.cases else f" of {self.patients} patients"
-        return f"{self.cases} validation cases{patients} (fold {self.fold} of {self.dataset})"
+        patients = "" if self.patients == self.cases else f" of {counted(self.patients, 'patient')}"
+        return f"{counted(self.cases, 'validation case')}{patients} (fold {self.fold} of {self.dataset})"
 
     def mismatch(self, asked: dict[str, Any]) -> str:
         """Which of the settings of a prediction are not those it was learnt with; "" if it fits."""

@@ -29,6 +29,7 @@ from diffuseg.methods.base import Verdict
 from diffuseg.precision import Precision, choose_precision
 from diffuseg.train.checkpoint import image_digest, load_checkpoint, model_hash, seen_in, versions
 from diffuseg.types import Image, Prediction
+from diffuseg.words import counted
 
 NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
 STATE_BYTES = 2**28  # of the noisy masks that are denoised together; a sampler holds a few such tensors
@@ -300,7 +301,7 @@ def choose_device(name: str | None = None) -> torch.device:
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
         raise UserError(f"unknown device {name!r}", do="Known: cpu, cuda, cuda:0, cuda:1, ...")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise UserError(f"there is no device {name!r}: {torch.cuda.device_count()} GPUs found", do="Choose cpu")
+        raise UserError(f"there is no device {name!r}: {counted(torch.cuda.device_count(), 'GPU')} found", do="Choose cpu")
     return torch.device(name)
 
 

@@ -66,7 +66,8 @@ def amend_meta(path: Path, entries: dict[str, Any], measured: str) -> None:
     """Set entries of a checkpoint's header; its weights stay as they are. Written aside, then renamed.
 
     measured: the hash of the model that the entries are about. The file is another one afterwards, and so is its hash; the
-    header's "amended" lists those it had before, with the same weights. Refuses files that are not our checkpoints, and one that has become another since it was measured.
+    header's "amended" lists those it had before, with the same weights. Refuses files that are not our checkpoints, and one
+    that has become another since it was measured.
     """
     if path.is_file() and model_hash(path) != measured:
         what = "has changed while it was measured: what was found is not written into it"
