@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from diffuseg.data import augment as module
-from diffuseg.data.augment import CHANGES, INTENSITY, augment
+from diffuseg.data.augment import CHANGES, DEGREES, INTENSITY, augment
 from diffuseg.data.plan import Plan
 
 PLAN = Plan("made", ("MR",), {"background": 0, "a": 1, "b": 2}, ".nii.gz", patch=(20, 24, 16), spacing=(1.0, 1.0, 2.5))
 FLAT = replace(PLAN, dims=2, patch=(24, 24), orientation=None, spacing=None)
-KINDS = list(INTENSITY)
+KINDS = list(DEGREES)
 
 
 def only_geometry(monkeypatch, affine=1.0):
@@ -123,6 +123,12 @@ def test_none_is_the_middle_of_the_region():
     image = torch.randn(1, 24, 28, 18)
     x, m = augment(image, background(image.shape[1:]), replace(PLAN, augmentation="none"), np.random.default_rng(0))
     assert torch.equal(x, image[:, 2:22, 2:26, 1:17]) and m.shape == (3, *PLAN.patch)
+
+
+def test_flips_are_mirrors_and_nothing_else():
+    image, plan = torch.randn(1, *PLAN.patch), replace(PLAN, augmentation="flips", flips=(2,))
+    seen = {augment(image, image[:0], plan, np.random.default_rng(seed))[0].numpy().tobytes() for seed in range(20)}
+    assert seen == {image.numpy().tobytes(), image.flip(3).contiguous().numpy().tobytes()}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -55,6 +55,15 @@ def test_a_data_set_without_masks_trains_and_validates(pictures, tmp_path):
     refused(call(*command(pictures, tmp_path / "run", "--resume", "--labels", table)), "--resume", "image_labels")
 
 
+@pytest.mark.parametrize(
+    ("method", "wish", "kind"), [("cdm", (), "flips"), ("cdm", ("plan.augmentation=mr",), "mr"), ("cam", (), "mr")]
+)
+def test_a_model_of_images_does_not_learn_made_up_intensities_unless_asked_to(pictures, tmp_path, method, wish, kind):
+    wishes = [w for w in WISHES if method == "cdm" or not w.startswith("T=")]
+    plan = prepare(TrainSettings(pictures, method, tmp_path / "run", steps=1, set=[*wishes, *wish], device="cpu")).plan
+    assert plan.augmentation == kind and (kind == "mr" or "would also learn" in plan.reasons["augmentation"])
+
+
 def test_a_classifier_beside_it_trains_in_a_phase_of_its_own_and_class_maps_train_too(pictures, tmp_path):
     both = call(*command(pictures, tmp_path / "both", "--set", "classifier_widths=4,8"))
     assert both.exit_code == 0, both.output

@@ -28,6 +28,7 @@ INTENSITY: dict[str, tuple[tuple[str, float], ...]] = {
     "ct": (("contrast", 0.2), ("noise", 0.3)),
     "colour": (("gamma", 0.2), ("contrast", 0.5), ("jitter", 0.5), ("blur", 0.1), ("noise", 0.2)),
     "xray": (("gamma", 0.5), ("contrast", 0.3), ("noise", 0.3)),
+    "flips": (),
 }
 
 
@@ -41,7 +42,7 @@ def augment(
     """
     if plan.augmentation == "none":
         return _middle(image, plan.patch), _middle(mask, plan.patch)
-    if rng.random() < AFFINE:
+    if plan.turns and rng.random() < AFFINE:
         theta = _affine(plan, tuple(image.shape[1:]), rng)
         grid = F.affine_grid(theta[None], [1, 1, *plan.patch], align_corners=False)
         both = F.grid_sample(torch.cat([image, mask])[None], grid, padding_mode="border", align_corners=False)[0]

@@ -184,7 +184,7 @@ class Batches:
                 f"{_by(sizes)} voxels on the plan's grid, the patch has {_by(plan.patch)}: its label is about the whole image"
             )
             raise UserError(what, file=file, do="Give a larger --set plan.patch, or a coarser grid with --set plan.spacing")
-        margin = [0 if plan.augmentation == "none" else -(-p // 8) for p in plan.patch]
+        margin = [_margin(p, plan) for p in plan.patch]
         starts = [_start(n, p, None, rng) - m for n, p, m in zip(sizes, plan.patch, margin, strict=True)]
         image = _crop(image, starts, [p + 2 * m for p, m in zip(plan.patch, margin, strict=True)], float(image.min()))
         return augment(image, image[:0], plan, rng)[0]
@@ -238,7 +238,7 @@ def _slices(image: Tensor, plan: Plan, chosen: Sequence[int]) -> Tensor:
 
 def _margin(side: int, plan: Plan) -> int:
     """Voxels beyond a patch's side that a random rotation may turn in."""
-    return 0 if plan.augmentation == "none" else -(-side // 8)
+    return -(-side // 8) if plan.turns else 0
 
 
 def _points(mask: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:

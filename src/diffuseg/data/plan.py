@@ -30,6 +30,7 @@ class Plan:
     intensity      per channel: statistics the normalisation needs ("ct": low, high, mean, std)
     patch          spatial size of a training patch and of a prediction tile (2.5-D: in-plane)
     slice_axis     axis of the reoriented volume along which a 2-D method slices it
+    augmentation   what is changed at random: as suits a modality; "flips": nothing but mirroring
     flips          axes of the patch along which mirroring is a harmless augmentation
     raters         what training learns from where a case has masks of several raters: one that is drawn anew each time
                    ("random"), or their "majority", "union" or "intersection"
@@ -51,10 +52,15 @@ class Plan:
     widths: tuple[int, ...] = (16, 32, 64, 128)
     batch: int = 2
     steps: int = 2000
-    augmentation: Literal["mr", "ct", "colour", "xray", "none"] = "mr"
+    augmentation: Literal["mr", "ct", "colour", "xray", "flips", "none"] = "mr"
     flips: tuple[int, ...] = ()
     raters: Literal["random", "majority", "union", "intersection"] = "random"
     reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def turns(self) -> bool:
+        """Whether patches are turned and zoomed at random, so that some of what surrounds them comes in."""
+        return self.augmentation not in ("flips", "none")
 
     @property
     def classes(self) -> int:

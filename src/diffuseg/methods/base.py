@@ -70,12 +70,14 @@ class Method(nn.Module, ABC):
     """A way to learn from batches, in phases, and to draw segmentations of whole images from it.
 
     supervision  what `loss` needs of a batch: "mask", or "image_label" alone; it also decides how a training is validated
+    images       whether it is the images whose distribution is learnt: what augmentation makes up would be learnt as well
     generative   whether draws differ from one another
     drawing      settings that concern drawing alone and may be changed after training
     note         what a user must know about its results; goes into their provenance
     """
 
     supervision: ClassVar[Literal["mask", "image_label"]] = "mask"
+    images: ClassVar[bool] = False
     generative: ClassVar[bool] = True
     drawing: ClassVar[tuple[str, ...]] = ()
     note: ClassVar[str] = ""

@@ -104,6 +104,7 @@ class CDMConfig(MapConfig):
 class CDM(WeakMethod):
     """eps_theta(x_t, t, f(y)) over images; masks come out of how much f(y) matters, where."""
 
+    images = True
     config_class = CDMConfig
     config: CDMConfig
     drawing = free_settings(MapConfig)

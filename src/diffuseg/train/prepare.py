@@ -181,7 +181,13 @@ def _plan(settings: TrainSettings, dataset: Dataset, preset: dict[str, Any], wis
         found = fingerprint(dataset)
         asked = override(from_dict(Plan, to_dict(make_plan(dataset, found)) | preset), wishes)
         names = {*preset, *(wish.partition("=")[0] for wish in wishes)}
-        plan = make_plan(dataset, found, **{name: getattr(asked, name) for name in names})
+        chosen = {name: getattr(asked, name) for name in names}
+        if METHODS[settings.method].images and "augmentation" not in names:
+            plan = make_plan(dataset, found, **chosen, augmentation="flips")
+            why = "A model of the images would also learn the bias, blur and noise that augmentation makes up."
+            plan = replace(plan, reasons=plan.reasons | {"augmentation": why})
+        else:
+            plan = make_plan(dataset, found, **chosen)
     check_plan(plan)
     return plan
 
