@@ -90,4 +90,4 @@ if __name__ == "__main__":
     parser.add_argument("--cases", type=int, default=0, help="so many validation cases, 0 for all")
     parser.add_argument("--patients", help="regular expression for the patient in a case's name")
     parser.add_argument("--out", type=Path, required=True)
-    main(parser.parse_args())
+    main(parser.parse_intermixed_args())  # rows may also follow the options

@@ -313,21 +313,11 @@ def _mean_of(interval: list[float]) -> str:
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f
-    for f in (
-        hippocampus,
-        differences,
-        shipped,
-        shipped_calibration,
-        shipped_doubt,
-        ablation,
-        controls,
-        speed,
-        weak,
-        weak_verdicts,
-    )
-}
+SHOWN: tuple[Callable[[], str], ...] = (
+    hippocampus, differences, shipped, shipped_calibration, shipped_doubt, doubt, ablation, controls, speed,
+    raters, raters_differences, weak, weak_differences, weak_ablation, weak_verdicts,
+)  # fmt: skip
+TABLES = {f.__name__: f for f in SHOWN}
 
 
 def render(text: str) -> str:
