@@ -19,7 +19,7 @@ from diffuseg.evaluation.against_raters import Ambiguity, measure_ambiguity
 from diffuseg.inference.model import Model, load
 
 KEPT = ("ged_4", "ged_16", "ged_32", "hm_iou", "maximum_dice", "ci")  # of draws and of the pixelwise source, per case
-MEAN = ("dice", "ece", "ece_band")  # of the mean probability, per case
+MEAN = ("dice", "dice_fused", "ece", "ece_band")  # of the mean probability, and of the fused mask, per case
 
 
 def main(asked: argparse.Namespace) -> None:

@@ -5,9 +5,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from diffuseg.errors import UserError
-from diffuseg.inference.fusion import FUSIONS, fusion
+from diffuseg.evaluation.metrics import dice
+from diffuseg.inference.fusion import FUSIONS, best_overlap, fusion
 from diffuseg.inference.model import Model
 from diffuseg.types import Image
 from tests.inference.oracle import Oracle, make_model
@@ -149,7 +153,7 @@ def test_memory_is_a_byte_per_draw_and_voxel_for_staple_and_a_count_per_class_fo
 
 
 def test_unknown_names_and_a_missing_library_are_refused(monkeypatch):
-    with pytest.raises(UserError, match="mean, vote, staple"):
+    with pytest.raises(UserError, match="mean, vote, dice, staple"):
         fusion("median")
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     with pytest.raises(UserError, match=r"diffuseg\[itk\]"):
@@ -178,3 +182,30 @@ def test_prediction_fuses_as_asked_and_says_so_and_keeps_the_mean_probability(fu
     p = quarrel().predict(Image(np.zeros((1, 5, 6, 7), np.float32)), draws=3, fuse=fuse)
     assert (p.mask == label).all() and p.provenance["fuse"] == fuse
     np.testing.assert_allclose(p.probability[1], 1.25 / 3, atol=1e-6)
+
+
+def expected(mask: np.ndarray, draws: np.ndarray) -> float:
+    return float(np.mean([dice(mask, one, "one") for one in draws]))
+
+
+@given(hnp.arrays(bool, st.tuples(st.integers(1, 5), st.integers(1, 6))))
+def test_it_is_the_best_of_all_level_sets_and_never_worse_than_the_majority(draws):
+    found = expected(best_overlap(draws.astype(np.uint8), 2) == 1, draws)
+    count = draws.sum(0)
+    levels = [count >= tau for tau in range(1, len(draws) + 2)]
+    assert found == pytest.approx(max(expected(level, draws) for level in levels))
+    assert found >= expected(count > len(draws) / 2, draws) - 1e-12
+
+
+def test_where_draws_disagree_about_the_size_the_best_mask_is_not_the_majority():
+    draws = np.zeros((4, 12), np.uint8)
+    for one, size in zip(draws, (0, 4, 6, 12), strict=True):
+        one[:size] = 1
+    chosen = best_overlap(draws, 2)
+    assert chosen.sum() == 6 and expected(chosen == 1, draws == 1) > expected(draws.sum(0) > 2, draws == 1)
+    assert best_overlap(np.array([[0, 0, 0], [0, 0, 0], [0, 1, 0]], np.uint8), 2).sum() == 0  # two of three see nothing
+
+
+def test_where_the_sets_of_two_classes_meet_the_more_frequent_one_wins():
+    draws = np.array([[1, 1, 2, 2], [1, 2, 2, 2], [1, 2, 2, 0]], np.uint8)
+    assert best_overlap(draws, 3).tolist() == [1, 2, 2, 2]

@@ -17,6 +17,7 @@ class Fuse(StrEnum):
 
     mean = "mean"
     vote = "vote"
+    dice = "dice"
     staple = "staple"
 
 

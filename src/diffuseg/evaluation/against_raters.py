@@ -29,6 +29,7 @@ from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.references import held_out_rater, one_rater, pixelwise_draws, resampled_raters
 from diffuseg.evaluation.selective import aurc, doubt, excess_aurc
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES, bootstrap_mean, bootstrap_of
+from diffuseg.inference.fusion import best_overlap
 from diffuseg.inference.model import Model, content, draw_seed
 from diffuseg.inference.validation import own_fold, validation_cases
 from diffuseg.train.checkpoint import versions
@@ -54,7 +55,8 @@ class Rated:
     single   against one rater at a time, mean over raters: "draws", as many as there are other raters, and "raters", the
              others; "ged" and "iou". Without another rater NaN
     mean     of the mean probability: "dice" (of its mask, against the majority; mean of classes), "ece" and "ece_band"
-             (against all raters together; band: near the border that any of them drew) and "doubt"
+             (against all raters together; band: near the border that any of them drew) and "doubt"; and "dice_fused", Dice
+             of the mask that `predict --fuse dice` makes of the draws
     raters   number of masks, and how many of them are empty
     """
 
@@ -164,10 +166,16 @@ def score_case(
     truth, mask = fused(raters), mean.argmax(0)
     p, together = np.repeat(mean[:, None], len(raters), axis=1), raters.astype(np.int64)
     near = np.any([band(rater, spacing) for rater in raters], axis=0)
-    overlap = float(np.mean([dice(mask == k, truth == k, "one") for k in labels]))
+    against = lambda mask: float(np.mean([dice(mask == k, truth == k, "one") for k in labels]))
     whole, edge = ece(p, together), ece(p, together, np.repeat(near[None], len(raters), axis=0))
     empty = int((~raters.any(tuple(range(1, raters.ndim)))).sum())
-    of_mean = {"dice": overlap, "ece": whole, "ece_band": edge, "doubt": doubt(mean, mask)}
+    of_mean = {
+        "dice": against(mask),
+        "dice_fused": against(best_overlap(draws, len(mean))),
+        "ece": whole,
+        "ece_band": edge,
+        "doubt": doubt(mean, mask),
+    }
     return Rated(case, patient, (len(raters), empty), sources, _single(draws, raters, labels), of_mean)
 
 

@@ -47,7 +47,13 @@ def tables(found: Ambiguity) -> list[Table]:
         single = summary["single"][who]
         rest.add_row(f"{name}: GED, as many of both", _cell(single["ged"]))
         rest.add_row(f"{name}: mean IoU", _cell(single["iou"]))
-    names = {"dice": "Dice with the majority", "ece": "ECE, whole image", "ece_band": "ECE near the borders", "doubt": "doubt"}
+    names = {
+        "dice": "Dice with the majority",
+        "dice_fused": "the same of --fuse dice",
+        "ece": "ECE, whole image",
+        "ece_band": "ECE near the borders",
+        "doubt": "doubt",
+    }
     for key, name in names.items():
         rest.add_row(name, _cell(summary["mean"][key]))
     for key, name in (("aurc", "AURC of 1 - Dice by doubt"), ("excess_aurc", "excess AURC")):

@@ -111,10 +111,11 @@ class Model:
 
         An array has no geometry: its voxels are taken for 1 mm, its axes for right, anterior, superior. Statistics are
         made on the model's grid and interpolated back; the mask is the largest of the probabilities on the image's own
-        voxels, or of the votes or of STAPLE's decision with `fuse` "vote" or "staple". Noise depends on the seed and on the
-        image's intensities, not on its name or on other cases. `on_draw(done, draws)` is told of each draw. Where the model
-        is calibrated for these settings, probabilities are tempered and volume intervals widened, unless `calibrate` is off;
-        mask and uncertainty maps are those of the draws either way, and the provenance says what was done.
+        voxels, or of the votes, the best expected Dice or STAPLE's decision: `fuse` "vote", "dice" or "staple". Noise
+        depends on the seed and on the image's intensities, not on its name or on other cases. `on_draw(done, draws)` is told
+        of each draw. Where the model is calibrated for these settings, probabilities are tempered and volume intervals
+        widened, unless `calibrate` is off; mask and uncertainty maps are those of the draws either way, and the provenance
+        says what was done.
         `keep_draws` and `keep_steps` keep the mask of each draw and the steps of the first one: one byte per voxel each.
         A model that learnt from image-level labels decides what the image shows, unless `label`, one of its classes, says so:
         "background" is an empty mask. Its draws are evidence, and the mask is made of their mean.
