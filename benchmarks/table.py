@@ -187,11 +187,10 @@ def raters() -> str:
     rows = [_rated(row["name"], row, row["draws"]) for row in found]
     plain = _plain(found)
     rows.append(_rated("softmax of the U-Net, each pixel by itself", plain, plain["pixelwise"]))
-    rows += [[name, *_against(plain[source]), *["-"] * 3] for name, source in PEOPLE.items()]
+    rows += [[name, *_against(plain[source]), *["-"] * 4] for name, source in PEOPLE.items()]
     counts = [f"GED, {n} draws" for n in (4, 16, 32)]
-    return _grid(
-        ["draws of", *counts, "HM-IoU [95 % CI]", "max. Dice", "Dice of the mean [95 % CI]", "ECE, band", "AURC"], rows
-    )
+    quality = ["Dice of the mean [95 % CI]", "Dice of `--fuse dice`", "ECE, band", "AURC"]
+    return _grid(["draws of", *counts, "HM-IoU [95 % CI]", "max. Dice", *quality], rows)
 
 
 def raters_differences() -> str:
@@ -203,16 +202,18 @@ def raters_differences() -> str:
     rows = []
     for row in found:
         if row["method"] != "unet":
-            overlap = _paired(row, row["per_case"]["mean"]["dice"], plain["per_case"]["mean"]["dice"])
+            one = plain["per_case"]["mean"]["dice"]
+            overlaps = [_paired(row, row["per_case"]["mean"][key], one) for key in ("dice", "dice_fused")]
             for name, bar in bars.items():
                 cells = [_paired(row, row["per_case"]["draws"][key], bar[key]) for key in ("ged_16", "hm_iou")]
-                rows.append([row["name"], name, *cells, overlap])
+                rows.append([row["name"], name, *cells, *overlaps])
     head = [
         "draws of",
         "minus",
         "GED-16 (below 0: better)",
         "HM-IoU (above 0: better)",
         "Dice of the mean, minus that of one U-Net",
+        "Dice of `--fuse dice`, minus that of one U-Net",
     ]
     return _grid(head, rows)
 
@@ -231,8 +232,8 @@ def _against(source: dict[str, Any]) -> list[str]:
 
 
 def _rated(name: str, row: dict[str, Any], source: dict[str, Any]) -> list[str]:
-    mean = row["mean"]
-    return [name, *_against(source), _ends(mean["dice"]), f"{mean['ece_band']['mean']:.3f}", f"{row['aurc']['mean']:.3f}"]
+    rest = [row["mean"]["dice_fused"], row["mean"]["ece_band"], row["aurc"]]
+    return [name, *_against(source), _ends(row["mean"]["dice"]), *(f"{one['mean']:.3f}" for one in rest)]
 
 
 def _ends(found: dict[str, Any], digits: int = 3) -> str:

@@ -344,3 +344,10 @@ def test_masks_of_somebody_else_are_not_replaced(scans, tmp_path):
     assert [name for name, _ in report.failed] == [case] and str(precious) in report.failed[0][1]
     assert precious.read_bytes() == b"years of work"
     assert case in predict_folder(make_model(), [scans], precious.parent, overwrite=True).finished
+
+
+def test_a_mask_that_was_taken_away_is_made_again(scans, tmp_path):
+    out, model = tmp_path / "out", make_model()
+    predict_folder(model, [scans], out, draws=1)
+    (out / "case0.nii.gz").unlink()
+    assert predict_folder(model, [scans], out, draws=1).finished == ["case0"] and (out / "case0.nii.gz").exists()

@@ -294,3 +294,11 @@ def test_files_may_be_read_by_whom_the_umask_lets(straight):
     mask = os.umask(0)
     os.umask(mask)
     assert {path.stat().st_mode & 0o777 for path in straight.glob("*.safetensors")} == {0o666 & ~mask}
+
+
+def test_the_losses_of_phases_with_turns_are_logged(data, tmp_path):
+    loop.train(settings(data, tmp_path, "cdal", "discriminator_every=2", "r1_every=5", steps=22))
+    with (tmp_path / "log.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["generator/loss"]]
+    assert [int(row["step"]) for row in rows] == [1, 11, 21, 22]
+    assert all(row["discriminator/loss"] and row["r1/loss"] for row in rows[:3])

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from diffuseg.data.plan import load_plan
-from tests.train.tiny import call, options, refused, same_weights, start
+from diffuseg.errors import UserError
+from diffuseg.train import loop
+from tests.train.tiny import call, options, refused, same_weights, settings, start
 
 IMAGE, MASK = "imagesTr/case_001_0000.nii.gz", "labelsTr/case_001.nii.gz"
 
@@ -198,3 +200,25 @@ def test_what_depends_on_a_wished_plan_follows_it(tmp_path, data):
     assert done.exit_code == 0, done.output
     plan = load_plan(tmp_path / "plan.json")
     assert plan.dims == len(plan.patch) == 2 and plan.context == 1 and plan.reasons["dims"] == "as asked for"
+
+
+@pytest.mark.parametrize(
+    ("wishes", "says"),
+    [
+        (['plan.labels={"background":0,"other":1}'], "labels comes from dataset.json"),
+        (["learning_rate=1e30"], "the loss of"),
+    ],
+)
+def test_what_would_be_ignored_or_go_wrong_in_silence_is_refused(data, tmp_path, wishes, says):
+    with pytest.raises(UserError, match=says):
+        loop.train(settings(data, tmp_path / "run", "unet", *wishes, steps=6))
+
+
+def test_another_case_needs_a_batch_with_another_case(data, tmp_path):
+    with pytest.raises(UserError, match="a batch of one has no other case"):
+        start(data, tmp_path, "cdal", "x_t=other_case", "recycle=0", "plan.batch=1")
+
+
+def test_an_endless_time_is_refused(data, tmp_path):
+    with pytest.raises(UserError, match="an end of it"):
+        loop.train(settings(data, tmp_path / "run", steps=None, max_minutes=float("inf")))

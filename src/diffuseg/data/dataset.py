@@ -1,6 +1,5 @@
 """A data set: its cases read and checked, its patients, its folds. The folder layouts are in layout.py."""
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from diffuseg.data.io import ENDINGS, grid_fault, read_image, read_mask
-from diffuseg.data.layout import Case, Dataset, find_images, open_dataset, read_json, some, visible
+from diffuseg.data.layout import Case, Dataset, find_images, open_dataset, read_json, read_table, some, visible
 from diffuseg.data.raters import fused
 from diffuseg.errors import UserError
 from diffuseg.types import Image
@@ -191,11 +190,10 @@ def _attempt(read: Callable[[], T], faults: list[UserError]) -> T | None:
 
 
 def _read_patients(table: Path) -> dict[str, str]:
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        rows = csv.DictReader(lines)
-        if not {"case", "patient"} <= set(rows.fieldnames or ()):
-            raise UserError("it needs the columns case and patient", file=table)
-        return {row["case"]: row["patient"] for row in rows}
+    rows, columns = read_table(table)
+    if not {"case", "patient"} <= columns:
+        raise UserError("it needs the columns case and patient", file=table)
+    return {row["case"]: row["patient"] for row in rows}
 
 
 def _read_splits(dataset: Dataset) -> list[dict[str, list[str]]]:

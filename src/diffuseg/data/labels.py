@@ -1,10 +1,9 @@
 """Image-level labels: one class per case, from a table or from a folder per class. No mask is looked at."""
 
-import csv
 from collections import Counter
 from pathlib import Path
 
-from diffuseg.data.layout import Dataset, some
+from diffuseg.data.layout import Dataset, read_table, some
 from diffuseg.errors import UserError
 from diffuseg.words import counted
 
@@ -52,9 +51,7 @@ def _read_table(table: Path, labels: dict[str, int]) -> dict[str, int]:
         raise UserError("no such table of labels", file=table)
     names = list(labels)
     known = {str(value): index for index, value in enumerate(labels.values())} | {name: i for i, name in enumerate(names)}
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        rows, columns = list(reader), set(reader.fieldnames or ())
+    rows, columns = read_table(table)
     single = "label" in columns
     if "case" not in columns or not (single or set(names[1:]) <= columns):
         raise UserError(f"it needs the columns case and label, or case and {', '.join(names[1:])}", file=table)

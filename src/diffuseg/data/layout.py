@@ -3,6 +3,7 @@
 Only names are looked at here, not a voxel. A fault in a folder is one UserError that names the file.
 """
 
+import csv
 import json
 import re
 from collections import Counter
@@ -233,13 +234,24 @@ def _listed_cases(folder: Path, listed: list[Any], file: Path, masks: bool) -> l
         image = paths[0]
         if image.name.startswith("."):
             continue
-        lacking += [str(path.relative_to(folder)) for path in paths if not path.is_file()]
+        named = [str(path.relative_to(folder) if path.is_relative_to(folder) else path) for path in paths]
+        lacking += [name for name, path in zip(named, paths, strict=True) if not path.is_file()]
         cases.append(Case(case_of(image, ending_of(image)), (image,), paths[1] if masks else None))
     if lacking:
         raise UserError(f"files that it lists are missing: {some(lacking)}", file=file)
     if len({case.id for case in cases}) < len(cases) or not cases:
         raise UserError('"training" must list at least one case, and each only once', file=file)
     return sorted(cases, key=lambda case: case.id)
+
+
+def read_table(table: Path) -> tuple[list[dict[str, str]], set[str]]:
+    """Rows and columns of a CSV with a head. Refuses what is not UTF-8."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines)
+            return list(reader), set(reader.fieldnames or ())
+    except UnicodeDecodeError:
+        raise UserError("not UTF-8 text", file=table, do="Save the table as UTF-8") from None
 
 
 def some(names: Iterable[str], most: int = 5) -> str:

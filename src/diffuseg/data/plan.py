@@ -89,6 +89,9 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, **wishes: Any) -> Plan
         "labels": dataset.labels,
         "file_ending": dataset.file_ending,
     }
+    for name in known.keys() & wishes.keys():
+        if from_dict(Plan, known | {name: wishes[name]}) != from_dict(Plan, known):
+            raise UserError(f"{name} comes from dataset.json and not from a wish", file=dataset.folder / "dataset.json")
     asked = from_dict(Plan, known | wishes)
     for name in ("batch", "steps", "patch", "widths", "spacing", "crop"):  # decisions divide by them
         value = getattr(asked, name)

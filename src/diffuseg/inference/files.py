@@ -179,6 +179,8 @@ def _finished(out: Path, case: str, paths: Sequence[Path], asked: dict[str, Any]
     before = read_json(record)
     if not is_record(before):
         raise UserError("is there, but no result of this program", file=record, do="Choose another folder, or --overwrite")
+    if not mask.exists():
+        return None  # somebody took it away
     before = BEFORE | before
     if before.get("image_digests", []) not in ([], file_digests(paths)):  # records of earlier versions have none
         what = f"is the result of another image of this name ({before['source']})"

@@ -143,10 +143,12 @@ class Model:
                 if on_draw is not None:
                     on_draw(ensemble.draws, len(seeds))
         probability = to_native(ensemble.mean, placement)
+        if not np.isfinite(probability).all():
+            raise UserError(f"{self.name} gives NaN or infinite probabilities", do="Its training went wrong: train it again")
         shares = probability if asked["fuse"] == "mean" else to_native(fused.shares(ensemble.mean), placement)
         chosen = shares.argmax(0)
         mask = self._values()[chosen]
-        provenance = self._volumes(mask, image, placement, ensemble) | asked | kept.record()
+        provenance = self._volumes(mask, probability, image, placement, ensemble) | asked | kept.record()
         provenance["agreement"] = self._by_class(ensemble.agreement())
         provenance["doubt"] = round(doubt(probability, chosen), 6)
         if calibrate and self.calibration is not None:
@@ -236,14 +238,22 @@ class Model:
             raise UserError(what, do=f"This model takes real numbers with {axes} axes, or channels and {axes} axes")
         return Image(array[None] if array.ndim == axes else array)
 
-    def _volumes(self, mask: np.ndarray, image: Image, placement: Placement, ensemble: Ensemble) -> dict[str, Any]:
-        """Per foreground class: ml of the mask, and the 90 % interval of the draws' own masks on the model's grid."""
+    def _volumes(
+        self, mask: np.ndarray, native: np.ndarray, image: Image, placement: Placement, ensemble: Ensemble
+    ) -> dict[str, Any]:
+        """Per foreground class: ml of the mask, and the 90 % interval of the draws' own masks.
+
+        Draws are counted on the model's grid. Interpolating back changes the volume of what is small or thin, so each count is
+        taken as many times as the mean's mask is larger on the image's own voxels: without resampling, exactly once.
+        """
         voxel, grid_voxel = voxel_ml(image.affine, image.dims), voxel_ml(placement.grid_affine, image.dims)
         names = self.plan.names
         volume = {n: round(int((mask == self.plan.labels[n]).sum()) * voxel, 6) for n in names[1:]}
-        counts = zip(names, zip(*ensemble.counts, strict=True), strict=True)
-        spread = {n: [round(ml, 6) for ml in interval([c * grid_voxel for c in per_draw])] for n, per_draw in counts}
-        note = "5th to 95th percentile of the volumes of the single draws, counted on the model's grid"
+        own, grid = (np.bincount(p.argmax(0).ravel(), minlength=len(names)) for p in (native, ensemble.mean.cpu().numpy()))
+        scale = [a * voxel / (b * grid_voxel) if a and b else 1.0 for a, b in zip(own.tolist(), grid.tolist(), strict=True)]
+        counts = zip(names, zip(*ensemble.counts, strict=True), scale, strict=True)
+        spread = {n: [round(ml, 6) for ml in interval([c * grid_voxel * s for c in many])] for n, many, s in counts}
+        note = "5th to 95th percentile of the volumes of the single draws"
         if ensemble.draws == 1:
             note = "a single draw: the interval is a point and says nothing about uncertainty"
         if image.dims == 2:

@@ -104,6 +104,8 @@ class CDAL(MaskMethod):
         super().__init__(plan, config)
         if config.x_t == "other_case" and config.recycle:
             raise UserError("x_t=other_case: recycling takes no mask at all into x_t", do="Give recycle=0 too.")
+        if config.x_t == "other_case" and plan.batch < 2:
+            raise UserError("x_t=other_case: a batch of one has no other case", do="Give plan.batch=2 or more.")
         k, c = plan.classes, plan.image_channels
         self.schedule = NoiseSchedule.variance_preserving(config.T, config.beta_min, config.beta_max).scaled(config.input_scale)
         self.default_steps = min(config.steps, config.T)

@@ -39,7 +39,7 @@ class ConcatConfig(MaskConfig):
 
 
 class Concat(MaskMethod):
-    """epsilon_theta(x_t (+) I, t): one U-Net, mean squared error, a thousand levels."""
+    """One U-Net of (x_t (+) I, t), mean squared error of v or of what `predict` says, a thousand levels."""
 
     config_class = ConcatConfig
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffuseg.errors import UserError
 from diffuseg.methods import Method, Phase
 from diffuseg.train.checkpoint import save_checkpoint
 from diffuseg.train.interrupt import Interrupt
@@ -79,7 +80,9 @@ def _train(run: Run, progress: Progress, state: Path) -> bool:
             )  # clocks differ between processes: the first one's counts
             out_of_time, stopped, due = run.fabric.broadcast(told)
             last = run.step == run.steps or out_of_time
-            progress.advance(run.step, run.seconds, log if run.step % run.recipe.log_every == 0 or last else None)
+            # The first step and every so many from there: even turns, as those of rare phases are.
+            told_of = (run.step - 1) % run.recipe.log_every == 0 or last
+            progress.advance(run.step, run.seconds, log if told_of else None)
             if due or last:
                 _validate(run, progress)
             if run.step % run.recipe.save_every == 0:
@@ -111,6 +114,11 @@ def step(run: Run, batch: Any, done: float) -> dict[str, float]:
             group["lr"] = rate
         with run.precision.autocast(run.fabric.device):
             loss, said = run.method.loss(batch, phase, rng)
+        if not math.isfinite(float(loss.detach())):
+            what = f"the loss of {phase.name} is {float(loss.detach())} at step {run.step + 1}"
+            raise UserError(
+                what, do="Lower the learning rate, or look for odd images; --resume goes on from the last good state"
+            )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]

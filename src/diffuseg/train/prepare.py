@@ -112,8 +112,8 @@ def prepare(settings: TrainSettings) -> Run:
         raise UserError(f"there is no fold {settings.fold}", do=f"Folds are 0 to {len(folds) - 1}.")
     fold = folds[settings.fold]
     labels = _labels(settings, dataset, fold)
-    if settings.max_minutes is not None and not settings.max_minutes > 0:
-        raise UserError(f"--max-minutes {settings.max_minutes}: some time is needed")
+    if settings.max_minutes is not None and not 0 < settings.max_minutes < math.inf:
+        raise UserError(f"--max-minutes {settings.max_minutes}: some time is needed, and an end of it")
     fabric = _fabric(settings.device)
     precision = choose_precision(fabric.device, settings.precision)
     plan, config, recipe = _configure(settings, dataset)
