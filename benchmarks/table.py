@@ -184,13 +184,30 @@ def doubt() -> str:
 def raters() -> str:
     """Draws against the raters of LIDC: methods, what raters reach, and what knows nothing of shapes."""
     found = _load("lidc_raters")["rows"]
-    rows = [_rated(row["name"], row, row["draws"]) for row in found]
     plain = _plain(found)
-    rows.append(_rated("softmax of the U-Net, each pixel by itself", plain, plain["pixelwise"]))
-    rows += [[name, *_against(plain[source]), *["-"] * 4] for name, source in PEOPLE.items()]
-    counts = [f"GED, {n} draws" for n in (4, 16, 32)]
-    quality = ["Dice of the mean [95 % CI]", "Dice of `--fuse dice`", "ECE, band", "AURC"]
-    return _grid(["draws of", *counts, "HM-IoU [95 % CI]", "max. Dice", *quality], rows)
+    rows = [[row["name"], *_against(row["draws"])] for row in found]
+    rows.append(["softmax of the U-Net, each pixel by itself", *_against(plain["pixelwise"])])
+    rows += [[name, *_against(plain[source])] for name, source in PEOPLE.items()]
+    return _grid(["draws of", *(f"GED, {n} draws" for n in (4, 16, 32)), "HM-IoU", "max. Dice"], rows)
+
+
+def raters_quality() -> str:
+    """The mean probability of the draws, and the masks made of them, against the same raters."""
+    rows = []
+    for row in _load("lidc_raters")["rows"]:
+        mean = row["mean"]
+        measures = [mean["dice"], mean["dice_fused"], mean["ece_band"], row["aurc"]]
+        calls = row["evaluations_per_draw"] * row["n"] if row["dropout"] or row["method"] != "unet" else len(row["models"])
+        rows.append([row["name"], *map(_ends, measures), str(calls), f"{sum(row['training_steps'])}"])
+    head = [
+        "draws of",
+        "Dice of the mean's mask",
+        "Dice of `--fuse dice`",
+        "ECE in the band",
+        "AURC, by doubt",
+        "network calls",
+    ]
+    return _grid([*head, "training steps"], rows)
 
 
 def raters_differences() -> str:
@@ -228,12 +245,7 @@ def _paired(row: dict[str, Any], first: list[float], second: list[float]) -> str
 
 
 def _against(source: dict[str, Any]) -> list[str]:
-    return [_ends(source[key]) for key in ("ged_4", "ged_16", "ged_32", "hm_iou")] + [f"{source['maximum_dice']['mean']:.3f}"]
-
-
-def _rated(name: str, row: dict[str, Any], source: dict[str, Any]) -> list[str]:
-    rest = [row["mean"]["dice_fused"], row["mean"]["ece_band"], row["aurc"]]
-    return [name, *_against(source), _ends(row["mean"]["dice"]), *(f"{one['mean']:.3f}" for one in rest)]
+    return [_ends(source[key]) for key in ("ged_4", "ged_16", "ged_32", "hm_iou", "maximum_dice")]
 
 
 def _ends(found: dict[str, Any], digits: int = 3) -> str:
@@ -316,7 +328,7 @@ def _mean_of(interval: list[float]) -> str:
 
 SHOWN: tuple[Callable[[], str], ...] = (
     hippocampus, differences, shipped, shipped_calibration, shipped_doubt, doubt, ablation, controls, speed,
-    raters, raters_differences, weak, weak_differences, weak_ablation, weak_verdicts,
+    raters, raters_quality, raters_differences, weak, weak_differences, weak_ablation, weak_verdicts,
 )  # fmt: skip
 TABLES = {f.__name__: f for f in SHOWN}
 
