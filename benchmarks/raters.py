@@ -26,7 +26,7 @@ def main(asked: argparse.Namespace) -> None:
     """Measure row after row and write the results after each; rows of that name that are there are replaced."""
     results = json.loads(asked.out.read_text()) if asked.out.exists() else {"rows": []}
     for text, dropout in [(text, False) for text in asked.rows] + [(text, True) for text in asked.dropout]:
-        name, paths = text.split("=", 1)
+        name, _, paths = text.rpartition("=")  # a name may hold settings
         models = [load(path, "cpu") for path in paths.split(",")]
         found = measured(models, asked, dropout)
         row = {"name": name, "what": asked.what} | described(models, found, dropout)

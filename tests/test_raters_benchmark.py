@@ -29,13 +29,13 @@ def test_rows_of_models_ensembles_and_dropout_on_the_same_cases(tmp_path):
         save_checkpoint(paths[-1], method, {"name": "u", "fold": 0, "steps_trained": 0})
     one, two = map(str, paths)
     asked = Namespace(
-        dataset=data, rows=[f"plain={one}", f"ensemble={one},{two}"], dropout=[f"dropout={one}"], draws=4, steps=None,
+        dataset=data, rows=[f"plain, a=1={one}", f"ensemble={one},{two}"], dropout=[f"dropout={one}"], draws=4, steps=None,
         what="", cases=0, patients=None, out=tmp_path / "raters.json",
     )  # fmt: skip
     main(asked)
     first = json.loads(asked.out.read_text())
     plain, ensemble, dropped = first["rows"]
-    assert [row["name"] for row in first["rows"]] == ["plain", "ensemble", "dropout"]
+    assert [row["name"] for row in first["rows"]] == ["plain, a=1", "ensemble", "dropout"]
     assert len(ensemble["models"]) == 2 and dropped["dropout"] and dropped["n"] == 4
     n = first["cases"]
     for row in first["rows"]:
