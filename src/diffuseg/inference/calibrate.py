@@ -112,12 +112,12 @@ def measure_calibration(
             on_case(number + 1, len(cases))
     if not any(len(case.voxels["band"][1]) for case in judged):
         raise UserError("no case has anything but background", file=folder, do="There is nothing to calibrate on")
-    half = deal(of, 2)
+    half, temperature = deal(of, 2), _temperature(judged)
     temperatures = _cross_fitted(judged, half)
     coverage, widening = _intervals(judged, of, voxel)
     risk, doubt = (np.array([getattr(case, name) for case in judged]) for name in ("risk", "doubt"))
     learnt = Calibration(
-        round(_temperature(judged), 5),
+        1.0 if temperature is None else round(temperature, 5),
         {name: asdict(found) for name, found in widening.items() if math.isfinite(found.margin)},
         threshold_for_fraction(doubt, FRACTION),
         FRACTION,
@@ -133,7 +133,7 @@ def measure_calibration(
     }
     scores, diagrams = _scores(judged, temperatures, of), _diagrams(judged, temperatures)
     how = _how(len(cases), len(set(of)))
-    if _fitted(judged) is None:
+    if temperature is None:
         how["temperature"] = f"none: the best fit lies at an end of {COLDEST:g} to {HOTTEST:g}, which says that nothing fits"
     return Measured(learnt, scores, coverage, rejection(risk, doubt, of, FRACTION), diagrams, per_case, how)
 
@@ -155,20 +155,18 @@ def _judge(model: Model, whole: Whole, settings: dict[str, Any], seed: int) -> J
     )
 
 
-def _fitted(judged: Sequence[Judged]) -> float | None:
+def _temperature(judged: Sequence[Judged]) -> float | None:
     """Fitted to the voxels of all bands, where the question is; None where there is no voxel, and none or too many wrong."""
     voxels = [case.voxels["band"] for case in judged if len(case.voxels["band"][1])]
     found = fit_temperature([p for p, _ in voxels], [t for _, t in voxels]) if voxels else 0.0
     return found if 1.01 * COLDEST < found < 0.99 * HOTTEST else None
 
 
-def _temperature(judged: Sequence[Judged]) -> float:
-    return _fitted(judged) or 1.0
-
-
 def _cross_fitted(judged: list[Judged], half: np.ndarray) -> list[float]:
     """The temperature of each case: that of the half of the patients it does not belong to."""
-    fitted = {side: _temperature([case for case, own in zip(judged, half, strict=True) if own != side]) for side in (0, 1)}
+    fitted = {
+        side: _temperature([case for case, own in zip(judged, half, strict=True) if own != side]) or 1.0 for side in (0, 1)
+    }
     return [fitted[int(own)] for own in half]
 
 

@@ -69,18 +69,22 @@ class Vote(Fusion):
         return (self._counts + TIE * mean) / (max(self.draws, 1) + TIE)
 
 
-class Dice(Fusion):
-    """The mask with the largest mean Dice with the draws, of the level sets of their frequencies: `best_overlap`.
-
-    Keeps the label map of every draw, uint8. Refuses more than 255 classes.
-    """
+class LabelMaps(Fusion):
+    """Keeps the label map of every draw, uint8. Refuses more than 255 classes."""
 
     def __init__(self) -> None:
         super().__init__()
         self._labels: list[UInt8[np.ndarray, "*s"]] = []
 
     def _add(self, probability: Tensor) -> None:
-        self._labels.append(label_map(probability, "dice"))
+        if len(probability) > 255:
+            fuse = type(self).__name__.lower()
+            raise UserError(f"--fuse {fuse} of {len(probability)} classes: there is room for 255", do="Choose --fuse vote")
+        self._labels.append(probability.argmax(0).to("cpu", torch.uint8).numpy())
+
+
+class Dice(LabelMaps):
+    """The mask with the largest mean Dice with the draws, of the level sets of their frequencies: `best_overlap`."""
 
     def shares(self, mean: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
         """1 for the class that the mask has, 0 for the others."""
@@ -88,19 +92,15 @@ class Dice(Fusion):
         return torch.nn.functional.one_hot(chosen, len(mean)).movedim(-1, 0).to(mean.dtype)
 
 
-class Staple(Fusion):
+class Staple(LabelMaps):
     """Simultaneous truth and performance level estimation over label maps of several classes, by SimpleITK.
 
-    Keeps the label map of every draw, uint8. Refuses more than 255 classes, and to start without SimpleITK.
+    Refuses to start without SimpleITK.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._itk = simple_itk()
-        self._labels: list[UInt8[np.ndarray, "*s"]] = []
-
-    def _add(self, probability: Tensor) -> None:
-        self._labels.append(label_map(probability, "staple"))
 
     def shares(self, mean: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
         """1 for the class that STAPLE decides on, 0 for the others; where it cannot decide, the mean probability."""
@@ -139,13 +139,6 @@ def best_overlap(draws: Integer[np.ndarray, "n *s"], classes: int) -> Integer[np
         overlap = np.where(both > 0, 2 * common / np.maximum(both, 1), 1.0).mean(0)
         claims[k] = np.where(count >= 1 + int(overlap.argmax()), count, 0)
     return claims.argmax(0).reshape(draws.shape[1:])
-
-
-def label_map(probability: Float[Tensor, "k *s"], fuse: str) -> UInt8[np.ndarray, "*s"]:
-    """The most probable class of each voxel, in one byte. Refuses more than 255 classes."""
-    if len(probability) > 255:
-        raise UserError(f"--fuse {fuse} of {len(probability)} classes: there is room for 255", do="Choose --fuse vote")
-    return probability.argmax(0).to("cpu", torch.uint8).numpy()
 
 
 def fusion(name: str) -> Fusion:
