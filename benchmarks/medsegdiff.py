@@ -1,0 +1,148 @@
+"""MedSegDiff beside its bars: both versions, their parts taken out, the U-Net and the plain DDPM, trained alike on one fold.
+
+Every row is trained on the same plan for as many steps; last weights are scored on the fold's validation cases, which choose
+nothing. Scores: Dice of the first draw, of the mean of five and of 25 draws, and of STAPLE over them. A variant with a thousand
+levels is sampled in 10 and in 100 steps by each sampler. `python -m benchmarks.medsegdiff DATASET WORK --out RESULTS.json`
+continues where it was stopped.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.score import write
+from diffuseg.data.batches import Batches
+from diffuseg.data.dataset import open_dataset, patients, splits
+from diffuseg.data.transforms import to_native
+from diffuseg.evaluation.metrics import dice
+from diffuseg.evaluation.statistics import bootstrap_mean
+from diffuseg.inference.fusion import fusion
+from diffuseg.inference.model import draw_seed
+from diffuseg.train.checkpoint import load_checkpoint, model_hash
+from diffuseg.train.loop import TrainSettings, train
+
+LONG = "T=1000 schedule=linear predict=v recycle=0 hardest=0 steps=10 sampler=ddim"  # as `concat`, so that steps can be counted
+VARIANTS: list[tuple[str, str, str, str]] = [  # (name, what, method, --set)
+    ("unet", "U-Net of the same widths", "unet", ""),
+    ("concat", "plain DDPM", "concat", ""),
+    ("v1", "V1", "medsegdiff", ""),
+    ("v1_published", "V1, eq. 3 without the residual", "medsegdiff", "dce=published"),
+    ("v1_no_filter", "V1 without FF-Parser", "medsegdiff", "ff_parser=false"),
+    ("v1_plain", "V1 without DCE and FF-Parser", "medsegdiff", "dce=off"),
+    ("v2", "V2", "medsegdiff_v2", ""),
+    ("v2_no_anchor", "V2 without anchor", "medsegdiff_v2", "anchor=false"),
+    ("v2_no_former", "V2 without SS-Former", "medsegdiff_v2", "ss_former=false"),
+    ("v1_long", "V1, 1000 levels", "medsegdiff", LONG),
+]
+DRAWS = (1, 5, 25)
+SAMPLERS = ("ddim", "dpm-solver++(2m)", "ancestral")
+STEPS = (10, 100)
+SWEPT_DRAWS = 5
+
+
+def main(asked: argparse.Namespace) -> None:
+    """Train and measure what is not there yet, and write the results after each row."""
+    dataset = open_dataset(asked.dataset)
+    results: dict[str, Any] = {"dataset": dataset.name, "fold": asked.fold, "rows": [], "samplers": []}
+    if asked.out.exists():
+        results = json.loads(asked.out.read_text())
+    for name, what, method, sets in VARIANTS:
+        if asked.only and name not in asked.only:
+            continue
+        checkpoint = asked.work / name / "last.safetensors"
+        if not checkpoint.exists():  # last weights are written at the end
+            how = dict(fold=asked.fold, steps=asked.steps, validate_every=asked.steps, seed=asked.seed, resume=True)
+            train(TrainSettings(asked.dataset, method, checkpoint.parent, set=[*asked.set, *sets.split()], **how))
+        if all(row["name"] != name for row in results["rows"]):
+            row = {"name": name, "what": what, "set": sets, "seed": asked.seed} | described(checkpoint)
+            results["rows"].append(row | measured(checkpoint, asked, DRAWS))
+            write(asked.out, results)
+            print(what, {n: round(found["dice"], 4) for n, found in results["rows"][-1]["scores"].items()}, flush=True)
+        if name.endswith("_long"):
+            sweep(name, checkpoint, asked, results)
+
+
+def sweep(name: str, checkpoint: Path, asked: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Every sampler in few and in many steps, with the same noise."""
+    for sampler in SAMPLERS:
+        for steps in STEPS:
+            if any((row["sampler"], row["steps"], row["name"]) == (sampler, steps, name) for row in results["samplers"]):
+                continue
+            row = {"name": name, "sampler": sampler, "steps": steps} | measured(
+                checkpoint, asked, (1, SWEPT_DRAWS), steps, sampler
+            )
+            results["samplers"].append(row)
+            write(asked.out, results)
+            print(sampler, steps, {n: round(found["dice"], 4) for n, found in row["scores"].items()}, flush=True)
+
+
+def described(checkpoint: Path) -> dict[str, Any]:
+    """What a row says of its model."""
+    method, _, meta = load_checkpoint(checkpoint)
+    return {
+        "method": meta["method"],
+        "model": model_hash(checkpoint),
+        "parameters": sum(p.numel() for p in method.parameters()),
+        "training_steps": meta["steps_trained"],
+        "training_seconds": meta.get("seconds"),
+        "evaluations_per_draw": method.evaluations(*method.sampling(None, None)) if method.generative else 1,
+    }
+
+
+def measured(
+    checkpoint: Path, asked: argparse.Namespace, counts: tuple[int, ...], steps: int | None = None, sampler: str | None = None
+) -> dict[str, Any]:
+    """Dice by number of draws and fusion: mean with its 95 % interval over patients, and of each case (mean of classes)."""
+    method, plan, _ = load_checkpoint(checkpoint)
+    dataset = open_dataset(asked.dataset)
+    cases = splits(dataset)[asked.fold]["val"]
+    source, of = Batches(dataset, cases, plan, seed=0), patients(dataset)[0]
+    counts = counts if method.generative else (1,)
+    found: dict[str, list[float]] = {}
+    started = time.process_time()
+    for case in cases:
+        whole = source.whole(case)
+        seeds = [draw_seed(0, case, i) for i in range(max(counts))]
+        maps = [p.float() for p in method.draw(whole.image, seeds, steps=steps, sampler=sampler)]
+        for n in counts:
+            for fuse in ("mean", "staple") if n > 1 else ("mean",):
+                mask = to_native(fused(maps[:n], fuse), whole.placement).argmax(0)
+                classes = [dice(mask == k, whole.truth == k) for k in range(1, plan.classes)]
+                found.setdefault(f"{fuse} of {n}" if n > 1 else "one draw", []).append(float(np.nanmean(classes)))
+    seconds = (time.process_time() - started) / len(cases) / max(counts)
+    groups = [of[case] for case in cases]
+    scores = {name: summary(values, groups) for name, values in found.items()}
+    return {"cases": len(cases), "patients": len(set(groups)), "seconds_per_draw": seconds, "scores": scores}
+
+
+def fused(maps: list[torch.Tensor], fuse: str) -> torch.Tensor:
+    """Each class's claim to each voxel, as `predict` fuses draws."""
+    kind = fusion(fuse)
+    for p in maps:
+        kind.add(p)
+    return kind.shares(torch.stack(maps).mean(0))
+
+
+def summary(values: list[float], groups: list[str]) -> dict[str, Any]:
+    """Mean with its interval, and every case by its place."""
+    mean, low, high = bootstrap_mean(values, groups)
+    cases = {f"case{i}": round(v, 5) for i, v in enumerate(values)}
+    return {"dice": mean, "dice_low": low, "dice_high": high, "dice_per_case": cases}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", nargs="*", default=[], help="of the plan and the training, for all rows")
+    parser.add_argument("--only", nargs="+", help="names of variants")
+    parser.add_argument("--out", type=Path, required=True)
+    main(parser.parse_args())
