@@ -146,7 +146,7 @@ def test_a_crop_decides_about_patch_batch_and_steps():
 def test_wishes_that_do_not_exist_or_do_not_fit_are_refused():
     with pytest.raises(UserError, match="unknown setting 'pach'; did you mean 'patch'"):
         make_plan(data_set(), seen(), pach=(8, 8, 8))
-    with pytest.raises(UserError, match="patch needs 3 positive sides"):
+    with pytest.raises(UserError, match="patch needs 3 sides of 4 voxels or more"):
         make_plan(data_set(), seen(), patch=(8, 8))
 
 
@@ -166,8 +166,8 @@ def test_a_plan_survives_its_file_and_may_be_edited(tmp_path):
     "change, message",
     [
         ({"pathc": [8, 8, 8]}, "did you mean 'patch'"),
-        ({"patch": [8, 8]}, "patch needs 3 positive sides"),
-        ({"patch": [8, 8, 0]}, "patch needs 3 positive sides"),
+        ({"patch": [8, 8]}, "patch needs 3 sides of 4 voxels or more"),
+        ({"patch": [8, 8, 0]}, "patch needs 3 sides of 4 voxels or more"),
         ({"spacing": [1.0, -1.0, 1.0]}, "spacing is one positive number"),
         ({"orientation": "RAX"}, "orientation is one letter each"),
         ({"orientation": "RLS"}, "orientation is one letter each"),

@@ -89,6 +89,11 @@ def test_the_grid_has_the_orientation_and_the_spacing_of_the_plan():
     np.testing.assert_allclose(placement.grid_affine[:3, :3], np.diag([1.0, 1.5, 2.0]), atol=1e-12)
 
 
+def test_a_spacing_that_no_memory_holds_is_refused_before_it_is_tried():
+    with pytest.raises(UserError, match=r"10000 x 10000 x 10000 voxels at the plan's spacing, of 10 x 10 x 10"):
+        to_grid(Image(np.zeros((1, 10, 10, 10), np.float32), np.eye(4)), plan(spacing=(0.001, 0.001, 0.001)))
+
+
 # A crop about the middle
 
 

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from diffuseg.errors import UserError
 from diffuseg.methods import METHODS
 from diffuseg.train import loop
 from diffuseg.train.checkpoint import read_meta
@@ -264,6 +265,9 @@ def test_a_training_by_the_clock_validates_on_the_way(data, tmp_path, monkeypatc
     before = (tmp_path / "log.csv").read_text()
     loop.train(replace(run, resume=True))  # its time is over: nothing more is done
     assert len(seen) == loop.VALIDATIONS and (tmp_path / "log.csv").read_text() == before
+    (tmp_path / "log.csv").write_text("step,seconds\nthree,1.0\n")
+    with pytest.raises(UserError, match=r"log\.csv: is damaged"):
+        loop.train(replace(run, resume=True))
 
 
 def test_validations_leave_a_training_by_the_clock_its_time(data, tmp_path, monkeypatch, capsys):

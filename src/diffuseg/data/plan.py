@@ -150,7 +150,7 @@ def check_plan(plan: Plan) -> None:
             plan.crop is None or (len(plan.crop) == (3 if volumes else 2) and min(plan.crop) > 0),
             "is one positive number of voxels per axis, or null",
         ),
-        "patch": (len(plan.patch) == plan.dims and min(plan.patch) > 0, f"needs {plan.dims} positive sides"),
+        "patch": (len(plan.patch) == plan.dims and min(plan.patch) >= 4, f"needs {plan.dims} sides of 4 voxels or more"),
         "slice_axis": (plan.slice_axis in (0, 1, 2), "is 0, 1 or 2"),
         "normalisation": (len(plan.normalisation) == len(plan.channels), "needs one entry per channel"),
         "widths": (len(plan.widths) > 0 and min(plan.widths, default=0) > 0, "are positive"),

@@ -5,6 +5,7 @@ round(n * spacing / wished spacing), so the way back is the same map and ends on
 the centre of the first voxel instead, so its grid covers another extent and the way back has to guess at its border.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from diffuseg.types import Image
 from diffuseg.words import counted
 
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+MOST_VOXELS = 2**31  # of one channel of a resampled case: 8 GB
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,9 @@ def _zoom(before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
 def _resize(x: Float[Tensor, "c *s"], shape: tuple[int, ...]) -> Float[Tensor, "c *s2"]:
     if tuple(x.shape[1:]) == tuple(shape):
         return x
+    if math.prod(shape) > MOST_VOXELS:
+        what = f"{' x '.join(map(str, shape))} voxels at the plan's spacing, of {' x '.join(map(str, x.shape[1:]))}"
+        raise UserError(f"{what}: that is too fine", do="Give the plan a larger spacing, in mm.")
     return F.interpolate(x[None], size=shape, mode=LINEAR[len(shape)], align_corners=False)[0]
 
 

@@ -200,6 +200,9 @@ def _check(settings: TrainSettings, recipe: Recipe, method: Method) -> None:
         "train.save_every and train.log_every are at least 1": min(recipe.save_every, recipe.log_every) >= 1,
         "train.validation_cases is 0 or more": recipe.validation_cases >= 0,
         "train.ema is between 0 and 1": 0 <= recipe.ema <= 1,
+        "train.floor is between 0 and 1": 0 <= recipe.floor <= 1,
+        "train.weight_decay and train.clip are 0 or more": min(recipe.weight_decay, recipe.clip) >= 0,
+        "train.warmup is 0 or more": recipe.warmup >= 0,
     }
     for rule, holds in rules.items():
         if not holds:

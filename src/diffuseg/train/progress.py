@@ -17,6 +17,7 @@ from rich.progress import (
     Progress as Bar,
 )
 
+from diffuseg.errors import UserError
 from diffuseg.whole import write_whole
 from diffuseg.words import counted
 
@@ -100,6 +101,9 @@ def _read(path: Path, step: int) -> list[dict[str, Any]]:
     """Rows of an interrupted run up to the step that it is resumed from."""
     if not path.exists() or step == 0:
         return []
-    with path.open() as file:
-        rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
-    return [row for row in rows if int(row["step"]) <= step]
+    try:
+        with path.open() as file:
+            rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+        return [row for row in rows if int(row["step"]) <= step]
+    except (ValueError, KeyError, TypeError, csv.Error):
+        raise UserError("is damaged", file=path, do="Remove it: training goes on without its curve so far") from None
