@@ -169,6 +169,16 @@ def test_every_map_is_evidence_at_any_size_and_none_for_an_image_without_object(
         assert not p[1].any() and not method.conclude(p, image)[1].any()
 
 
+@pytest.mark.parametrize("guidance", ["guidance=0.0", "guidance=2.0", None])
+@pytest.mark.parametrize("name", MAPS)
+def test_the_stated_cost_is_what_the_networks_are_asked(name, guidance):
+    method, asked = build("cdm", "2d", WITH, *filter(None, [guidance])), []
+    for network in (method.network, method.classifier):
+        network.register_forward_hook(lambda _, inputs, __: asked.append(len(inputs[0])))
+    list(method.draw(torch.randn(1, 16, 16, generator=rng()), [1, 2, 3], sampler=name, steps=2, label=1))
+    assert sum(asked) == 3 * method.evaluations(name, 2)
+
+
 def test_equal_embeddings_give_an_empty_mask():
     method = build("cdm", "2d")
     with torch.no_grad():
@@ -211,7 +221,7 @@ def test_a_prediction_says_what_was_decided_by_whom_and_at_what_cost(checkpoint)
     shown = predicted(model, label="class1")
     record = shown.provenance
     assert record["image_label"] == {"label": "class1", "decided_by": "as told", "scores": {}, "network_evaluations": 0}
-    assert record["network_evaluations"] == 3 * 2 * 2 and record["sampler"] == "levels" and record["label"] == "class1"
+    assert record["network_evaluations"] == 3 * 4 * 2 and record["sampler"] == "levels" and record["label"] == "class1"
     assert "not calibrated" in record["note"] and record["options"]["quantile"] == 0.97
     assert shown.mask.any() and np.array_equal(shown.mask == 1, shown.probability[1] > shown.probability[0])
     none = predicted(model, label="background")

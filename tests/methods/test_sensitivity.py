@@ -9,7 +9,7 @@ from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
 from diffuseg.methods.counterfactual import classifier_free, guided
 from diffuseg.methods.saliency import evidence
-from diffuseg.methods.sensitivity import Condition, Contrast, accumulated, levels, shared, unit
+from diffuseg.methods.sensitivity import Condition, Contrast, accumulated, levels, shared, supported, unit
 from tests.contract.test_methods import build
 from tests.methods import discs
 from tests.methods.discs import SCHEDULE, condition, contrast, disc, image, noise
@@ -36,6 +36,33 @@ def test_the_map_is_the_disc_with_the_sign_of_its_brightness(walk, tau, brightne
 def test_equal_conditions_give_a_map_of_zeros(walk, tau):
     same = Contrast(discs.denoiser(0.8), condition(1.0), condition(1.0), tau)
     assert not draw(walk, same, image(0.8)).any()
+
+
+def test_what_is_odd_in_the_noise_cancels_in_the_levels():
+    plain = Contrast(lambda x, t, condition: condition.e.reshape(-1, 1, 1, 1) * x, condition(1.0), condition(0.0), 0.0)
+    x_0 = image(0.8)
+    torch.testing.assert_close(levels(plain, x_0, SCHEDULE, noise(), 1, (0.6, -1.0)), unit(x_0))
+
+
+def test_support_is_how_much_better_the_object_explains_a_voxel():
+    """Unsmoothed: half of |x_0 - x0_hat(y0)|^2 - |x_0 - x0_hat(y1)|^2 where that is above zero, with the sign of the change."""
+    x_0, one, none = torch.randn(3, 2, 1, 12, 9, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    better = ((x_0 - none).square() - (x_0 - one).square()) / 2
+    expected = (one - none).sign() * better.clamp(min=0)
+    torch.testing.assert_close(supported(one - none, x_0 - (one + none) / 2, 1e-6), expected)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.95, 1.0])
+@pytest.mark.parametrize("brightness", [0.8, -0.8])
+def test_what_the_image_does_not_show_has_no_support(tau, brightness):
+    """The change alone is the disc whatever the image shows; with support only where the image has it, in the right sign."""
+    how = contrast(brightness, tau)
+    for shown in (brightness, -brightness):
+        change, backed = (levels(how, image(shown), SCHEDULE, noise(), 3, (0.6, -1.0), s)[0, 0] for s in (0.0, 2.0))
+        torch.testing.assert_close(unit(change[None, None])[0, 0].sign(), math.copysign(1, brightness) * disc())
+        share = (backed * change > 0)[disc() > 0].double().mean()
+        assert share > 0.95 if shown == brightness else share < 0.05
+        assert not backed[disc() == 0].any()
 
 
 @pytest.mark.parametrize("walk", WALKS)

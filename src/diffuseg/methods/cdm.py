@@ -61,12 +61,14 @@ class MapConfig(WeakConfig):
     map, steps, log_snr, tau   see sensitivity.py and counterfactual.py
     guidance, switch       scale s of the classifier's gradient, and whether it turns from y1 to y0 at once or by 1 - tau
     free_weight            how far a classifier-free counterfactual goes from "no label" towards y0
+    support                of the levels: how far around, in voxels, the image must side with the change for it to count; 0: the
+                           change counts everywhere
     part                   what of the signed map counts
     decide                 who says what the image shows: the class that denoises it best, the classifier; or "present": it
                            shows an object, as in the paper's protocol
     """
 
-    ranges: ClassVar = WeakConfig.ranges | {"steps": (1, inf), "tau": (0, 1), "guidance": (0, inf)}
+    ranges: ClassVar = WeakConfig.ranges | {"steps": (1, inf), "tau": (0, 1), "guidance": (0, inf), "support": (0, 100)}
 
     map: Literal["levels", "accumulated", "shared", "guided", "classifier_free"] = "levels"
     steps: int | None = None
@@ -75,6 +77,7 @@ class MapConfig(WeakConfig):
     guidance: float | None = None
     switch: Literal["full", "scaled"] = "full"
     free_weight: float = 3.0
+    support: float = 2.0
     part: Literal["auto", "signed", "positive", "negative", "absolute"] = "auto"
     decide: Literal["diffusion", "classifier", "present"] = "diffusion"
 
@@ -195,7 +198,17 @@ class CDM(WeakMethod):
         return name, usual if steps is None else steps
 
     def evaluations(self, sampler: str, steps: int) -> int:
-        return 2 * steps  # two conditions, or there and back; a derivative costs about as much as a second condition
+        """Of both networks, for one draw; a derivative counts as a second condition, a gradient as no call of its own.
+
+        At each step two conditions, of the levels with two noises; the counterfactuals are asked once on the way there, and on
+        the way back once beside the classifier, or under two conditions.
+        """
+        s = MAPS[sampler].guidance if self.config.guidance is None else self.config.guidance
+        if sampler == "classifier_free":
+            return 3 * steps
+        if sampler == "guided":
+            return (3 if s else 2) * steps
+        return (4 if sampler == "levels" else 2) * (2 if s else 1) * steps
 
     @torch.no_grad()
     def judge(self, image: Float[Tensor, "c *s"]) -> Verdict:
@@ -205,7 +218,7 @@ class CDM(WeakMethod):
         names, c = self.plan.names, self.config
         if c.decide == "classifier":
             x_0 = (image * self.scale).expand(HELD_OUT_LEVELS, *image.shape)
-            t = (torch.arange(HELD_OUT_LEVELS, device=image.device) * self.schedule.T // 20).long()
+            t = (torch.arange(HELD_OUT_LEVELS, device=image.device) * self.schedule.T // 20).long() + 1
             x_t = self.schedule.q_sample(x_0, t, randn_like(x_0, torch.Generator().manual_seed(0)))
             scores, calls = self.logits(x_t, t).log_softmax(1).mean(0), HELD_OUT_LEVELS
         else:
@@ -236,8 +249,11 @@ class CDM(WeakMethod):
                     "tau=1 is the derivative in the condition: guidance has none", do="Give tau=0.99, or guidance=0"
                 )
             contrast = Contrast(guide, one, none, tau, c.switch)
-            walk = {"levels": levels, "accumulated": accumulated, "shared": shared}[name]
-            change = walk(contrast, x_0, self.schedule, noise, steps, span, on_step)
+            how = (contrast, x_0, self.schedule, noise, steps, span)
+            if name == "levels":
+                change = levels(*how, c.support, on_step)
+            else:
+                change = {"accumulated": accumulated, "shared": shared}[name](*how, on_step)
         return part_of(change, usual.part if c.part == "auto" else c.part)
 
     def condition(self, label: int, device: torch.device | str) -> Condition:
