@@ -19,7 +19,7 @@ def pseudo_label(
         typer.Option(help="Image-level labels: a CSV with case and label.", show_default="DATASET/image_labels.csv, if there"),
     ] = None,
     confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Keep masks on which the draws agree at least so far (Dice of pairs).")
+        float, typer.Option(min=0, max=1, help="Keep masks of at least so much: agreement of the draws (Dice of pairs).")
     ] = 0.7,
     draws: Annotated[int | None, typer.Option(min=2, help="Draws per case.", show_default="8")] = None,
     set_: Annotated[
@@ -34,7 +34,7 @@ def pseudo_label(
 
     loaded = load(model, device, set_ or [])
     with Bars(console(stderr=True)) as bars:
-        found = make(loaded, dataset, out, labels, confidence, draws, seed, bars.case)
+        found = make(loaded, dataset, out, labels, confidence, draws, seed, bars.progress.console.print, bars.case)
     for reason in dict.fromkeys(pseudo.reason for pseudo in found):
         those = [pseudo for pseudo in found if pseudo.reason == reason]
         typer.echo(f"{len(those)} {'kept' if those[0].kept else 'left out'}: {reason}")
