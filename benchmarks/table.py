@@ -292,7 +292,9 @@ def weak_differences() -> str:
     maps = {n: r for n, r in bars.items() if n.startswith(("levels", "accumulated", "shared", "one level"))}
     cams = {n: r for n, r in bars.items() if ", layer" in n}
     ours = max(maps, key=lambda name: chosen(maps[name]))
-    against = ["intensity", max(cams, key=lambda name: chosen(cams[name])), *(n for n in bars if "counterfactual" in n)]
+    kinds = [{n: r for n, r in bars.items() if n.startswith(kind)} for kind in ("guided count", "classifier-free count")]
+    best = [max(rows, key=lambda name, rows=rows: chosen(rows[name])) for rows in (cams, *kinds) if rows]
+    against = [*(n for n in bars if n.startswith(("intensity", "position"))), *best]
     pairs = [(ours, name) for name in against] + [(n, ours) for n in found if n not in bars and n != FULL]
     rows = []
     for first, second in pairs:

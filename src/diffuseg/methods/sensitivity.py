@@ -96,7 +96,7 @@ def levels(
         t = schedule.level(log_snr[0] + share * (log_snr[1] - log_snr[0]))
         fresh = noise()
         x_t = schedule.q_sample(torch.cat([x_0, x_0]), t, torch.cat([fresh, -fresh]))
-        one, change = (sum(x.chunk(2)) / 2 for x in contrast.at(x_t, t))
+        one, change = (x.unflatten(0, (2, n)).mean(0) for x in contrast.at(x_t, t))
         if support:
             middle = one - change / 2  # between y1 and y0; exact for tau = 0, else as if the label acted linearly
             change = supported(change, x_0 - middle, support)
