@@ -10,7 +10,7 @@ from diffuseg.config import override
 from diffuseg.data.transforms import to_grid
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model, load
-from diffuseg.methods.cdm import CDM, MAPS
+from diffuseg.methods.cdm import CDM, FOCUS, MAPS
 from diffuseg.train.checkpoint import save_checkpoint
 from diffuseg.types import Batch, Image
 from tests.contract.test_methods import build, make_batch
@@ -61,13 +61,22 @@ def test_whatever_the_network_outputs_a_perfect_one_has_no_error_and_finds_the_i
     torch.testing.assert_close(method.denoise(x_t, 3, method.condition(1, "cpu")), x_0[:1], atol=1e-4, rtol=0)
 
 
+def test_a_share_of_the_levels_lies_where_maps_are_taken():
+    everywhere, focused = (build("cdm", "2d", "T=1000", f"focus={focus}").levels_of(4000, rng()) for focus in (0, 1))
+    assert everywhere.double().mean() == pytest.approx(500, abs=20) and everywhere.min() < 10 and everywhere.max() > 990
+    log_snr = build("cdm", "2d", "T=1000").schedule.snr(focused).log()
+    assert float(log_snr.mean()) == pytest.approx(FOCUS[0], abs=0.1) and float(log_snr.std()) == pytest.approx(
+        FOCUS[1], abs=0.1
+    )
+
+
 def test_z_scores_are_scaled_and_unit_intensities_are_not():
     assert build("cdm", "3d").scale.flatten().tolist() == pytest.approx([1 / 3, 1 / 3])
 
 
 def test_held_out_error_is_the_loss_that_is_trained():
     """Averaged over levels and noise, both estimate one number."""
-    method = build("cdm", "2d", "label_dropout=0", "T=16")
+    method = build("cdm", "2d", "label_dropout=0", "focus=0", "T=16")
     image = torch.randn(1, 20, 24, generator=rng(1))
     with torch.no_grad():
         held = torch.stack([method.held_out(image, seed) for seed in range(60)]).mean(0)

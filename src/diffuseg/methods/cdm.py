@@ -30,6 +30,7 @@ from diffuseg.networks.conditional import ClassConditionalUNet
 from diffuseg.types import Batch
 
 HELD_OUT_LEVELS = 8  # noise levels at which an image is judged under each class
+FOCUS = (1.5, 1.5)  # mean and deviation of the log-SNR where maps are taken
 NO_CLASSIFIER = "this asks for a classifier, and the model has none: train with --set classifier_widths=16,32,64,128"
 JUDGED = 4  # noise draws of that, when it decides whether there is anything to segment
 
@@ -87,16 +88,18 @@ class CDMConfig(MapConfig):
     """Every choice of the method by name; docs/methods/cdm.md says what the paper and its code choose.
 
     T, schedule, predict   levels, how they are spread, and what the network outputs
+    focus                  share of images whose log-SNR is drawn about where maps are taken (FOCUS); the others' t is uniform
     label_dropout          share of images that are shown without their label, so that the model is also unconditional
     attention_levels       levels of the U-Net with self-attention; its bottom always has it
     classifier_widths      of a noise-aware classifier that is trained beside it, one per level; empty for none
     """
 
-    ranges: ClassVar = MapConfig.ranges | {"T": (2, inf), "label_dropout": (0, 1), "dropout": (0, 1)}
+    ranges: ClassVar = MapConfig.ranges | {"T": (2, inf), "focus": (0, 1), "label_dropout": (0, 1), "dropout": (0, 1)}
 
     T: int = 1000
     schedule: Literal["linear", "cosine"] = "cosine"
     predict: Literal["eps", "x0", "v"] = "v"
+    focus: float = 0.5
     label_dropout: float = 0.1
     attention_levels: tuple[int, ...] = ()
     dropout: float = 0.0
@@ -133,10 +136,10 @@ class CDM(WeakMethod):
         return network, Phase("classifier", ("classifier",), self.config.classifier_learning_rate)
 
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """|| target - output ||^2 at uniform levels, the label hidden from a share of the images; or -log p(y | x_t)."""
+        """|| target - output ||^2 at drawn levels, the label hidden from a share of the images; or -log p(y | x_t)."""
         assert batch.label is not None
         x_0 = batch.image * self.scale
-        t = draw_levels(len(x_0), self.schedule.T, hardest=0.0, rng=rng).to(x_0.device)
+        t = self.levels_of(len(x_0), rng).to(x_0.device)
         noise = randn_like(x_0, rng)
         if phase.name == "classifier":
             logits = self.logits(self.schedule.q_sample(x_0, t, noise), t)
@@ -146,6 +149,13 @@ class CDM(WeakMethod):
         label = torch.where(hidden, self.network.no_label, batch.label)
         error = self.error(x_0, t, noise, label).mean()
         return error, {"mse": error.detach()}
+
+    def levels_of(self, n: int, rng: torch.Generator) -> Int[Tensor, " n"]:
+        """Levels to train at: uniform, a share of them by their log-SNR."""
+        t = draw_levels(n, self.schedule.T, hardest=0.0, rng=rng)
+        near = FOCUS[0] + FOCUS[1] * torch.randn(n, generator=rng)
+        focused = torch.tensor([self.schedule.level(float(log_snr)) for log_snr in near])
+        return torch.where(torch.rand(n, generator=rng) < self.config.focus, focused, t)
 
     def error(
         self, x_0: Float[Tensor, "b c *s"], t: Int[Tensor, " b"], noise: Float[Tensor, "b c *s"], label: Int[Tensor, " b"]
