@@ -1,0 +1,155 @@
+"""Hippocampus: methods side by side, the packaged model, cDAL part by part, speed."""
+
+from typing import Any
+
+from benchmarks.tables.grid import ROOT, ends, grid, load
+from diffuseg.evaluation.statistics import paired_difference
+from diffuseg.train.checkpoint import model_hash, read_meta
+
+SIDES = ("before", "after")
+CONTROLS = ["unet", "ours", "noise", "leaking", "other", "nolatent", "plain", "label", "input"]
+
+
+def hippocampus() -> str:
+    """Methods beside each other on fold 0, single draw and mean of eight."""
+    rows = []
+    for row in load("hippocampus_fold0")["rows"]:
+        rows.append([
+            _named(row), str(row["steps"]) if row["method"] != "unet" else "-", str(row["draws"]), _dice(row),
+            *(f"{v:.3f}" for v in row["dice_per_class"].values()), str(row["evaluations_per_case"]),
+            f"{row['parameters'] / 1e6:.1f} M", str(row["training_steps"]),
+        ])  # fmt: skip
+    head = [
+        "method",
+        "steps",
+        "draws",
+        "Dice [95 % CI]",
+        "anterior",
+        "posterior",
+        "network calls",
+        "parameters",
+        "training steps",
+    ]
+    return grid(head, rows)
+
+
+def differences() -> str:
+    """Each method at its own number of steps against the U-Net, case by case."""
+    found = load("hippocampus_fold0")["rows"]
+    bar = next(row for row in found if row["method"] == "unet")
+    rows = []
+    for row in found:
+        if row["method"] != "unet" and row["steps"] == row["default_steps"]:
+            rows.append([_named(row), str(row["steps"]), str(row["draws"]), _difference(row, bar)])
+    return grid(["method", "steps", "draws", "Dice minus that of the U-Net [95 % CI, paired]"], rows)
+
+
+def shipped() -> str:
+    """The packaged model alone, at its own number of steps."""
+    rows = []
+    for row in load("hippocampus_fold0")["rows"]:
+        if row["method"] == "cdal" and row["model"] not in _weights("hippocampus"):
+            raise SystemExit("the scores of cDAL are not those of the packaged model: run benchmarks.score on it")
+        if row["method"] == "cdal" and row["steps"] == row["default_steps"]:
+            rows.append(
+                [str(row["draws"]), _dice(row), *(f"{v:.3f}" for v in row["dice_per_class"].values()), str(row["cases"])]
+            )
+    return grid(["draws", "Dice [95 % CI]", "anterior", "posterior", "cases"], rows)
+
+
+def _weights(name: str) -> list[str]:
+    """Hashes of all files with the weights of a packaged model: itself, and what it was before its header was amended."""
+    path = ROOT / "src" / "diffuseg" / "models" / f"{name}.safetensors"
+    return [model_hash(path), *read_meta(path).get("amended", [])]
+
+
+def shipped_calibration() -> str:
+    """What the packaged model's own calibration did, scored on cases that it was not learnt from."""
+    found = load("hippocampus_calibration")
+    if found["model"] not in _weights("hippocampus"):
+        raise SystemExit("the calibration is not that of the packaged model: run `diffuseg calibrate` on it")
+    rows = [
+        [
+            f"{title}, in the band round the border",
+            *(f"{found['scores']['band'][name][side]['mean']:.3f}" for side in SIDES),
+            "",
+        ]
+        for name, title in (("ece", "calibration error"), ("nll", "NLL (nats)"))
+    ]
+    for name, sides in found["coverage"].items():
+        cells = [
+            f"{sides[side]['fraction']['mean']:.2f} ({sides[side]['mean_width_ml']:.2f} ml)" for side in ("raw", "widened")
+        ]
+        ends = sides["widened"]["fraction"]
+        rows.append(
+            [f"true volume inside the 90 % interval, {name} (width)", *cells, f"[{ends['low']:.2f}, {ends['high']:.2f}]"]
+        )
+    return grid(["", "before", "after", "95 %"], rows)
+
+
+def shipped_doubt() -> str:
+    """Whether sending the most doubtful cases to a human lowers the error of the rest."""
+    found = load("hippocampus_calibration")["selective"]
+    text = {key: "{mean:.4f} [{low:.4f}, {high:.4f}]".format(**value) for key, value in found.items() if key != "fraction"}
+    rows = [["1 - Dice of all cases", text["risk"]], ["of the rest", text["rest"]], ["what that takes off", text["gain"]]]
+    return grid([f"the {found['fraction']:.0%} most doubtful cases sent away", "[95 % CI]"], rows)
+
+
+def doubt() -> str:
+    """Which number of a case finds the bad ones."""
+    found = load("hippocampus_doubt")
+    rows = [
+        [row["number"], f"{row['mean']:.3f}", f"{row['spearman']:+.2f}", ends(row["gain"], 4), f"{row['excess_aurc']:.4f}"]
+        for row in found["rows"]
+    ]
+    sent = f"error (1 - Dice, mean {found['risk']:.3f}) taken off by sending {found['fraction']:.0%} away [95 % CI]"
+    return grid(["number", "its mean", "rank correlation with the error", sent, "excess AURC"], rows)
+
+
+def ablation() -> str:
+    """What each measure of cDAL does, from short trainings judged on cases set aside from the training fold."""
+    found = {row["name"]: row for row in load("cdal_ablation")["rows"]}
+    chosen = [row for name, row in found.items() if name not in CONTROLS[2:]]
+    return _ablation(chosen, found["unet"])
+
+
+def controls() -> str:
+    """The controls that ask whether diffusion does anything."""
+    found = {row["name"]: row for row in load("cdal_ablation")["rows"]}
+    return _ablation([found[name] for name in CONTROLS if name in found], found["unet"])
+
+
+def _ablation(chosen: list[dict[str, Any]], bar: dict[str, Any]) -> str:
+    rows = []
+    for row in chosen:
+        numbers = [
+            f"{row[key]:.3f}" if row.get(key) is not None else "-" for key in ("one", "mean", "one_step", "nll", "disagreement")
+        ]
+        rows.append([row["what"], f"`{row['set']}`" if row["set"] else "", *numbers, _difference(row, bar)])
+    head = ["what", "--set", "one draw", "mean of 4", "one draw, 1 step", "NLL", "changed voxels", "difference"]
+    return grid(head, rows)
+
+
+def speed() -> str:
+    """Ratios within one run."""
+    content = load("speed")
+    rows = [[r["what"], f"{r['ratio']:.2f}", r["means"]] for r in content["rows"]]
+    steps = {r["what"].split()[3]: r["seconds_fp32"] for r in content["rows"] if "seconds_fp32" in r}
+    rows.append(["training step of cDAL", f"{steps['cdal'] / steps['unet']:.2f}", "over one of the U-Net, both in float32"])
+    where = content["environment"]
+    return grid(["measured", "ratio", "of what to what"], rows) + f"\n{where['threads']} threads, {where['precision']}.\n"
+
+
+def _dice(row: dict[str, Any]) -> str:
+    return f"{row['dice']:.3f} [{row['dice_low']:.3f}, {row['dice_high']:.3f}]"
+
+
+def _difference(row: dict[str, Any], bar: dict[str, Any]) -> str:
+    """Mean over cases of row - bar with its interval; both were measured on the same cases."""
+    cases = sorted(bar["dice_per_case"])
+    found = paired_difference(*([r["dice_per_case"][case] for case in cases] for r in (row, bar)))
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def _named(row: dict[str, Any]) -> str:
+    return f"`{row['method']}`" + (f", {row['what']}" if row.get("what") else "")

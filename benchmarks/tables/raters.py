@@ -1,0 +1,75 @@
+"""LIDC: draws against four readers."""
+
+from typing import Any
+
+from benchmarks.tables.grid import ends, grid, load
+from diffuseg.evaluation.statistics import paired_difference
+
+PEOPLE = {"one rater, copied": "one_rater", "raters drawn with replacement": "resampled_raters"}
+
+
+def raters() -> str:
+    """Draws against the raters of LIDC: methods, what raters reach, and what knows nothing of shapes."""
+    found = load("lidc_raters")["rows"]
+    plain = _plain(found)
+    rows = [[row["name"], *_against(row["draws"])] for row in found]
+    rows.append(["softmax of the U-Net, each pixel by itself", *_against(plain["pixelwise"])])
+    rows += [[name, *_against(plain[source])] for name, source in PEOPLE.items()]
+    return grid(["draws of", *(f"GED, {n} draws" for n in (4, 16, 32)), "HM-IoU", "max. Dice"], rows)
+
+
+def raters_quality() -> str:
+    """The mean probability of the draws, and the masks made of them, against the same raters."""
+    rows = []
+    for row in load("lidc_raters")["rows"]:
+        mean = row["mean"]
+        measures = [mean["dice"], mean["dice_fused"], mean["ece_band"], row["aurc"]]
+        calls = row["evaluations_per_draw"] * row["n"] if row["dropout"] or row["method"] != "unet" else len(row["models"])
+        rows.append([row["name"], *map(ends, measures), str(calls), f"{sum(row['training_steps'])}"])
+    head = [
+        "draws of",
+        "Dice of the mean's mask",
+        "Dice of `--fuse dice`",
+        "ECE in the band",
+        "AURC, by doubt",
+        "network calls",
+    ]
+    return grid([*head, "training steps"], rows)
+
+
+def raters_differences() -> str:
+    """Each diffusion model against the bars, case by case, patients as units."""
+    found = load("lidc_raters")["rows"]
+    plain, several = _plain(found), next((row for row in found if len(row["models"]) > 1), None)
+    bars = {"softmax of the U-Net": plain["per_case"]["pixelwise"]}
+    bars |= {several["name"]: several["per_case"]["draws"]} if several else {}
+    rows = []
+    for row in found:
+        if row["method"] != "unet":
+            one = plain["per_case"]["mean"]["dice"]
+            overlaps = [_paired(row, row["per_case"]["mean"][key], one) for key in ("dice", "dice_fused")]
+            for name, bar in bars.items():
+                cells = [_paired(row, row["per_case"]["draws"][key], bar[key]) for key in ("ged_16", "hm_iou")]
+                rows.append([row["name"], name, *cells, *overlaps])
+    head = [
+        "draws of",
+        "minus",
+        "GED-16 (below 0: better)",
+        "HM-IoU (above 0: better)",
+        "Dice of the mean, minus that of one U-Net",
+        "Dice of `--fuse dice`, minus that of one U-Net",
+    ]
+    return grid(head, rows)
+
+
+def _plain(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(row for row in rows if row["method"] == "unet" and len(row["models"]) == 1 and not row["dropout"])
+
+
+def _paired(row: dict[str, Any], first: list[float], second: list[float]) -> str:
+    found = paired_difference(first, second, row["patient_of_case"])
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def _against(source: dict[str, Any]) -> list[str]:
+    return [ends(source[key]) for key in ("ged_4", "ged_16", "ged_32", "hm_iou", "maximum_dice")]

@@ -1,0 +1,78 @@
+"""Masks from image-level labels."""
+
+from benchmarks.tables.grid import grid, load, mean_of
+from diffuseg.evaluation.statistics import paired_difference
+
+WEAK_RULES = ("quantile 0.97, largest", "published: Otsu")
+FULL = "U-Net from masks"
+
+
+def weak() -> str:
+    """Masks from image-level labels: every map, on the half of the validation patients on which nothing was chosen."""
+    rows = []
+    for row in load("weak")["maps"]:
+        best, rules = row["best"], row["rules"]
+        fixed = [f"{rules[name]['dice'][0]:.3f}" if name in rules else "-" for name in WEAK_RULES]
+        at = rules[best]
+        cells = [
+            mean_of(at["dice"]),
+            f"{at['iou'][0]:.3f}",
+            f"{at['hd95_mm'][0]:.0f}",
+            *fixed,
+            mean_of(at["dice_all_slices"]),
+        ]
+        ap = [f"{row['ap'][0]:.3f}", mean_of(row["ap_smoothed"])]
+        rows.append([row["map"], *ap, best, *cells, str(row["evaluations"]), f"{row['seconds']:.1f}"])
+    head = [
+        "map",
+        "AP, raw",
+        "AP, smoothed [95 % CI]",
+        "best rule",
+        "Dice [95 % CI]",
+        "IoU",
+        "HD95",
+        "Dice, 0.97",
+        "Dice, Otsu",
+    ]
+    return grid([*head, "Dice, all slices [95 % CI]", "evaluations", "CPU s / image"], rows)
+
+
+def weak_differences() -> str:
+    """The best sensitivity map (by the Dice on which it was chosen) against the bars, paired over patients."""
+    content = load("weak")
+    found = {row["map"]: row for row in content["maps"]}
+    chosen = lambda row: row["rules"][row["best"]].get("dice_chosen", 0.0)
+    overlaps = lambda row: list(row["rules"][row["best"]]["dice_per_case"].values())
+    bars = {name: row for name, row in found.items() if row["rules"][row["best"]].get("dice_chosen") is not None}
+    maps = {n: r for n, r in bars.items() if n.startswith(("levels", "accumulated", "shared", "one level"))}
+    cams = {n: r for n, r in bars.items() if ", layer" in n}
+    ours = max(maps, key=lambda name: chosen(maps[name]))
+    kinds = [{n: r for n, r in bars.items() if n.startswith(kind)} for kind in ("guided count", "classifier-free count")]
+    best = [max(rows, key=lambda name, rows=rows: chosen(rows[name])) for rows in (cams, *kinds) if rows]
+    against = [*(n for n in bars if n.startswith(("intensity", "position"))), *best]
+    pairs = [(ours, name) for name in against] + [(n, ours) for n in found if n not in bars and n != FULL]
+    rows = []
+    for first, second in pairs:
+        change = paired_difference(overlaps(found[first]), overlaps(found[second]), content["patients"])
+        rows.append([first, second, f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"])
+    return grid(["Dice of", "minus Dice of", "difference [95 % CI over patients]"], rows)
+
+
+def weak_ablation() -> str:
+    """CDM one setting at a time, on the half of the patients on whom choices are made."""
+    head = ["map", "what", "value", "AP, raw", "AP, smoothed [95 % CI]", "Dice, default rule [95 % CI]", "evaluations"]
+    rows = []
+    for point in load("weak_ablation")["points"]:
+        cells = [f"{point['ap'][0]:.3f}", mean_of(point["ap_smoothed"]), mean_of(point["dice"]), str(point["evaluations"])]
+        rows.append([f"`{point['map']}`", point["knob"], f"{point['value']:g}", *cells])
+    return grid(head, rows)
+
+
+def weak_verdicts() -> str:
+    """Whether an image shows the object: who says so how well, on the same half."""
+    content = load("weak")
+    rows = [
+        [name, f"{v['auc']:.3f}", mean_of(v["accuracy"]), mean_of(v["accuracy_at_0"])]
+        for name, v in content["verdicts"].items()
+    ]
+    return grid(["judge", "AUC", "accuracy, threshold of the other half [95 % CI]", "accuracy as it is [95 % CI]"], rows)
