@@ -147,7 +147,8 @@ def _dice(row: dict[str, Any]) -> str:
 def _difference(row: dict[str, Any], bar: dict[str, Any]) -> str:
     """Mean over cases of row - bar with its interval; both were measured on the same cases."""
     cases = sorted(bar["dice_per_case"])
-    found = paired_difference(*([r["dice_per_case"][case] for case in cases] for r in (row, bar)))
+    one, other = ([r["dice_per_case"][case] for case in cases] for r in (row, bar))
+    found = paired_difference(one, other)
     return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 

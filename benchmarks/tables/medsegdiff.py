@@ -52,13 +52,9 @@ def _samplers(found: dict[str, Any]) -> str:
     rows = []
     many = {row["sampler"]: row for row in found["samplers"] if row["steps"] == max(r["steps"] for r in found["samplers"])}
     for row in found["samplers"]:
-        cells = [_dice(score) for score in row["scores"].values() if score is not row["scores"].get("staple of 5")]
-        loss = (
-            ""
-            if row is many[row["sampler"]]
-            else _paired(row["scores"]["mean of 5"], many[row["sampler"]]["scores"]["mean of 5"])
-        )
-        rows.append([f"`{row['sampler']}`", str(row["steps"]), *cells, loss])
+        scores, most = row["scores"], many[row["sampler"]]["scores"]
+        loss = _paired(scores["mean of 5"], most["mean of 5"]) if scores is not most else ""
+        rows.append([f"`{row['sampler']}`", str(row["steps"]), _dice(scores["one draw"]), _dice(scores["mean of 5"]), loss])
     return grid(["sampler", "steps", "one draw", "mean of 5", "mean of 5, minus that of most steps"], rows)
 
 
@@ -68,5 +64,6 @@ def _dice(score: dict[str, Any]) -> str:
 
 def _paired(first: dict[str, Any], second: dict[str, Any]) -> str:
     """Mean over cases of first - second with its 95 % interval."""
-    found = paired_difference(*(list(score["dice_per_case"].values()) for score in (first, second)))
+    one, other = (list(score["dice_per_case"].values()) for score in (first, second))
+    found = paired_difference(one, other)
     return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
