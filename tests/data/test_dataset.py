@@ -159,6 +159,9 @@ FAULTS = {
     "one integer per label": lambda folder: describe(folder, labels={"background": 0, "whole": [1, 2]}),
     "different values": lambda folder: describe(folder, labels={"background": 0, "a": 1, "b": 1}),
     "missing mask for 2 of 3 cases: a, c": lambda folder: [(folder / f"labelsTr/{c}.nii.gz").unlink() for c in "ac"],
+    "Expected <case>.nii.gz; a.NII.gz is not looked at": lambda folder: (folder / "labelsTr/a.nii.gz").rename(
+        folder / "labelsTr/a.NII.gz"
+    ),
 }
 
 

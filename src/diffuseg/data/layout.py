@@ -199,7 +199,9 @@ def _found_cases(folder: Path, images: dict[str, tuple[Path, ...]], ending: str)
             lacking.append(case)
     if lacking:
         what = f"missing mask for {len(lacking)} of {counted(len(cases), 'case')}: {some(lacking)}"
-        raise UserError(what, file=folder / "labelsTr", do=f"Expected <case>{ending}")
+        near = next((name for name in masks if name.lower().split(".")[0] == lacking[0].lower()), None)
+        there = f"; {near} is not looked at" if near else ""
+        raise UserError(what, file=folder / "labelsTr", do=f"Expected <case>{ending}{there}")
     return cases
 
 

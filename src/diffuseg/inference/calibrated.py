@@ -50,7 +50,7 @@ class Calibration:
         """One line: what is applied to predictions with these settings, or why nothing is."""
         mismatch = self.mismatch(asked)
         if mismatch:
-            return f"calibration not applied: learnt with {mismatch}; ask for the same, or run `diffuseg calibrate` again"
+            return f"calibration not applied: learnt with {mismatch}; ask for the same, or calibrate your own model again"
         widened = f"intervals of {', '.join(self.widening)} widened, " if self.widening else ""
         look = f"cases with a doubt above {self.threshold:.3f} are to be looked at"
         return f"calibrated on {self.where}: temperature {self.temperature:.3f}, {widened}{look}"
