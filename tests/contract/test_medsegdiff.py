@@ -10,6 +10,7 @@ from diffuseg.config import from_dict, override
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.parameterization import Kind, target
 from diffuseg.diffusion.samplers import SAMPLERS, ancestral
+from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS
 from diffuseg.methods.base import draw_levels
@@ -518,6 +519,15 @@ def test_settings_of_the_first_version_that_would_do_nothing_are_refused():
 
 
 @BOTH
+def test_defaults_are_few_levels_of_a_harder_schedule(name):
+    c = METHODS[name].config_class()
+    assert (c.T, c.schedule, c.input_scale, c.predict, c.variance) == (4, "variance_preserving", 0.5, "x0", "fixed")
+    assert (c.noise, c.dice, c.cross_entropy, c.recycle, c.hardest, c.sampler) == (1.0, 1.0, 1.0, 1.0, 0.5, "ancestral")
+    known, plain = build(name, "2d").schedule, NoiseSchedule.variance_preserving(4)
+    torch.testing.assert_close(known.snr(torch.arange(1, 5)), plain.snr(torch.arange(1, 5)) / 4)
+
+
+@BOTH
 def test_a_draw_takes_two_steps_where_there_are_two_levels(name):
     steps = {wishes: build(name, "2d", *wishes.split()).default_steps for wishes in ("T=4", "T=1", "T=4 steps=4", "T=1000")}
     assert steps == {"T=4": 2, "T=1": 1, "T=4 steps=4": 4, "T=1000": 2}
@@ -551,16 +561,30 @@ def test_one_case_is_learnt_by_heart(name, how):
     batch.image, batch.mask = image[None].expand(8, -1, -1, -1), mask.expand(8, -1, -1, -1)
     trained = lambda phase: [p for m in phase.modules for p in method.get_submodule(m).parameters()]
     optimisers = {phase.name: torch.optim.Adam(trained(phase), 3e-3) for phase in method.phases}
-    for i in range(300):
+    last = 800 if how == NOISE else 300
+    for i in range(last):
         for phase in method.phases:
             if i % phase.every:
                 continue
+            for group in optimisers[phase.name].param_groups:
+                group["lr"] = 3e-3 * (1 - i / last)
             method.zero_grad(set_to_none=True)
             method.loss(batch, phase, rng(i))[0].backward()
             optimisers[phase.name].step()
     for p in method.draw(image, seeds=[0, 1, 2]):
         found = p.argmax(0).bool()
         assert float(2 * (found & truth).sum() / (found.sum() + truth.sum())) > 0.97
+
+
+@BOTH
+def test_a_predicted_noise_leaves_the_network_with_all_digits(name):
+    """Its error is divided by sqrt(alpha_bar): the last convolution is done in float32, the others are not."""
+    for how, exact in (("predict=eps recycle=0", True), ("predict=x0", False)):
+        method = build(name, "2d", *how.split())
+        image, x_t = torch.randn(1, 1, 20, 24, generator=rng()), torch.randn(1, 2, 20, 24, generator=rng(1))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = method.output(x_t, torch.full((1,), 3), method.encode(image))
+        assert torch.equal(found, found.bfloat16().float()) != exact
 
 
 @BOTH
