@@ -74,6 +74,23 @@ def test_a_closed_gate_changes_nothing_and_an_open_one_doubles_the_first_feature
     torch.testing.assert_close(seen[1], 2 * seen[0])
 
 
+@pytest.mark.parametrize("ss_former", ["true", "false"])
+def test_the_condition_is_added_to_the_bottom_by_a_convolution(ss_former):
+    """e + W c', c' from the transformer or the condition as it is; the decoder starts from there."""
+    network, seen = build("medsegdiff_v2", "2d", f"ss_former={ss_former}").network, {}
+    network.bottom.register_forward_hook(lambda module, inputs, e: seen.update(e=e))
+    network.join.register_forward_pre_hook(lambda module, inputs: seen.update(c=inputs[0]))
+    network.decoder.register_forward_pre_hook(lambda module, inputs: seen.update(joined=inputs[0]))
+    c, t = torch.randn(1, 16, 10, 12, generator=rng(1)), torch.full((1,), 250.0)
+    network(torch.randn(1, 2, 20, 24, generator=rng()), t, c, None)
+    W, b = network.join.weight[:, :, 0, 0], network.join.bias
+    moved = torch.einsum("oi,bihw->bohw", W, seen["c"]) + b.reshape(1, -1, 1, 1)
+    torch.testing.assert_close(seen["joined"], seen["e"] + moved)
+    expected = c if network.former is None else network.former(seen["e"], c, network.time(t))
+    torch.testing.assert_close(seen["c"], expected)
+    assert moved.abs().max() > 0.01
+
+
 # -- the transformer -----------------------------------------------------------------------------------------------------
 
 
@@ -116,13 +133,21 @@ def test_real_embeddings_give_a_real_answer(size):
 
 def test_the_activation_is_periodic():
     """A key whose product is a whole number of periods away has the same affinity."""
-    attention = SpectralAttention(2, 4, 6, band=False)
-    e, c = (torch.randn(1, 4, 3, 3, generator=rng(i)) for i in (1, 2))
+    attention, omega = SpectralAttention(2, 1, 6, band=False), 1.7
     with torch.no_grad():
-        attention.norm_query.norm.weight.mul_(20)
-    M = attention.affinity(e, c, torch.zeros(1, 6))
-    assert M.real.abs().max() <= 1 and M.imag.abs().max() <= 1
-    assert (M.real.abs() < 0.5).any() and (M.real.abs() > 0.9).any()
+        attention.omega.fill_(omega)
+    k = torch.complex(*torch.randn(2, 1, 1, 3, 3, generator=rng()))
+
+    def affinity(shift: complex) -> torch.Tensor:
+        spectra = iter((torch.ones_like(k), k + shift))  # the product is the conjugate of the key's spectrum
+        attention._spectrum = lambda x: next(spectra)
+        return attention.affinity(*torch.zeros(2, 1, 1, 3, 3), torch.zeros(1, 6))
+
+    period, M = 2 * np.pi / omega, affinity(0)
+    torch.testing.assert_close(M, torch.complex((omega * k.real).sin(), (-omega * k.imag).sin()).flatten(2).expand(1, 9, 9))
+    for shift in (period, period * 1j, 3 * period - 2j * period):
+        torch.testing.assert_close(affinity(shift), M, atol=1e-5, rtol=0)
+    torch.testing.assert_close(affinity(period / 2).real, -M.real, atol=1e-5, rtol=0)
 
 
 def test_both_directions_in_order():
@@ -218,7 +243,12 @@ def test_every_ablation_trains_and_draws(settings):
 
 
 def test_what_makes_no_sense_is_refused():
-    for settings, says in ((("widths=8",), "2 widths"), (("alpha=0",), "alpha 0"), (("former_blocks=0",), "former_blocks 0")):
+    for settings, says in (
+        (("widths=8",), "2 widths"),
+        (("alpha=0",), "alpha=0: expected 1"),
+        (("former_blocks=0",), "former_blocks=0"),
+        (("beta=-1",), "beta=-1.0: expected 0"),
+    ):
         with pytest.raises(UserError, match=says):
             build("medsegdiff_v2", "2d", *settings)
 
@@ -229,6 +259,10 @@ def test_the_published_preset():
     config = from_dict(MedSegDiffV2Config, preset["config"])
     assert (config.predict, config.anchor, config.ss_former, config.band_pass) == ("eps", True, True, True)
     assert (config.recycle, config.hardest, config.input_scale, config.steps) == (0.0, 0.0, 1.0, 100)
+    assert (config.T, config.schedule, config.variance, config.sampler) == (1000, "linear", "fixed", "ancestral")
+    assert (config.alpha, config.beta, config.former_blocks, config.noise, config.learning_rate) == (5, 1.0, 1, 1.0, 1e-4)
+    published = {"dims": 2, "context": 0, "patch": (256, 256), "batch": 32, "steps": 100_000, "augmentation": "none"}
+    assert preset["plan"] == published and preset["train"] == {"ema": 0.9999}
     plan = Plan("made", ("r", "g", "b"), {"background": 0, "cup": 1}, ".png", dims=2, normalisation=("unit",) * 3)
     with torch.device("meta"):
         parts = [ConditionUNet(plan, config.widths, config.blocks, config.encoder_blocks), Anchor(2, config.widths[0])]

@@ -198,6 +198,32 @@ def test_eta_1_is_bayes_for_any_pair_of_levels(case):
     assert (a, b, c * c) == close(of_x_0, of_x_t, variance, tolerance=ROOT)
 
 
+@given(case=levels(first=1), eta=etas, v=st.floats(0, 1))
+def test_a_learned_variance_lies_between_those_of_the_posterior_and_of_the_step_upwards(case, eta, v):
+    """log variance = v log beta + (1 - v) log beta~ for any two levels; the mean stays that of the posterior."""
+    schedule, s, t = case
+    ab_t, ab_s = float(schedule.alpha_bar[t]), float(schedule.alpha_bar[s])
+    beta = 1 - ab_t / ab_s
+    fixed = (1 - ab_s) / (1 - ab_t) * beta
+    step = lambda *parts, v: float(schedule.posterior(*parts[:2], t, s, eta, parts[2], v))
+    for learned, expected in ((0.0, fixed), (1.0, beta), (v, beta**v * fixed ** (1 - v))):
+        told = torch.tensor(learned, dtype=torch.float64)
+        assert step(ZERO, ZERO, ONE, v=told) ** 2 == pytest.approx(eta**2 * expected, rel=1e-9, abs=1e-15)
+        for parts in ((ONE, ZERO, ZERO), (ZERO, ONE, ZERO)):
+            assert step(*parts, v=told) == step(*parts, v=None)
+
+
+@given(case=levels(first=1), x_0=st.floats(-1, 1), x0_hat=st.floats(-1, 1), v=st.floats(0, 1))
+def test_the_divergence_is_that_of_two_gaussians(case, x_0, x0_hat, v):
+    schedule, s, t = case
+    x_0, x0_hat, told = (torch.tensor(value, dtype=torch.float64) for value in (x_0, x0_hat, v))
+    normal = lambda x, v: torch.distributions.Normal(
+        schedule.posterior(x, ONE, t, s, 1.0, ZERO), schedule.posterior(ZERO, ZERO, t, s, 1.0, ONE, v)
+    )
+    expected = torch.distributions.kl_divergence(normal(x_0, None), normal(x0_hat, told))
+    assert float(schedule.posterior_divergence(x_0, x0_hat, t, s, told)) == pytest.approx(float(expected), rel=1e-6, abs=1e-6)
+
+
 @given(case=levels(), eta=etas)
 def test_a_step_down_has_the_marginal_of_the_lower_level(case, eta):
     """x_t ~ q(x_t | x_0), then x_s ~ posterior with the true x_0: exactly q(x_s | x_0), whatever s < t and eta."""

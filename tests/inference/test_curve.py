@@ -114,6 +114,7 @@ def test_the_recommended_setting_is_the_cheapest_within_two_thousandths_of_the_b
     assert (curve_of(best, far, near, dear).recommended.steps, curve_of(best, near, dear).recommended.draws) == (2, 4)
     assert curve_of(best, far).recommended.steps == 4
     assert curve_of(best, near, (1, 1, 0.9, 0.1)).recommended.draws == 4 and curve_of((1, 1, 0.9, 0.1)).recommended.draws == 1
+    assert curve_of((1, 2, math.nan, 0.1), best).recommended.steps == 4
     assert curve_of((1, 4, 0.9, 2.0), (2, 2, 0.9, 1.0), (4, 1, 0.9, 3.0)).recommended.steps == 2
     assert curve_of(best, near).recommendation() == {
         "steps": 2, "draws": 4, "sampler": "ddim", "dice": 0.8982, "within": 0.002, "dataset": "made", "fold": 0, "cases": 1,
@@ -160,6 +161,15 @@ def test_refusals(data, model):
         measure_curve(model, data, draws=[])
 
 
+def test_cases_without_any_class_are_refused_before_the_costs_are_measured(data, model, monkeypatch):
+    """No truth and no draw holds a class: every Dice is undefined, and there is nothing to choose by."""
+    empty = lambda *arguments: {n: (math.nan, 0.1, 0.1) for n in arguments[3]}
+    monkeypatch.setattr(module, "_score", empty)
+    monkeypatch.setattr(module, "peak_of", lambda *arguments: pytest.fail("nothing is left to measure"))
+    with pytest.raises(UserError, match=r"no class is in any truth or draw of 1 case: .*Take more cases"):
+        measure_curve(model, data, steps=[1], draws=[1, 2], fold=0, limit=1)
+
+
 def test_cases_that_were_trained_on_are_refused(data, model):
     case = splits(open_dataset(data))[2]["val"][0]
     image = next(c.images[0] for c in open_dataset(data).cases if c.id == case)
@@ -172,6 +182,10 @@ def test_cases_that_were_trained_on_are_refused(data, model):
 def test_usual_steps_are_powers_of_two_and_the_methods_own(model):
     assert usual_steps(model.method) == [1, 2, 3, 4, 8]
     assert usual_steps(make_model().method) == [1, 2, 4]
+    long = METHODS["concat"](model.plan, METHODS["concat"].config_class(T=1000, steps=100))
+    assert usual_steps(long) == [1, 2, 4, 8, 16, 32, 64, 100]
+    long.default_steps = 10
+    assert usual_steps(long) == [1, 2, 4, 8, 10, 16]
 
 
 def test_peak_memory_is_measured_anew_each_time():

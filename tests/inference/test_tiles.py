@@ -45,6 +45,17 @@ def test_a_pointwise_denoiser_gives_the_same_with_and_without_tiles(size):
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_of_an_answer_with_two_maps_each_is_blended_for_itself(dims):
+    p = plan(dims=dims, patch=(8,) * dims)
+    tiling = Tiling(torch.randn(1, 9, 12, 11), p, encode=lambda x: x, overlap=0.5)
+    x_t = torch.randn(2, 3, *tiling.shape)
+    one, other = lambda x, t, f, z: x + f.mean(), lambda x, t, f, z: x.square() * f
+    both = tiling.blend(lambda *asked: (one(*asked), other(*asked)), x_t, 1, None, 2)
+    for found, alone in zip(both, (one, other), strict=True):
+        torch.testing.assert_close(found, tiling.denoise(alone, x_t, 1, None, 2))
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("context", [0, 1])
 def test_a_two_dimensional_network_on_a_volume_keeps_the_axes(axis, context):

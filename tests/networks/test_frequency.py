@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffuseg.errors import UserError
-from diffuseg.networks.frequency import BandPass, FFParser, interpolation, radius
+from diffuseg.networks.frequency import BandPass, FFParser, fitting, interpolation, radius
 
 SIZES = [(16, 16), (7, 10), (1, 5), (33, 12), (8, 12, 9), (5, 4, 3), (1, 1, 2)]
 
@@ -17,7 +17,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 def parser(dims: int, channels: int = 3, size: int = 16, seed: int = 0) -> FFParser:
     """A filter with random gains: nothing about it is symmetric or real."""
-    module = FFParser(dims, channels, size)
+    module = FFParser(channels, (size,) * dims)
     with torch.no_grad():
         module.deviation.copy_(torch.randn(module.deviation.shape, generator=rng(seed)))
     return module
@@ -26,7 +26,7 @@ def parser(dims: int, channels: int = 3, size: int = 16, seed: int = 0) -> FFPar
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", SIZES)
 def test_it_starts_as_the_identity_to_the_last_bit(size, dtype):
-    module, m = FFParser(len(size), 3), torch.randn(2, 3, *size, generator=rng()).to(dtype)
+    module, m = FFParser(3, (16,) * len(size)), torch.randn(2, 3, *size, generator=rng()).to(dtype)
     assert torch.equal(module(m), m)
     assert torch.equal(module.gain(size), torch.ones_like(module.gain(size)))
 
@@ -90,18 +90,45 @@ def test_interpolation_is_exact_for_linear_parts_and_at_the_reference(n, half):
     torch.testing.assert_close(weights @ reference.double(), wanted.double(), atol=1e-7, rtol=0)
 
 
-def test_every_part_of_the_filter_learns():
-    module, m = FFParser(2, 2, 8), torch.randn(1, 2, 8, 8, generator=rng())
-    (module(m) * torch.randn(1, 2, 8, 8, generator=rng(1))).sum().backward()
+@pytest.mark.parametrize("shape", [(8, 8), (32, 19), (5, 4), (2, 7), (3, 12), (6, 2, 5)])
+def test_every_part_of_the_filter_learns(shape):
+    """Also on maps smaller than what is asked for: the filter is then made smaller."""
+    size = fitting(8, shape)
+    module, m = FFParser(2, size), torch.randn(1, 2, *shape, generator=rng())
+    (module(m) * torch.randn(1, 2, *shape, generator=rng(1))).sum().backward()
     gradient = module.deviation.grad
     still = (gradient == 0).nonzero().tolist()  # only the imaginary parts of gains that belong to themselves
-    assert {tuple(i[2:]) for i in still} <= {(0, 0), (0, 4), (4, 0), (4, 4)} and all(i[0] == 1 for i in still)
+    alone = [{0, n // 2} for n in size]
+    assert all(i[0] == 1 and all(k in own for k, own in zip(i[2:], alone, strict=True)) for i in still)
+
+
+def test_a_filter_fits_maps_that_read_all_of_it():
+    assert [fitting(16, (n,)) for n in (1, 2, 3, 5, 8, 15, 16, 17, 300)] == [(n,) for n in (2, 2, 2, 4, 8, 14, 16, 16, 16)]
+    assert fitting(6, (64, 4, 3)) == (6, 4, 2)
+    for n in range(2, 20):
+        for half in (False, True):
+            assert (interpolation(n, fitting(16, (n,))[0], half).sum(0) > 0).all()
+    assert (interpolation(4, 16, False).sum(0) == 0).sum() == 12  # the comb that a filter of another size would be
+
+
+def test_a_gain_that_was_learnt_at_one_size_is_that_gain_at_every_size():
+    """Trained on 6 x 5 voxels to halve and, in the second channel, to double."""
+    module, wanted = FFParser(2, fitting(16, (6, 5))), torch.tensor([0.5, 2.0]).reshape(2, 1, 1)
+    optimiser = torch.optim.Adam(module.parameters(), 0.05)
+    for i in range(250):
+        m = torch.randn(4, 2, 6, 5, generator=rng(i))
+        optimiser.zero_grad()
+        (module(m) - wanted * m).square().mean().backward()
+        optimiser.step()
+    for size in ((6, 5), (12, 10), (7, 33), (4, 2)):
+        m = torch.randn(1, 2, *size, generator=rng())
+        torch.testing.assert_close(module(m), wanted * m, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("size", [0, 1, 7])
 def test_odd_reference_sizes_are_refused(size):
     with pytest.raises(UserError, match="even"):
-        FFParser(2, 3, size)
+        FFParser(3, (4, size))
 
 
 @pytest.mark.parametrize("size", [(8, 6), (5, 4, 7)])

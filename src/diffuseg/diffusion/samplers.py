@@ -1,4 +1,7 @@
-"""Short functions that walk a grid of explicit (t, s) pairs with a denoiser (x_t, t) -> x0_hat."""
+"""Short functions that walk a grid of explicit (t, s) pairs with a denoiser (x_t, t) -> x0_hat.
+
+The ancestral sampler alone may be given a denoiser that has learnt a variance: (x_t, t) -> (x0_hat, v).
+"""
 
 import math
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from diffuseg.errors import UserError
 from diffuseg.words import counted
 
 Denoiser = Callable[[Tensor, int], Tensor]
+Belief = Tensor | tuple[Tensor, ...]  # x0_hat, or (x0_hat,), or (x0_hat, v) with v in [0, 1], see `NoiseSchedule.widening`
 Grid = list[tuple[int, int]]
 OnStep = Callable[[int, Tensor], None] | None
 
@@ -24,13 +28,20 @@ def timesteps(T: int, steps: int) -> Grid:
     return list(zip(levels[:-1], levels[1:], strict=True))
 
 
+def believed(said: Belief) -> tuple[Tensor, Tensor | None]:
+    """x0_hat, and v where there is one."""
+    x_0, *v = said if isinstance(said, tuple) else (said,)
+    return x_0, v[0] if v else None
+
+
 def ancestral(
-    denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSchedule, noise: Callable[[], Tensor],
+    denoiser: Callable[[Tensor, int], Belief], x: Tensor, grid: Grid, schedule: NoiseSchedule, noise: Callable[[], Tensor],
     eta: float = 1.0, on_step: OnStep = None,
 ) -> Tensor:  # fmt: skip
-    """x_s ~ q(x_s | x_t, x0_hat); eta scales the noise (1: DDPM, 0: DDIM)."""
+    """x_s ~ q(x_s | x_t, x0_hat), its variance learned where the denoiser says one; eta scales the noise (1: DDPM, 0: DDIM)."""
     for t, s in grid:
-        x = schedule.posterior(denoiser(x, t), x, t, s, eta, noise() if eta and s else torch.zeros_like(x))
+        x_0, v = believed(denoiser(x, t))
+        x = schedule.posterior(x_0, x, t, s, eta, noise() if eta and s else torch.zeros_like(x), v if s else None)
         if on_step is not None:
             on_step(s, x)
     return x

@@ -86,16 +86,40 @@ class NoiseSchedule:
         ratio = self.at(t, x_s) / self.at(s, x_s)
         return ratio.sqrt() * x_s + (1 - ratio).sqrt() * noise
 
-    def posterior(self, x_0: Tensor, x_t: Tensor, t: Level, s: Level, eta: float, noise: Tensor) -> Tensor:
+    def posterior(
+        self, x_0: Tensor, x_t: Tensor, t: Level, s: Level, eta: float, noise: Tensor, v: Tensor | None = None
+    ) -> Tensor:
         """x_s given x_t and x_0, for any s < t: eta = 1 is DDPM's (and DDGAN's) posterior, eta = 0 is DDIM.
 
         x_s = sqrt(ab_s) x_0 + sqrt(1 - ab_s - sigma^2) eps + sigma noise,  eps = (x_t - sqrt(ab_t) x_0) / sqrt(1 - ab_t),
         sigma = eta sqrt((1 - ab_s) / (1 - ab_t)) sqrt(1 - ab_t / ab_s)      (Song et al. 2021, eqs. 12 and 16)
+
+        v in [0, 1] (s > 0 only): a learned variance, see `widening`. It widens the noise; the mean stays that of the posterior.
         """
         ab_t, ab_s = self.at(t, x_t), self.at(s, x_t)
         eps = (x_t - ab_t.sqrt() * x_0) / (1 - ab_t).sqrt()
         sigma = eta * ((1 - ab_s) / (1 - ab_t)).sqrt() * (1 - ab_t / ab_s).sqrt()
-        return ab_s.sqrt() * x_0 + (1 - ab_s - sigma.square()).clamp(min=0).sqrt() * eps + sigma * noise
+        mean = ab_s.sqrt() * x_0 + (1 - ab_s - sigma.square()).clamp(min=0).sqrt() * eps
+        return mean + sigma * (noise if v is None else (self.widening(t, s, v) / 2).exp() * noise)
+
+    def widening(self, t: Level, s: Level, v: Tensor) -> Tensor:
+        """v (log beta - log beta~): log of a learned variance over the posterior's, 0 < s < t (Nichol and Dhariwal 2021).
+
+        beta = 1 - ab_t / ab_s is the variance of the step upwards, beta~ = (1 - ab_s) / (1 - ab_t) beta that of the posterior,
+        for neighbouring levels as for distant ones; v = 0 is beta~, v = 1 is beta.
+        """
+        return v * ((1 - self.at(t, v)) / (1 - self.at(s, v))).log()
+
+    def posterior_divergence(self, x_0: Tensor, x0_hat: Tensor, t: Level, s: Level, v: Tensor) -> Tensor:
+        """KL(q(x_s | x_t, x_0) || q(x_s | x_t, x0_hat) with the learned variance), 0 < s < t, in nats per value.
+
+        Both means are linear in x_0 with the same coefficient, so x_t cancels.
+        """
+        ab_t, ab_s = self.at(t, x_0), self.at(s, x_0)
+        beta = 1 - ab_t / ab_s
+        variance = (1 - ab_s) / (1 - ab_t) * beta
+        apart, wider = ab_s.sqrt() * beta / (1 - ab_t) * (x_0 - x0_hat), self.widening(t, s, v)
+        return (wider - 1 + (1 + apart.square() / variance) * (-wider).exp()) / 2
 
 
 def _from_beta(beta: Float[Tensor, " T"]) -> Tensor:

@@ -76,9 +76,11 @@ class Curve:
     def recommended(self) -> Point:
         """The cheapest setting within WITHIN of the best Dice: fewest network evaluations; among equals, the fastest.
 
-        A single draw has no uncertainty: it is recommended only where nothing else was measured.
+        A single draw has no uncertainty: it is recommended only where nothing else was measured. Settings without a Dice (no
+        class in any truth or draw) are passed over.
         """
-        several = [point for point in self.points if point.draws > 1] or self.points
+        known = [point for point in self.points if np.isfinite(point.dice)]
+        several = [point for point in known if point.draws > 1] or known
         best = max(point.dice for point in several)
         near = [point for point in several if point.dice >= best - WITHIN]
         return min(near, key=lambda point: (point.evaluations, point.seconds))
@@ -103,9 +105,9 @@ def measure_curve(
 ) -> Curve:
     """Dice, likelihood, Brier score, time and memory of every steps x draws on the validation cases of a fold.
 
-    steps empty: powers of two up to 16 and the model's own number; fold None: the one the model was validated on; limit:
+    steps empty: as `usual_steps` says; fold None: the one the model was validated on; limit:
     so many cases, spread evenly, 0 for all. `on_case(done, cases)` is told after each case. Refuses methods without draws,
-    settings that the model refuses, folds that are not there, and cases that the model was trained on.
+    settings that the model refuses, folds that are not there, cases that the model was trained on, and cases without a Dice.
     """
     if not model.method.generative:
         raise UserError(f"{model.name} makes one answer in one step", do="There is nothing to choose")
@@ -127,6 +129,9 @@ def measure_curve(
                 scores[s, n].append(score)
         if on_case is not None:
             on_case(number + 1, len(cases))
+    if not any(np.isfinite(overlap) for rows in scores.values() for overlap, *_ in rows):
+        what = f"no class is in any truth or draw of {counted(len(cases), 'case')}: there is no Dice to choose by"
+        raise UserError(what, file=folder, do="Take more cases (--cases) or another fold (--fold).")
     timed = sorted(cases, key=sizes.__getitem__)[len(cases) // 2]
     image = source.whole(timed).native
     model.predict(image, 1, seed, 1, sampler)  # what only the first call costs
@@ -150,8 +155,10 @@ def measure_curve(
 
 
 def usual_steps(method: Method) -> list[int]:
-    """Powers of two up to 16 and the method's own number, as far as there are levels."""
-    return [s for s in sorted({1, 2, 4, 8, 16, method.default_steps}) if s <= method.schedule.T]
+    """Powers of two up to 16 or to the method's own number, whichever is more, and that number, as far as there are levels."""
+    own = method.default_steps
+    powers = {2**i for i in range(max(16, own).bit_length())}
+    return sorted(s for s in powers | {own} if s <= min(max(16, own), method.schedule.T))
 
 
 def write_curve(curve: Curve, out: Path) -> list[Path]:

@@ -49,9 +49,15 @@ class Tiling:
         self, denoise: Callable[..., Tensor], x_t: Tensor | None, t: int, z: Tensor | None, n: int
     ) -> Float[Tensor, "n k *shape"]:
         """One denoising of the whole image: x0_hat blended over the tiles. z [n, nz] serves all tiles of a draw."""
+        return self.blend(lambda *asked: (denoise(*asked),), x_t, t, z, n)[0]
+
+    def blend(
+        self, answer: Callable[..., tuple[Tensor, ...]], x_t: Tensor | None, t: int, z: Tensor | None, n: int
+    ) -> tuple[Float[Tensor, "n k *shape"], ...]:
+        """As `denoise`, of an answer with one or more maps, each blended for itself."""
         m, plane = self.stack.shape[0], self.stack.shape[2:]
         state = None if x_t is None else self._split(x_t)
-        total = torch.zeros(n, m, self.plan.classes, *plane, device=self.stack.device)
+        totals: list[Tensor] = []
         weights = torch.zeros(plane, device=self.stack.device)
         single = len(self.windows) == 1
         for window in self.windows:
@@ -64,9 +70,12 @@ class Tiling:
                     features = _each(features, lambda f: f.repeat(n, *[1] * (f.ndim - 1)))
                 tile = None if state is None else state[(slice(None), part, slice(None), *window)].flatten(0, 1)
                 latent = None if z is None else z.repeat_interleave(count, dim=0)
-                x_0 = denoise(tile, t, features, latent).float().unflatten(0, (n, count))
-                total[(slice(None), part, slice(None), *window)] += x_0 if single else x_0 * self.weight
-        return self._join(total / weights)
+                maps = answer(tile, t, features, latent)
+                totals = totals or [torch.zeros(n, m, f.shape[1], *plane, device=self.stack.device) for f in maps]
+                for total, one in zip(totals, maps, strict=True):
+                    one = one.float().unflatten(0, (n, count))
+                    total[(slice(None), part, slice(None), *window)] += one if single else one * self.weight
+        return tuple(self._join(total / weights) for total in totals)
 
     def crop(self, x: Float[Tensor, "n k *shape"]) -> Float[Tensor, "n k *s"]:
         """Without the padding, in the axis order of the image."""

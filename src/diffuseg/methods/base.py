@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffuseg.data.plan import Plan
-from diffuseg.diffusion.samplers import SAMPLERS, check_sampling, timesteps
+from diffuseg.diffusion.samplers import SAMPLERS, Belief, believed, check_sampling, timesteps
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
 from diffuseg.inference.tiles import Features, Tiling
@@ -155,6 +155,13 @@ class MaskMethod(Method):
     ) -> Float[Tensor, "b k *s"]:
         """x0_hat in [-1, 1] from the noisy mask at level t; features of one image serve the whole batch."""
 
+    def belief(self, x_t: Tensor, t: int, features: Features, z: Tensor | None) -> tuple[Tensor, ...]:
+        """What samplers that draw noise are told: x0_hat and, from a method that has learnt it, v in [0, 1] of its variance.
+
+        v is that of `NoiseSchedule.widening`, one value for each of x_t. All other samplers are told x0_hat alone.
+        """
+        return (self.denoise(x_t, t, features, z),)
+
     def latent(self, generators: Sequence[torch.Generator]) -> Tensor | None:
         """A fresh latent per draw, [n, nz], where the method has one."""
         return None
@@ -202,12 +209,16 @@ class MaskMethod(Method):
 
             def denoiser(
                 x_t: Tensor, t: int, generators: list[torch.Generator] = generators, n: int = n, noise: Callable = noise
-            ) -> Tensor:
+            ) -> Belief:
                 z, x_t = self.latent(generators), self.state(x_t, t, noise)
-                x_0 = tiling.denoise(self.denoise, x_t, t, None if z is None else z.to(image.device), n)
+                z = None if z is None else z.to(image.device)
+                if SAMPLERS[name].stochastic:
+                    told = tiling.blend(self.belief, x_t, t, z, n)
+                else:
+                    told = tiling.denoise(self.denoise, x_t, t, z, n)
                 if on_denoised is not None:
-                    on_denoised(t, tiling.crop(x_0))
-                return x_0
+                    on_denoised(t, tiling.crop(believed(told)[0]))
+                return told
 
             options = {} if eta is None else {"eta": eta}
             x_0 = SAMPLERS[name].function(denoiser, noise(), grid, self.schedule, noise, on_step=on_step, **options)
@@ -247,7 +258,7 @@ def recycled(
     noise: Float[Tensor, "b k *s"],
     schedule: NoiseSchedule,
     share: float,
-    answer: Callable[[Tensor, Tensor], Tensor],
+    answer: Callable[[Tensor, Tensor], Belief],
     rng: torch.Generator,
 ) -> Float[Tensor, "b k *s"]:
     """In a `share` of batches x_t below level T comes from the model's own prediction (recycling; Fu et al. 2023).
@@ -260,5 +271,6 @@ def recycled(
         return x_t
     with torch.no_grad():
         x_T, levels = randn_like(x_t, rng), torch.full_like(t, T)
-        own = schedule.posterior(answer(x_T, levels), x_T, levels, t.clamp(max=max(T - 1, 1)), 1.0, noise)
+        x_0, v = believed(answer(x_T, levels))
+        own = schedule.posterior(x_0, x_T, levels, t.clamp(max=T - 1), 1.0, noise, v)
     return torch.where((t < T).reshape(-1, *[1] * (x_t.ndim - 1)), own, x_t)

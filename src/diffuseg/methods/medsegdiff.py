@@ -14,7 +14,8 @@ docs/methods/medsegdiff.md compares paper, released code and this file.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from math import inf
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +28,8 @@ from diffuseg.inference.tiles import Features
 from diffuseg.methods.base import Phase, randn_like, signed
 from diffuseg.methods.denoising import DenoisingConfig, MaskDenoising
 from diffuseg.methods.losses import squared_error
-from diffuseg.networks.blocks import Norm, TimeEmbedding, conv, crop, halve, pad_to_multiple
-from diffuseg.networks.frequency import FFParser
+from diffuseg.networks.blocks import ChannelNorm, Norm, TimeEmbedding, conv, crop, halve, in_float32, pad_to_multiple
+from diffuseg.networks.frequency import FFParser, fitting
 from diffuseg.networks.stages import Bottom, Decoder, Encoder
 from diffuseg.types import Batch
 
@@ -47,15 +48,18 @@ SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 class MedSegDiffConfig(DenoisingConfig):
     """V1's choices by name.
 
-    size          "tiny": the plan's widths; "S", "B" or "L", the published sizes (`widths` given by hand come first)
+    size          "tiny": the plan's widths; "S", "B" or "L", the published sizes (`widths` given by hand come first), with
+                  blocks of their own in the encoders
     dce           "residual": m_I + gamma A(m_I, m_x), gamma starts at zero; "published": A(m_I, m_x) in place of m_I, eq. 3;
                   "released": m_I times a spatial and a channel gate made of m_x; "off": two encoders and their sum
     ff_parser     whether m_x passes the filter first (with dce "off" there is nothing to filter)
-    filter_size   reference frequencies per axis of the filter, even
+    filter_size   reference frequencies per axis of the filter, even; at most as many as the patch has at that stage
     skips         what the decoder is given beside the bottom: the features of both branches, summed, or the "mask"'s
     calibration   weight of the squared error of a segmentation made of the image branch (released: 10); 0: no such head.
                   It is trained beside and never mixed into a draw
     """
+
+    ranges: ClassVar = DenoisingConfig.ranges | {"filter_size": (2, inf), "calibration": (0, inf)}
 
     size: Literal["tiny", "S", "B", "L"] = "tiny"
     dce: Rule = "residual"
@@ -64,16 +68,12 @@ class MedSegDiffConfig(DenoisingConfig):
     skips: Literal["both", "mask"] = "both"
     calibration: float = 0.0
 
-
-class ChannelNorm(nn.Module):
-    """LN: layer norm over the channels of each position, so that it means the same at any size."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-
-    def forward(self, m: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
-        return self.norm(m.movedim(1, -1)).movedim(-1, 1)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.filter_size % 2:
+            raise UserError(f"filter_size={self.filter_size}: expected an even number")
+        if self.size != "tiny" and self.encoder_blocks != 1:
+            raise UserError(f"encoder_blocks={self.encoder_blocks}: size={self.size} has its own", do="Leave one of them out.")
 
 
 class DynamicConditionalEncoding(nn.Module):
@@ -125,8 +125,10 @@ class TwinEncoderUNet(nn.Module):
         self.image = Encoder(dims, plan.image_channels, widths[:-1], blocks[:-1])
         self.mask = Encoder(dims, classes, widths[:-1], blocks[:-1], time)
         self.couplings = nn.ModuleDict()
+        padded = [n + -n % 2**self.stages for n in plan.patch]
         for k in middle(self.stages) if c.dce != "off" else ():
-            parser = FFParser(dims, widths[k], c.filter_size) if c.ff_parser else nn.Identity()
+            size = fitting(c.filter_size, [n // 2**k for n in padded])
+            parser = FFParser(widths[k], size) if c.ff_parser else nn.Identity()
             if c.dce == "released":
                 self.couplings[str(k)] = ReleasedGate(dims, widths[k], parser)
             else:
@@ -134,7 +136,8 @@ class TwinEncoderUNet(nn.Module):
         self.kept = min((int(k) + 1 for k in self.couplings), default=self.stages)
         self.bottom = Bottom(dims, widths[-2], widths[-1], blocks[-1], time)
         self.decoder = Decoder(dims, widths, c.blocks, time)
-        self.norm, self.last = Norm(widths[0]), conv(dims, widths[0], classes, zero=True)
+        self.norm, self.last = Norm(widths[0]), conv(dims, widths[0], c.outputs(classes), zero=True)
+        self.exact = c.predict == "eps"
         self.calibration = nn.ModuleList(conv(dims, w, classes, kernel=1) for w in widths[:-1] if c.calibration)
 
     def encode(self, image: Float[Tensor, "b c *s"]) -> tuple[Tensor, ...]:
@@ -147,7 +150,7 @@ class TwinEncoderUNet(nn.Module):
 
     def forward(
         self, x_t: Float[Tensor, "b k *s"], t: Float[Tensor, " b"], features: tuple[Tensor, ...]
-    ) -> tuple[Float[Tensor, "b k *s"], list[Tensor]]:
+    ) -> tuple[Float[Tensor, "b o *s"], list[Tensor]]:
         """The output, and the image branch's features of every stage; features of one image serve the whole batch."""
         time, m_x, m_I = self.time(t), pad_to_multiple(x_t, 2**self.stages), features[0]
         skips, branch = [], []
@@ -159,7 +162,8 @@ class TwinEncoderUNet(nn.Module):
             branch.append(m_I)
             skips.append(m_x + m_I if self.skips == "both" else m_x)
         h = self.decoder(self.bottom(halve(m_I + m_x), time), skips, time)
-        h = self.last(F.silu(self.norm(h)))
+        h = F.silu(self.norm(h))
+        h = in_float32(self.last, h) if self.exact else self.last(h)
         return crop(h, x_t.shape[2:]), branch
 
     def calibrate(self, branch: Sequence[Tensor], size: Sequence[int]) -> Float[Tensor, "b k *s"]:

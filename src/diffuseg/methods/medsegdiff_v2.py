@@ -13,6 +13,8 @@ is taken from them and what is our reading. The released code has neither the ga
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,7 @@ from diffuseg.inference.tiles import Features
 from diffuseg.methods.base import Phase, signed
 from diffuseg.methods.denoising import DenoisingConfig, MaskDenoising
 from diffuseg.methods.losses import cross_entropy, soft_dice_loss
-from diffuseg.networks.blocks import Norm, TimeEmbedding, conv, crop, halve, pad_to_multiple
+from diffuseg.networks.blocks import Norm, TimeEmbedding, conv, crop, halve, in_float32, pad_to_multiple
 from diffuseg.networks.ssformer import SSFormer
 from diffuseg.networks.stages import Bottom, Decoder, Encoder
 from diffuseg.types import Batch
@@ -41,6 +43,8 @@ class MedSegDiffV2Config(DenoisingConfig):
     alpha           training steps from one training of the condition's segmentation to the next
     beta            weight of its cross-entropy beside its Dice term
     """
+
+    ranges: ClassVar = DenoisingConfig.ranges | {"former_blocks": (1, inf), "alpha": (1, inf), "beta": (0, inf)}
 
     anchor: bool = True
     ss_former: bool = True
@@ -117,11 +121,12 @@ class DiffusionUNet(nn.Module):
         self.former = SSFormer(dims, widths[-1], time, c.former_blocks, c.band_pass) if c.ss_former else None
         self.join = conv(dims, widths[-1], widths[-1], kernel=1)
         self.decoder = Decoder(dims, widths, c.blocks, time)
-        self.norm, self.last = Norm(widths[0]), conv(dims, widths[0], plan.classes, zero=True)
+        self.norm, self.last = Norm(widths[0]), conv(dims, widths[0], c.outputs(plan.classes), zero=True)
+        self.exact = c.predict == "eps"
 
     def forward(
         self, x_t: Float[Tensor, "b k *s"], t: Float[Tensor, " b"], c: Float[Tensor, "n w *r"], gate: Tensor | None
-    ) -> Float[Tensor, "b k *s"]:
+    ) -> Float[Tensor, "b o *s"]:
         """c and gate of one image serve the whole batch."""
         time = self.time(t)
         f_d = self.encoder.stage(0, pad_to_multiple(x_t, self.multiple), time)
@@ -131,8 +136,9 @@ class DiffusionUNet(nn.Module):
         e = self.bottom(halve(skips[-1]), time)
         c = c.expand(len(e), *c.shape[1:])
         e = e + self.join(c if self.former is None else self.former(e, c, time))
-        h = self.decoder(e, skips, time)
-        return crop(self.last(F.silu(self.norm(h))), x_t.shape[2:])
+        h = F.silu(self.norm(self.decoder(e, skips, time)))
+        h = in_float32(self.last, h) if self.exact else self.last(h)
+        return crop(h, x_t.shape[2:])
 
 
 class MedSegDiffV2(MaskDenoising):
@@ -145,8 +151,6 @@ class MedSegDiffV2(MaskDenoising):
         super().__init__(plan, config)
         if len(self.widths) < 2:
             raise UserError(f"widths {list(self.widths)}: at least 2 widths are needed")
-        if config.alpha < 1 or config.former_blocks < 1:
-            raise UserError(f"alpha {config.alpha}, former_blocks {config.former_blocks}: both are at least 1")
         self.condition = ConditionUNet(plan, self.widths, config.blocks, config.encoder_blocks)
         self.anchor = Anchor(plan.dims, self.widths[0]) if config.anchor else None
         self.network = DiffusionUNet(plan, self.widths, config)

@@ -42,6 +42,12 @@ def pad_to_multiple(x: Float[Tensor, "b c *s"], multiple: int) -> Tensor:
     return F.pad(x, [v for m in reversed(missing) for v in (0, m)], mode=mode)
 
 
+def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer makes of x with all digits, inside autocast too."""
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.float())
+
+
 def crop(x: Float[Tensor, "b c *s"], size: Sequence[int]) -> Tensor:
     """Without what `pad_to_multiple` added: the first `size` of each axis."""
     return x[(..., *(slice(n) for n in size))]

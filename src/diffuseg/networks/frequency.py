@@ -5,6 +5,7 @@ it is stored on a reference grid of frequencies and read between its points. All
 like every product of spectra they are circular: what leaves the image on one side enters it on the other.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -17,18 +18,20 @@ from diffuseg.errors import UserError
 class FFParser(nn.Module):
     """M = F(m), M' = A . M, m' = F^-1(M'): a learnable complex gain per frequency and channel (MedSegDiff V1, eqs. 4-6).
 
-    m [b, c, *s] -> m' [b, c, *s] for any *s of `dims` axes. `size` is the number of reference frequencies per axis; at
-    s = size they are the frequencies of the transform themselves. What is learned is A - 1, which starts at zero: the
-    filter starts as the identity to the last bit, and weight decay draws it there. Refuses sizes that are odd or below 2.
+    m [b, c, *s] -> m' [b, c, *s] for any *s of as many axes as `size` has: the number of reference frequencies per axis. At
+    s = size they are the frequencies of the transform themselves; maps smaller than that read only some of them and leave
+    the others as they are, so a filter should not be larger than the maps that it learns from (`fitting`). What is learned
+    is A - 1, which starts at zero: the filter starts as the identity to the last bit, and weight decay draws it there.
+    Refuses sizes that are odd or below 2.
     """
 
-    def __init__(self, dims: int, channels: int, size: int = 16) -> None:
+    def __init__(self, channels: int, size: Sequence[int]) -> None:
         super().__init__()
-        if size < 2 or size % 2:
-            raise UserError(f"a filter of size {size}", do="Choose an even number of frequencies, 2 or more.")
-        self.size, self.axes = size, tuple(range(-dims, 0))
+        if any(n < 2 or n % 2 for n in size):
+            raise UserError(f"a filter of size {tuple(size)}", do="Choose even numbers of frequencies, 2 or more.")
+        self.size, self.axes = tuple(size), tuple(range(-len(size), 0))
         # Real and imaginary part; the last axis holds f = 0 .. 1/2 only, the other half follows from m being real.
-        self.deviation = nn.Parameter(torch.zeros(2, channels, *[size] * (dims - 1), size // 2 + 1))
+        self.deviation = nn.Parameter(torch.zeros(2, channels, *size[:-1], size[-1] // 2 + 1))
 
     def gain(self, shape: tuple[int, ...]) -> Complex[Tensor, "c *half"]:
         """A at the frequencies of `torch.fft.rfftn` for this spatial shape."""
@@ -45,14 +48,19 @@ class FFParser(nn.Module):
         D = torch.complex(*self.deviation.float())
         # A(-f) = conj A(f) must hold within the two planes that the half spectrum holds whole: f = 0 and f = 1/2.
         D = torch.cat([self._hermitian(D[..., :1]), D[..., 1:-1], self._hermitian(D[..., -1:])], dim=-1)
-        for axis, n in zip(self.axes, shape, strict=True):
-            weights = interpolation(n, self.size, half=axis == -1).to(D.device, D.dtype)
+        for axis, n, size in zip(self.axes, shape, self.size, strict=True):
+            weights = interpolation(n, size, half=axis == -1).to(D.device, D.dtype)
             D = (D.movedim(axis, -1) @ weights.T).movedim(-1, axis)
         return D
 
     def _hermitian(self, plane: Tensor) -> Tensor:
         rest = self.axes[:-1]
         return (plane + plane.flip(rest).roll([1] * len(rest), rest).conj()) / 2  # index i of f -> index -i of -f
+
+
+def fitting(size: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Per axis the even number of reference frequencies, `size` at most, of which maps of this shape read every one."""
+    return tuple(max(min(size, n) // 2 * 2, 2) for n in shape)
 
 
 @lru_cache(maxsize=256)
