@@ -82,6 +82,12 @@ def reader(rater: int) -> Model:
     return model
 
 
+def weak() -> Model:
+    model = make_model(method=Readers, **PLAN)
+    model.method.supervision = "image_label"
+    return model
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return make_rated(tmp_path_factory.mktemp("rated"))
@@ -208,6 +214,11 @@ def test_refusals(data, tmp_path):
         measure_ambiguity([model] * 4, data, draws=3)
     with pytest.raises(UserError, match="other classes"):
         measure_ambiguity([model, make_model(method=Certain, **PLAN | {"labels": {"background": 0, "x": 1}})], data)
+    strange = {"labels": {"background": 0, "x": 1}}
+    with pytest.raises(UserError, match=r"its classes are .*those of the model background = 0, x = 1"):
+        measure_ambiguity([make_model(method=Readers, **PLAN | strange)], data)
+    with pytest.raises(UserError, match="learnt from image-level labels"):
+        measure_ambiguity([weak()], data)
     with pytest.raises(UserError, match="no fold 9"):
         measure_ambiguity([model], data, fold=9)
     for path in list((make_rated(tmp_path) / "labelsTr").iterdir()):

@@ -176,6 +176,18 @@ def test_means_and_differences_are_those_of_the_same_cases(tmp_path: Path) -> No
     assert "left out of means and differences alike" in " ".join(found.notes)
 
 
+def test_the_mean_of_classes_is_over_those_that_all_have_a_value_for(tmp_path: Path) -> None:
+    """In case 4 one has a false alarm of the first class: there the second alone is compared, and the case is counted."""
+    one, other = made(1), made(2)
+    one[4, 0], other[4, 0] = math.nan, 0
+    d = compare([put(tmp_path / "a", one), put(tmp_path / "b", other)]).differences[0]
+    expected = (one - other).mean(1)
+    expected[4] = one[4, 1] - other[4, 1]
+    assert d.mean == pytest.approx(expected.mean()) and (d.n, d.unpaired) == (CASES, 1)
+    second = compare([tmp_path / "a", tmp_path / "b"], label=CLASSES[1]).differences[0]
+    assert second.unpaired == 0
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

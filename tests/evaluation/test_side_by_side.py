@@ -136,6 +136,23 @@ def test_probabilities_are_judged_as_calibration_does_it(evaluations):
     assert found.rejection["aurc"].mean == pytest.approx(aurc(np.array(risks), np.array(doubts)))
 
 
+def test_numbers_that_are_no_probabilities_are_not_made_some(tmp_path):
+    labels = {"background": 0, "a": 1, "b": 5}
+    for values, says in (([50.0, 20.0], "from 20 to 50"), ([-0.3, 0.5], "from -0.3 to 0.5"), ([0.7, 0.6], "from 0.6 to 0.7")):
+        whole = np.stack([np.full(LIKE.shape, value, np.float32) for value in values])
+        nib.save(nib.Nifti1Image(np.moveaxis(whole, 0, -1), LIKE.affine), tmp_path / "c_prob.nii.gz")
+        with pytest.raises(UserError, match=f"{says}.*not probabilities"):
+            probability_of("c", LIKE, tmp_path / "c.nii.gz", labels)
+
+
+def test_an_evaluation_without_its_means_is_named(evaluations, tmp_path):
+    shutil.copytree(evaluations[0], tmp_path / "scores")
+    summary = json.loads((tmp_path / "scores/summary.json").read_text())
+    (tmp_path / "scores/summary.json").write_text(json.dumps({k: v for k, v in summary.items() if k != "overall"}))
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "scores"), "--out", str(tmp_path / "r.html")])
+    assert done.exit_code == 2 and "summary.json: lacks the means" in " ".join(done.stderr.split())
+
+
 def test_a_case_whose_probabilities_cannot_be_judged_is_named_and_the_rest_is_kept(evaluations, tmp_path):
     folder = Path(json.loads((evaluations[0] / "summary.json").read_text())["folders"]["predictions"])
     shutil.copytree(folder, tmp_path / "predictions")

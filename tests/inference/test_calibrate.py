@@ -283,3 +283,29 @@ def test_how_sure_a_coverage_is_counts_patients_not_their_cases():
     twice = _coverage(Coverage(np.tile(inside, 2), np.tile(ends, 2), np.tile(2 * ends, 2)), of + of)["fraction"]
     assert once["mean"] == twice["mean"] == 0.7
     assert twice["high"] - twice["low"] > 0.8 * (once["high"] - once["low"])
+
+
+def test_a_coverage_of_all_or_nothing_is_not_certain():
+    """Ten patients, all inside: 1 - 0.025 ** (1 / 10) may be outside (Clopper and Pearson), with two cases each as well."""
+    ends, of = np.ones(10), [str(i) for i in range(10)]
+    once = _coverage(Coverage(ends > 0, ends, 2 * ends), of)["fraction"]
+    twice = _coverage(Coverage(np.tile(ends > 0, 2), np.tile(ends, 2), np.tile(2 * ends, 2)), of + of)["fraction"]
+    assert once == twice == pytest.approx({"mean": 1.0, "low": 0.025 ** (1 / 10), "high": 1.0})
+
+
+def test_with_several_raters_probabilities_are_held_against_each_of_them(tmp_path):
+    """Three raters, each drawn voxel by voxel from p: p is right for each; for their majority it is too near to a half."""
+    data = put(tmp_path / "data", 9)
+    for number in range(9):
+        like = Image(np.zeros((1, *SHAPE), np.uint8))
+        random = np.random.default_rng(number)
+        p = random.uniform(0.02, 0.98, SHAPE)
+        (data / f"labelsTr/case_{number:02d}.nii.gz").unlink()
+        for rater in (1, 2, 3):
+            write(
+                data / f"labelsTr/case_{number:02d}_rater{rater}.nii.gz", 3 * (random.random(SHAPE) < p).astype(np.uint8), like
+            )
+    described = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(described | {"raters": 3}))
+    found = measure_calibration(make_model(method=Sure), data, draws=2)
+    assert found.calibration.temperature == pytest.approx(SHARPER, rel=0.05)

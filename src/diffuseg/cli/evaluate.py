@@ -106,7 +106,7 @@ def ambiguity(
     cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
     ensemble: Annotated[bool, typer.Option("--ensemble", help="Draw i comes from model i, and around again.")] = False,
     patients: Annotated[
-        str | None, typer.Option(help="Regular expression for the patient in a case's name.", show_default="the data set's")
+        str | None, typer.Option(help="Regular expression for the patient in a case's name, where the data set does not tell.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,

@@ -223,6 +223,10 @@ def _patients(dataset: Dataset, pattern: str | None) -> tuple[dict[str, str], st
 
 
 def _refuse_other_kinds(models: Sequence[Model], draws: int) -> None:
+    for model in models:
+        if model.method.supervision != "mask":
+            what = f"{model.name} learnt from image-level labels: a draw of it is evidence, and no mask"
+            raise UserError(what, do="Compare its predictions with `diffuseg evaluate`")
     for model in models[1:]:
         if model.plan.labels != models[0].plan.labels:
             raise UserError(f"{model.name} has other classes than {models[0].name}", do="An ensemble has the same")

@@ -23,7 +23,7 @@ from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.significance import FLIPS, cohens_d, first_places, holm, rank_biserial, sign_flip_test
 from diffuseg.evaluation.statistics import CONFIDENCE, EQUAL, METHOD, RESAMPLES, Interval, bootstrap_mean, paired_difference
 from diffuseg.evaluation.summary import ALL
-from diffuseg.evaluation.written import Written, read_evaluations, refuse_unlike
+from diffuseg.evaluation.written import Written, in_some_only, read_evaluations, refuse_unlike
 from diffuseg.whole import refuse_unwritable, without_nan, write_json
 from diffuseg.words import counted
 
@@ -38,7 +38,7 @@ class Difference:
     mean, low, high  in the unit of the metric; errors without their sign
     p, adjusted      of the sign-flip test; after Holm's correction over the whole comparison
     d, rank_biserial effect sizes, positive where the first value is higher
-    unpaired         cases that have a value in some evaluations only, and are left out
+    unpaired         cases with a class that has a value in some evaluations only, which is left out there
     verdict          "no difference", "not told apart", or the name of the better one
     """
 
@@ -101,10 +101,11 @@ def compare(
     if label is not None and label not in classes:
         raise UserError(f"there is no class {label!r}", file=evaluations[0].folder, do=f"Classes: {', '.join(classes)}")
     patients = [evaluations[0].patients[case] for case in evaluations[0].cases]
-    known = {metric: {e.name: e.per_case(metric, label) for e in evaluations} for metric in metrics}
-    scores = {metric: _in_common(values) for metric, values in known.items()}
+    odd = {metric: in_some_only(evaluations, metric) for metric in metrics}
+    scores = {m: {e.name: e.without(odd[m], m).per_case(m, label) for e in evaluations} for m in metrics}
+    left_out = {metric: len({case for case, name in odd[metric] if label in (None, name)}) for metric in metrics}
     raw = [
-        _difference(metric, (one, ones), (other, others), patients, _left_out(known[metric]), seed)
+        _difference(metric, (one, ones), (other, others), patients, left_out[metric], seed)
         for metric, values in scores.items()
         for (one, ones), (other, others) in itertools.combinations(values.items(), 2)
     ]
@@ -189,18 +190,6 @@ def title(metric: str) -> str:
     return f"{unsigned}{found.title}{f' ({found.unit})' if found.unit else ''}"
 
 
-def _in_common(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """NaN in all where one has no value: means, differences and ranks are then those of the same cases."""
-    kept = np.isfinite(np.stack(list(values.values()))).all(0)
-    return {name: np.where(kept, row, math.nan) for name, row in values.items()}
-
-
-def _left_out(values: dict[str, np.ndarray]) -> int:
-    """How many cases have a value in some of them only."""
-    there = np.isfinite(np.stack(list(values.values())))
-    return int((there.any(0) & ~there.all(0)).sum())
-
-
 def _difference(
     metric: str, first: tuple[str, np.ndarray], second: tuple[str, np.ndarray], patients: list[str], unpaired: int, seed: int
 ) -> Difference:
@@ -259,8 +248,9 @@ def _notes(evaluations: list[Written], differences: list[Difference]) -> list[st
     left_out = max(d.unpaired for d in differences)
     if left_out:
         lines.append(
-            f"Up to {counted(left_out, 'case')} with a value in some evaluations only (a class in neither mask): left out of "
-            "means and differences alike, so a false alarm there is not counted. Evaluate with --empty one to count it."
+            f"Up to {counted(left_out, 'case')} with a class that has a value in some evaluations only (in others it is in "
+            "neither mask): there it is left out of means and differences alike, so a false alarm is not counted. Evaluate "
+            "with --empty one to count it."
         )
     for evaluation in evaluations:
         for side in ("training", "validation"):

@@ -22,6 +22,7 @@ from diffuseg.words import counted
 
 VOXELS = 50_000  # of a case and region
 FRACTION = 0.2
+TOLERANCE = 0.01  # how far rounding may take probabilities out of [0, 1]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def _judged(evaluation: Written, found: dict[str, tuple[dict[str, tuple[np.ndarr
 def probability_of(case: str, mask: Image, file: Path, labels: dict[str, int]) -> Float[np.ndarray, "k *s"] | None:
     """Probabilities [k, *s] as predict wrote them beside the mask `file`, background first; None without them.
 
-    Refuses those that cannot be read, NaN among them, that lie on another grid, or are of another number of classes.
+    Refuses those that cannot be read, NaN among them, that lie on another grid, are of another number of classes, or are no
+    probabilities: below 0, or more than 1 in all.
     """
     ending = ending_of(file)
     files = [file.with_name(beside(case, name, ending)) for name in probability_names(labels, ending)]
@@ -100,7 +102,13 @@ def probability_of(case: str, mask: Image, file: Path, labels: dict[str, int]) -
     if len(foreground) != len(labels) - 1:
         what = f"probabilities of {counted(len(foreground), 'class', 'classes')}, not of {len(labels) - 1}"
         raise UserError(what, file=files[0])
-    whole = np.concatenate([1 - foreground.sum(0, keepdims=True), foreground]).clip(0, 1)
+    background = 1 - foreground.sum(0, keepdims=True)
+    if min(foreground.min(), background.min()) < -TOLERANCE:
+        what = (
+            f"values from {foreground.min():.3g} to {foreground.max():.3g}, of which some are below 0 or add up to more than 1"
+        )
+        raise UserError(f"{what}: not probabilities", file=files[0])
+    whole = np.concatenate([background, foreground]).clip(0, 1)
     return whole / whole.sum(0)
 
 
@@ -127,6 +135,6 @@ def _case(
 
 
 def _risk(evaluation: Written, case: str) -> float:
-    """1 - Dice, mean of classes; a class in neither mask counts as right."""
+    """1 - Dice, mean of classes; a class in neither mask counts as right, unless the evaluation counts it as wrong."""
     scores: Sequence[float] = [evaluation.values[case, name]["dice"] for name in evaluation.classes]
     return 1 - float(np.mean([score if np.isfinite(score) else 1.0 for score in scores]))

@@ -87,12 +87,15 @@ def write_report(
     """Write the page to the file `out`, and tell what is not on it.
 
     `on_case(done, cases)` is told of each case whose probabilities were looked for. Refuses what `read_evaluations` refuses,
-    and no evaluation at all.
+    evaluations without means, and no evaluation at all.
     """
     refuse_unwritable(out, file=True)
     evaluations = read_evaluations([Path(folder) for folder in folders])
     if not evaluations:
         raise UserError("there is nothing to report", do="Give folders that `diffuseg evaluate` wrote")
+    for evaluation in evaluations:
+        if not all(isinstance(evaluation.summary.get(key), dict) for key in ("overall", "classes")):
+            raise UserError("lacks the means", file=evaluation.folder / "summary.json", do="Evaluate again")
     total, done = sum(len(evaluation.cases) for evaluation in evaluations), 0
 
     def one_more() -> None:
@@ -165,7 +168,7 @@ def _classes(sides: Sequence[Side]) -> dict[str, list[list[str]]]:
 def _column(entry: dict[str, Any]) -> list[str]:
     inside = entry.get("interval_coverage")
     cells = [Interval.of(entry[key]).text(METRICS[key].digits) for key in METRICS]
-    return [*cells, str(entry["dice"]["n"]), f"{inside['fraction']:.2f} of {inside['n']}" if inside else "-"]
+    return [*cells, str(entry["dice"]["n"]), f"{inside['fraction']:.0%} of {inside['n']}" if inside else "-"]
 
 
 def _dots(side: Side, metric: str) -> tuple[list[float], tuple[float, float, float]]:

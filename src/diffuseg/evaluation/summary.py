@@ -100,7 +100,7 @@ def body(evaluation: Evaluation) -> dict[str, list[str]]:
         cells += [str(entry["dice"]["n"]), " / ".join(str(entry["empty"][key]) for key in ("both", "truth", "prediction"))]
         if "interval_coverage" in evaluation.summary["overall"]:
             covered = entry.get("interval_coverage")
-            cells.append(f"{covered['fraction']:.2f} of {covered['n']}" if covered else "-")
+            cells.append(f"{covered['fraction']:.0%} of {covered['n']}" if covered else "-")
         lines[name] = cells
     return lines
 
@@ -119,7 +119,7 @@ def notes(evaluation: Evaluation) -> list[str]:
             f"of {labelled} have no prediction and are in no mean",
         ),
         (evaluation.unlabelled, "prediction has no mask to compare with", "predictions have no mask to compare with"),
-        (evaluation.faults, "file is faulty and in no mean", "files are faulty and in no mean"),
+        (evaluation.faults, "file is faulty: what it holds is in no mean", "files are faulty: what they hold is in no mean"),
     ):
         if names:
             lines.append(f"{counted(len(names), one, several)}: {some(names)}.")

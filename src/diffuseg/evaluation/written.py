@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,13 @@ class Written:
             found.append(float(np.mean(there)) if there else math.nan)
         return np.array(found)
 
+    def without(self, pairs: Iterable[tuple[str, str]], metric: str) -> "Written":
+        """The same without the values of a metric for these cases and classes."""
+        values = {key: dict(found) for key, found in self.values.items()}
+        for key in pairs:
+            values[key][metric] = math.nan
+        return replace(self, values=values)
+
     def seen(self, side: str) -> list[str]:
         """Cases known to have been in the "training" or "validation" of the model."""
         return list(self.summary.get("seen", {}).get(side, []))
@@ -76,6 +83,12 @@ def read_evaluations(folders: Sequence[Path]) -> list[Written]:
         if name in names[:number]:
             names[number] = f"{name} ({number + 1})"
     return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def in_some_only(evaluations: Sequence[Written], metric: str) -> set[tuple[str, str]]:
+    """Cases and classes that have a value in some evaluations and none in others: a false alarm where others are empty too."""
+    known = [{key for key, found in one.values.items() if math.isfinite(found[metric])} for one in evaluations]
+    return set().union(*known) - set(known[0]).intersection(*known)
 
 
 def refuse_unlike(evaluations: Sequence[Written], allow_seen: bool = False) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 from scipy import stats
 
 from diffuseg.data.batches import Batches, Whole
-from diffuseg.data.dataset import open_dataset, patients
+from diffuseg.data.dataset import load_raters, open_dataset, patients
+from diffuseg.data.transforms import rater_indices
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration import (
     COLDEST,
@@ -103,10 +104,12 @@ def measure_calibration(
         raise UserError(
             f"{counted(len(cases), 'case')} of one patient", do="Calibration needs at least two patients in the fold"
         )
+    known = {case.id: case for case in dataset.cases}
     source, judged, voxel = Batches(dataset, cases, model.plan), [], 0.0
     for number, case in enumerate(cases):
         whole = source.whole(case)
-        judged.append(_judge(model, whole, {key: asked[key] for key in SETTINGS}, seed))
+        raters = rater_indices(load_raters(dataset, known[case])[1], model.plan)
+        judged.append(_judge(model, whole, raters, {key: asked[key] for key in SETTINGS}, seed))
         voxel = max(voxel, voxel_ml(whole.native.affine, whole.native.dims))
         if on_case is not None:
             on_case(number + 1, len(cases))
@@ -138,21 +141,28 @@ def measure_calibration(
     return Measured(learnt, scores, coverage, rejection(risk, doubt, of, FRACTION), diagrams, per_case, how)
 
 
-def _judge(model: Model, whole: Whole, settings: dict[str, Any], seed: int) -> Judged:
-    """One case as `predict` would do it without any calibration."""
+def _judge(model: Model, whole: Whole, raters: np.ndarray, settings: dict[str, Any], seed: int) -> Judged:
+    """One case as `predict` would do it without any calibration; probabilities against each rater's voxels and border."""
     p = model.predict(whole.native, seed=seed, calibrate=False, **settings)
     names = model.plan.names
     voxel = voxel_ml(whole.native.affine, whole.native.dims)
-    wheres = {"image": np.ones(whole.truth.shape, bool), "band": band(whole.truth, whole.native.spacing)}
+    everywhere = np.ones(whole.truth.shape, bool)
+    wheres = {"image": [everywhere] * len(raters), "band": [band(rater, whole.native.spacing) for rater in raters]}
     scores = [dice(p.mask == model.plan.labels[name], whole.truth == k, "one") for k, name in enumerate(names) if k]
     return Judged(
-        {region: sample(p.probability, whole.truth, where) for region, where in wheres.items()},
+        {region: _voxels(p.probability, raters, masks) for region, masks in wheres.items()},
         {name: low for name, (low, _) in p.provenance["volume_ml_90"].items()},
         {name: high for name, (_, high) in p.provenance["volume_ml_90"].items()},
         {name: int((whole.truth == k).sum()) * voxel for k, name in enumerate(names) if k},
         1 - float(np.mean(scores)),
         p.provenance["doubt"],
     )
+
+
+def _voxels(probability: np.ndarray, raters: np.ndarray, wheres: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities [k, v] and classes [v] of some voxels, those of all raters one after the other."""
+    each = [sample(probability, rater, where, VOXELS // len(raters)) for rater, where in zip(raters, wheres, strict=True)]
+    return np.concatenate([p for p, _ in each], axis=1), np.concatenate([t for _, t in each])
 
 
 def _temperature(judged: Sequence[Judged]) -> float | None:
@@ -209,12 +219,16 @@ def _intervals(judged: list[Judged], of: list[str], voxel: float) -> tuple[dict[
 
 
 def _coverage(found: Coverage, of: list[str]) -> dict[str, Any]:
-    """How many are inside, exactly binomial; over patients where some have several cases, which are not independent."""
+    """How many are inside, with the binomial interval of Clopper and Pearson (1934) for as many trials as there are patients.
+
+    Cases of one patient are not independent; counted as one trial the interval is rather too wide than too narrow.
+    """
     inside, n = int(found.inside.sum()), len(found.inside)
-    ends = stats.binomtest(inside, n).proportion_ci(0.95, "exact")
-    interval = Interval(inside / n, float(ends.low), float(ends.high))
-    if len(set(of)) < n:
-        interval = bootstrap_mean(found.inside.astype(float), of)
+    trials = len(set(of))
+    hits = trials * inside / n
+    low = stats.beta.ppf(0.025, hits, trials - hits + 1) if inside else 0.0
+    high = stats.beta.ppf(0.975, hits + 1, trials - hits) if inside < n else 1.0
+    interval = Interval(inside / n, float(low), float(high))
     return {
         "fraction": interval._asdict(),
         "inside": inside,

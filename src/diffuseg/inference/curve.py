@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffuseg.data.batches import Batches, Whole
-from diffuseg.data.dataset import open_dataset
+from diffuseg.data.dataset import open_dataset, patients
 from diffuseg.data.transforms import to_native
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration import band, brier, nll
@@ -135,7 +135,8 @@ def measure_curve(
     timed = sorted(cases, key=sizes.__getitem__)[len(cases) // 2]
     image = source.whole(timed).native
     model.predict(image, 1, seed, 1, sampler)  # what only the first call costs
-    points = []
+    points, told = [], patients(dataset)[0]
+    of = [told[case] for case in cases]
     for (s, n), rows in scores.items():
         cost = peak_of(lambda s=s, n=n: model.predict(image, n, seed, s, sampler), model.device)
         overlap, likelihood, squares = zip(*rows, strict=True)
@@ -143,7 +144,7 @@ def measure_curve(
             Point(
                 s,
                 n,
-                *bootstrap_mean(overlap),
+                *bootstrap_mean(overlap, of),
                 _mean(likelihood),
                 _mean(squares),
                 model.method.evaluations(asked[0]["sampler"], s) * n,

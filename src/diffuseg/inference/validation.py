@@ -16,8 +16,13 @@ def own_fold(model: Model) -> int:
 def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, limit: int = 0) -> list[str]:
     """Names of the validation cases of a fold (None: the model's own), or `limit` of them spread evenly; 0 for all.
 
-    Refuses a fold that is not there, and cases that the model was trained on: files with the same bytes.
+    Refuses other classes than the model's, a fold that is not there, and cases that the model was trained on: files with the
+    same bytes.
     """
+    if model.plan.labels != dataset.labels:
+        text = lambda labels: ", ".join(f"{name} = {value}" for name, value in labels.items())
+        what = f"its classes are {text(dataset.labels)}, those of the model {text(model.plan.labels)}"
+        raise UserError(what, file=dataset.folder, do="Give the data set of the training, or one with the same labels")
     folds, fold = splits(dataset), own_fold(model) if fold is None else fold
     if not 0 <= fold < len(folds):
         raise UserError(f"there is no fold {fold}", do=f"Folds are 0 to {len(folds) - 1}")
