@@ -139,7 +139,7 @@ def test_shorter_trainings_are_held_against_the_run_once_more(tmp_path, data, ru
     assert read_meta(trained)["method"] == "unet" and read_meta(trained)["steps_trained"] == 1
     ours, theirs = (found["rows"][name]["scores"]["one"] for name in ("unet", "again"))
     assert ours["difference"]["mean"] == pytest.approx(ours["mean"]["mean"] - theirs["mean"]["mean"])
-    refused(call("audit", copy, data, "--draws", 3, "--cases", 1), "another cases, draws, training_steps", "another --out")
+    refused(call("audit", copy, data, "--draws", 3, "--cases", 1), "other cases, draws, training_steps", "another --out")
 
 
 def test_refusals(tmp_path, data, run, first):

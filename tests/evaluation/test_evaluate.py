@@ -173,7 +173,7 @@ def test_volume_intervals_are_held_against_the_truth(folders: tuple[Path, Path],
     assert result.summary["classes"]["head"]["interval_coverage"] == {"fraction": 0.75, "n": 4}
     assert "interval_coverage" not in result.summary["classes"]["tail"]
     assert len(result.faults) == 1 and "case_0004.json" in result.faults[0] and len(result.cases) == 5
-    assert "0.75 of 4" in printed(result)
+    assert "75% of 4" in printed(result)
     # a single draw has no interval, though one is written
     (predictions / "case_0000.json").write_text('{"draws": 1, "volume_ml_90": {"head": [0, 9]}}')
     assert evaluate(*folders, tmp_path / "out").summary["classes"]["head"]["interval_coverage"]["n"] == 3

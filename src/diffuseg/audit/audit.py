@@ -143,7 +143,7 @@ def _before(file: Path, of: dict[str, Any]) -> dict[str, Any]:
     before = read_json(file)
     changed = [key for key, value in of.items() if not isinstance(before, dict) or before.get("of", {}).get(key) != value]
     if changed:
-        raise UserError(f"holds an audit of other {', '.join(changed)}", file=file, do="Give another --out")
+        raise UserError(f"holds an audit with other {', '.join(changed)}", file=file, do="Give another --out")
     if not isinstance(before.get("rows"), dict):
         raise UserError("is no audit as this command writes it", file=file, do="Give another --out, or remove it")
     for row in before["rows"].values():  # what has no number is null in JSON

@@ -34,7 +34,8 @@ def sign_flip_test(
         return math.nan
     if np.abs(sums).max() < EQUAL or len(sums) == 1:
         return 1.0
-    total = lambda values, axis=-1: values.sum(axis)
+    size = np.abs(sums).max()
+    total = lambda values, axis=-1: np.round(values.sum(axis) / size, 9)  # equal sums are equal however they are rounded
     random = np.random.default_rng(seed)
     test = stats.permutation_test(
         (np.sort(sums),), total, permutation_type="samples", vectorized=True, n_resamples=resamples, batch=1000, rng=random
