@@ -47,7 +47,7 @@ class Map:
 
 
 MAPS: dict[str, Map] = {
-    "levels": Map(3, (3.0, 1.0)),
+    "levels": Map(3, (4.0, 2.0)),
     "accumulated": Map(10, (0.6, 0.6), tau=0.95),  # the paper's
     "shared": Map(10, (0.6, 0.6), tau=0.95),
     "guided": Map(100, (0.0, -2.5), guidance=100.0, part="absolute"),
