@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from diffuseg.evaluation.statistics import paired_difference
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -31,3 +33,14 @@ def mean_of(interval: list[float]) -> str:
 def ends(found: dict[str, Any], digits: int = 3) -> str:
     """A mean and its interval, given by name."""
     return "{mean:.{d}f} [{low:.{d}f}, {high:.{d}f}]".format(**found, d=digits)
+
+
+def scored(row: dict[str, Any]) -> str:
+    """The Dice of a row and its interval."""
+    return f"{row['dice']:.3f} [{row['dice_low']:.3f}, {row['dice_high']:.3f}]"
+
+
+def change(first: list[float], second: list[float], groups: list[Any] | None = None) -> str:
+    """Mean of first - second, pair by pair, with its interval over cases, or over groups of them."""
+    found = paired_difference(first, second, groups)
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from benchmarks.tables.grid import ROOT, ends, grid, load
-from diffuseg.evaluation.statistics import paired_difference
+from benchmarks.tables.grid import ROOT, change, ends, grid, load, scored
 from diffuseg.train.checkpoint import model_hash, read_meta
 
 SIDES = ("before", "after")
@@ -15,7 +14,7 @@ def hippocampus() -> str:
     rows = []
     for row in load("hippocampus_fold0")["rows"]:
         rows.append([
-            _named(row), str(row["steps"]) if row["method"] != "unet" else "-", str(row["draws"]), _dice(row),
+            _named(row), str(row["steps"]) if row["method"] != "unet" else "-", str(row["draws"]), scored(row),
             *(f"{v:.3f}" for v in row["dice_per_class"].values()), str(row["evaluations_per_case"]),
             f"{row['parameters'] / 1e6:.1f} M", str(row["training_steps"]),
         ])  # fmt: skip
@@ -52,7 +51,7 @@ def shipped() -> str:
             raise SystemExit("the scores of cDAL are not those of the packaged model: run benchmarks.score on it")
         if row["method"] == "cdal" and row["steps"] == row["default_steps"]:
             rows.append(
-                [str(row["draws"]), _dice(row), *(f"{v:.3f}" for v in row["dice_per_class"].values()), str(row["cases"])]
+                [str(row["draws"]), scored(row), *(f"{v:.3f}" for v in row["dice_per_class"].values()), str(row["cases"])]
             )
     return grid(["draws", "Dice [95 % CI]", "anterior", "posterior", "cases"], rows)
 
@@ -140,16 +139,11 @@ def speed() -> str:
     return grid(["measured", "ratio", "of what to what"], rows) + f"\n{where['threads']} threads, {where['precision']}.\n"
 
 
-def _dice(row: dict[str, Any]) -> str:
-    return f"{row['dice']:.3f} [{row['dice_low']:.3f}, {row['dice_high']:.3f}]"
-
-
 def _difference(row: dict[str, Any], bar: dict[str, Any]) -> str:
     """Mean over cases of row - bar with its interval; both were measured on the same cases."""
     cases = sorted(bar["dice_per_case"])
     one, other = ([r["dice_per_case"][case] for case in cases] for r in (row, bar))
-    found = paired_difference(one, other)
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return change(one, other)
 
 
 def _named(row: dict[str, Any]) -> str:

@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from benchmarks.tables.grid import grid, load
-from diffuseg.evaluation.statistics import paired_difference
+from benchmarks.tables.grid import change, grid, load, scored
 
 COLUMNS = ("one draw", "mean of 5", "mean of 25", "staple of 5", "staple of 25")
-WHOLE = {"v1": "v1", "v2": "v2"}  # what a part is taken out of, by the beginning of the name
 
 
 def medsegdiff_isic() -> str:
@@ -27,7 +25,7 @@ def medsegdiff_isic_samplers() -> str:
 def _rows(found: dict[str, Any]) -> str:
     rows = []
     for row in found["rows"]:
-        cells = [_dice(row["scores"][name]) if name in row["scores"] else "-" for name in COLUMNS]
+        cells = [scored(row["scores"][name]) if name in row["scores"] else "-" for name in COLUMNS]
         rows.append([row["what"], *cells, str(row["evaluations_per_draw"]), f"{row['parameters'] / 1e6:.2f} M"])
     head = ["trained alike", *COLUMNS, "network calls per draw", "parameters"]
     note = f"{found['rows'][0]['cases']} validation cases, {found['rows'][0]['training_steps']} steps of training."
@@ -41,7 +39,7 @@ def _differences(found: dict[str, Any]) -> str:
             continue
         bar = by_name["unet"]["scores"]["one draw"]
         cells = [_paired(row["scores"][count], bar) for count in ("one draw", "mean of 25")]
-        whole = by_name.get(WHOLE.get(name[:2], ""))
+        whole = by_name.get(name[:2])  # "v1" or "v2", of which a part is taken out
         apart = _paired(row["scores"]["mean of 25"], whole["scores"]["mean of 25"]) if whole and whole is not row else ""
         rows.append([row["what"], *cells, apart, _paired(row["scores"]["staple of 25"], row["scores"]["mean of 25"])])
     head = ["Dice of", "one draw - U-Net", "mean of 25 - U-Net", "mean of 25 - that of the whole", "STAPLE - mean, 25 draws"]
@@ -54,16 +52,11 @@ def _samplers(found: dict[str, Any]) -> str:
     for row in found["samplers"]:
         scores, most = row["scores"], many[row["sampler"]]["scores"]
         loss = _paired(scores["mean of 5"], most["mean of 5"]) if scores is not most else ""
-        rows.append([f"`{row['sampler']}`", str(row["steps"]), _dice(scores["one draw"]), _dice(scores["mean of 5"]), loss])
+        rows.append([f"`{row['sampler']}`", str(row["steps"]), scored(scores["one draw"]), scored(scores["mean of 5"]), loss])
     return grid(["sampler", "steps", "one draw", "mean of 5", "mean of 5, minus that of most steps"], rows)
-
-
-def _dice(score: dict[str, Any]) -> str:
-    return f"{score['dice']:.3f} [{score['dice_low']:.3f}, {score['dice_high']:.3f}]"
 
 
 def _paired(first: dict[str, Any], second: dict[str, Any]) -> str:
     """Mean over cases of first - second with its 95 % interval."""
     one, other = (list(score["dice_per_case"].values()) for score in (first, second))
-    found = paired_difference(one, other)
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return change(one, other)

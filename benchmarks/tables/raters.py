@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from benchmarks.tables.grid import ends, grid, load
-from diffuseg.evaluation.statistics import paired_difference
+from benchmarks.tables.grid import change, ends, grid, load
 
 PEOPLE = {"one rater, copied": "one_rater", "raters drawn with replacement": "resampled_raters"}
 
@@ -67,8 +66,7 @@ def _plain(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _paired(row: dict[str, Any], first: list[float], second: list[float]) -> str:
-    found = paired_difference(first, second, row["patient_of_case"])
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return change(first, second, row["patient_of_case"])
 
 
 def _against(source: dict[str, Any]) -> list[str]:

@@ -1,7 +1,6 @@
 """Masks from image-level labels."""
 
-from benchmarks.tables.grid import grid, load, mean_of
-from diffuseg.evaluation.statistics import paired_difference
+from benchmarks.tables.grid import change, grid, load, mean_of
 
 WEAK_RULES = ("quantile 0.97, largest", "published: Otsu")
 FULL = "U-Net from masks"
@@ -53,8 +52,7 @@ def weak_differences() -> str:
     pairs = [(ours, name) for name in against] + [(n, ours) for n in found if n not in bars and n != FULL]
     rows = []
     for first, second in pairs:
-        change = paired_difference(overlaps(found[first]), overlaps(found[second]), content["patients"])
-        rows.append([first, second, f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"])
+        rows.append([first, second, change(overlaps(found[first]), overlaps(found[second]), content["patients"])])
     return grid(["Dice of", "minus Dice of", "difference [95 % CI over patients]"], rows)
 
 

@@ -108,7 +108,8 @@ def measure_calibration(
     source, judged, voxel = Batches(dataset, cases, model.plan), [], 0.0
     for number, case in enumerate(cases):
         whole = source.whole(case)
-        raters = rater_indices(load_raters(dataset, known[case])[1], model.plan)
+        several = known[case].raters  # a single mask has been read already
+        raters = rater_indices(load_raters(dataset, known[case])[1], model.plan) if several else whole.truth[None]
         judged.append(_judge(model, whole, raters, {key: asked[key] for key in SETTINGS}, seed))
         voxel = max(voxel, voxel_ml(whole.native.affine, whole.native.dims))
         if on_case is not None:

@@ -20,6 +20,7 @@ from diffuseg.data.labels import TABLE, read_labels
 from diffuseg.errors import UserError
 from diffuseg.inference.files import ending_for
 from diffuseg.inference.model import Model
+from diffuseg.inference.validation import refuse_other_classes
 from diffuseg.whole import refuse_unwritable, write_csv, write_json
 
 LEAST = 0.7  # agreement of the draws below which a mask is not kept
@@ -63,10 +64,7 @@ def pseudo_label(
         raise UserError("is not empty", file=out, do="Choose another --out")
     dataset = open_dataset(folder, masks=False)
     known, names = _known(dataset, labels), list(dataset.labels)
-    if dataset.labels != model.plan.labels:
-        raise UserError(
-            f"the model's classes are {', '.join(model.plan.labels)}, those of the data {', '.join(names)}", file=folder
-        )
+    refuse_other_classes(model, dataset)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         aside = Path(scratch) / "made"

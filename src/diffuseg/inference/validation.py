@@ -19,10 +19,7 @@ def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, li
     Refuses other classes than the model's, a fold that is not there, and cases that the model was trained on: files with the
     same bytes.
     """
-    if model.plan.labels != dataset.labels:
-        text = lambda labels: ", ".join(f"{name} = {value}" for name, value in labels.items())
-        what = f"its classes are {text(dataset.labels)}, those of the model {text(model.plan.labels)}"
-        raise UserError(what, file=dataset.folder, do="Give the data set of the training, or one with the same labels")
+    refuse_other_classes(model, dataset)
     folds, fold = splits(dataset), own_fold(model) if fold is None else fold
     if not 0 <= fold < len(folds):
         raise UserError(f"there is no fold {fold}", do=f"Folds are 0 to {len(folds) - 1}")
@@ -35,3 +32,11 @@ def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, li
             own = model.meta.get("fold")
             raise UserError(f"case {case} of fold {fold} is one the model was trained on", do=f"Its own fold is {own}")
     return cases
+
+
+def refuse_other_classes(model: Model, dataset: Dataset) -> None:
+    """Refuse a data set whose labels, names and values, are not those that the model learnt."""
+    if model.plan.labels != dataset.labels:
+        text = lambda labels: ", ".join(f"{name} = {value}" for name, value in labels.items())
+        what = f"its classes are {text(dataset.labels)}, those of the model {text(model.plan.labels)}"
+        raise UserError(what, file=dataset.folder, do="Give the data set of the training, or one with the same labels")
