@@ -70,6 +70,7 @@ GUIDED: dict[str, tuple[str, ...]] = {
     "guided counterfactual, signed": ("map=guided", "part=signed"),
     "guided counterfactual, signed, guided by 10": ("map=guided", "part=signed", "guidance=10.0"),
 }
+NEAR = 2.0  # slices: how close in height counts as the same place
 CAMS = ("gradcam", "gradcam++", "layercam", "scorecam")
 
 
@@ -110,15 +111,17 @@ def main(asked: argparse.Namespace) -> None:
         "verdicts": {},
         "maps": [],
     }
-    before = json.loads(asked.out.read_text()) if asked.out.exists() else {}
-    if all(before.get(key) == results[key] for key in ("dataset", "fold", "slices_and_positives", "patients")):
-        results["maps"] = before["maps"]  # what is there is not measured again
-    there = {row["map"] for row in results["maps"]}
     verdicts: dict[str, dict[str, float]] = {}
-    for name, score in judges(models, cases, dataset, asked.dataset).items():
+    for name, score in judges(models, cases, dataset, asked.place).items():
         results["verdicts"][name], verdicts[name] = judged(score, chosen, reported), score
     best = max(verdicts, key=lambda name: results["verdicts"][name]["auc_chosen"])
     results["verdict_used"] = best
+    if asked.out.exists():
+        before = json.loads(asked.out.read_text())
+        if any(before.get(key) != results[key] for key in results if key != "maps"):
+            raise SystemExit(f"{asked.out}: there are results of other cases or models; move them away, or give another --out")
+        results["maps"] = before["maps"]  # what is there is not measured again
+    there = {row["map"] for row in results["maps"]}
     makes = makers(models, asked, cases, dataset)
     wanted = {name: makes[name] for name in makes if re.search(asked.only, name) and name not in there}
     for name, (maker, evaluations) in wanted.items():
@@ -213,9 +216,9 @@ def class_difference(model: Model, dataset: Dataset) -> Tensor:
     return torch.stack(one).mean(0) - torch.stack(none).mean(0)
 
 
-def judges(models: list[Model], cases: list[Case], dataset: Dataset, folder: Path) -> dict[str, dict[str, float]]:
+def judges(models: list[Model], cases: list[Case], dataset: Dataset, place: str) -> dict[str, dict[str, float]]:
     """Per judge and case, a score that is higher where the object is."""
-    scores = {"position in the volume": {case.name: -case.place for case in cases}}
+    scores = {"position in the volume": height(cases, dataset, own_fold(models[0]), place)}
     scores["brightest percent"] = {case.name: float(case.image.quantile(0.99)) for case in cases}
     for model in models:
         kinds = ["classifier"] if model.meta["method"] == "cam" else ["diffusion"]
@@ -226,6 +229,17 @@ def judges(models: list[Model], cases: list[Case], dataset: Dataset, folder: Pat
             name = f"{model.meta['method']}: {kind}"
             scores[name] = {case.name: margin(method.judge(case.image).scores) for case in cases}
     return scores
+
+
+def height(cases: list[Case], dataset: Dataset, fold: int, place: str) -> dict[str, float]:
+    """The share of training slices with the object among those about as high in their volumes."""
+    labels, training = read_labels(dataset), splits(dataset)[fold]["train"]
+    found = [(float(number[1]), labels[name] > 0) for name in training if (number := re.search(place, name))]
+    if not found:
+        return {case.name: 0.0 for case in cases}
+    at, shown = np.array(found, float).T
+    near = lambda z: np.exp(-(((at - z) / NEAR) ** 2) / 2) + 1e-9  # far from all of them: the share of all
+    return {case.name: float(np.average(shown, weights=near(case.place))) for case in cases}
 
 
 def margin(scores: dict[str, float]) -> float:
