@@ -202,7 +202,7 @@ def test_equal_embeddings_give_an_empty_mask():
 
 
 def test_the_class_of_several_is_the_one_that_is_shown():
-    method = build("cdm", "3d")
+    method = build("cdm", "3d", "part=absolute")  # of an untrained network all may be below 0
     image = torch.randn(2, 8, 12, 9, generator=rng())
     p = next(iter(method.draw(image, [1], label=2)))
     assert not p[1].any() and p[2].any()

@@ -1,4 +1,4 @@
-"""The command `pseudo-label`."""
+"""The commands `pseudo-label` and `border`: from image-level labels to masks."""
 
 from pathlib import Path
 from typing import Annotated
@@ -39,3 +39,34 @@ def pseudo_label(
         those = [pseudo for pseudo in found if pseudo.reason == reason]
         typer.echo(f"{len(those)} {'kept' if those[0].kept else 'left out'}: {reason}")
     typer.echo(f"{out}: a data set; pseudo_labels.csv lists all cases. {NOTICE}")
+
+
+@app.command()
+def border(
+    model: Annotated[Path, typer.Argument(help="A checkpoint of a method that learns from image-level labels.")],
+    dataset: Annotated[Path, typer.Argument(help="The data set it was trained on; its masks, if any, are not read.")],
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Image-level labels: a CSV with case and label.", show_default="DATASET/image_labels.csv, if there"),
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of the map, as it will be given to predict; repeatable.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+) -> None:
+    """Learn where maps end in training images without the object, and from which peak on one shows it; predict uses both.
+
+    Training does this for its own maps; it is needed again for other settings of them. Labels are read, masks are not.
+    """
+    from diffuseg.inference.reference import remember_reference
+    from diffuseg.whole import refuse_unwritable
+
+    if model.is_file():
+        refuse_unwritable(model, file=True)
+    with Bars(console(stderr=True)) as bars:
+        found = remember_reference(model, dataset, labels, device, set_ or [], bars.measured)
+    if found is None:
+        typer.echo(f"{model}: no map of an image without the object is above 0; nothing is written")
+        return
+    for name, value in found.border.items():
+        typer.echo(f"{name}: border {value:.3g}, peak {found.peak[name]:.3f}, from {found.images} images")

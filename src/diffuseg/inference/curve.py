@@ -216,7 +216,7 @@ def _score(
     digest = content(whole.native, whole.placement)
     seeds = [draw_seed(seed, digest, i) for i in range(max(draws))]
     chunk = model.together(whole.image.shape[1:])
-    ensemble, found = Ensemble(lambda evidence: model.method.conclude(evidence, whole.image)), {}
+    ensemble, found = Ensemble(lambda evidence: model.method.conclude(evidence, whole.image, sampler, steps)), {}
     near = band(whole.truth, whole.native.spacing)
     with model.precision.autocast(model.device):
         for p in model.method.draw(whole.image.to(model.device), seeds, steps=steps, sampler=sampler, chunk=chunk):

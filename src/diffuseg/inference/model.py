@@ -129,7 +129,8 @@ class Model:
         x, placement = to_grid(image, self.plan)
         digest = content(image, placement)
         seeds = [draw_seed(seed, digest, i) for i in range(asked["draws"])]
-        ensemble, fused = Ensemble(lambda evidence: self.method.conclude(evidence, x)), fusion(asked["fuse"])
+        conclude = lambda evidence: self.method.conclude(evidence, x, asked["sampler"], asked["steps"])
+        ensemble, fused = Ensemble(conclude), fusion(asked["fuse"])
         kept = Kept(placement, self._values(), keep_draws * len(seeds), self._levels(asked["steps"]) if keep_steps else [])
         how = {"steps": asked["steps"], "sampler": asked["sampler"], "chunk": self.together(x.shape[1:])}
         how |= {"on_denoised": kept.step} if keep_steps else {}

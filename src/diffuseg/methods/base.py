@@ -132,7 +132,13 @@ class Method(nn.Module, ABC):
         """What the image as a whole shows, where a method decides that first; None where it does not."""
         return None
 
-    def conclude(self, evidence: Float[Tensor, "k *s"], image: Float[Tensor, "c *s"]) -> Float[Tensor, "k *s"]:
+    def conclude(
+        self,
+        evidence: Float[Tensor, "k *s"],
+        image: Float[Tensor, "c *s"],
+        sampler: str | None = None,
+        steps: int | None = None,
+    ) -> Float[Tensor, "k *s"]:
         """Probabilities from what one draw of an image says, or the mean of several: itself, unless draws are raw evidence."""
         return evidence
 

@@ -32,6 +32,7 @@ from diffuseg.types import Batch
 HELD_OUT_LEVELS = 8  # noise levels at which an image is judged under each class
 FOCUS = (1.5, 1.5)  # mean and deviation of the log-SNR where maps are taken
 NO_CLASSIFIER = "this asks for a classifier, and the model has none: train with --set classifier_widths=16,32,64,128"
+REFER = "`diffuseg border MODEL DATASET`, with the same --set, or decide=diffusion"
 JUDGED = 4  # noise draws of that, when it decides whether there is anything to segment
 
 
@@ -47,7 +48,7 @@ class Map:
 
 
 MAPS: dict[str, Map] = {
-    "levels": Map(3, (4.0, 2.0)),
+    "levels": Map(3, (4.0, 1.0)),
     "accumulated": Map(10, (0.6, 0.6), tau=0.95),  # the paper's
     "shared": Map(10, (0.6, 0.6), tau=0.95),
     "guided": Map(100, (0.0, -2.5), guidance=100.0, part="absolute"),
@@ -65,8 +66,9 @@ class MapConfig(WeakConfig):
     support                of the levels: how far around, in voxels, the image must side with the change for it to count; 0: the
                            change counts everywhere
     part                   what of the signed map counts
-    decide                 who says what the image shows: the class that denoises it best, the classifier; or "present": it
-                           shows an object, as in the paper's protocol
+    decide                 who says what the image shows: how far its map stands out ("map"), the class that denoises it best
+                           ("diffusion"), the classifier; or "present": it shows an object, as in the paper's protocol.
+                           "auto": the map, or without a reference for maps like this the class that denoises best
     """
 
     ranges: ClassVar = WeakConfig.ranges | {"steps": (1, inf), "tau": (0, 1), "guidance": (0, inf), "support": (0, 100)}
@@ -80,7 +82,7 @@ class MapConfig(WeakConfig):
     free_weight: float = 3.0
     support: float = 2.0
     part: Literal["auto", "signed", "positive", "negative", "absolute"] = "auto"
-    decide: Literal["diffusion", "classifier", "present"] = "diffusion"
+    decide: Literal["auto", "map", "diffusion", "classifier", "present"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,11 @@ class CDM(WeakMethod):
         self.eval()
         self.refuse_slices(image)
         names, c = self.plan.names, self.config
+        by_map = self.judge_by_map(image) if c.decide in ("auto", "map") else None
+        if by_map is not None:
+            return by_map
+        if c.decide == "map":
+            raise UserError("decide=map: maps with these settings were not compared with images of known labels", do=REFER)
         if c.decide == "classifier":
             x_0 = (image * self.scale).expand(HELD_OUT_LEVELS, *image.shape)
             t = (torch.arange(HELD_OUT_LEVELS, device=image.device) * self.schedule.T // 20).long() + 1
@@ -235,7 +242,8 @@ class CDM(WeakMethod):
             scores = -torch.stack([self.held_out(image, seed) for seed in range(JUDGED)]).mean(0)
             calls = JUDGED * HELD_OUT_LEVELS * self.plan.classes
         label = int(scores.argmax()) if c.decide != "present" else 1 + int(scores[1:].argmax())
-        return Verdict(label, c.decide, dict(zip(names, scores.tolist(), strict=True)), calls)
+        by = "diffusion" if c.decide == "auto" else c.decide
+        return Verdict(label, by, dict(zip(names, scores.tolist(), strict=True)), calls)
 
     def saliency(
         self, x_0: Float[Tensor, "n c *s"], y: int, name: str, steps: int, noise: Callable[[], Tensor], on_step: OnStep = None

@@ -12,11 +12,14 @@ from scipy.ndimage import label as components
 from scipy.special import expit
 from torch import Tensor
 
+from diffuseg.errors import UserError
+
 Part = Literal["signed", "positive", "negative", "absolute"]
-Rule = Literal["quantile", "otsu", "otsu_twice", "fixed"]
+Rule = Literal["auto", "negatives", "quantile", "otsu", "otsu_twice", "fixed"]
 AROUND = 5  # voxels around an object with which its intensities are compared
 ROUNDS = 3  # of that comparison
 MOST = 3.0  # what the intensities of one voxel may say at most, as a log-likelihood ratio
+AT_BORDER = 0.5  # m / (|m| + c) where m = c
 STEEP = 4.0  # of the logistic function: 0.018 where the map is 0, 0.982 where it is twice the threshold
 
 
@@ -25,14 +28,15 @@ class Cut:
     """How a map becomes a mask.
 
     smooth     standard deviation of a Gaussian, in voxels of the plan's grid; 0 for none
-    threshold  "quantile" of all voxels; "fixed": that share of the way from the smallest to the largest value; "otsu" and
-               "otsu_twice" choose by the values of the map
+    threshold  "negatives": the border that the maps of training images without the object set, one for all images;
+               "quantile" of all voxels; "fixed": that share of the way from the smallest to the largest value; "otsu" and
+               "otsu_twice" choose by the values of the map; "auto": "negatives" where that border is known, else "quantile"
     image      let the intensities of the image itself move the border: see `intensities`
     largest    keep the largest connected component only (neighbours share a side)
     """
 
     smooth: float = 1.0
-    threshold: Rule = "quantile"
+    threshold: Rule = "auto"
     quantile: float = 0.97
     fixed: float = 0.5
     image: bool = True
@@ -49,24 +53,39 @@ def part_of(change: Float[Tensor, "n c *s"], part: Part) -> Float[Tensor, "n *s"
     return mean.clamp(min=0) if part == "positive" else (-mean).clamp(min=0)
 
 
-def evidence(saliency: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-    """A map m as (1 + m / max|m|) / 2: in [0, 1], one half where the condition makes no difference, everywhere if m = 0."""
+def evidence(saliency: Float[Tensor, "*s"], border: float | None = None) -> Float[Tensor, "*s"]:
+    """A map m as (1 + m / (|m| + c)) / 2 with a border c: in (0, 1), one half where m = 0, three quarters where m = c.
+
+    Without a border (1 + m / max|m|) / 2, each map by itself; one half everywhere if m = 0. Refuses borders that are not
+    above 0.
+    """
+    if border is not None:
+        if not border > 0:
+            raise ValueError(f"a border is above 0, not {border}")
+        return (1 + saliency / (saliency.abs() + border)) / 2
     largest = saliency.abs().max()
     return (1 + saliency / largest) / 2 if largest > 0 else torch.full_like(saliency, 0.5)
 
 
-def cut(evidence: Float[Tensor, "*s"], how: Cut, image: Float[Tensor, "c *s"]) -> Float[Tensor, "*s"]:
+def cut(evidence: Float[Tensor, "*s"], how: Cut, image: Float[Tensor, "c *s"], bordered: bool = False) -> Float[Tensor, "*s"]:
     """A probability-like map in [0, 1]: a logistic function of the map that is one half at the threshold. Not calibrated.
 
     Without `image` 0.018 where the map is 0, 0.982 at twice the threshold. The threshold is above 0; 0 everywhere if no value
-    is. With `largest`, what lies outside the largest component stays just below one half.
+    is. With `largest`, what lies outside the largest component stays just below one half. bordered: the evidence was made
+    with a border. Refuses "negatives" without one.
     """
+    rule = how.threshold if how.threshold != "auto" else "negatives" if bordered else "quantile"
+    if rule == "negatives" and not bordered:
+        raise UserError(
+            "threshold=negatives: nothing is known about maps with these settings of images without the object",
+            do="Give the settings of the training, another threshold, or first `diffuseg border MODEL DATASET --set ...`",
+        )
     m = (2 * evidence.detach().double().cpu() - 1).numpy()
     if how.smooth:
         m = gaussian_filter(m, how.smooth, mode="nearest")
     if not m.max() > 1e-9:
         return torch.zeros_like(evidence)
-    threshold = max(THRESHOLDS[how.threshold](m, how), 1e-3 * float(m.max()))
+    threshold = AT_BORDER if rule == "negatives" else max(THRESHOLDS[rule](m, how), 1e-3 * float(m.max()))
     z = STEEP * (m - threshold) / threshold
     if how.image and (z > 0).any():
         z = z + intensities(z, image.detach().double().cpu().numpy(), how.largest)

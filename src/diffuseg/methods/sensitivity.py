@@ -85,10 +85,12 @@ def levels(
     contrast: Contrast, x_0: Float[Tensor, "n c *s"], schedule: NoiseSchedule, noise: Callable[[], Tensor],
     steps: int, log_snr: tuple[float, float], support: float = 0.0, on_step: OnStep = None,
 ) -> Float[Tensor, "n c *s"]:  # fmt: skip
-    """The change at several noise levels, log-SNR evenly from the first to the last, each brought to unit size: their mean.
+    """Mean over noise levels, log-SNR evenly from the first to the last, of how much better the object explains a voxel.
 
-    Nothing is walked: each level has fresh noise on the true image, and the same noise with the other sign, so that what is
-    odd in the noise cancels. With `support` only what the image itself sides with counts: see `supported`.
+    SNR |x_0 - x0_hat|^2 / 2 per unit of log-SNR is the variational bound's part of -log p(x_0 | y) (Kingma et al., 2021), so
+    SNR D . R, see `supported`, is that of the log-likelihood ratio (tau = 0). Nothing is walked: each level has fresh noise
+    on the true image, and the same noise with the other sign, so that what is odd in the noise cancels. support = 0: the
+    change alone, at each level brought to unit size.
     """
     n, total = len(x_0), torch.zeros_like(x_0)
     for i in range(steps):
@@ -99,8 +101,9 @@ def levels(
         one, change = (x.unflatten(0, (2, n)).mean(0) for x in contrast.at(x_t, t))
         if support:
             middle = one - change / 2  # between y1 and y0; exact for tau = 0, else as if the label acted linearly
-            change = supported(change, x_0 - middle, support)
-        total = total + unit(change)
+            total = total + schedule.snr(t).to(x_0) * supported(change, x_0 - middle, support)
+        else:
+            total = total + unit(change)
         if on_step is not None:
             on_step(t, x_t[:n])
     return total / steps

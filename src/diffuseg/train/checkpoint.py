@@ -14,6 +14,7 @@ from diffuseg.config import from_dict, override, to_dict
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS, Method
+from diffuseg.methods.weak import Reference, WeakMethod
 from diffuseg.whole import replacing
 
 FORMAT = "diffuseg-1"
@@ -119,6 +120,8 @@ def load_checkpoint(
         method.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"weights do not fit the method ({str(error).splitlines()[0]})", file=path) from None
+    if isinstance(method, WeakMethod) and "reference" in meta:
+        method.reference = from_dict(Reference, meta["reference"], "reference.")
     return method.to(device).eval(), plan, meta
 
 

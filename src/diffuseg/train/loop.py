@@ -48,12 +48,25 @@ def train(settings: TrainSettings) -> Path:
         if run.fabric.is_global_zero:
             meta = run.meta | {"steps_trained": run.step, "seconds": run.seconds}
             save_checkpoint(settings.out / "last.safetensors", run.average, meta)
+            if run.method.supervision == "image_label":
+                _compare_maps(run, progress)
         progress.note(f"best validation score {run.best:.4f}; waited {100 * _waited(run):.0f} % of the time for data")
         if run.step < run.recipe.warmup:
             done = counted(run.step, "step was", "steps were")
             few = f"only {done} done, fewer than the {run.recipe.warmup} over which the learning rate rises"
             progress.note(f"Warning: {few}: this model has hardly learnt anything. Give it more time or steps.")
     return settings.out / "best.safetensors"
+
+
+def _compare_maps(run: Run, progress: Progress) -> None:
+    """Let both checkpoints know what maps of training images look like, by the labels of these images."""
+    from diffuseg.inference.reference import remember_reference  # a model is loaded to be used: not while training
+
+    where, settings = str(run.fabric.device), run.settings
+    for name in ("best", "last"):
+        progress.note(f"{name}.safetensors: comparing the maps of training images with and without the object")
+        if remember_reference(settings.out / f"{name}.safetensors", settings.dataset, settings.labels, where) is None:
+            progress.note("Warning: no map of an image without the object is above 0: each image gets a border of its own")
 
 
 def _train(run: Run, progress: Progress, state: Path) -> bool:

@@ -1,0 +1,95 @@
+"""What maps say of training images whose labels are known: where images without the object end, and from which peak on they
+are taken to show it. No mask is read, and no image of another fold.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+
+from diffuseg.data.batches import Batches
+from diffuseg.data.dataset import Dataset, open_dataset, splits
+from diffuseg.data.labels import read_labels
+from diffuseg.errors import UserError
+from diffuseg.inference.model import Model, load
+from diffuseg.inference.validation import own_fold, refuse_other_classes
+from diffuseg.methods.weak import Reference, WeakMethod
+from diffuseg.train.checkpoint import amend_meta
+
+BELOW = 0.99  # of the voxels of images without the object: the border
+IMAGES = 64  # of each kind, at most
+VOXELS = 65_536  # of one image that the border is made of, at most
+OnCase = Callable[[int, int], None] | None
+
+
+def remember_reference(
+    checkpoint: Path, folder: Path, labels: Path | None = None, device: str | None = None, options: list[str] | None = None,
+    on_case: OnCase = None,
+) -> Reference | None:  # fmt: skip
+    """Make the reference of a checkpoint for these settings of its maps, and write it into its header (its hash changes).
+
+    None where no map of an image without the object has anything above 0, and nothing is written. Refuses models that learnt
+    from masks, other classes than the model's, and a data set without images of every kind in the model's training fold.
+    """
+    model, dataset = load(checkpoint, device, options or []), open_dataset(folder, masks=False)
+    if model.method.supervision == "mask":
+        raise UserError("this model learnt from masks: it has no maps to compare", file=checkpoint)
+    refuse_other_classes(model, dataset)
+    reference = reference_of(model, dataset, read_labels(dataset, labels), on_case=on_case)
+    if reference.border:
+        amend_meta(checkpoint, {"reference": asdict(reference)}, model.hash)
+        return reference
+    return None
+
+
+def reference_of(
+    model: Model, dataset: Dataset, labels: dict[str, int], most: int = IMAGES, on_case: OnCase = None
+) -> Reference:
+    """Border and peak of each class, from at most so many training images without any class and so many of each class."""
+    method = cast(WeakMethod, model.method)
+    name, steps = method.sampling(None, None)
+    of = {y: _some([case for case in splits(dataset)[own_fold(model)]["train"] if labels[case] == y], most)
+          for y in range(model.plan.classes)}  # fmt: skip
+    for y, cases in of.items():
+        if not cases:
+            raise UserError(f"the training fold has no image of {model.plan.names[y]}", file=dataset.folder)
+    source = Batches(dataset, [case for cases in of.values() for case in cases], model.plan, labels=labels)
+    total, done = len(of[0]) * (len(of) - 1) + sum(len(of[y]) for y in of if y), 0
+    border, peak = {}, {}
+    for y, shown in list(enumerate(model.plan.names))[1:]:
+        maps: dict[int, list[torch.Tensor]] = {0: [], y: []}
+        for kind, found in maps.items():
+            for case in of[kind]:
+                found.append(method.mean_map(source.image(case).to(model.device), y, name, steps).cpu())
+                done += 1
+                if on_case is not None:
+                    on_case(done, total)
+        edge = border_of(maps[0], method.config.smooth)
+        if edge > 0:
+            border[shown] = edge
+            peak[shown] = parting(*([method.peak(m, edge) for m in found] for found in maps.values()))
+    return Reference(method.how(name, steps), border, peak, sum(len(cases) for cases in of.values()))
+
+
+def border_of(maps: list[torch.Tensor], smooth: float) -> float:
+    """The value that a share BELOW of the voxels of these maps, smoothed, is below."""
+    soft = [gaussian_filter(m.double().numpy(), smooth, mode="nearest").ravel() for m in maps]
+    return float(np.quantile(np.concatenate([v[:: max(1, len(v) // VOXELS)] for v in soft]), BELOW))
+
+
+def parting(without: list[float], shown: list[float]) -> float:
+    """The value, above 0, that parts two groups best: half way between two values, errors of both kinds weigh the same."""
+    low, high = np.array(without), np.array(shown)
+    values = np.unique(np.concatenate([low, high]))
+    options = np.concatenate([values[:1], (values[1:] + values[:-1]) / 2])
+    right = [(low < t).mean() + (high >= t).mean() for t in options]
+    return max(float(options[int(np.argmax(right))]), 1e-6)
+
+
+def _some(cases: list[str], most: int) -> list[str]:
+    """At most so many, evenly spread."""
+    return [cases[round(i)] for i in np.linspace(0, len(cases) - 1, most)] if len(cases) > most else cases
