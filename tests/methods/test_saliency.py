@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from diffuseg.methods.saliency import THRESHOLDS, Cut, cut, evidence, largest_component, otsu, otsu_twice, part_of
+from diffuseg.methods.sensitivity import supported
 
 MAPS = arrays(np.float64, (5, 6), elements=st.integers(-50, 50).map(lambda v: v / 10))
 PLAIN = Cut(smooth=0.0, image=False, largest=False)
@@ -133,3 +134,15 @@ def test_parts_of_several_channels():
     torch.testing.assert_close(part_of(change, "positive"), torch.tensor([[3.5, 0.0]]))
     torch.testing.assert_close(part_of(change, "negative"), torch.tensor([[0.0, 2.0]]))
     torch.testing.assert_close(part_of(change, "absolute"), torch.tensor([[12.5**0.5, 5**0.5]]))
+
+
+def test_a_bright_and_a_dark_channel_cancel_in_the_signed_map_alone():
+    change = torch.tensor([1.0, -1.0]).reshape(1, 2, 1, 1).expand(1, 2, 4, 5)
+    for m in (change, supported(change, change, 1e-6)):  # the image sides with both channels
+        means = {part: part_of(m, part).unique().tolist() for part in ("signed", "positive", "negative", "absolute")}
+        assert means == {"signed": [0.0], "positive": [0.5], "negative": [0.5], "absolute": [1.0]}
+    several = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(part_of(several, "positive") - part_of(several, "negative"), part_of(several, "signed"))
+    one = several[:, :1]
+    assert torch.equal(part_of(one, "signed"), one[:, 0]) and torch.equal(part_of(one, "positive"), one[:, 0].clamp(min=0))
+    assert torch.equal(part_of(one, "negative"), (-one[:, 0]).clamp(min=0))

@@ -65,7 +65,7 @@ class MapConfig(WeakConfig):
     free_weight            how far a classifier-free counterfactual goes from "no label" towards y0
     support                of the levels: how far around, in voxels, the image must side with the change for it to count; 0: the
                            change counts everywhere
-    part                   what of the signed map counts
+    part                   what of the signed map counts; signed channels may cancel, see `part_of`
     decide                 who says what the image shows: how far its map stands out ("map"), the class that denoises it best
                            ("diffusion"), the classifier; or "present": it shows an object, as in the paper's protocol.
                            "auto": the map, or without a reference for maps like this the class that denoises best

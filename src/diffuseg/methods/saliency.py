@@ -44,13 +44,15 @@ class Cut:
 
 
 def part_of(change: Float[Tensor, "n c *s"], part: Part) -> Float[Tensor, "n *s"]:
-    """One map from all channels: their mean (its positive or negative part), or the root mean square of them."""
+    """One map from all channels: their mean, the mean of their positive or negative parts, or their root mean square.
+
+    Signed is positive minus negative: where the object is brighter in one channel and darker in another they cancel.
+    """
     if part == "absolute":
         return change.square().mean(1).sqrt()
-    mean = change.mean(1)
     if part == "signed":
-        return mean
-    return mean.clamp(min=0) if part == "positive" else (-mean).clamp(min=0)
+        return change.mean(1)
+    return (change if part == "positive" else -change).clamp(min=0).mean(1)
 
 
 def evidence(saliency: Float[Tensor, "*s"], border: float | None = None) -> Float[Tensor, "*s"]:
