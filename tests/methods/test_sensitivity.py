@@ -196,3 +196,18 @@ def test_counterfactuals_lose_the_disc(brightness):
         signed = m[0, 0] * math.copysign(1, brightness)
         assert signed[inside].mean() > 20 * signed[~inside].abs().mean()
     assert (further[0, 0][inside].mean() / free[0, 0][inside].mean()).item() == pytest.approx(2, rel=0.1)
+
+
+def test_a_classifier_free_counterfactual_is_neither_normalised_nor_clamped():
+    """Of a denoiser that says 4 without a label and 5 for "none", whatever it sees; every image is decoded from one depth."""
+    asked = []
+
+    def said(x: torch.Tensor, t: int, c: Condition) -> torch.Tensor:
+        asked.append((t, c.e.flatten().tolist()))
+        return 5 - c.e.reshape(-1, 1, 1, 1).expand_as(x)
+
+    for x_0 in (image(0.8, n=1), 10 * image(0.8, n=1)):
+        m = classifier_free(said, condition(0.0), condition(1.0), 3.0, x_0, SCHEDULE, 2, -2.5)
+        torch.testing.assert_close(m, x_0 - 7)  # 4 + 3 (5 - 4)
+    L = SCHEDULE.level(-2.5)
+    assert asked == 2 * [(L // 2, [1.0]), (L // 2, [1.0]), (L, [1.0, 0.0]), (L // 2, [1.0, 0.0])]

@@ -31,9 +31,9 @@ def classifier_free(
     plain: Denoiser, none: Condition, unlabelled: Condition, weight: float, x_0: Float[Tensor, "n c *s"],
     schedule: NoiseSchedule, steps: int, depth: float, on_step: OnStep = None,
 ) -> Float[Tensor, "n c *s"]:  # fmt: skip
-    """Without a classifier (as Diff-SCM, Sanchez et al. 2022): encoded without a label, decoded away from it towards "none".
+    """Without a classifier (after Diff-SCM, Sanchez et al. 2022): encoded without a label, decoded away from it towards "none".
 
-    x0_hat = x0_hat(no label) + weight (x0_hat(y0) - x0_hat(no label)), both in one batch.
+    x0_hat = x0_hat(no label) + weight (x0_hat(y0) - x0_hat(no label)), both in one batch; unlike there not normalised.
     """
     n = len(x_0)
     free = unlabelled.rows(n)
