@@ -1,7 +1,7 @@
 """CDM one setting at a time: level Q, steps R, contrast tau, guidance s, noise draws n, on validation images with the object.
 
-Only the patients on whom choices are made (the first half of benchmarks/weak.py); the other half is not read. Masks come from
-the default rule. A row says what was changed from the map's own settings, of the published map and of the default one.
+Only the patients on whom choices are made (the first half of benchmarks/weak.py); the other half has no part in it. Masks come
+from the default rule. A row says what was changed from the map's own settings, of the published map and of the default one.
 """
 
 import argparse
@@ -77,7 +77,8 @@ def wish(kind: str, knob: str, value: Any) -> tuple[int, list[str]]:
 def measured(path: Path, options: list[str], draws: int, cases: list[Case]) -> dict[str, Any]:
     """Average precision of the map, raw and smoothed by one voxel, and Dice of the default rule's mask."""
     model = load(path, "cpu", options)
-    maps = {case.name: evidence(drawn(model, draws)(case).float()) for case in cases}
+    make = drawn(model, draws)
+    maps = {case.name: evidence(make(case).float()) for case in cases}
     of = [case.patient for case in cases]
     found = {
         "ap": [precision(maps[c.name], c, 0.0) for c in cases],
