@@ -106,7 +106,7 @@ class CDMConfig(MapConfig):
     attention_levels: tuple[int, ...] = ()
     dropout: float = 0.0
     classifier_widths: tuple[int, ...] = ()
-    classifier_learning_rate: float = 3e-4
+    classifier_learning_rate: float = 1e-3
 
 
 class CDM(WeakMethod):

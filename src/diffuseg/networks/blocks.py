@@ -117,12 +117,27 @@ class ChannelNorm(nn.Module):
         return self.norm(h.movedim(1, -1)).movedim(-1, 1)
 
 
+class BatchNorm(nn.Module):
+    """Each channel by its mean and variance over the training's batches: once trained, no position knows of the others.
+
+    It keeps how bright a position is, which a norm over the channels of each position divides away.
+    """
+
+    def __init__(self, channels: int, latent: int = 0) -> None:
+        super().__init__()
+        assert not latent, "a batch norm is not adaptive"
+        self.norm = nn.BatchNorm1d(channels)
+
+    def forward(self, h: Float[Tensor, "b c *s"], w: Tensor | None = None) -> Tensor:
+        return self.norm(h.flatten(2)).reshape(h.shape)
+
+
 class ResidualBlock(nn.Module):
     """norm-SiLU-conv, + time, norm-SiLU-(dropout)-conv, then (skip + h) / sqrt 2; both norms see the latent."""
 
     def __init__(
         self, dims: int, inputs: int, outputs: int, time: int = 0, latent: int = 0, dropout: float = 0.0,
-        norm: type[Norm] | type[ChannelNorm] = Norm,
+        norm: type[Norm] | type[BatchNorm] = Norm,
     ) -> None:  # fmt: skip
         super().__init__()
         self.norm_1, self.norm_2 = norm(inputs, latent), norm(outputs, latent)

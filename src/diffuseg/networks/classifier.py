@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffuseg.networks.blocks import ChannelNorm, ResidualBlock, TimeEmbedding, conv, halve, pad_to_multiple
+from diffuseg.networks.blocks import BatchNorm, ResidualBlock, TimeEmbedding, conv, halve, pad_to_multiple
 
 
 class Stage(nn.Module):
@@ -15,8 +15,8 @@ class Stage(nn.Module):
         self.halves = halves
         sizes = [inputs] + [outputs] * blocks
         pairs = zip(sizes[:-1], sizes[1:], strict=True)
-        self.blocks = nn.ModuleList(ResidualBlock(dims, a, b, time, norm=ChannelNorm) for a, b in pairs)
-        self.norm = ChannelNorm(outputs)
+        self.blocks = nn.ModuleList(ResidualBlock(dims, a, b, time, norm=BatchNorm) for a, b in pairs)
+        self.norm = BatchNorm(outputs)
 
     def forward(self, h: Float[Tensor, "b c *s"], t: Tensor | None = None) -> Tensor:
         h = halve(h) if self.halves else h
@@ -28,8 +28,8 @@ class Stage(nn.Module):
 class Classifier(nn.Module):
     """x [b, c, *s] of any size -> logits [b, k]; with `time` it is told how noisy x is.
 
-    Its norms are over channels: a norm over positions would tell each of them what the others see, and a map of where the
-    class is would be about everywhere.
+    Its norms are over batches: a norm over the positions of an image would tell each of them what the others see, and a map of
+    where the class is would be about everywhere; one over channels would not let a position know how bright it is.
     """
 
     def __init__(

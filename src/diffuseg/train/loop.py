@@ -163,10 +163,13 @@ def _average_gradients(run: Run, parameters: list[torch.nn.Parameter]) -> None:
 
 @torch.no_grad()
 def _follow(run: Run) -> None:
-    """Exponential moving average of the weights, with a decay that starts low."""
+    """Exponential moving average of the weights and of batch statistics, with a decay that starts low."""
     decay = min(run.recipe.ema, (1 + run.step) / (10 + run.step))
     new: list[Tensor] = list(run.method.parameters())
     torch._foreach_lerp_(list[Tensor](run.average.parameters()), new, 1 - decay)
+    for kept, buffer in zip(run.average.buffers(), run.method.buffers(), strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(buffer, 1 - decay)
 
 
 def _schedule(step: int, done: float, recipe: Recipe) -> float:
