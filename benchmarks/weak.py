@@ -1,10 +1,12 @@
 """Masks from image-level labels on the validation patients of a fold: every map, every threshold, and what costs what.
 
 Masks are used to choose on one half of the patients and to report on the other: smoothing, thresholds and components of each
-rule are those with the best mean Dice on the first half. Dice, IoU and HD95 on native pixels; an empty mask of an image without
-the object counts 1, any other mask of it 0; HD95 of an image with the object and an empty mask is the image's diagonal.
-Models that learnt from masks, or from pseudo-labels, may stand beside them (--masks NAME=CHECKPOINT): their own mask is scored,
-and whether it is empty is their verdict. Results are numbers only.
+rule are those with the best mean Dice on the first half. The rule "negatives" has one border for all images: that of a few
+training images without the object, whatever the map, intensity included. Average precision is that of the mean raw map.
+Dice, IoU and HD95 on native pixels; an empty mask of an image without the object counts 1, any other mask of it 0; HD95 of an
+image with the object and an empty mask is the image's diagonal. Models that learnt from masks, or from pseudo-labels, may
+stand beside them (--masks NAME=CHECKPOINT): their own mask is scored, and whether it is empty is their verdict. Results are
+numbers only.
 """
 
 import argparse
@@ -30,21 +32,22 @@ from diffuseg.data.transforms import Placement, to_native
 from diffuseg.evaluation.metrics import dice, hd95, iou
 from diffuseg.evaluation.statistics import bootstrap_mean, deal
 from diffuseg.inference.model import Model, content, draw_seed, load
+from diffuseg.inference.reference import border_of
 from diffuseg.inference.validation import own_fold, validation_cases
 from diffuseg.methods.cdm import MAPS
 from diffuseg.methods.saliency import Cut, cut, evidence
 
 SMOOTH = (0.0, 1.0, 2.0)
 GRID: dict[str, dict[str, Sequence[float]]] = {
-    "otsu": {}, "otsu_twice": {},
+    "negatives": {}, "otsu": {}, "otsu_twice": {},
     "quantile": {"quantile": (0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99)},
     "fixed": {"fixed": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)},
 }  # fmt: skip
 BEFOREHAND = {  # nothing here is fitted to these cases; that 0.97 and one voxel of smoothing suit such images was known
     "published: Otsu": Cut(smooth=0.0, threshold="otsu", image=False, largest=False),
     "published: Otsu, largest": Cut(smooth=0.0, threshold="otsu", image=False),
-    "quantile 0.97, largest": Cut(image=False),
-    "as `predict` does": Cut(),
+    "quantile 0.97, largest": Cut(threshold="quantile", image=False),
+    "as `predict` does": Cut(),  # with the border of the negatives; where there is none, the quantile of each image
 }
 CDM: dict[str, tuple[str, ...]] = {
     "levels": (),
@@ -70,6 +73,8 @@ GUIDED: dict[str, tuple[str, ...]] = {
     "guided counterfactual, signed": ("map=guided", "part=signed"),
     "guided counterfactual, signed, guided by 10": ("map=guided", "part=signed", "guidance=10.0"),
 }
+NEGATIVES = 24  # training images without the object that the border of a map is made of
+SMOOTHED = 1.0  # voxels, before that
 NEAR = 2.0  # slices: how close in height counts as the same place
 CAMS = ("gradcam", "gradcam++", "layercam", "scorecam")
 
@@ -89,8 +94,23 @@ class Case:
     spacing: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Maps:
+    """What the draws say of a case: their mean, and the evidence of each map by itself and with one border for all."""
+
+    mean: Tensor
+    alone: Tensor
+    bordered: Tensor | None
+
+    @classmethod
+    def of(cls, draws: Tensor, border: float) -> "Maps":
+        """From raw maps [n, *s]; no border where it is not above 0."""
+        bordered = torch.stack([evidence(m, border) for m in draws]).mean(0) if border > 0 else None
+        return cls(draws.mean(0), torch.stack([evidence(m) for m in draws]).mean(0), bordered)
+
+
 Kept = dict[tuple[str, ...], list[Tensor]]  # maps of single draws by settings and case
-Maker = Callable[[Case], Tensor]  # a raw map of a positive image, in [-1, 1]
+Maker = Callable[[Case], Tensor]  # raw maps [n, *s] of an image, one per draw
 
 
 def main(asked: argparse.Namespace) -> None:
@@ -122,10 +142,11 @@ def main(asked: argparse.Namespace) -> None:
             raise SystemExit(f"{asked.out}: there are results of other cases or models; move them away, or give another --out")
         results["maps"] = before["maps"]  # what is there is not measured again
     there = {row["map"] for row in results["maps"]}
-    makes = makers(models, asked, cases, dataset)
+    makes, without = makers(models, asked, cases, dataset), negatives(models[0], dataset)
     wanted = {name: makes[name] for name in makes if re.search(asked.only, name) and name not in there}
     for name, (maker, evaluations) in wanted.items():
-        row = measured(name, maker, evaluations, chosen, reported, verdicts[best], results["verdicts"][best]["threshold"])
+        least = results["verdicts"][best]["threshold"]
+        row = measured(name, maker, evaluations, chosen, reported, without, verdicts[best], least)
         results["maps"].append(row)
         report(asked.out, results, row)
     for name, path in (text.split("=", 1) for text in asked.masks):
@@ -146,7 +167,12 @@ def report(out: Path, results: dict[str, Any], row: dict[str, Any]) -> None:
 
 def load_cases(model: Model, dataset: Dataset, fold: int, limit: int, place: str) -> list[Case]:
     """Validation cases with their masks; patients from the table of labels, where it has that column."""
-    names, labels = validation_cases(model, dataset, fold, limit), read_labels(dataset)
+    return read(model, dataset, validation_cases(model, dataset, fold, limit), place)
+
+
+def read(model: Model, dataset: Dataset, names: list[str], place: str = "$.") -> list[Case]:
+    """These cases on the model's grid."""
+    labels = read_labels(dataset)
     of, _ = patients(dataset)
     with (dataset.folder / TABLE).open() as file:
         of |= {row["case"]: row["patient"] for row in csv.DictReader(file) if row.get("patient")}
@@ -161,9 +187,9 @@ def load_cases(model: Model, dataset: Dataset, fold: int, limit: int, place: str
 
 def makers(models: list[Model], asked: argparse.Namespace, cases: list[Case], dataset: Dataset) -> dict[str, tuple[Maker, int]]:
     """Maps by name, with the network evaluations of one."""
-    found: dict[str, tuple[Maker, int]] = {"intensity": (lambda case: case.image.mean(0) - case.image.mean(0).min(), 0)}
+    found: dict[str, tuple[Maker, int]] = {"intensity": (lambda case: case.image.mean(0)[None] - case.image.mean(0).min(), 0)}
     mean = class_difference(models[0], dataset)
-    found["position: mean of positives minus mean of negatives"] = (lambda case: mean, 0)
+    found["position: mean of positives minus mean of negatives"] = (lambda case: mean[None], 0)
     kept: Kept = {}
     for model, path in zip(models, asked.models, strict=True):
         if model.meta["method"] == "cam":
@@ -183,28 +209,38 @@ def makers(models: list[Model], asked: argparse.Namespace, cases: list[Case], da
 
 
 def drawn(model: Model, draws: int, wishes: Sequence[str] = (), kept: Kept | None = None) -> Maker:
-    """The mean evidence of some draws, as `predict` makes it with seed 0, back in [-1, 1].
+    """The raw maps that `predict` would make with seed 0.
 
     Signed and absolute maps of one channel differ in nothing but their sign: `kept` holds the signed ones, made once.
     """
-    part = getattr(model.method.config, "part", None)
-    part = MAPS[model.method.config.map].part if part == "auto" else part
+    method = model.method
+    part = getattr(method.config, "part", None)
+    part = MAPS[method.config.map].part if part == "auto" else part
     store: Kept = {} if kept is None else kept
     one = model.plan.image_channels == 1 and part in ("signed", "absolute")
     if one:
-        model.method.config = replace(model.method.config, part="signed")
+        method.config = replace(method.config, part="signed")
+    name, steps = method.sampling(None, None)
 
     def make(case: Case) -> Tensor:
         key = (*sorted(wish for wish in wishes if not wish.startswith("part=")), str(draws), case.name)
-        maps = store.get(key) if one else None
+        maps = store.get(key)
         if maps is None:
             seeds = [draw_seed(0, case.seed, i) for i in range(draws)]
-            maps = [2 * p[case.label] - 1 for p in model.method.draw(case.image, seeds, label=case.label)]
-        if one:
-            store[key] = maps
-        return torch.stack([m.abs() if one and part == "absolute" else m for m in maps]).mean(0)
+            maps = torch.stack([m.float() for m in method.eval().maps(case.image, seeds, case.label or 1, name, steps)])
+            if one:
+                store[key] = maps
+        return maps.abs() if one and part == "absolute" else maps
 
     return make
+
+
+def negatives(model: Model, dataset: Dataset) -> list[Case]:
+    """A few training images without the object, evenly spread: their masks are empty, and not looked at."""
+    labels = read_labels(dataset)
+    names = [name for name in splits(dataset)[own_fold(model)]["train"] if not labels[name]]
+    names = [names[round(i)] for i in np.linspace(0, len(names) - 1, min(NEGATIVES, len(names)))]
+    return read(model, dataset, names)
 
 
 def class_difference(model: Model, dataset: Dataset) -> Tensor:
@@ -222,7 +258,9 @@ def judges(models: list[Model], cases: list[Case], dataset: Dataset, place: str)
     scores["brightest percent"] = {case.name: float(case.image.quantile(0.99)) for case in cases}
     for model in models:
         kinds = ["classifier"] if model.meta["method"] == "cam" else ["diffusion"]
-        kinds += ["classifier"] if model.meta["method"] == "cdm" and model.method.config.classifier_widths else []
+        if model.meta["method"] == "cdm":
+            kinds += ["classifier"] if model.method.config.classifier_widths else []
+            kinds += ["map"] if model.method.judge_by_map(cases[0].image) is not None else []
         for kind in kinds:
             method = model.method
             method.config = replace(method.config, decide=kind)
@@ -270,18 +308,20 @@ def auc(score: dict[str, float], cases: list[Case]) -> float:
 
 
 def measured(
-    name: str, make: Maker, evaluations: int, chosen: list[Case], reported: list[Case], verdict: dict[str, float], least: float
-) -> dict[str, Any]:
+    name: str, make: Maker, evaluations: int, chosen: list[Case], reported: list[Case], without: list[Case],
+    verdict: dict[str, float], least: float,
+) -> dict[str, Any]:  # fmt: skip
     """One row: average precision, and Dice under each rule, all on the reported half."""
-    started = time.process_time()
+    border = max(border_of([make(case).mean(0) for case in without], SMOOTHED), 0.0)
     positive = [[case for case in half if case.label] for half in (chosen, reported)]
-    maps = {case.name: evidence(make(case).float()) for half in positive for case in half}
+    started = time.process_time()
+    maps = {case.name: Maps.of(make(case), border) for half in positive for case in half}
     seconds = (time.process_time() - started) / len(maps)
     groups = [case.patient for case in positive[1]]
     row: dict[str, Any] = {"map": name, "evaluations": evaluations, "seconds": seconds, "rules": {}}
-    smooth = max(SMOOTH, key=lambda s: np.mean([precision(maps[c.name], c, s) for c in positive[0]]))
-    row["ap"] = list(bootstrap_mean([precision(maps[c.name], c, 0.0) for c in positive[1]], groups))
-    row["ap_smoothed"] = list(bootstrap_mean([precision(maps[c.name], c, smooth) for c in positive[1]], groups))
+    smooth = max(SMOOTH, key=lambda s: np.mean([precision(maps[c.name].mean, c, s) for c in positive[0]]))
+    row["ap"] = list(bootstrap_mean([precision(maps[c.name].mean, c, 0.0) for c in positive[1]], groups))
+    row["ap_smoothed"] = list(bootstrap_mean([precision(maps[c.name].mean, c, smooth) for c in positive[1]], groups))
     for rule, how, first in rules(maps, positive[0]):
         masks = {c.name: mask_of(maps[c.name], c, how) for c in positive[1]}
         seen = {c.name: verdict[c.name] >= least for c in reported}
@@ -321,13 +361,16 @@ def scores(masks: dict[str, np.ndarray], seen: dict[str, bool], reported: list[C
     }
 
 
-def rules(maps: dict[str, Tensor], cases: list[Case]) -> list[tuple[str, Cut, float]]:
+def rules(maps: dict[str, Maps], cases: list[Case]) -> list[tuple[str, Cut, float]]:
     """Each rule with its best numbers on these cases, and the Dice there; then the choices made beforehand."""
     found = []
     for (rule, numbers), image in itertools.product(GRID.items(), (False, True)):
+        if rule == "negatives" and any(m.bordered is None for m in maps.values()):
+            continue
+        smooths = (SMOOTHED,) if rule == "negatives" else SMOOTH
         options = [
             Cut(smooth=smooth, threshold=rule, largest=largest, image=image, **dict(zip(numbers, values, strict=True)))  # type: ignore[arg-type]
-            for smooth, largest, *values in itertools.product(SMOOTH, (True, False), *numbers.values())
+            for smooth, largest, *values in itertools.product(smooths, (True, False), *numbers.values())
         ]
         means = [float(np.mean([overlap(maps[c.name], c, how) for c in cases])) for how in options]
         best = int(np.argmax(means))
@@ -337,12 +380,14 @@ def rules(maps: dict[str, Tensor], cases: list[Case]) -> list[tuple[str, Cut, fl
     ]
 
 
-def mask_of(m: Tensor, case: Case, how: Cut) -> np.ndarray:
+def mask_of(m: Maps, case: Case, how: Cut) -> np.ndarray:
     """The mask that a cut makes, on native pixels."""
-    return to_native(cut(m, how, case.image)[None], case.placement)[0] > 0.5
+    known = m.bordered is not None and how.threshold in ("negatives", "auto")
+    p = cut(m.bordered, how, case.image, True) if known and m.bordered is not None else cut(m.alone, how, case.image)
+    return to_native(p[None], case.placement)[0] > 0.5
 
 
-def overlap(m: Tensor, case: Case, how: Cut) -> float:
+def overlap(m: Maps, case: Case, how: Cut) -> float:
     """Dice of the mask that a cut makes."""
     return dice(mask_of(m, case, how), case.truth, empty="zero")
 

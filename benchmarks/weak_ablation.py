@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.score import write
-from benchmarks.weak import Case, drawn, load_cases, mask_of, precision
+from benchmarks.weak import SMOOTHED, Case, Maps, drawn, load_cases, mask_of, negatives, precision
 from diffuseg.data.dataset import open_dataset
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.statistics import bootstrap_mean, deal
 from diffuseg.inference.model import load
+from diffuseg.inference.reference import border_of
 from diffuseg.inference.validation import own_fold
-from diffuseg.methods.saliency import Cut, evidence
+from diffuseg.methods.saliency import Cut
 
-LEVELS = (3.0, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0)  # log-SNR: the image is hardly noised ... hardly there
+LEVELS = (4.0, 3.0, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0)  # log-SNR: the image is hardly noised ... hardly there
 SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     "accumulated": {
         "Q": LEVELS,
@@ -49,10 +50,13 @@ def main(asked: argparse.Namespace) -> None:
     cases = load_cases(model, dataset, own_fold(model), asked.limit, r"_(\d+)$")
     half = deal([case.patient for case in cases], 2)
     cases = [case for case, side in zip(cases, half.tolist(), strict=True) if side == 0 and case.label]
+    without = negatives(model, dataset)
     results: dict[str, Any] = {"dataset": dataset.name, "images": len(cases), "points": []}
     for kind, knob, value in points(guided):
         draws, options = wish(kind, knob, value)
-        results["points"].append({"map": kind, "knob": knob, "value": value} | measured(asked.model, options, draws, cases))
+        results["points"].append(
+            {"map": kind, "knob": knob, "value": value} | measured(asked.model, options, draws, cases, without)
+        )
         write(asked.out, results)
         print(json.dumps(results["points"][-1]), flush=True)
 
@@ -74,15 +78,16 @@ def wish(kind: str, knob: str, value: Any) -> tuple[int, list[str]]:
     return (value if knob == "n" else DRAWS), options
 
 
-def measured(path: Path, options: list[str], draws: int, cases: list[Case]) -> dict[str, Any]:
+def measured(path: Path, options: list[str], draws: int, cases: list[Case], without: list[Case]) -> dict[str, Any]:
     """Average precision of the map, raw and smoothed by one voxel, and Dice of the default rule's mask."""
     model = load(path, "cpu", options)
     make = drawn(model, draws)
-    maps = {case.name: evidence(make(case).float()) for case in cases}
+    border = max(border_of([make(case).mean(0) for case in without], SMOOTHED), 0.0)
+    maps = {case.name: Maps.of(make(case), border) for case in cases}
     of = [case.patient for case in cases]
     found = {
-        "ap": [precision(maps[c.name], c, 0.0) for c in cases],
-        "ap_smoothed": [precision(maps[c.name], c, 1.0) for c in cases],
+        "ap": [precision(maps[c.name].mean, c, 0.0) for c in cases],
+        "ap_smoothed": [precision(maps[c.name].mean, c, 1.0) for c in cases],
         "dice": [dice(mask_of(maps[c.name], c, Cut()), c.truth, "zero") for c in cases],
     }
     evaluations = draws * model.method.evaluations(*model.method.sampling(None, None))

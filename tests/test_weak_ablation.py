@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from benchmarks import weak, weak_ablation
 from benchmarks.weak import load_cases
@@ -77,23 +78,29 @@ def test_what_is_measured_depends_on_the_positives_of_the_chosen_half_alone(tmp_
 
 def test_precision_is_that_of_the_map_raw_and_smoothed_and_dice_that_of_the_default_rule(tmp_path, monkeypatch):
     """The maps are the images themselves."""
-    made = make_spots(tmp_path / "data", dict.fromkeys(NAMES, 4), train=4, contrast=30.0)
+    made = make_spots(tmp_path / "data", {name: 4 * (i > 1) for i, name in enumerate(NAMES)}, train=4, contrast=30.0)
     path, asked = save(tmp_path / "cdm.safetensors", "cdm"), []
     cases = load_cases(load(path, "cpu"), open_dataset(tmp_path / "data"), 0, 0, r"_(\d+)$")
-    maker = lambda case: case.image[0] - case.image.min()
+    without = weak.negatives(load(path, "cpu"), open_dataset(tmp_path / "data"))
+    assert without and not any(case.truth.any() or case.label for case in without)
+    maker = lambda case: case.image - case.image.min()
 
     def drawn(model, draws):
         asked.append((model.method.config.map, model.method.config.steps, draws))
         return maker
 
     monkeypatch.setattr(weak_ablation, "drawn", drawn)
-    found = measured(path, ["map=shared", "steps=4"], 3, cases)
+    found = measured(path, ["map=shared", "steps=4"], 3, cases, without)
     assert asked == [("shared", 4, 3)] and found["evaluations"] == 3 * 4 * 2
     for name, smooth in (("ap", 0.0), ("ap_smoothed", 1.0)):
         expected = [precision_of(smoothed(made[case.name][0], smooth), made[case.name][1]) for case in cases]
         assert found[name][0] == pytest.approx(np.mean(expected)) and expected != [1.0] * len(cases)
     monkeypatch.setattr(weak, "GRID", {})
-    maps = {case.name: (1 + maker(case) / maker(case).max()) / 2 for case in cases}
+    border = float(np.quantile([smoothed(maker(case)[0].numpy(), 1.0) for case in without], 0.99))
+    maps = {case.name: weak.Maps.of(maker(case), border) for case in cases}
+    some = maps[cases[0].name]
+    torch.testing.assert_close(2 * some.bordered - 1, some.mean / (some.mean + border))
+    torch.testing.assert_close(2 * some.alone - 1, some.mean / some.mean.max())
     by_rule = {rule: overlap for rule, _, overlap in weak.rules(maps, cases)}
     assert found["dice"][0] == pytest.approx(by_rule["as `predict` does"])
     assert by_rule["as `predict` does"] not in (by_rule[rule] for rule in by_rule if rule != "as `predict` does")
