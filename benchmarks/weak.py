@@ -63,7 +63,6 @@ CDM: dict[str, tuple[str, ...]] = {
     "shared": ("map=shared",),
     "classifier-free counterfactual": ("map=classifier_free",),
     "classifier-free counterfactual, signed": ("map=classifier_free", "part=signed"),
-    "classifier-free counterfactual, signed, log-SNR -1": ("map=classifier_free", "part=signed", "log_snr=0,-1"),
 }
 GUIDED: dict[str, tuple[str, ...]] = {
     "accumulated, guided by 10, one draw (CG-CDM as published)": ("map=accumulated", "guidance=10.0"),
