@@ -1,0 +1,83 @@
+"""Draw the curves of the docs from benchmarks/results/*.json; with --check, fail where a picture is of other numbers.
+
+A picture carries the digest of the numbers it was drawn from.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables.grid import ROOT, load
+from diffuseg.evaluation.figures import OKABE_ITO, figure_of
+
+KNOBS = {
+    "Q": "level Q (log-SNR), one level",
+    "R": "steps R, or levels",
+    "tau": "contrast tau",
+    "s": "guidance s (one step further left: 0)",
+    "n": "draws n",
+}
+MEASURES = {"ap_smoothed": "average precision", "dice": "Dice, default rule"}
+
+
+def weak_ablation(found: dict[str, Any]) -> Any:
+    """Average precision and Dice over each setting of CDM, with 95 % intervals over patients."""
+    figure, axes = figure_of(len(MEASURES), len(KNOBS), (15.0, 6.0))
+    for row, (measure, words) in zip(axes, MEASURES.items(), strict=True):
+        for axis, (knob, label) in zip(row, KNOBS.items(), strict=True):
+            for number, kind in enumerate(sorted({point["map"] for point in found["points"]})):
+                line = [p for p in found["points"] if (p["map"], p["knob"]) == (kind, knob)]
+                at = [max(p["value"], 0.1) if knob == "s" else p["value"] for p in line]
+                mean, low, high = zip(*(p[measure] for p in line), strict=True) if line else ((), (), ())
+                axis.plot(at, mean, marker="os"[number], color=OKABE_ITO[number], label=kind)
+                axis.fill_between(at, low, high, color=OKABE_ITO[number], alpha=0.12, linewidth=0)
+            if knob in ("R", "s", "n"):
+                axis.set_xscale("log")
+            axis.set_xlabel(label, fontsize=9)
+            axis.set_ylim(0, 0.9)
+            axis.tick_params(labelsize=8)
+        row[0].set_ylabel(words, fontsize=9)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    return figure
+
+
+FIGURES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
+    "docs/methods/cdm_ablation.svg": ("weak_ablation", weak_ablation),
+}
+
+
+def digest(found: dict[str, Any]) -> str:
+    """Of the numbers alone: where they were made does not show in a picture."""
+    return hashlib.sha256(json.dumps({k: v for k, v in found.items() if k != "environment"}).encode()).hexdigest()[:16]
+
+
+def stale(path: Path, found: dict[str, Any]) -> bool:
+    """Whether a picture is missing, or of other numbers."""
+    seen = re.search(r"numbers: ([0-9a-f]{16})", path.read_text()) if path.is_file() else None
+    return seen is None or seen[1] != digest(found)
+
+
+def main() -> int:
+    """Draw what is not of the numbers that are there, or with --check say which."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check, wrong = parser.parse_args().check, 0
+    for place, (name, draw) in FIGURES.items():
+        found = load(name)
+        if not stale(ROOT / place, found):
+            continue
+        wrong += 1
+        if not check:
+            draw(found).savefig(ROOT / place, format="svg", metadata={"Date": None, "Description": f"numbers: {digest(found)}"})
+        print(f"{place}: {'is not of benchmarks/results; run `make tables`' if check else 'drawn'}")
+    return 1 if check and wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
