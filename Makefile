@@ -37,14 +37,16 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/python -m benchmarks.table --check
+	$(BIN)/python -m benchmarks.figures --check
 
 types: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 check: lint types test   ## what CI runs
 
-tables: $(VENV)/.installed-dev   ## render the tables of README and docs from benchmarks/results
+tables: $(VENV)/.installed-dev   ## render the tables and curves of README and docs from benchmarks/results
 	$(BIN)/python -m benchmarks.table
+	$(BIN)/python -m benchmarks.figures
 
 clean:
 	rm -rf $(VENV) demo build dist src/*.egg-info

@@ -64,7 +64,7 @@ def border(
     if model.is_file():
         refuse_unwritable(model, file=True)
     with Bars(console(stderr=True)) as bars:
-        found = remember_reference(model, dataset, labels, device, set_ or [], bars.measured)
+        found = remember_reference([model], dataset, labels, device, set_ or [], bars.measured)
     if found is None:
         typer.echo(f"{model}: no map of an image without the object is above 0; nothing is written")
         return

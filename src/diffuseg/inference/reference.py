@@ -2,7 +2,7 @@
 are taken to show it. No mask is read, and no image of another fold.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -27,23 +27,28 @@ OnCase = Callable[[int, int], None] | None
 
 
 def remember_reference(
-    checkpoint: Path, folder: Path, labels: Path | None = None, device: str | None = None, options: list[str] | None = None,
-    on_case: OnCase = None,
+    checkpoints: Sequence[Path], folder: Path, labels: Path | None = None, device: str | None = None,
+    options: Sequence[str] = (), on_case: OnCase = None,
 ) -> Reference | None:  # fmt: skip
-    """Make the reference of a checkpoint for these settings of its maps, and write it into its header (its hash changes).
+    """Make the reference of checkpoints of one training, for these settings of maps, and write it into their headers.
 
-    None where no map of an image without the object has anything above 0, and nothing is written. Refuses models that learnt
-    from masks, other classes than the model's, and a data set without images of every kind in the model's training fold.
+    Hashes change. Checkpoints of the same step have the same reference. Returns that of the first; None, and nothing is
+    written, where no map of an image without the object has anything above 0. Refuses models that learnt from masks, other
+    classes than the model's, and a data set without images of every kind in the model's training fold.
     """
-    model, dataset = load(checkpoint, device, options or []), open_dataset(folder, masks=False)
-    if model.method.supervision == "mask":
-        raise UserError("this model learnt from masks: it has no maps to compare", file=checkpoint)
-    refuse_other_classes(model, dataset)
-    reference = reference_of(model, dataset, read_labels(dataset, labels), on_case=on_case)
-    if reference.border:
-        amend_meta(checkpoint, {"reference": asdict(reference)}, model.hash)
-        return reference
-    return None
+    dataset, made = open_dataset(folder, masks=False), {}
+    for checkpoint in checkpoints:
+        model = load(checkpoint, device, options)
+        if model.method.supervision == "mask":
+            raise UserError("this model learnt from masks: it has no maps to compare", file=checkpoint)
+        refuse_other_classes(model, dataset)
+        step = model.meta.get("steps_trained")
+        if step not in made:
+            made[step] = reference_of(model, dataset, read_labels(dataset, labels), on_case=on_case)
+        if made[step].border:
+            amend_meta(checkpoint, {"reference": asdict(made[step])}, model.hash)
+    first = next(iter(made.values()))
+    return first if first.border else None
 
 
 def reference_of(

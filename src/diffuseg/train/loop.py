@@ -62,11 +62,12 @@ def _compare_maps(run: Run, progress: Progress) -> None:
     """Let both checkpoints know what maps of training images look like, by the labels of these images."""
     from diffuseg.inference.reference import remember_reference  # a model is loaded to be used: not while training
 
-    where, settings = str(run.fabric.device), run.settings
-    for name in ("best", "last"):
-        progress.note(f"{name}.safetensors: comparing the maps of training images with and without the object")
-        if remember_reference(settings.out / f"{name}.safetensors", settings.dataset, settings.labels, where) is None:
-            progress.note("Warning: no map of an image without the object is above 0: each image gets a border of its own")
+    settings = run.settings
+    progress.note("comparing the maps of training images with and without the object; no mask is read")
+    places = [settings.out / f"{name}.safetensors" for name in ("best", "last")]
+    found = remember_reference(places, settings.dataset, settings.labels, str(run.fabric.device), on_case=progress.compared)
+    if found is None:
+        progress.note("Warning: no map of an image without the object is above 0: each image gets a border of its own")
 
 
 def _train(run: Run, progress: Progress, state: Path) -> bool:

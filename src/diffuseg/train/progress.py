@@ -36,6 +36,7 @@ class Progress:
         self.bar = Bar(*columns, TextColumn("left"), TimeRemainingColumn(), disable=not shown)
         total = steps if minutes is None else int(60 * minutes)
         self.task = self.bar.add_task("training", total=total, completed=step if minutes is None else 0)
+        self.looking: Any = None
         self.rows: list[dict[str, Any]] = _read(out / "log.csv", step) if shown else []
 
     def __enter__(self) -> "Progress":
@@ -71,6 +72,12 @@ class Progress:
                 self.write()
         done = step if self.minutes is None else seconds
         self.bar.update(self.task, completed=done, description=f"{self.text}  {self.score}".strip() or "training")
+
+    def compared(self, done: int, total: int) -> None:
+        """After the training: so many of its images have been looked at."""
+        if self.looking is None:
+            self.looking = self.bar.add_task("maps of training images", total=total)
+        self.bar.update(self.looking, completed=done)
 
     def validated(self, step: int, seconds: float, result: Any) -> None:
         """A validation is done: score, row, picture."""
