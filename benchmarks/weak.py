@@ -58,6 +58,7 @@ CDM: dict[str, tuple[str, ...]] = {
     "levels without support, derivative": ("support=0", "tau=1.0"),
     "accumulated, one draw (CDM as published)": ("map=accumulated",),
     "accumulated": ("map=accumulated",),
+    "accumulated, tau 0": ("map=accumulated", "tau=0.0"),
     "accumulated, derivative": ("map=accumulated", "tau=1.0"),
     "accumulated, log-SNR -1.4": ("map=accumulated", "log_snr=-1.4,-1.4"),
     "shared": ("map=shared",),
