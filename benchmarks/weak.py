@@ -59,8 +59,6 @@ CDM: dict[str, tuple[str, ...]] = {
     "accumulated, one draw (CDM as published)": ("map=accumulated",),
     "accumulated": ("map=accumulated",),
     "accumulated, tau 0": ("map=accumulated", "tau=0.0"),
-    "accumulated, derivative": ("map=accumulated", "tau=1.0"),
-    "accumulated, log-SNR -1.4": ("map=accumulated", "log_snr=-1.4,-1.4"),
     "shared": ("map=shared",),
     "classifier-free counterfactual": ("map=classifier_free",),
     "classifier-free counterfactual, signed": ("map=classifier_free", "part=signed"),
@@ -68,10 +66,8 @@ CDM: dict[str, tuple[str, ...]] = {
 GUIDED: dict[str, tuple[str, ...]] = {
     "accumulated, guided by 10, one draw (CG-CDM as published)": ("map=accumulated", "guidance=10.0"),
     "accumulated, guided by 10": ("map=accumulated", "guidance=10.0"),
-    "accumulated, guided by 10, scaled": ("map=accumulated", "guidance=10.0", "switch=scaled"),
     "guided counterfactual (CG-Diff)": ("map=guided",),
     "guided counterfactual, signed": ("map=guided", "part=signed"),
-    "guided counterfactual, signed, guided by 10": ("map=guided", "part=signed", "guidance=10.0"),
 }
 NEGATIVES = 24  # training images without the object that the border of a map is made of
 SMOOTHED = 1.0  # voxels, before that

@@ -1,7 +1,8 @@
 """CDM one setting at a time: level Q, steps R, contrast tau, guidance s, noise draws n, on validation images with the object.
 
 Only the patients on whom choices are made (the first half of benchmarks/weak.py); the other half has no part in it. Masks come
-from the default rule. A row says what was changed from the map's own settings, of the published map and of the default one.
+from the default rule. A row says what was changed from the map's own settings, of the published map and of the default one; tau is 0
+for both where it is not what is changed.
 """
 
 import argparse
@@ -22,21 +23,20 @@ from diffuseg.inference.reference import border_of
 from diffuseg.inference.validation import own_fold
 from diffuseg.methods.saliency import Cut
 
-LEVELS = (4.0, 3.0, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0)  # log-SNR: the image is hardly noised ... hardly there
 SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     "accumulated": {
-        "Q": LEVELS,
+        "Q": (4.0, 2.0, 0.6, -1.0, -3.0),  # log-SNR: the image is hardly noised ... hardly there
         "R": (1, 2, 5, 10, 20),
         "tau": (0.0, 0.5, 0.9, 0.95, 1.0),
-        "s": (0.0, 1.0, 3.0, 10.0, 30.0),
-        "n": (1, 2, 4, 8),
+        "s": (0.0, 1.0, 10.0),
+        "n": (1, 2, 4),
     },
     "levels": {
-        "Q": LEVELS,
+        "Q": (4.0, 3.0, 2.0, 1.0, 0.0, -1.0, -3.0),
         "R": (1, 2, 3, 5, 10),
         "tau": (0.0, 0.5, 0.95, 1.0),
         "s": (0.0, 0.3, 1.0, 3.0),
-        "n": (1, 2, 4, 8, 16),
+        "n": (1, 2, 4, 8),
     },
 }
 DRAWS = 2  # where n is not what is changed
@@ -72,7 +72,7 @@ def points(guided: bool) -> Iterator[tuple[str, str, Any]]:
 def wish(kind: str, knob: str, value: Any) -> tuple[int, list[str]]:
     """Draws, and the settings of the method, of one point. Q of the levels is a single level."""
     named = {"Q": f"log_snr={value},{value}", "R": f"steps={value}", "tau": f"tau={value}", "s": f"guidance={value}"}
-    options = [f"map={kind}"] + ([named[knob]] if knob in named else [])
+    options = [f"map={kind}", "tau=0.0"] + ([named[knob]] if knob in named else [])
     if (kind, knob) == ("levels", "Q"):
         options.append("steps=1")
     return (value if knob == "n" else DRAWS), options
