@@ -1,8 +1,8 @@
 """CDM one setting at a time: level Q, steps R, contrast tau, guidance s, noise draws n, on validation images with the object.
 
 Only the patients on whom choices are made (the first half of benchmarks/weak.py); the other half has no part in it. Masks come
-from the default rule. A row says what was changed from the map's own settings, of the published map and of the default one; tau is 0
-for both where it is not what is changed.
+from the default rule. A row says what was changed from the map's own settings, of the published map and of the default one;
+tau is 0 for both where it is not what is changed.
 """
 
 import argparse
