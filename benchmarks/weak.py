@@ -68,6 +68,7 @@ GUIDED: dict[str, tuple[str, ...]] = {
     "accumulated, guided by 10": ("map=accumulated", "guidance=10.0"),
     "guided counterfactual (CG-Diff)": ("map=guided",),
     "guided counterfactual, signed": ("map=guided", "part=signed"),
+    "guided counterfactual, signed, guided by 10": ("map=guided", "part=signed", "guidance=10.0"),
 }
 NEGATIVES = 24  # training images without the object that the border of a map is made of
 SMOOTHED = 1.0  # voxels, before that
