@@ -21,12 +21,14 @@ def disc(size: int = 24) -> Tensor:
     return ((rows - 9) ** 2 + (columns - 14) ** 2 < 16).double()
 
 
-def denoiser(contrast: float, phi: Callable[[Tensor], Tensor] = lambda e: e) -> Callable[[Tensor, int, Condition], Tensor]:
+def denoiser(
+    contrast: float, phi: Callable[[Tensor], Tensor] = lambda e: e, schedule: NoiseSchedule = SCHEDULE
+) -> Callable[[Tensor, int, Condition], Tensor]:
     """E[x_0 | x_t, e] of this world."""
 
     def posterior_mean(x_t: Tensor, t: int, condition: Condition) -> Tensor:
         mean = phi(condition.e).reshape(-1, 1, 1, 1) * contrast * disc(x_t.shape[-1])
-        ab = SCHEDULE.at(t, x_t)
+        ab = schedule.at(t, x_t)
         gain = ab.sqrt() * SIGMA**2 / (ab * SIGMA**2 + 1 - ab)
         return mean + gain * (x_t - ab.sqrt() * mean)
 

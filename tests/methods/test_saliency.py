@@ -1,5 +1,6 @@
 """From a map to a mask: thresholds against their definitions, and what a cut promises."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.ndimage import gaussian_filter
 
+from diffuseg.errors import UserError
 from diffuseg.methods.saliency import THRESHOLDS, Cut, cut, evidence, largest_component, otsu, otsu_twice, part_of
 from diffuseg.methods.sensitivity import supported
 
@@ -105,6 +108,61 @@ def test_nothing_gives_an_empty_mask():
 def test_evidence_keeps_order_and_zero():
     m = torch.tensor([-2.0, 0.0, 1.0, 4.0])
     torch.testing.assert_close(evidence(m), torch.tensor([0.25, 0.5, 0.625, 1.0]))
+
+
+def test_evidence_with_a_border_is_in_its_units_whatever_the_largest_value():
+    m = torch.tensor([-1e9, -6.0, -2.0, 0.0, 1.0, 2.0, 6.0, 1e9], dtype=torch.float64)
+    expected = torch.tensor([0, 1 / 8, 1 / 4, 1 / 2, 2 / 3, 3 / 4, 7 / 8, 1], dtype=torch.float64)
+    torch.testing.assert_close(evidence(m, 2.0), expected, atol=1e-8, rtol=0)
+    assert (evidence(m, 2.0).diff() > 0).all()
+    torch.testing.assert_close(evidence(m[:-1], 2.0), evidence(m, 2.0)[:-1])
+    torch.testing.assert_close(evidence(5 * m, 10.0), evidence(m, 2.0))
+    assert torch.equal(evidence(torch.zeros(4, 5), 0.3), torch.full((4, 5), 0.5))
+
+
+@pytest.mark.parametrize("border", [0.0, -1.0, math.nan])
+def test_a_border_is_above_zero(border):
+    with pytest.raises(ValueError, match="above 0"):
+        evidence(torch.ones(2, 2), border)
+
+
+@settings(max_examples=60, deadline=None)
+@given(MAPS, st.sampled_from([0.3, 1.0, 2.5]), st.sampled_from([0.0, 0.7]), st.sampled_from(["negatives", "auto"]))
+def test_with_a_border_a_mask_is_where_smoothed_evidence_is_above_one_half_of_its_range(m, c, smooth, rule):
+    how = Cut(smooth, rule, image=False, largest=False)
+    p = cut(evidence(torch.from_numpy(m), c), how, torch.zeros(1, *m.shape), True).numpy()
+    share = gaussian_filter(m / (np.abs(m) + c), smooth, mode="nearest") if smooth else m / (np.abs(m) + c)
+    clear = np.abs(share - 0.5) > 1e-9
+    assert np.array_equal((p > 0.5)[clear], (share > 0.5)[clear])
+    if share.max() > 0.01:  # a logistic function of the share
+        np.testing.assert_allclose(p, 1 / (1 + np.exp(-4 * (share - 0.5) / 0.5)), atol=1e-9)
+    if smooth == 0:
+        assert np.array_equal(p[m != c] > 0.5, m[m != c] > c)
+
+
+def test_one_border_for_all_images_leaves_those_below_it_empty_and_a_quantile_none():
+    """Maps of one shape, from far below the border to far above it; the image itself may move the border, not make one."""
+    m, rng = np.exp(-(np.hypot(*(np.mgrid[:24, :24] - 11)) ** 2) / 40), np.random.default_rng(0)
+    image = torch.from_numpy(10 * (m > 0.5) + rng.normal(0, 1, (1, 24, 24)))
+    for with_image in (False, True):
+        how, maps = Cut(smooth=0.5, image=with_image), [torch.from_numpy(scale * m) for scale in (0.1, 0.9, 1.5, 6.0)]
+        bordered = [int((cut(evidence(m, 1.0), how, image, True) > 0.5).sum()) for m in maps]
+        alone = [int((cut(evidence(m), how, image) > 0.5).sum()) for m in maps]
+        assert bordered[:2] == [0, 0] and all(alone)
+        assert with_image or (0 < 2 * bordered[2] < bordered[3] and len(set(alone)) == 1)
+        assert bordered[2] > 0
+
+
+def test_auto_is_the_border_where_there_is_one_and_else_the_quantile():
+    m, image = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (20, 20))), torch.zeros(1, 20, 20)
+    made = {bordered: evidence(m, 0.4 if bordered else None) for bordered in (False, True)}
+    by = lambda rule, bordered: cut(made[bordered], Cut(threshold=rule, quantile=0.8), image, bordered)
+    assert torch.equal(by("auto", True), by("negatives", True)) and torch.equal(by("auto", False), by("quantile", False))
+    for bordered in (False, True):
+        masks = [by(rule, bordered) > 0.5 for rule in ("auto", "quantile", "otsu")]
+        assert torch.equal(masks[0], masks[1]) == (not bordered) and not torch.equal(masks[1], masks[2])
+    with pytest.raises(UserError, match=r"negatives.*diffuseg border"):
+        by("negatives", False)
 
 
 def test_of_two_blobs_the_larger_one_stays():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
@@ -50,6 +51,38 @@ def test_support_is_how_much_better_the_object_explains_a_voxel():
     better = ((x_0 - none).square() - (x_0 - one).square()) / 2
     expected = (one - none).sign() * better.clamp(min=0)
     torch.testing.assert_close(supported(one - none, x_0 - (one + none) / 2, 1e-6), expected)
+
+
+def test_a_level_counts_by_its_signal_to_noise_ratio():
+    """By hand: mean over levels of SNR sign(D) max(D . (G_2 * R), 0), D and R each the mean over a noise and its mirror."""
+    curved = lambda x, t, condition: torch.tanh(x) * (1 + condition.e.reshape(-1, 1, 1, 1)) ** 2 - x.square() / (5 + t)
+    x_0, generator = image(0.8, n=2), torch.Generator().manual_seed(1)
+    expected = torch.zeros_like(x_0)
+    for log_snr in (2.0, 0.5, -1.0):
+        fresh, t = torch.randn(2, 1, 24, 24, generator=generator, dtype=torch.float64), SCHEDULE.level(log_snr)
+        ab = float(SCHEDULE.alpha_bar[t])
+        seen = [math.sqrt(ab) * x_0 + sign * math.sqrt(1 - ab) * fresh for sign in (1, -1)]
+        one, none = (sum(curved(x, t, condition(e)) for x in seen) / 2 for e in (1.0, 0.0))
+        residual = torch.from_numpy(gaussian_filter((x_0 - (one + none) / 2).numpy(), (0, 0, 2, 2), mode="nearest"))
+        agrees = (one - none) * residual
+        assert 0.1 < (agrees > 0).double().mean() < 0.9
+        expected += ab / (1 - ab) / 3 * torch.where(agrees > 0, agrees * (one - none).sign(), 0)
+    found = levels(Contrast(curved, condition(1.0), condition(0.0), 0.0), x_0, SCHEDULE, noise(2, 1), 3, (2.0, -1.0), 2.0)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("brightness", [0.8, -0.8])
+def test_over_all_levels_it_is_the_log_likelihood_ratio(brightness):
+    """Unsmoothed, of a perfect denoiser: log p(x | object) - log p(x | none) of each pixel where it is above 0."""
+    high, low, n = 12.0, -8.0, 400
+    schedule = NoiseSchedule(torch.cat([torch.ones(1), torch.linspace(high, low, n, dtype=torch.float64).sigmoid()]))
+    how = Contrast(discs.denoiser(brightness, schedule=schedule), condition(1.0), condition(0.0), 0.0)
+    x = torch.cat([image(brightness, n=1), image(0.0, n=1, seed=5)])
+    found = (high - low) * levels(how, x, schedule, noise(2), n, (high, low), 1e-6)
+    shown, none = (torch.distributions.Normal(mean, discs.SIGMA) for mean in (brightness * disc(), torch.zeros_like(disc())))
+    ratio = shown.log_prob(x) - none.log_prob(x)
+    assert (ratio.flatten(1).amax(1) > 1).all() and (ratio.flatten(1).amin(1) < 0).all()
+    torch.testing.assert_close(found, math.copysign(1, brightness) * ratio.clamp(min=0), atol=1e-9, rtol=0.005)
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.95, 1.0])
