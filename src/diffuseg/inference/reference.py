@@ -12,11 +12,11 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from diffuseg.data.batches import Batches
-from diffuseg.data.dataset import Dataset, open_dataset, splits
+from diffuseg.data.dataset import Dataset, open_dataset
 from diffuseg.data.labels import read_labels
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model, load
-from diffuseg.inference.validation import own_fold, refuse_other_classes
+from diffuseg.inference.validation import cases_of, own_fold, refuse_other_classes
 from diffuseg.methods.weak import Reference, WeakMethod
 from diffuseg.train.checkpoint import amend_meta
 
@@ -57,8 +57,8 @@ def reference_of(
     """Border and peak of each class, from at most so many training images without any class and so many of each class."""
     method = cast(WeakMethod, model.method)
     name, steps = method.sampling(None, None)
-    of = {y: _some([case for case in splits(dataset)[own_fold(model)]["train"] if labels[case] == y], most)
-          for y in range(model.plan.classes)}  # fmt: skip
+    trained = cases_of(dataset, own_fold(model))["train"]
+    of = {y: _some([case for case in trained if labels[case] == y], most) for y in range(model.plan.classes)}
     for y, cases in of.items():
         if not cases:
             raise UserError(f"the training fold has no image of {model.plan.names[y]}", file=dataset.folder)

@@ -13,6 +13,14 @@ def own_fold(model: Model) -> int:
     return int(model.meta.get("fold", 0))
 
 
+def cases_of(dataset: Dataset, fold: int) -> dict[str, list[str]]:
+    """Names of the cases of a fold, {"train": [...], "val": [...]}. Refuses a fold that is not there."""
+    folds = splits(dataset)
+    if not 0 <= fold < len(folds):
+        raise UserError(f"there is no fold {fold}", file=dataset.folder, do=f"Folds are 0 to {len(folds) - 1}")
+    return folds[fold]
+
+
 def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, limit: int = 0) -> list[str]:
     """Names of the validation cases of a fold (None: the model's own), or `limit` of them spread evenly; 0 for all.
 
@@ -20,10 +28,8 @@ def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, li
     same bytes.
     """
     refuse_other_classes(model, dataset)
-    folds, fold = splits(dataset), own_fold(model) if fold is None else fold
-    if not 0 <= fold < len(folds):
-        raise UserError(f"there is no fold {fold}", do=f"Folds are 0 to {len(folds) - 1}")
-    cases = folds[fold]["val"]
+    fold = own_fold(model) if fold is None else fold
+    cases = cases_of(dataset, fold)["val"]
     if limit and limit < len(cases):
         cases = [cases[round(i)] for i in np.linspace(0, len(cases) - 1, limit)]
     trained, files = set(model.meta.get("training_cases", {}).values()), {case.id: case.images[0] for case in dataset.cases}

@@ -131,8 +131,9 @@ class WeakMethod(Method):
             yield from found
 
     def mean_map(self, image: Float[Tensor, "c *s"], y: int, name: str, steps: int) -> Float[Tensor, "*s"]:
-        """The raw map of class y, a function of the image alone: noise comes from fixed seeds."""
+        """The raw map of class y, a function of the image alone: noise comes from fixed seeds. Refuses what `draw` refuses."""
         self.eval()
+        self.refuse_slices(image)
         return torch.stack(list(self.maps(image, range(NOISES), y, name, steps))).mean(0)
 
     def how(self, name: str, steps: int) -> dict[str, Any]:
