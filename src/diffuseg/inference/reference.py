@@ -87,10 +87,13 @@ def border_of(maps: list[torch.Tensor], smooth: float) -> float:
 
 
 def parting(without: list[float], shown: list[float]) -> float:
-    """The value, above 0, that parts two groups best: half way between two values, errors of both kinds weigh the same."""
+    """The value in (0, 1] that parts two groups of values below 1 best: half way between two of them (or 0), or 1.
+
+    Errors of both kinds weigh the same. 1 where more is wrong with every other value: then no image is taken to show it.
+    """
     low, high = np.array(without), np.array(shown)
-    values = np.unique(np.concatenate([low, high]))
-    options = np.concatenate([values[:1], (values[1:] + values[:-1]) / 2])
+    values = np.unique(np.concatenate([[0.0], low, high]).clip(min=0))
+    options = np.append((values[1:] + values[:-1]) / 2, 1.0)
     right = [(low < t).mean() + (high >= t).mean() for t in options]
     return max(float(options[int(np.argmax(right))]), 1e-6)
 
