@@ -11,6 +11,7 @@ from diffuseg.config import override
 from diffuseg.errors import UserError
 from diffuseg.methods.cam import CAM
 from diffuseg.methods.saliency import evidence
+from diffuseg.methods.weak import Reference
 from diffuseg.types import Batch
 from tests.contract.test_methods import build
 
@@ -64,6 +65,21 @@ def test_maps_differ_from_one_another_and_layers_must_exist():
     assert [m.shape for m in maps] == [(20, 24)] * 4
     with pytest.raises(UserError, match="2 levels"):
         build("cam", "2d", "layer=3")
+
+
+def test_a_border_is_for_one_map_of_one_layer_and_leaves_the_judgement_to_the_classifier():
+    method = build("cam", "2d", "map=gradcam", "decide=classifier").eval()
+    image = torch.randn(1, 20, 24, generator=torch.Generator().manual_seed(0))
+    m = raw(method, (image * method.scale)[None], "gradcam")
+    border = float(m.max()) / 5
+    before = method.judge(image)
+    method.reference = Reference(method.how("gradcam", 1), {"class1": border}, {"class1": 0.5}, 3)
+    p = next(iter(method.draw(image, [0], label=1)))
+    torch.testing.assert_close(p[1], evidence(m, border))
+    assert p[1].max() == pytest.approx((1 + 5 / 6) / 2) and method.judge(image) == before
+    for other in ("map=layercam", "layer=1"):
+        method.config = override(method.config, [other])
+        assert method.border(1, *method.sampling(None, None)) is None
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ from diffuseg.data.transforms import to_grid
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model, load
 from diffuseg.methods.cdm import CDM, FOCUS, MAPS
+from diffuseg.methods.saliency import cut, evidence
+from diffuseg.methods.weak import Reference
 from diffuseg.train.checkpoint import save_checkpoint
 from diffuseg.types import Batch, Image
 from tests.contract.test_methods import build, make_batch
@@ -164,6 +166,71 @@ def test_a_judgement_is_a_function_of_the_image():
     method.judge(images[1])
     torch.manual_seed(2)
     assert method.judge(images[0]) == first
+
+
+def refer(method: CDM, border: float = 0.01) -> CDM:
+    """With a reference for its own maps."""
+    foreground = method.plan.names[1:]
+    how = method.how(*method.sampling(None, None))
+    method.reference = Reference(how, dict.fromkeys(foreground, border), dict.fromkeys(foreground, 0.5), 5)
+    return method
+
+
+def test_a_judgement_by_the_map_is_a_function_of_the_image_and_costs_what_it_says():
+    method, asked = refer(build("cdm", "3d", "decide=auto", "steps=2", "part=absolute")), []
+    method.network.register_forward_hook(lambda _, inputs, __: asked.append(len(inputs[0])))
+    image = torch.randn(2, 8, 12, 9, generator=rng())
+    torch.manual_seed(1)
+    first = method.judge(image)
+    torch.manual_seed(2)
+    assert method.judge(image) == first and first.by == "map"
+    assert sum(asked) == 2 * first.evaluations == 2 * (2 * 2 * 4 * 2)  # asked twice: noises, classes, one map of two steps
+    for y in (1, 2):
+        alone = [next(method.maps(image, [seed], y, "levels", 2)) for seed in (0, 1)]
+        torch.testing.assert_close(method.mean_map(image, y, "levels", 2), (alone[0] + alone[1]) / 2)
+        peak = method.peak((alone[0] + alone[1]) / 2, 0.01)
+        assert first.scores[f"class{y}"] == pytest.approx(np.log(peak / 0.5), abs=1e-4)
+
+
+def test_evidence_is_in_units_of_the_border_of_maps_like_this_and_else_of_the_map_itself():
+    method, image = build("cdm", "2d", "steps=2"), torch.randn(1, 20, 24, generator=rng())
+    border = float(next(method.maps(image, [1], 1, "levels", 2)).abs().max()) / 100
+    refer(method, border)
+    for sampler, steps in (("levels", 2), ("levels", 3), ("shared", 2)):
+        known = border if (sampler, steps) == ("levels", 2) else None
+        drawn = list(method.draw(image, [1, 2], sampler=sampler, steps=steps, label=1))
+        for p, m in zip(drawn, method.maps(image, [1, 2], 1, sampler, steps), strict=True):
+            torch.testing.assert_close(p[1], evidence(m, known))
+        mean = torch.stack(drawn).mean(0)
+        expected = cut(mean[1], method.config, image, known is not None)
+        assert torch.equal(method.conclude(mean, image, sampler, steps)[1], expected) and (expected > 0.5).any()
+        assert not torch.equal(expected, cut(mean[1], replace(method.config, threshold="otsu"), image))
+
+
+OTHERS = {
+    "smooth": "2.0", "threshold": "otsu", "quantile": "0.5", "fixed": "0.1", "image": "false", "largest": "false",
+    "map": "shared", "steps": "2", "log_snr": "3,1", "tau": "0.5", "guidance": "1.0", "switch": "scaled",
+    "free_weight": "2.0", "support": "0", "part": "absolute", "decide": "diffusion",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CDM.drawing)
+def test_a_border_outlives_settings_that_leave_the_map_as_it_is(name):
+    plain = refer(build("cdm", "2d", WITH))
+    other = build("cdm", "2d", WITH, f"{name}={OTHERS[name]}")
+    other.reference = plain.reference
+    kept = name in ("threshold", "quantile", "fixed", "image", "largest", "decide")
+    assert other.border(1, *other.sampling(None, None)) == (0.01 if kept else None)
+    if kept:
+        image = torch.randn(1, 20, 24, generator=rng())
+        assert torch.equal(*(m.mean_map(image, 1, *m.sampling(None, None)) for m in (plain, other)))
+
+
+def test_a_map_that_is_asked_for_by_name_has_the_border_of_one_that_was_set():
+    plain, other = build("cdm", "2d"), refer(build("cdm", "2d", "map=shared", "steps=4"))
+    plain.reference = other.reference
+    assert plain.border(1, "shared", 4) == 0.01
+    assert plain.border(1, "shared", 5) is None and plain.border(1, *plain.sampling(None, None)) is None
 
 
 @pytest.mark.parametrize("name", MAPS)
