@@ -3,16 +3,25 @@
 import csv
 import json
 from pathlib import Path
+from shutil import copy
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
+from diffuseg.data.dataset import open_dataset, splits
+from diffuseg.data.io import read_image
+from diffuseg.data.plan import load_plan
+from diffuseg.data.transforms import to_grid
+from diffuseg.methods import METHODS
+from diffuseg.methods.weak import SCALE
+from diffuseg.train import loop
 from diffuseg.train.checkpoint import load_checkpoint, read_meta
 from diffuseg.train.prepare import TrainSettings, prepare
 from diffuseg.train.validate import HeldOut, validate
-from tests.train.tiny import call, options, refused
+from tests.train.tiny import call, options, refused, same_weights
 
 WISHES = ["plan.widths=4,8", "plan.batch=4", "plan.patch=16,16", "T=20", "train.validation_cases=0"]
 
@@ -35,9 +44,14 @@ def pictures(tmp_path_factory) -> Path:
     return folder
 
 
-def command(data: Path, out: Path, *more: object, steps: int = 4) -> list[str]:
-    wishes = [part for wish in WISHES for part in ("--set", wish)]
-    fixed = ["--method", "cdm", "--device", "cpu", "--precision", "fp32", "--steps", str(steps)]
+def wishes_of(method: str) -> list[str]:
+    """Classifiers have no levels."""
+    return [wish for wish in WISHES if method == "cdm" or not wish.startswith("T=")]
+
+
+def command(data: Path, out: Path, *more: object, steps: int = 4, method: str = "cdm") -> list[str]:
+    wishes = [part for wish in wishes_of(method) for part in ("--set", wish)]
+    fixed = ["--method", method, "--device", "cpu", "--precision", "fp32", "--steps", str(steps)]
     return ["train", str(data), "--out", str(out), *fixed, *wishes, *map(str, more)]
 
 
@@ -59,8 +73,8 @@ def test_a_data_set_without_masks_trains_and_validates(pictures, tmp_path):
     ("method", "wish", "kind"), [("cdm", (), "flips"), ("cdm", ("plan.augmentation=mr",), "mr"), ("cam", (), "mr")]
 )
 def test_a_model_of_images_does_not_learn_made_up_intensities_unless_asked_to(pictures, tmp_path, method, wish, kind):
-    wishes = [w for w in WISHES if method == "cdm" or not w.startswith("T=")]
-    plan = prepare(TrainSettings(pictures, method, tmp_path / "run", steps=1, set=[*wishes, *wish], device="cpu")).plan
+    wishes = [*wishes_of(method), *wish]
+    plan = prepare(TrainSettings(pictures, method, tmp_path / "run", steps=1, set=wishes, device="cpu")).plan
     assert plan.augmentation == kind and (kind == "mr" or "would also learn" in plan.reasons["augmentation"])
 
 
@@ -69,12 +83,104 @@ def test_a_classifier_beside_it_trains_in_a_phase_of_its_own_and_class_maps_trai
     assert both.exit_code == 0, both.output
     with (tmp_path / "both/log.csv").open() as file:
         assert {"network/loss", "classifier/loss", "classifier/right"} <= set(next(csv.reader(file)))
-    maps = command(pictures, tmp_path / "cam")
-    maps[maps.index("cdm")] = "cam"
-    maps[maps.index("T=20") - 1 : maps.index("T=20") + 1] = []
-    done = call(*maps)
+    done = call(*command(pictures, tmp_path / "cam", method="cam"))
     assert done.exit_code == 0, done.output
     assert read_meta(tmp_path / "cam/best.safetensors")["validation"]["error"] > 0
+
+
+def log(out: Path) -> list[dict[str, str]]:
+    with (out / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def brightness(method, x_0, *_):
+    return 1 + x_0[:, 0]
+
+
+@pytest.mark.parametrize("method", ["cdm", "cam"])
+def test_a_training_ends_with_a_border_of_its_own_images_and_so_does_one_that_goes_on(pictures, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(METHODS[method], "saliency", brightness)
+    asked, out = command(pictures, tmp_path, "--val-every", "2", method=method), tmp_path
+    done = call(*asked)
+    assert done.exit_code == 0 and done.stdout.count("comparing the maps") == 2, done.output
+    trained, plan = splits(open_dataset(pictures, masks=False))[0]["train"], load_plan(out / "plan.json")
+    maps = [
+        1 + (to_grid(read_image(pictures / f"imagesTr/{case}_0000.png"), plan)[0][0] * SCALE[plan.normalisation[0]]).numpy()
+        for case in trained
+        if int(case[1:]) % 2 == 0
+    ]
+    expected = np.quantile([gaussian_filter(m, 1.0, mode="nearest") for m in maps], 0.99)
+    before = {}
+    for name in ("best", "last"):
+        file = out / f"{name}.safetensors"
+        copy(file, tmp_path / f"{name}.before")
+        loaded, _, before[name] = load_checkpoint(file)
+        assert loaded.border(1, *loaded.sampling(None, None)) == pytest.approx(expected, rel=2e-3) and expected > 0.1
+        assert before[name]["reference"]["images"] == len(trained) and 0 < loaded.reference.peak["spot"] < 1
+    rows = log(out)
+    done = call(*asked, "--resume")
+    assert done.exit_code == 0, done.output
+    assert log(out) == rows
+    for name in ("best", "last"):
+        assert same_weights(out / f"{name}.safetensors", tmp_path / f"{name}.before")
+        meta = read_meta(out / f"{name}.safetensors")
+        assert meta | {"amended": 0} == before[name] | {"amended": 0}
+
+
+def test_the_border_is_made_by_the_labels_of_the_training(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(METHODS["cdm"], "saliency", brightness)
+    table, best = tmp_path / "swapped.csv", tmp_path / "run/best.safetensors"
+    swapped = {"spot": "background", "background": "spot", "label": "label"}
+    rows = [row.split(",") for row in (pictures / "image_labels.csv").read_text().split()]
+    table.write_text("".join(f"{case},{swapped[label]}\n" for case, label in rows))
+    border = lambda: read_meta(best)["reference"]["border"]["spot"]
+    done = call(*command(pictures, tmp_path / "run", "--labels", table, steps=1))
+    assert done.exit_code == 0, done.output
+    trained = border()
+    assert call("border", best, pictures).exit_code == 0 and border() < 0.8 * trained
+    assert call("border", best, pictures, "--labels", table).exit_code == 0 and border() == trained
+
+
+def test_stopped_while_maps_are_compared_a_run_has_its_weights_and_resumes_to_its_border(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(METHODS["cdm"], "saliency", brightness)
+    asked = command(pictures, tmp_path, steps=1)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diffuseg.inference.reference.remember_reference", stop)
+        assert call(*asked).exit_code == 130
+    for name in ("best", "last"):
+        assert load_checkpoint(tmp_path / f"{name}.safetensors")[0].reference is None
+    done = call(*asked, "--resume")
+    assert done.exit_code == 0 and len(log(tmp_path)) == 2, done.output  # a step and its validation, once
+    for name in ("best", "last"):
+        assert load_checkpoint(tmp_path / f"{name}.safetensors")[0].reference.border["spot"] > 0
+
+
+def test_a_training_without_a_border_says_so(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(METHODS["cdm"], "saliency", lambda method, x_0, *_: torch.zeros_like(x_0[:, 0]))
+    done = call(*command(pictures, tmp_path, steps=1))
+    assert done.exit_code == 0 and done.stdout.count("Warning: no map of an image without the object is above 0") == 2
+    assert "reference" not in read_meta(tmp_path / "best.safetensors")
+
+
+def test_the_average_follows_batch_statistics_by_hand(pictures, tmp_path):
+    wishes = [*wishes_of("cam"), "train.ema=0.25"]
+    run = prepare(TrainSettings(pictures, "cam", tmp_path, steps=9, set=wishes, device="cpu", precision="fp32"))
+    running = lambda method: {key: v.double() for key, v in method.state_dict().items() if ".running_" in key}
+    expected, start = running(run.average), running(run.average)
+    for n, batch in enumerate(run.batches.iterate(0, 4)):
+        loop.step(run, batch, 0.0)
+        run.step += 1
+        decay, new = min(0.25, (1 + n) / (10 + n)), running(run.method)
+        expected = {key: decay * v + (1 - decay) * new[key] for key, v in expected.items()}
+    found = running(run.average)
+    assert len(found) == 2 * 6  # mean and variance of two norms in each block and one after it, at both levels
+    for key, v in found.items():
+        torch.testing.assert_close(v, expected[key], atol=1e-6, rtol=1e-6)
+        assert not torch.equal(v, start[key]) and not torch.equal(v, new[key])
 
 
 def test_a_data_set_without_masks_has_a_plan(pictures, tmp_path):
