@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffuseg.networks.blocks import (
+    BatchNorm,
     Mapping,
     Norm,
     ResidualBlock,
@@ -18,6 +19,7 @@ from diffuseg.networks.blocks import (
     halve,
     sinusoid,
 )
+from diffuseg.networks.classifier import Classifier
 from diffuseg.networks.discriminator import Discriminator
 from diffuseg.networks.unet import ImageEncoder, UNet
 
@@ -75,6 +77,44 @@ def test_adaptive_norm_starts_as_group_norm(dims):
     gamma, beta = (part.reshape(2, 8, *[1] * dims) for part in norm.affine(w).chunk(2, dim=1))
     torch.testing.assert_close(norm(h, w), gamma * plain + beta)
     torch.testing.assert_close(Norm(8)(h), plain)
+
+
+def used(net: nn.Module) -> nn.Module:
+    """As after some training: batch statistics that are none of a single batch."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return shaken(net)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_once_trained_a_batch_norm_tells_a_position_nothing_of_the_others(dims):
+    norm, h = used(BatchNorm(8)), 3 + 2 * torch.randn(2, 8, *SIZES[dims])
+    by = lambda mean, variance: (h - mean.reshape(8, *[1] * dims)) / (variance.reshape(8, *[1] * dims) + 1e-5).sqrt()
+    affine = lambda x: x * norm.norm.weight.reshape(8, *[1] * dims) + norm.norm.bias.reshape(8, *[1] * dims)
+    change = torch.zeros_like(h)
+    change[(0, slice(None), *[1] * dims)] = 5
+    elsewhere = (change == 0).expand_as(h)
+    one, other = norm.eval()(h), norm(h + change)
+    torch.testing.assert_close(one, affine(by(norm.norm.running_mean, norm.norm.running_var)))
+    assert torch.equal(one[elsewhere], other[elsewhere]) and (one != other)[~elsewhere].all()
+    axes = (0, *range(2, 2 + dims))
+    one, other = norm.train()(h), norm(h + change)
+    torch.testing.assert_close(one, affine(by(h.mean(axes), h.var(axes, correction=0))), atol=1e-5, rtol=1e-5)
+    assert (one != other)[elsewhere].double().mean() > 0.9
+
+
+@pytest.mark.parametrize("time", [False, True])
+def test_an_activation_of_a_classifier_sees_its_surroundings_alone(time):
+    net = used(Classifier(2, 1, 2, (4, 8), time=time)).eval()
+    x, t = torch.randn(1, 1, 24, 24), torch.tensor([300.0]) if time else None
+    other = x.clone()
+    other[..., 4, 4] += 3
+    moved = (net.upto(x, 1, t) != net.upto(other, 1, t)).any(1)[0]
+    assert moved.any() and not moved[8:].any() and not moved[:, 8:].any()  # three convolutions of three pixels
+    moved = (net.upto(x, 2, t) != net.upto(other, 2, t)).any(1)[0]
+    assert moved.any() and not moved[7:].any() and not moved[:, 7:].any()
 
 
 @pytest.mark.parametrize("dims", [2, 3])
