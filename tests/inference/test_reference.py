@@ -208,10 +208,26 @@ def test_without_anything_above_zero_nothing_is_written(folder, checkpoint, monk
 
 def test_a_class_without_a_border_leaves_the_others_theirs_and_the_judgement_to_the_diffusion(folder, checkpoint, monkeypatch):
     monkeypatch.setattr(CDM, "saliency", lambda method, x_0, y, *_: x_0.mean(1) if y == 1 else -x_0.mean(1))
-    assert set(remember_reference(checkpoint, folder).border) == {"spot"}
+    assert set(remember_reference([checkpoint], folder).border) == {"spot"}
     method = load(checkpoint).method
     assert method.border(1, "levels", 3) and method.border(2, "levels", 3) is None
     assert method.judge(torch.zeros(1, 16, 16)).by == "diffusion"
+
+
+def test_checkpoints_have_each_its_own_and_those_of_one_step_the_same(folder, checkpoint, tmp_path, monkeypatch):
+    known, told = CDM.saliency, []
+    learnt = lambda method, *given: float(method.network.table.weight[1, 0]) * known(method, *given)
+    monkeypatch.setattr(CDM, "saliency", learnt)
+    paths = [tmp_path / f"{name}.safetensors" for name in ("best", "last", "again")]
+    for path, step in zip(paths, (3, 5, 5), strict=True):
+        method = load(checkpoint).method
+        torch.nn.init.constant_(method.network.table.weight, step)
+        save_checkpoint(path, method, {"fold": 1, "steps_trained": step})
+    first = remember_reference(paths, folder, on_case=lambda done, total: told.append((done, total)))
+    assert told == 2 * [(n, 16) for n in range(1, 17)]
+    best, last, again = (Reference(**read_meta(path)["reference"]) for path in paths)
+    assert best == first == made(paths[0], folder) and last == again == made(paths[1], folder)
+    assert last.border["spot"] == pytest.approx(5 / 3 * best.border["spot"])
 
 
 def file(folder: Path, case: str) -> Path:
@@ -219,7 +235,7 @@ def file(folder: Path, case: str) -> Path:
 
 
 def test_an_image_shows_the_class_whose_map_stands_out(folder, checkpoint):
-    reference = remember_reference(checkpoint, folder)
+    reference = remember_reference([checkpoint], folder)
     model = load(checkpoint)
     for case in CASES[:6]:  # some held out, some not
         record = model.predict(file(folder, case), draws=1).provenance["image_label"]
@@ -239,7 +255,7 @@ def test_an_image_shows_the_class_whose_map_stands_out(folder, checkpoint):
 
 
 def test_the_mask_is_where_the_map_is_above_the_border_of_the_others(folder, checkpoint):
-    border = remember_reference(checkpoint, folder).border["spot"]
+    border = remember_reference([checkpoint], folder).border["spot"]
     plain = load(checkpoint, options=["image=false", "largest=false"])
     for case in ("spot0", "spot2"):
         mask = plain.predict(file(folder, case), draws=2, label="spot").mask.squeeze()
@@ -285,7 +301,7 @@ def test_a_checkpoint_without_a_reference_predicts_as_before(folder, checkpoint,
     older = tmp_path / "older.safetensors"
     copy(checkpoint, older)
     first = load(older).predict(file(folder, "spot0"), draws=2, label="spot")
-    remember_reference(checkpoint, folder)
+    remember_reference([checkpoint], folder)
     assert same_weights(older, checkpoint) and "reference" not in read_meta(older)
     assert read_meta(checkpoint)["amended"] == [model_hash(older)]
     model, newer = (load(path, options=["image=false", "largest=false"]) for path in (older, checkpoint))
