@@ -19,7 +19,7 @@ KNOBS = {
     "Q": "level Q (log-SNR), one level",
     "R": "steps R, or levels",
     "tau": "contrast tau",
-    "s": "guidance s (one step further left: 0)",
+    "s": "guidance s (0 where 0.1 would be)",
     "n": "draws n",
 }
 MEASURES = {"ap_smoothed": "average precision", "dice": "Dice, default rule"}
@@ -38,6 +38,9 @@ def weak_ablation(found: dict[str, Any]) -> Any:
                 axis.fill_between(at, low, high, color=OKABE_ITO[number], alpha=0.12, linewidth=0)
             if knob in ("R", "s", "n"):
                 axis.set_xscale("log")
+                values = sorted({p["value"] for p in found["points"] if p["knob"] == knob})
+                axis.set_xticks([max(value, 0.1) if knob == "s" else value for value in values], [f"{v:g}" for v in values])
+                axis.minorticks_off()
             axis.set_xlabel(label, fontsize=9)
             axis.set_ylim(0, 0.9)
             axis.tick_params(labelsize=8)
