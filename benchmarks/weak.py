@@ -43,11 +43,11 @@ GRID: dict[str, dict[str, Sequence[float]]] = {
     "quantile": {"quantile": (0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99)},
     "fixed": {"fixed": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)},
 }  # fmt: skip
-BEFOREHAND = {  # nothing here is fitted to these cases; that 0.97 and one voxel of smoothing suit such images was known
+BEFOREHAND = {  # not fitted here; that 0.97 and one voxel of smoothing suit such images was known from a prototype on them
     "published: Otsu": Cut(smooth=0.0, threshold="otsu", image=False, largest=False),
     "published: Otsu, largest": Cut(smooth=0.0, threshold="otsu", image=False),
     "quantile 0.97, largest": Cut(threshold="quantile", image=False),
-    "as `predict` does": Cut(),  # with the border of the negatives; where there is none, the quantile of each image
+    "as `predict` does": Cut(),  # with the border of the negatives here; where there is none, the quantile of each image
 }
 CDM: dict[str, tuple[str, ...]] = {
     "levels": (),
@@ -124,6 +124,8 @@ def main(asked: argparse.Namespace) -> None:
         "dataset": dataset.name,
         "fold": fold,
         "slices_and_positives": counts,
+        "draws": asked.draws,
+        "models": [model.hash for model in models],
         "patients": [sorted(set(of)).index(patient) for patient in of],  # of the reported positives, as dice_per_case
         "verdicts": {},
         "maps": [],

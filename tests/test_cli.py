@@ -78,6 +78,7 @@ def test_help_and_version():
         "curve",
         "calibrate",
         "evaluate",
+        "border",
         "compare",
         "ambiguity",
         "report",

@@ -53,7 +53,7 @@ def test_differences_pair_our_best_map_with_the_bars_and_models_of_pseudo_labels
         "intensity", "position: mean of positives minus mean of negatives", "scorecam, layer 2",
         "guided counterfactual (CG-Diff)", "classifier-free counterfactual, signed",
     ]  # fmt: skip
-    pairs = [("accumulated", bar) for bar in bars] + [("U-Net from pseudo-labels", "accumulated")]
+    pairs = [("accumulated", bar) for bar in bars] + [("U-Net from pseudo-labels", "accumulated"), ("accumulated", FULL)]
     assert [(first, second) for first, second, _ in found] == pairs
     overlaps = {r["map"]: np.array(list(r["rules"]["otsu"]["dice_per_case"].values())) for r in rows}
     for first, second, text in found:

@@ -219,7 +219,7 @@ def test_a_border_outlives_settings_that_leave_the_map_as_it_is(name):
     plain = refer(build("cdm", "2d", WITH))
     other = build("cdm", "2d", WITH, f"{name}={OTHERS[name]}")
     other.reference = plain.reference
-    kept = name in ("threshold", "quantile", "fixed", "image", "largest", "decide")
+    kept = name in ("threshold", "quantile", "fixed", "image", "largest", "decide", "switch", "free_weight")
     assert other.border(1, *other.sampling(None, None)) == (0.01 if kept else None)
     if kept:
         image = torch.randn(1, 20, 24, generator=rng())

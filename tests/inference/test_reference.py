@@ -21,10 +21,11 @@ from diffuseg.data.labels import read_labels
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model, load
 from diffuseg.inference.reference import border_of, parting, reference_of, remember_reference
+from diffuseg.inference.validation import cases_of
 from diffuseg.methods import METHODS
 from diffuseg.methods.cdm import CDM, CDMConfig
 from diffuseg.methods.weak import Reference
-from diffuseg.train.checkpoint import model_hash, read_meta, save_checkpoint
+from diffuseg.train.checkpoint import amend_meta, image_digest, model_hash, read_meta, save_checkpoint
 from tests.inference.oracle import make_plan
 from tests.train.tiny import call, refused, same_weights
 
@@ -225,7 +226,7 @@ def test_checkpoints_have_each_its_own_and_those_of_one_step_the_same(folder, ch
         save_checkpoint(path, method, {"fold": 1, "steps_trained": step})
     first = remember_reference(paths, folder, on_case=lambda done, total: told.append((done, total)))
     assert told == 2 * [(n, 16) for n in range(1, 17)]
-    best, last, again = (Reference(**read_meta(path)["reference"]) for path in paths)
+    best, last, again = (Reference(**read_meta(path)["references"][-1]) for path in paths)
     assert best == first == made(paths[0], folder) and last == again == made(paths[1], folder)
     assert last.border["spot"] == pytest.approx(5 / 3 * best.border["spot"])
 
@@ -273,9 +274,9 @@ def decided(model: Model, picture: Path) -> str:
 def test_a_reference_is_for_the_maps_that_it_was_made_of(folder, checkpoint):
     done = call("border", checkpoint, folder)
     assert done.exit_code == 0, done.output
-    first, meta = Reference(**read_meta(checkpoint)["reference"]), read_meta(checkpoint)
+    first, meta = Reference(**read_meta(checkpoint)["references"][-1]), read_meta(checkpoint)
     assert f"spot: border {first.border['spot']:.3g}, peak {first.peak['spot']:.3f}, from 12 images" in done.stdout
-    assert meta["reference"] == asdict(made(checkpoint, folder)) and meta["fold"] == 1
+    assert meta["references"][-1] == asdict(made(checkpoint, folder)) and meta["fold"] == 1
     picture = file(folder, "spot0")
     assert decided(load(checkpoint), picture) == "map"
     assert decided(load(checkpoint, options=["support=0"]), picture) == "diffusion"
@@ -288,13 +289,26 @@ def test_a_reference_is_for_the_maps_that_it_was_made_of(folder, checkpoint):
 
     done = call("border", checkpoint, folder, "--set", "support=0")
     assert done.exit_code == 0, done.output
-    second = Reference(**read_meta(checkpoint)["reference"])
+    second = Reference(**read_meta(checkpoint)["references"][-1])
     assert second.border["spot"] == pytest.approx(3 * first.border["spot"], rel=1e-3)
     done = call("predict", checkpoint, picture, "--out", out, "--draws", "1", "--set", "support=0")
     assert done.exit_code == 0, done.output
     record = json.loads((out / "spot0.json").read_text())
     assert record["image_label"]["decided_by"] == "map" and record["image_label"]["label"] == "spot"
-    assert decided(load(checkpoint), picture) == "diffusion"  # there is one reference, the last
+    assert decided(load(checkpoint), picture) == "map"  # each of them is kept for its settings
+    assert [Reference(**entry) for entry in read_meta(checkpoint)["references"]] == [first, second]
+    assert call("border", checkpoint, folder).exit_code == 0
+    assert [Reference(**entry) for entry in read_meta(checkpoint)["references"]] == [second, first]
+
+
+def test_a_border_is_of_the_images_of_the_training_alone(folder, checkpoint):
+    cases = cases_of(open_dataset(folder, masks=False), 1)["train"]
+    digests = {case: image_digest(file(folder, case)) for case in cases}
+    amend_meta(checkpoint, {"training_cases": digests}, model_hash(checkpoint))
+    assert call("border", checkpoint, folder).exit_code == 0
+    amend_meta(checkpoint, {"training_cases": {case: digests[case] for case in cases[1:]}}, model_hash(checkpoint))
+    done = call("border", checkpoint, folder)
+    assert done.exit_code == 2 and f"{cases[0]} is no image that the model was trained on" in done.stderr
 
 
 def test_a_checkpoint_without_a_reference_predicts_as_before(folder, checkpoint, tmp_path):
@@ -302,7 +316,7 @@ def test_a_checkpoint_without_a_reference_predicts_as_before(folder, checkpoint,
     copy(checkpoint, older)
     first = load(older).predict(file(folder, "spot0"), draws=2, label="spot")
     remember_reference([checkpoint], folder)
-    assert same_weights(older, checkpoint) and "reference" not in read_meta(older)
+    assert same_weights(older, checkpoint) and "references" not in read_meta(older)
     assert read_meta(checkpoint)["amended"] == [model_hash(older)]
     model, newer = (load(path, options=["image=false", "largest=false"]) for path in (older, checkpoint))
     assert model.method.reference is None and decided(model, file(folder, "spot0")) == "diffusion"

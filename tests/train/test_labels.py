@@ -116,7 +116,7 @@ def test_a_training_ends_with_a_border_of_its_own_images_and_so_does_one_that_go
         copy(file, tmp_path / f"{name}.before")
         loaded, _, before[name] = load_checkpoint(file)
         assert loaded.border(1, *loaded.sampling(None, None)) == pytest.approx(expected, rel=2e-3) and expected > 0.1
-        assert before[name]["reference"]["images"] == len(trained) and 0 < loaded.reference.peak["spot"] < 1
+        assert before[name]["references"][-1]["images"] == len(trained) and 0 < loaded.reference.peak["spot"] < 1
     rows = log(out)
     done = call(*asked, "--resume")
     assert done.exit_code == 0, done.output
@@ -133,7 +133,7 @@ def test_the_border_is_made_by_the_labels_of_the_training(pictures, tmp_path, mo
     swapped = {"spot": "background", "background": "spot", "label": "label"}
     rows = [row.split(",") for row in (pictures / "image_labels.csv").read_text().split()]
     table.write_text("".join(f"{case},{swapped[label]}\n" for case, label in rows))
-    border = lambda: read_meta(best)["reference"]["border"]["spot"]
+    border = lambda: read_meta(best)["references"][-1]["border"]["spot"]
     done = call(*command(pictures, tmp_path / "run", "--labels", table, steps=1))
     assert done.exit_code == 0, done.output
     trained = border()
@@ -162,8 +162,8 @@ def test_stopped_while_maps_are_compared_a_run_has_its_weights_and_resumes_to_it
 def test_a_training_without_a_border_says_so(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(METHODS["cdm"], "saliency", lambda method, x_0, *_: torch.zeros_like(x_0[:, 0]))
     done = call(*command(pictures, tmp_path, steps=1))
-    assert done.exit_code == 0 and "Warning: no map of an image without the object is above 0" in done.stdout
-    assert "reference" not in read_meta(tmp_path / "best.safetensors")
+    assert done.exit_code == 0 and "Warning: maps of images without the object are not above 0" in done.stdout
+    assert "references" not in read_meta(tmp_path / "best.safetensors")
 
 
 def test_the_average_follows_batch_statistics_by_hand(pictures, tmp_path):

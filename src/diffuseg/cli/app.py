@@ -21,6 +21,7 @@ ORDER = (  # as one meets them
     "predict",
     "view",
     "pseudo-label",
+    "border",
     "evaluate",
     "compare",
     "report",

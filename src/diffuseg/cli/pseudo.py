@@ -66,7 +66,7 @@ def border(
     with Bars(console(stderr=True)) as bars:
         found = remember_reference([model], dataset, labels, device, set_ or [], bars.measured)
     if found is None:
-        typer.echo(f"{model}: no map of an image without the object is above 0; nothing is written")
+        typer.echo(f"{model}: 99 % of the maps of images without the object are not above 0; nothing is written")
         return
     for name, value in found.border.items():
         typer.echo(f"{name}: border {value:.3g}, peak {found.peak[name]:.3f}, from {found.images} images")

@@ -18,7 +18,7 @@ from diffuseg.errors import UserError
 from diffuseg.inference.model import Model, load
 from diffuseg.inference.validation import cases_of, own_fold, refuse_other_classes
 from diffuseg.methods.weak import Reference, WeakMethod
-from diffuseg.train.checkpoint import amend_meta
+from diffuseg.train.checkpoint import amend_meta, image_digest
 
 BELOW = 0.99  # of the voxels of images without the object: the border
 IMAGES = 64  # of each kind, at most
@@ -34,7 +34,7 @@ def remember_reference(
 
     Hashes change. Checkpoints of the same step have the same reference. Returns that of the first; None, and nothing is
     written, where no map of an image without the object has anything above 0. Refuses models that learnt from masks, other
-    classes than the model's, and a data set without images of every kind in the model's training fold.
+    classes than the model's, and a data set whose training fold holds other images, or none of some kind.
     """
     dataset, made = open_dataset(folder, masks=False), {}
     for checkpoint in checkpoints:
@@ -45,8 +45,9 @@ def remember_reference(
         step = model.meta.get("steps_trained")
         if step not in made:
             made[step] = reference_of(model, dataset, read_labels(dataset, labels), on_case=on_case)
-        if made[step].border:
-            amend_meta(checkpoint, {"reference": asdict(made[step])}, model.hash)
+        if made[step].border:  # in place of one for the same settings, beside those for others
+            others = [entry for entry in model.meta.get("references", []) if entry["how"] != made[step].how]
+            amend_meta(checkpoint, {"references": [*others, asdict(made[step])]}, model.hash)
     first = next(iter(made.values()))
     return first if first.border else None
 
@@ -58,6 +59,7 @@ def reference_of(
     method = cast(WeakMethod, model.method)
     name, steps = method.sampling(None, None)
     trained = cases_of(dataset, own_fold(model))["train"]
+    refuse_strangers(model, dataset, trained)
     of = {y: _some([case for case in trained if labels[case] == y], most) for y in range(model.plan.classes)}
     for y, cases in of.items():
         if not cases:
@@ -78,6 +80,15 @@ def reference_of(
             border[shown] = edge
             peak[shown] = parting(*([method.peak(m, edge) for m in found] for found in maps.values()))
     return Reference(method.how(name, steps), border, peak, sum(len(cases) for cases in of.values()))
+
+
+def refuse_strangers(model: Model, dataset: Dataset, cases: list[str]) -> None:
+    """Refuse images that the model was not trained on, as far as its header lists those that it was: bytes are compared."""
+    known, files = set(model.meta.get("training_cases", {}).values()), {case.id: case.images[0] for case in dataset.cases}
+    for case in cases if known else ():
+        if image_digest(files[case]) not in known:
+            do = "Give the data set of the training, as it was then"
+            raise UserError(f"{case} is no image that the model was trained on", file=files[case], do=do)
 
 
 def border_of(maps: list[torch.Tensor], smooth: float) -> float:

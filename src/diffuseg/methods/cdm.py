@@ -8,7 +8,7 @@ Notation: x_0 the image, y its class, f(y) the embedding, levels t = 1..T.
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -221,6 +221,24 @@ class CDM(WeakMethod):
         if sampler == "guided":
             return (3 if s else 2) * steps
         return (4 if sampler == "levels" else 2) * (2 if s else 1) * steps
+
+    def how(self, name: str, steps: int) -> dict[str, Any]:
+        """All that decides a map besides image and noise, with each map's own choices filled in; only what it reads."""
+        c, usual = self.config, MAPS[name]
+        read: dict[str, Any] = {
+            "map": name,
+            "steps": steps,
+            "smooth": c.smooth,
+            "log_snr": list(c.log_snr or usual.log_snr),
+            "guidance": usual.guidance if c.guidance is None else c.guidance,
+            "part": usual.part if c.part == "auto" else c.part,
+        }
+        if name == "classifier_free":
+            return read | {"free_weight": c.free_weight}
+        if name == "guided":
+            return read
+        read |= {"tau": usual.tau if c.tau is None else c.tau, "switch": c.switch if read["guidance"] else None}
+        return read | ({"support": c.support} if name == "levels" else {})
 
     @torch.no_grad()
     def judge(self, image: Float[Tensor, "c *s"]) -> Verdict:

@@ -88,9 +88,10 @@ def levels(
     """Mean over noise levels, log-SNR evenly from the first to the last, of how much better the object explains a voxel.
 
     SNR |x_0 - x0_hat|^2 / 2 per unit of log-SNR is the variational bound's part of -log p(x_0 | y) (Kingma et al., 2021), so
-    SNR D . R, see `supported`, is that of the log-likelihood ratio (tau = 0). Nothing is walked: each level has fresh noise
-    on the true image, and the same noise with the other sign, so that what is odd in the noise cancels. support = 0: the
-    change alone, at each level brought to unit size.
+    SNR D . R, see `supported`, is that of the log-likelihood ratio (tau = 0), but for three liberties: reconstructions are
+    averaged before the product, R is smoothed, and what speaks against the object is left out. Nothing is walked: each level
+    has fresh noise on the true image, and the same noise with the other sign, so that what is odd in the noise cancels.
+    support = 0: the change alone, at each level brought to unit size.
     """
     n, total = len(x_0), torch.zeros_like(x_0)
     for i in range(steps):

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffuseg.errors import UserError
+
 
 def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, zero: bool = False) -> nn.Module:
     """A padded convolution over `dims` axes; `zero` starts it at (almost) nothing, so that a residual starts as identity."""
@@ -129,6 +131,8 @@ class BatchNorm(nn.Module):
         self.norm = nn.BatchNorm1d(channels)
 
     def forward(self, h: Float[Tensor, "b c *s"], w: Tensor | None = None) -> Tensor:
+        if self.training and h[:, 0].numel() == 1:
+            raise UserError("one voxel of one image has no variance to be normed by", do="Give a larger batch, or fewer widths")
         return self.norm(h.flatten(2)).reshape(h.shape)
 
 

@@ -120,8 +120,10 @@ def load_checkpoint(
         method.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"weights do not fit the method ({str(error).splitlines()[0]})", file=path) from None
-    if isinstance(method, WeakMethod) and "reference" in meta:
-        method.reference = from_dict(Reference, meta["reference"], "reference.")
+    if isinstance(method, WeakMethod):
+        now = method.how(*method.sampling(None, None))
+        known = [from_dict(Reference, entry, "reference.") for entry in meta.get("references", [])]
+        method.reference = next((reference for reference in known if reference.how == now), None)
     return method.to(device).eval(), plan, meta
 
 

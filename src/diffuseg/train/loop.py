@@ -67,7 +67,7 @@ def _compare_maps(run: Run, progress: Progress) -> None:
     places = [settings.out / f"{name}.safetensors" for name in ("best", "last")]
     found = remember_reference(places, settings.dataset, settings.labels, str(run.fabric.device), on_case=progress.compared)
     if found is None:
-        progress.note("Warning: no map of an image without the object is above 0: each image gets a border of its own")
+        progress.note("Warning: maps of images without the object are not above 0: each image gets a border of its own")
 
 
 def _train(run: Run, progress: Progress, state: Path) -> bool:
