@@ -119,7 +119,8 @@ def load_checkpoint(
     try:
         method.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"weights do not fit the method ({str(error).splitlines()[0]})", file=path) from None
+        what = f"weights do not fit the method ({str(error).splitlines()[0]})"
+        raise UserError(what, file=path, do="Another version made it: train it again, or use that version") from None
     if isinstance(method, WeakMethod):
         now = method.how(*method.sampling(None, None))
         known = [from_dict(Reference, entry, "reference.") for entry in meta.get("references", [])]
