@@ -45,7 +45,8 @@ def test_labels_are_dropped_as_often_as_asked_for():
     method = build("cdm", "2d", "label_dropout=0.1")
     batch = Batch(torch.zeros(2000, 1, 4, 4), label=torch.ones(2000, dtype=torch.long))
     told: list[torch.Tensor] = []
-    method.error = lambda x_0, t, noise, label: told.append(label) or torch.zeros(len(x_0))
+    embed = method.network.embed
+    method.network.embed = lambda label: told.append(label) or embed(label)
     method.loss(batch, method.phases[0], rng())
     assert (told[0] == method.network.no_label).float().mean().item() == pytest.approx(0.1, abs=0.02)
 
@@ -144,6 +145,28 @@ def test_a_classifier_learns_from_noised_images_in_a_phase_of_its_own():
         verdict = method.judge(image)
         assert verdict.label == int(y) and verdict.by == "classifier"
         assert sum(np.exp(list(verdict.scores.values()))) <= 1 + 1e-6
+
+
+def test_a_learned_variance_is_trained_by_the_bound_alone_and_changes_no_map():
+    label = torch.arange(6) % 2
+    batch, gradients, bounds = Batch(torch.randn(6, 1, 16, 16, generator=rng()), label=label), [], []
+    for weight in (0.001, 5):
+        torch.manual_seed(0)
+        method = build("cdm", "2d", "variance=learned", "T=20", f"vlb={weight}")
+        last = method.network.unet.last
+        torch.nn.init.normal_(last.weight, std=0.1, generator=rng(1))
+        loss, said = method.loss(batch, method.phases[0], rng(2))
+        loss.backward()
+        torch.testing.assert_close(loss, said["mse"] + weight * said["vlb"])
+        gradients.append(last.weight.grad)
+        bounds.append(said["vlb"])
+    assert len(gradients[0]) == 2 and gradients[0][1].any() and bounds[0] == bounds[1] > 0
+    torch.testing.assert_close(gradients[0][0], gradients[1][0])
+    torch.testing.assert_close(5000 * gradients[0][1], gradients[1][1], atol=1e-5, rtol=1e-3)
+    first = [p.clone() for p in method.draw(batch.image[0], [1], label=1)]
+    with torch.no_grad():
+        last.weight[1] += 1
+    assert torch.equal(torch.stack(first), torch.stack(list(method.draw(batch.image[0], [1], label=1)))) and first[0][1].any()
 
 
 def test_the_class_that_denoises_best_is_what_an_image_shows():

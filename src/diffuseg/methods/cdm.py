@@ -21,7 +21,7 @@ from diffuseg.diffusion.schedule import SCHEDULES
 from diffuseg.errors import UserError
 from diffuseg.methods import counterfactual
 from diffuseg.methods.base import Phase, Verdict, draw_levels, randn_like
-from diffuseg.methods.losses import squared_error
+from diffuseg.methods.losses import squared_error, variational_bound
 from diffuseg.methods.saliency import Part, part_of
 from diffuseg.methods.sensitivity import Condition, Contrast, Denoiser, OnStep, accumulated, levels, shared
 from diffuseg.methods.weak import WeakConfig, WeakMethod, free_settings
@@ -90,17 +90,27 @@ class CDMConfig(MapConfig):
     """Every choice of the method by name; docs/methods/cdm.md says what the paper and its code choose.
 
     T, schedule, predict   levels, how they are spread, and what the network outputs
+    variance, vlb          "learned": the network also says how wide a step is, as published, trained by the bound with
+                           this weight; no map takes a step with noise, so nothing else asks for it
     focus                  share of images whose log-SNR is drawn about where maps are taken (FOCUS); the others' t is uniform
     label_dropout          share of images that are shown without their label, so that the model is also unconditional
     attention_levels       levels of the U-Net with self-attention; its bottom always has it
     classifier_widths      of a noise-aware classifier that is trained beside it, one per level; empty for none
     """
 
-    ranges: ClassVar = MapConfig.ranges | {"T": (2, inf), "focus": (0, 1), "label_dropout": (0, 1), "dropout": (0, 1)}
+    ranges: ClassVar = MapConfig.ranges | {
+        "T": (2, inf),
+        "vlb": (0, inf),
+        "focus": (0, 1),
+        "label_dropout": (0, 1),
+        "dropout": (0, 1),
+    }
 
     T: int = 1000
     schedule: Literal["linear", "cosine"] = "cosine"
     predict: Literal["eps", "x0", "v"] = "v"
+    variance: Literal["fixed", "learned"] = "fixed"
+    vlb: float = 1e-3
     focus: float = 0.5
     label_dropout: float = 0.1
     attention_levels: tuple[int, ...] = ()
@@ -122,7 +132,10 @@ class CDM(WeakMethod):
         self.schedule = SCHEDULES[config.schedule](config.T)
         c, k = plan.image_channels, plan.classes
         attention = config.attention_levels
-        self.network = ClassConditionalUNet(plan.dims, c, k, self.widths, config.blocks, attention, config.dropout)
+        outputs = 2 * c if config.variance == "learned" else c
+        self.network = ClassConditionalUNet(
+            plan.dims, c, k, self.widths, config.blocks, attention, config.dropout, outputs=outputs
+        )
         widths = config.classifier_widths
         self.classifier = Classifier(plan.dims, c, k, widths, time=True) if widths else None
         if self.classifier is None and (config.guidance or config.map == "guided" or config.decide == "classifier"):
@@ -149,8 +162,14 @@ class CDM(WeakMethod):
             return F.cross_entropy(logits, batch.label.long()), {"right": right}
         hidden = torch.rand(len(x_0), generator=rng).to(x_0.device) < self.config.label_dropout
         label = torch.where(hidden, self.network.no_label, batch.label)
-        error = self.error(x_0, t, noise, label).mean()
-        return error, {"mse": error.detach()}
+        x_t = self.schedule.q_sample(x_0, t, noise)
+        output, v = self.said(x_t, t, self.network.embed(label))
+        error = squared_error(output, target(self.config.predict, x_0, noise, self.schedule.at(t, x_0))).mean()
+        if v is None:
+            return error, {"mse": error.detach()}
+        x0_hat = to_x0(self.config.predict, output, x_t, self.schedule.at(t, x_t)).detach()
+        bound = variational_bound(self.schedule, x_0, x0_hat, t, v)
+        return error + self.config.vlb * bound, {"mse": error.detach(), "vlb": bound.detach()}
 
     def levels_of(self, n: int, rng: torch.Generator) -> Int[Tensor, " n"]:
         """Levels to train at: uniform, a share of them by their log-SNR."""
@@ -178,7 +197,17 @@ class CDM(WeakMethod):
 
     def output(self, x_t: Float[Tensor, "b c *s"], t: Int[Tensor, " b"], e: Float[Tensor, "b e"]) -> Float[Tensor, "b c *s"]:
         """What the network says about x_t under an embedding: noise, image, or v; float32."""
-        return self.network(x_t, t * (1000 / self.schedule.T), e).float()
+        return self.said(x_t, t, e)[0]
+
+    def said(
+        self, x_t: Float[Tensor, "b c *s"], t: Int[Tensor, " b"], e: Float[Tensor, "b e"]
+    ) -> tuple[Float[Tensor, "b c *s"], Float[Tensor, "b c *s"] | None]:
+        """The same, and v in (0, 1) of a learned variance."""
+        output = self.network(x_t, t * (1000 / self.schedule.T), e).float()
+        if self.config.variance == "fixed":
+            return output, None
+        output, spread = output.chunk(2, dim=1)
+        return output, spread.sigmoid()
 
     def logits(self, x_t: Float[Tensor, "b c *s"], t: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
         """What the noise-aware classifier says about x_t."""

@@ -18,7 +18,7 @@ from diffuseg.diffusion.schedule import SCHEDULES
 from diffuseg.errors import UserError
 from diffuseg.inference.tiles import Features
 from diffuseg.methods.base import MaskConfig, MaskMethod, draw_levels, randn_like, recycled
-from diffuseg.methods.losses import cross_entropy, soft_dice_loss, squared_error
+from diffuseg.methods.losses import cross_entropy, soft_dice_loss, squared_error, variational_bound
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class MaskDenoising(MaskMethod):
         else:
             terms = {"noise": squared_error(output, target(c.predict, x_0, noise, self.schedule.at(t, x_0))).mean()}
         if v is not None:
-            terms["vlb"] = self._bound(x_0, self._mask(output, x_t, t).detach(), t, v)
+            terms["vlb"] = variational_bound(self.schedule, x_0, self._mask(output, x_t, t).detach(), t, v)
         total = torch.stack([getattr(c, name) * value for name, value in terms.items()]).sum()
         return total, {name: value.detach() for name, value in terms.items()}
 
@@ -149,12 +149,3 @@ class MaskDenoising(MaskMethod):
         if self.config.predict == "x0":
             return 2 * output.softmax(1) - 1
         return to_x0(self.config.predict, output, x_t, self.schedule.at(t, x_t)).clamp(-1, 1)
-
-    def _bound(self, x_0: Tensor, x0_hat: Tensor, t: Tensor, v: Tensor) -> Tensor:
-        """The variational bound on the levels drawn, T times their mean; its gradient moves v alone where x0_hat has none.
-
-        The step from level 1 to the clean mask has no share in it: no noise is added there.
-        """
-        t_2 = t.clamp(min=2)
-        divergence = self.schedule.posterior_divergence(x_0, x0_hat, t_2, t_2 - 1, v)
-        return self.config.T * (divergence.flatten(1).mean(1) * (t > 1)).mean()
