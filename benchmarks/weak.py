@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.score import write
 from diffuseg.data.batches import Batches
-from diffuseg.data.dataset import Dataset, open_dataset, patients, splits
+from diffuseg.data.dataset import Dataset, open_dataset, patients, splits, spread
 from diffuseg.data.labels import TABLE, read_labels
 from diffuseg.data.transforms import Placement, to_native
 from diffuseg.evaluation.metrics import dice, hd95, iou
@@ -106,7 +106,7 @@ class Maps:
         return cls(draws.mean(0), torch.stack([evidence(m) for m in draws]).mean(0), bordered)
 
 
-Kept = dict[tuple[str, ...], list[Tensor]]  # maps of single draws by settings and case
+Kept = dict[tuple[str, ...], Tensor]  # raw maps [n, *s] by settings and case
 Maker = Callable[[Case], Tensor]  # raw maps [n, *s] of an image, one per draw
 
 
@@ -169,7 +169,7 @@ def load_cases(model: Model, dataset: Dataset, fold: int, limit: int, place: str
     return read(model, dataset, validation_cases(model, dataset, fold, limit), place)
 
 
-def read(model: Model, dataset: Dataset, names: list[str], place: str = "$.") -> list[Case]:
+def read(model: Model, dataset: Dataset, names: list[str], place: str | None = None) -> list[Case]:
     """These cases on the model's grid."""
     labels = read_labels(dataset)
     of, _ = patients(dataset)
@@ -177,7 +177,7 @@ def read(model: Model, dataset: Dataset, names: list[str], place: str = "$.") ->
         of |= {row["case"]: row["patient"] for row in csv.DictReader(file) if row.get("patient")}
     source, found = Batches(dataset, names, model.plan), []
     for name in names:
-        whole, number = source.whole(name), re.search(place, name)
+        whole, number = source.whole(name), place and re.search(place, name)
         at = float(number[1]) if number else float("nan")
         seed, spacing = content(whole.native, whole.placement), tuple(whole.native.spacing)
         found.append(Case(name, of[name], labels[name], at, seed, whole.image, whole.placement, whole.truth > 0, spacing))
@@ -238,8 +238,7 @@ def negatives(model: Model, dataset: Dataset) -> list[Case]:
     """A few training images without the object, evenly spread: their masks are empty, and not looked at."""
     labels = read_labels(dataset)
     names = [name for name in splits(dataset)[own_fold(model)]["train"] if not labels[name]]
-    names = [names[round(i)] for i in np.linspace(0, len(names) - 1, min(NEGATIVES, len(names)))]
-    return read(model, dataset, names)
+    return read(model, dataset, spread(names, NEGATIVES))
 
 
 def class_difference(model: Model, dataset: Dataset) -> Tensor:
@@ -311,7 +310,7 @@ def measured(
     verdict: dict[str, float], least: float,
 ) -> dict[str, Any]:  # fmt: skip
     """One row: average precision, and Dice under each rule, all on the reported half."""
-    border = max(border_of([make(case).mean(0) for case in without], SMOOTHED), 0.0)
+    border = border_of([make(case).mean(0) for case in without], SMOOTHED)
     positive = [[case for case in half if case.label] for half in (chosen, reported)]
     started = time.process_time()
     maps = {case.name: Maps.of(make(case), border) for half in positive for case in half}
@@ -381,8 +380,8 @@ def rules(maps: dict[str, Maps], cases: list[Case]) -> list[tuple[str, Cut, floa
 
 def mask_of(m: Maps, case: Case, how: Cut) -> np.ndarray:
     """The mask that a cut makes, on native pixels."""
-    known = m.bordered is not None and how.threshold in ("negatives", "auto")
-    p = cut(m.bordered, how, case.image, True) if known and m.bordered is not None else cut(m.alone, how, case.image)
+    border = m.bordered if how.threshold in ("negatives", "auto") else None
+    p = cut(m.alone, how, case.image) if border is None else cut(border, how, case.image, bordered=True)
     return to_native(p[None], case.placement)[0] > 0.5
 
 

@@ -82,7 +82,7 @@ def measured(path: Path, options: list[str], draws: int, cases: list[Case], with
     """Average precision of the map, raw and smoothed by one voxel, and Dice of the default rule's mask."""
     model = load(path, "cpu", options)
     make = drawn(model, draws)
-    border = max(border_of([make(case).mean(0) for case in without], SMOOTHED), 0.0)
+    border = border_of([make(case).mean(0) for case in without], SMOOTHED)
     maps = {case.name: Maps.of(make(case), border) for case in cases}
     of = [case.patient for case in cases]
     found = {

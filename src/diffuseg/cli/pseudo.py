@@ -8,16 +8,18 @@ import typer
 from diffuseg.bars import Bars
 from diffuseg.cli.app import app, console
 
+Labels = Annotated[
+    Path | None,
+    typer.Option(help="Image-level labels: a CSV with case and label.", show_default="DATASET/image_labels.csv, if there"),
+]
+
 
 @app.command("pseudo-label")
 def pseudo_label(
     model: Annotated[str, typer.Argument(help="A checkpoint, of cdm for example.")],
     dataset: Annotated[Path, typer.Argument(help="The data set to make masks for; its own masks, if any, are not read.")],
     out: Annotated[Path, typer.Option(help="Folder of the new data set, for any method that learns from masks.")],
-    labels: Annotated[
-        Path | None,
-        typer.Option(help="Image-level labels: a CSV with case and label.", show_default="DATASET/image_labels.csv, if there"),
-    ] = None,
+    labels: Labels = None,
     confidence: Annotated[
         float, typer.Option(min=0, max=1, help="Keep masks of at least so much: agreement of the draws (Dice of pairs).")
     ] = 0.7,
@@ -45,10 +47,7 @@ def pseudo_label(
 def border(
     model: Annotated[Path, typer.Argument(help="A checkpoint of a method that learns from image-level labels.")],
     dataset: Annotated[Path, typer.Argument(help="The data set it was trained on; its masks, if any, are not read.")],
-    labels: Annotated[
-        Path | None,
-        typer.Option(help="Image-level labels: a CSV with case and label.", show_default="DATASET/image_labels.csv, if there"),
-    ] = None,
+    labels: Labels = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value of the map, as it will be given to predict; repeatable.")
     ] = None,

@@ -141,6 +141,13 @@ def splits(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[dict[str, li
     ]
 
 
+def spread(cases: list[str], most: int) -> list[str]:
+    """At most so many of the cases, evenly spread, the first and the last among them; 0: all."""
+    if not 0 < most < len(cases):
+        return cases
+    return [cases[round(i)] for i in np.linspace(0, len(cases) - 1, most)]
+
+
 def _examine(dataset: Dataset, case: Case) -> tuple[Image | None, list[Image], list[UserError]]:
     """The image, the masks that can be read, and all that is wrong with them."""
     faults: list[UserError] = []

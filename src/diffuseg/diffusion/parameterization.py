@@ -17,6 +17,12 @@ def target(kind: Kind, x_0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return x_0 if kind == "x0" else alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x_0
 
 
+def parted(output: Tensor) -> tuple[Tensor, Tensor]:
+    """The two halves of the channels of a network that also says how wide a step is: what it says, and v in (0, 1)."""
+    said, spread = output.chunk(2, dim=1)
+    return said, spread.sigmoid()
+
+
 def to_x0(kind: Kind, output: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
     """x_0 from what the network said about x_t; eps needs alpha_bar > 0."""
     if kind == "eps":

@@ -12,13 +12,13 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from diffuseg.data.batches import Batches
-from diffuseg.data.dataset import Dataset, open_dataset
+from diffuseg.data.dataset import Dataset, open_dataset, spread
 from diffuseg.data.labels import read_labels
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model, load
 from diffuseg.inference.validation import cases_of, own_fold, refuse_other_classes
 from diffuseg.methods.weak import Reference, WeakMethod
-from diffuseg.train.checkpoint import amend_meta, image_digest
+from diffuseg.train.checkpoint import amend_meta, seen_in
 
 BELOW = 0.99  # of the voxels of images without the object: the border
 IMAGES = 64  # of each kind, at most
@@ -33,10 +33,10 @@ def remember_reference(
     """Make the reference of checkpoints of one training, for these settings of maps, and write it into their headers.
 
     Hashes change. Checkpoints of the same step have the same reference. Returns that of the first; None, and nothing is
-    written, where no map of an image without the object has anything above 0. Refuses models that learnt from masks, other
+    written, where 99 % of the voxels of images without the object are not above 0. Refuses models that learnt from masks, other
     classes than the model's, and a data set whose training fold holds other images, or none of some kind.
     """
-    dataset, made = open_dataset(folder, masks=False), {}
+    dataset, known, made = open_dataset(folder, masks=False), None, {}
     for checkpoint in checkpoints:
         model = load(checkpoint, device, options)
         if model.method.supervision == "mask":
@@ -44,7 +44,8 @@ def remember_reference(
         refuse_other_classes(model, dataset)
         step = model.meta.get("steps_trained")
         if step not in made:
-            made[step] = reference_of(model, dataset, read_labels(dataset, labels), on_case=on_case)
+            known = read_labels(dataset, labels) if known is None else known
+            made[step] = reference_of(model, dataset, known, on_case=on_case)
         if made[step].border:  # in place of one for the same settings, beside those for others
             others = [entry for entry in model.meta.get("references", []) if entry["how"] != made[step].how]
             amend_meta(checkpoint, {"references": [*others, asdict(made[step])]}, model.hash)
@@ -60,7 +61,7 @@ def reference_of(
     name, steps = method.sampling(None, None)
     trained = cases_of(dataset, own_fold(model))["train"]
     refuse_strangers(model, dataset, trained)
-    of = {y: _some([case for case in trained if labels[case] == y], most) for y in range(model.plan.classes)}
+    of = {y: spread([case for case in trained if labels[case] == y], most) for y in range(model.plan.classes)}
     for y, cases in of.items():
         if not cases:
             raise UserError(f"the training fold has no image of {model.plan.names[y]}", file=dataset.folder)
@@ -84,9 +85,9 @@ def reference_of(
 
 def refuse_strangers(model: Model, dataset: Dataset, cases: list[str]) -> None:
     """Refuse images that the model was not trained on, as far as its header lists those that it was: bytes are compared."""
-    known, files = set(model.meta.get("training_cases", {}).values()), {case.id: case.images[0] for case in dataset.cases}
-    for case in cases if known else ():
-        if image_digest(files[case]) not in known:
+    files = {case.id: case.images[0] for case in dataset.cases}
+    for case in cases:
+        if seen_in(model.meta, files[case]) in ("validation", "neither"):
             do = "Give the data set of the training, as it was then"
             raise UserError(f"{case} is no image that the model was trained on", file=files[case], do=do)
 
@@ -107,8 +108,3 @@ def parting(without: list[float], shown: list[float]) -> float:
     options = np.append((values[1:] + values[:-1]) / 2, 1.0)
     right = [(low < t).mean() + (high >= t).mean() for t in options]
     return max(float(options[int(np.argmax(right))]), 1e-6)
-
-
-def _some(cases: list[str], most: int) -> list[str]:
-    """At most so many, evenly spread."""
-    return [cases[round(i)] for i in np.linspace(0, len(cases) - 1, most)] if len(cases) > most else cases

@@ -1,11 +1,9 @@
 """The cases on which a trained model may be judged or calibrated: those of a validation fold, never those of its training."""
 
-import numpy as np
-
-from diffuseg.data.dataset import Dataset, splits
+from diffuseg.data.dataset import Dataset, splits, spread
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model
-from diffuseg.train.checkpoint import image_digest
+from diffuseg.train.checkpoint import seen_in
 
 
 def own_fold(model: Model) -> int:
@@ -29,12 +27,10 @@ def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, li
     """
     refuse_other_classes(model, dataset)
     fold = own_fold(model) if fold is None else fold
-    cases = cases_of(dataset, fold)["val"]
-    if limit and limit < len(cases):
-        cases = [cases[round(i)] for i in np.linspace(0, len(cases) - 1, limit)]
-    trained, files = set(model.meta.get("training_cases", {}).values()), {case.id: case.images[0] for case in dataset.cases}
-    for case in cases if trained else ():
-        if image_digest(files[case]) in trained:
+    cases = spread(cases_of(dataset, fold)["val"], limit)
+    files = {case.id: case.images[0] for case in dataset.cases}
+    for case in cases:
+        if seen_in(model.meta, files[case]) == "training":
             own = model.meta.get("fold")
             raise UserError(f"case {case} of fold {fold} is one the model was trained on", do=f"Its own fold is {own}")
     return cases

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffuseg.data.plan import Plan
-from diffuseg.diffusion.parameterization import target, to_x0
+from diffuseg.diffusion.parameterization import parted, target, to_x0
 from diffuseg.diffusion.schedule import SCHEDULES
 from diffuseg.errors import UserError
 from diffuseg.methods import counterfactual
@@ -30,10 +30,10 @@ from diffuseg.networks.conditional import ClassConditionalUNet
 from diffuseg.types import Batch
 
 HELD_OUT_LEVELS = 8  # noise levels at which an image is judged under each class
+JUDGED = 4  # noise draws at each of them, when it decides whether there is anything to segment
 FOCUS = (1.5, 1.5)  # mean and deviation of the log-SNR where maps are taken
-NO_CLASSIFIER = "this asks for a classifier, and the model has none: train with --set classifier_widths=16,32,64,128"
 REFER = "`diffuseg border MODEL DATASET`, with the same --set, or decide=diffusion"
-JUDGED = 4  # noise draws of that, when it decides whether there is anything to segment
+NO_CLASSIFIER = "this asks for a classifier, and the model has none: train with --set classifier_widths=16,32,64,128"
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class CDM(WeakMethod):
         label = torch.where(hidden, self.network.no_label, batch.label)
         x_t = self.schedule.q_sample(x_0, t, noise)
         output, v = self.said(x_t, t, self.network.embed(label))
-        error = squared_error(output, target(self.config.predict, x_0, noise, self.schedule.at(t, x_0))).mean()
+        error = self.distance(output, x_0, t, noise).mean()
         if v is None:
             return error, {"mse": error.detach()}
         x0_hat = to_x0(self.config.predict, output, x_t, self.schedule.at(t, x_t)).detach()
@@ -183,6 +183,10 @@ class CDM(WeakMethod):
     ) -> Float[Tensor, " b"]:
         """Mean squared error of what the network outputs for x_t under a label, per element."""
         output = self.output(self.schedule.q_sample(x_0, t, noise), t, self.network.embed(label))
+        return self.distance(output, x_0, t, noise)
+
+    def distance(self, output: Tensor, x_0: Tensor, t: Tensor, noise: Tensor) -> Float[Tensor, " b"]:
+        """|| target - output ||^2 per value of each element."""
         return squared_error(output, target(self.config.predict, x_0, noise, self.schedule.at(t, x_0)))
 
     @torch.no_grad()
@@ -204,10 +208,7 @@ class CDM(WeakMethod):
     ) -> tuple[Float[Tensor, "b c *s"], Float[Tensor, "b c *s"] | None]:
         """The same, and v in (0, 1) of a learned variance."""
         output = self.network(x_t, t * (1000 / self.schedule.T), e).float()
-        if self.config.variance == "fixed":
-            return output, None
-        output, spread = output.chunk(2, dim=1)
-        return output, spread.sigmoid()
+        return (output, None) if self.config.variance == "fixed" else parted(output)
 
     def logits(self, x_t: Float[Tensor, "b c *s"], t: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
         """What the noise-aware classifier says about x_t."""

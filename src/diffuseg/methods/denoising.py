@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffuseg.data.plan import Plan
-from diffuseg.diffusion.parameterization import target, to_x0
+from diffuseg.diffusion.parameterization import parted, target, to_x0
 from diffuseg.diffusion.schedule import SCHEDULES
 from diffuseg.errors import UserError
 from diffuseg.inference.tiles import Features
@@ -103,10 +103,7 @@ class MaskDenoising(MaskMethod):
     def said(self, x_t: Tensor, t: Tensor, features: Features) -> tuple[Tensor, Tensor | None]:
         """What the network says about x_t: noise, v, or class logits of the mask; and v in (0, 1) of a learned variance."""
         output = self.output(x_t, t, features)
-        if self.config.variance == "fixed":
-            return output, None
-        output, spread = output.chunk(2, dim=1)
-        return output, spread.sigmoid()
+        return (output, None) if self.config.variance == "fixed" else parted(output)
 
     def denoising_loss(
         self, x_0: Tensor, mask: Tensor, features: Features, rng: torch.Generator

@@ -69,6 +69,12 @@ def evidence(saliency: Float[Tensor, "*s"], border: float | None = None) -> Floa
     return (1 + saliency / largest) / 2 if largest > 0 else torch.full_like(saliency, 0.5)
 
 
+def softened(evidence: Float[Tensor, "*s"], smooth: float) -> Float[np.ndarray, "*s"]:
+    """Evidence as a map in [-1, 1], 0 where there is none either way, after a Gaussian of so many voxels (0: none)."""
+    m = (2 * evidence.detach().double().cpu() - 1).numpy()
+    return gaussian_filter(m, smooth, mode="nearest") if smooth else m
+
+
 def cut(evidence: Float[Tensor, "*s"], how: Cut, image: Float[Tensor, "c *s"], bordered: bool = False) -> Float[Tensor, "*s"]:
     """A probability-like map in [0, 1]: a logistic function of the map that is one half at the threshold. Not calibrated.
 
@@ -82,9 +88,7 @@ def cut(evidence: Float[Tensor, "*s"], how: Cut, image: Float[Tensor, "c *s"], b
             "threshold=negatives: nothing is known about maps with these settings of images without the object",
             do="Give the settings of the training, another threshold, or first `diffuseg border MODEL DATASET --set ...`",
         )
-    m = (2 * evidence.detach().double().cpu() - 1).numpy()
-    if how.smooth:
-        m = gaussian_filter(m, how.smooth, mode="nearest")
+    m = softened(evidence, how.smooth)
     if not m.max() > 1e-9:
         return torch.zeros_like(evidence)
     threshold = AT_BORDER if rule == "negatives" else max(THRESHOLDS[rule](m, how), 1e-3 * float(m.max()))

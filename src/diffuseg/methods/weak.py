@@ -9,12 +9,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from diffuseg.errors import UserError
 from diffuseg.methods.base import Method, MethodConfig, Verdict, noise_of
-from diffuseg.methods.saliency import Cut, cut, evidence
+from diffuseg.methods.saliency import Cut, cut, evidence, softened
 from diffuseg.methods.sensitivity import OnStep
 
 # Intensities of the plan -> about [-1, 1]: what "unit" has already, and z-scores within 3 deviations.
@@ -105,11 +104,13 @@ class WeakMethod(Method):
         self.refuse_slices(image)
         name, steps = self.sampling(sampler, steps)
         y = self.judge(image).label if label is None else label
-        maps = self.maps(image, seeds, y, name, steps, chunk, on_step) if y else None
+        maps, border = None, self.border(y, name, steps)
+        if y:
+            maps = self.maps(image, seeds, y, name, steps, chunk, on_step)
         for _ in seeds:
             p = torch.zeros(self.plan.classes, *image.shape[1:], device=image.device)
             if maps is not None:
-                p[y] = evidence(next(maps), self.border(y, name, steps))
+                p[y] = evidence(next(maps), border)
             p[0] = 1 - p[1:].sum(0)
             yield p
 
@@ -149,8 +150,7 @@ class WeakMethod(Method):
 
     def peak(self, m: Float[Tensor, "*s"], border: float) -> float:
         """The largest evidence of a map, smoothed as before a cut: in (-1, 1), about one half at the border."""
-        soft = (2 * evidence(m, border) - 1).double().cpu().numpy()
-        return float(gaussian_filter(soft, self.config.smooth, mode="nearest").max())
+        return float(softened(evidence(m, border), self.config.smooth).max())
 
     def judge_by_map(self, image: Float[Tensor, "c *s"]) -> Verdict | None:
         """The class whose map stands out most, if any does more than in most images without it; None without a reference."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from diffuseg.data.batches import Batches
-from diffuseg.data.dataset import Dataset
+from diffuseg.data.dataset import Dataset, spread
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import to_native
 from diffuseg.evaluation.metrics import dice
@@ -30,9 +30,7 @@ class Validation:
     @property
     def chosen(self) -> list[str]:
         """All cases, or `limit` of them spread evenly."""
-        if not self.limit or len(self.cases) <= self.limit:
-            return self.cases
-        return [self.cases[round(i)] for i in np.linspace(0, len(self.cases) - 1, self.limit)]
+        return spread(self.cases, self.limit)
 
 
 @dataclass
