@@ -37,7 +37,11 @@ VARIANTS: list[tuple[str, str, str, str]] = [  # (name, what, method, --set)
     ("v2", "V2", "medsegdiff_v2", ""),
     ("v2_no_anchor", "V2 without anchor", "medsegdiff_v2", "anchor=false"),
     ("v2_no_former", "V2 without SS-Former", "medsegdiff_v2", "ss_former=false"),
+    ("v2_condition", "the segmentation that V2's condition makes, without diffusion", "medsegdiff_v2", ""),
     ("v1_long", "V1, 1000 levels", "medsegdiff", LONG),
+    ("long_published", "V1, 1000 levels, eq. 3 without the residual", "medsegdiff", f"{LONG} dce=published"),
+    ("long_no_filter", "V1, 1000 levels, without FF-Parser", "medsegdiff", f"{LONG} ff_parser=false"),
+    ("long_plain", "V1, 1000 levels, without DCE and FF-Parser", "medsegdiff", f"{LONG} dce=off"),
 ]
 DRAWS = (1, 5, 25)
 SAMPLERS = ("ddim", "dpm-solver++(2m)", "ancestral")
@@ -51,18 +55,20 @@ def main(asked: argparse.Namespace) -> None:
     results: dict[str, Any] = {"dataset": dataset.name, "fold": asked.fold, "rows": [], "samplers": []}
     if asked.out.exists():
         results = json.loads(asked.out.read_text())
+    order = [name for name, *_ in VARIANTS]
     for name, what, method, sets in VARIANTS:
         if asked.only and name not in asked.only:
             continue
-        checkpoint = asked.work / name / "last.safetensors"
+        checkpoint = asked.work / name.removesuffix("_condition") / "last.safetensors"  # that of V2 itself
         if not checkpoint.exists():  # last weights are written at the end
             how = dict(fold=asked.fold, steps=asked.steps, validate_every=asked.steps, seed=asked.seed, resume=True)
             train(TrainSettings(asked.dataset, method, checkpoint.parent, set=[*asked.set, *sets.split()], **how))
         if all(row["name"] != name for row in results["rows"]):
-            row = {"name": name, "what": what, "set": sets, "seed": asked.seed} | described(checkpoint)
-            results["rows"].append(row | measured(checkpoint, asked, DRAWS))
+            row = {"name": name, "what": what, "set": sets, "seed": asked.seed} | described(checkpoint, name)
+            row |= measured(checkpoint, asked, name, DRAWS)
+            results["rows"] = sorted([*results["rows"], row], key=lambda row: order.index(row["name"]))
             write(asked.out, results)
-            print(what, {n: round(found["dice"], 4) for n, found in results["rows"][-1]["scores"].items()}, flush=True)
+            print(what, {n: round(found["dice"], 4) for n, found in row["scores"].items()}, flush=True)
         if name.endswith("_long"):
             sweep(name, checkpoint, asked, results)
 
@@ -74,41 +80,55 @@ def sweep(name: str, checkpoint: Path, asked: argparse.Namespace, results: dict[
             if any((row["sampler"], row["steps"], row["name"]) == (sampler, steps, name) for row in results["samplers"]):
                 continue
             row = {"name": name, "sampler": sampler, "steps": steps} | measured(
-                checkpoint, asked, (1, SWEPT_DRAWS), steps, sampler
+                checkpoint, asked, name, (1, SWEPT_DRAWS), steps, sampler
             )
             results["samplers"].append(row)
             write(asked.out, results)
             print(sampler, steps, {n: round(found["dice"], 4) for n, found in row["scores"].items()}, flush=True)
 
 
-def described(checkpoint: Path) -> dict[str, Any]:
+def drawn(method: Any, name: str) -> bool:
+    """Whether a row's masks are draws: not those of the U-Net, nor of V2's condition alone."""
+    return method.generative and not name.endswith("_condition")
+
+
+def described(checkpoint: Path, name: str) -> dict[str, Any]:
     """What a row says of its model."""
     method, _, meta = load_checkpoint(checkpoint)
+    measured_part = method.condition if name.endswith("_condition") else method
     return {
         "method": meta["method"],
         "model": model_hash(checkpoint),
-        "parameters": sum(p.numel() for p in method.parameters()),
+        "parameters": sum(p.numel() for p in measured_part.parameters()),
         "training_steps": meta["steps_trained"],
         "training_seconds": meta.get("seconds"),
-        "evaluations_per_draw": method.evaluations(*method.sampling(None, None)) if method.generative else 1,
+        "evaluations_per_draw": method.evaluations(*method.sampling(None, None)) if drawn(method, name) else 1,
     }
 
 
 def measured(
-    checkpoint: Path, asked: argparse.Namespace, counts: tuple[int, ...], steps: int | None = None, sampler: str | None = None
+    checkpoint: Path,
+    asked: argparse.Namespace,
+    name: str,
+    counts: tuple[int, ...],
+    steps: int | None = None,
+    sampler: str | None = None,
 ) -> dict[str, Any]:
     """Dice by number of draws and fusion: mean with its 95 % interval over patients, and of each case (mean of classes)."""
     method, plan, _ = load_checkpoint(checkpoint)
     dataset = open_dataset(asked.dataset)
     cases = splits(dataset)[asked.fold]["val"]
     source, of = Batches(dataset, cases, plan, seed=0), patients(dataset)[0]
-    counts = counts if method.generative else (1,)
+    counts = counts if drawn(method, name) else (1,)
     found: dict[str, list[float]] = {}
     started = time.process_time()
     for case in cases:
         whole = source.whole(case)
         seeds = [draw_seed(0, case, i) for i in range(max(counts))]
-        maps = [p.float() for p in method.draw(whole.image, seeds, steps=steps, sampler=sampler)]
+        if name.endswith("_condition"):
+            maps = [method.condition.segment(whole.image[None])[0].detach().softmax(0)]
+        else:
+            maps = [p.float() for p in method.draw(whole.image, seeds, steps=steps, sampler=sampler)]
         for n in counts:
             for fuse in ("mean", "staple") if n > 1 else ("mean",):
                 mask = to_native(fused(maps[:n], fuse), whole.placement).argmax(0)

@@ -22,6 +22,30 @@ def medsegdiff_isic_samplers() -> str:
     return _samplers(load("isic_medsegdiff"))
 
 
+def medsegdiff_hippocampus() -> str:
+    """Hippocampus: every row trained alike, Dice by number of draws and fusion."""
+    return _rows(load("hippocampus_medsegdiff"))
+
+
+def medsegdiff_hippocampus_differences() -> str:
+    """Hippocampus: the mean of 25 draws against the U-Net, and against the whole where a part was taken out."""
+    return _differences(load("hippocampus_medsegdiff"))
+
+
+def medsegdiff_isic_curve() -> str:
+    """Dermoscopy: Dice, likelihood and cost over steps and draws, for each sampler; how much less than the released setting."""
+    curves = load("isic_medsegdiff_curve")["curves"]
+    points = [(curve["sampler"], point) for curve in curves for point in curve["points"]]
+    most = max(point["evaluations"] for _, point in points)
+    rows = []
+    for sampler, p in points:
+        less = "all" if p["evaluations"] == most else f"1/{most / p['evaluations']:.0f}"
+        cells = [f"`{sampler}`", str(p["steps"]), str(p["draws"]), str(p["evaluations"]), less, scored(p)]
+        rows.append([*cells, f"{p['nll']:.3f}", f"{p['brier']:.3f}", f"{p['seconds']:.2f}", f"{p['memory_mb']:.0f}"])
+    head = ["sampler", "steps", "draws", "network calls", "of most", "Dice", "NLL", "Brier score", "s per case", "MB"]
+    return grid(head, rows)
+
+
 def _rows(found: dict[str, Any]) -> str:
     rows = []
     for row in found["rows"]:
@@ -38,12 +62,20 @@ def _differences(found: dict[str, Any]) -> str:
         if name == "unet":
             continue
         bar = by_name["unet"]["scores"]["one draw"]
-        cells = [_paired(row["scores"][count], bar) for count in ("one draw", "mean of 25")]
-        whole = by_name.get(name[:2])  # "v1" or "v2", of which a part is taken out
-        apart = _paired(row["scores"]["mean of 25"], whole["scores"]["mean of 25"]) if whole and whole is not row else ""
-        rows.append([row["what"], *cells, apart, _paired(row["scores"]["staple of 25"], row["scores"]["mean of 25"])])
+        most = "mean of 25" if "mean of 25" in row["scores"] else "one draw"  # the second: V2's condition alone
+        cells = [_paired(row["scores"]["one draw"], bar), _paired(row["scores"][most], bar) if most != "one draw" else ""]
+        whole = by_name.get(_whole(name))
+        cells.append(_paired(row["scores"][most], whole["scores"]["mean of 25"]) if whole else "")
+        staple = row["scores"].get("staple of 25")
+        rows.append([row["what"], *cells, _paired(staple, row["scores"][most]) if staple else ""])
     head = ["Dice of", "one draw - U-Net", "mean of 25 - U-Net", "mean of 25 - that of the whole", "STAPLE - mean, 25 draws"]
     return grid(head, rows)
+
+
+def _whole(name: str) -> str | None:
+    """The row of which a part was taken out; None for rows that are whole."""
+    kind, _, part = name.partition("_")
+    return {"v1": "v1", "v2": "v2", "long": "v1_long"}.get(kind) if part and name != "v1_long" else None
 
 
 def _samplers(found: dict[str, Any]) -> str:
