@@ -97,11 +97,15 @@ class Anchor(nn.Module):
         return (-0.5 * ((x - self.mean[:, None]) / self.log_sigma[:, None].exp()).square()).softmax(dim=1)
 
     def smooth(self, f: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
-        """f * k_Gauss, axis by axis, the border continued."""
+        """f * k_Gauss, axis by axis, the border continued: products with a banded matrix.
+
+        A convolution of each channel by itself is over ten times slower, forwards and backwards.
+        """
         for axis, kernel in enumerate(self.kernels(), start=2):
-            last = f.movedim(axis, -1)
-            flat = F.pad(last.reshape(-1, 1, last.shape[-1]), (self.reach, self.reach), mode="replicate")
-            f = F.conv1d(flat, kernel.to(f.dtype)[None, None]).reshape(last.shape).movedim(-1, axis)
+            n = f.shape[axis]
+            reached = torch.arange(n, device=f.device)[:, None] + torch.arange(-self.reach, self.reach + 1, device=f.device)
+            band = torch.einsum("k,nkm->nm", kernel, F.one_hot(reached.clamp(0, n - 1), n).to(kernel))
+            f = (f.movedim(axis, -1) @ band.T.to(f.dtype)).movedim(-1, axis)
         return f
 
     def forward(self, f_c: Float[Tensor, "b c *s"]) -> Float[Tensor, "b 1 *s"]:
