@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.score import RESULTS, write
+from diffuseg.config import override
 from diffuseg.data.plan import Plan
 from diffuseg.methods import METHODS, Method
 from diffuseg.precision import choose_precision
@@ -22,10 +23,20 @@ PLAN = Plan("made", ("MR",), {"background": 0, "anterior": 1, "posterior": 2}, "
 ROUNDS = 7
 
 
-def build(name: str) -> Method:
-    """A method on the hippocampus plan, with its defaults."""
+DRAWN = [  # (what, method, --set, draws, steps)
+    ("1 draw of cDAL in 1 step", "cdal", [], 1, 1),
+    ("1 draw of cDAL in 2 steps", "cdal", [], 1, 2),
+    ("8 draws of cDAL in 2 steps", "cdal", [], 8, 2),
+    ("8 draws of MedSegDiff V1 in 2 steps", "medsegdiff", [], 8, 2),
+    ("8 draws of MedSegDiff V1 without coupling in 2 steps", "medsegdiff", ["dce=off"], 8, 2),
+    ("8 draws of MedSegDiff V2 in 2 steps", "medsegdiff_v2", [], 8, 2),
+]
+
+
+def build(name: str, settings: list[str] | None = None) -> Method:
+    """A method on the hippocampus plan, with its defaults where no settings are given."""
     torch.manual_seed(0)
-    return METHODS[name](PLAN, METHODS[name].config_class())
+    return METHODS[name](PLAN, override(METHODS[name].config_class(), settings or []))
 
 
 def seconds(tasks: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
@@ -40,9 +51,9 @@ def seconds(tasks: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[s
 
 
 def drawing() -> list[dict[str, Any]]:
-    """A draw of cDAL against one pass of the U-Net, on one image, in the precision that prediction takes here."""
+    """Draws against one pass of the U-Net, on one image, in the precision that prediction takes here."""
     image, device = torch.randn(1, 36, 50, 35), torch.device("cpu")
-    unet, cdal, precision = build("unet"), build("cdal"), choose_precision(device)
+    precision = choose_precision(device)
 
     def draw(method: Method, n: int, steps: int | None) -> Callable[[], Any]:
         def task() -> None:
@@ -51,11 +62,10 @@ def drawing() -> list[dict[str, Any]]:
 
         return task
 
-    tasks = {"unet": draw(unet, 1, None)} | {f"{n}/{s}": draw(cdal, n, s) for n, s in ((1, 1), (1, 2), (8, 2))}
-    times = seconds(tasks)
-    what = {"1/1": "1 draw of cDAL in 1 step", "1/2": "1 draw of cDAL in 2 steps", "8/2": "8 draws of cDAL in 2 steps"}
+    tasks = {what: draw(build(name, sets), n, steps) for what, name, sets, n, steps in DRAWN}
+    times = seconds({"unet": draw(build("unet"), 1, None)} | tasks)
     means = "wall time, over one pass of the U-Net of the same width on the same image"
-    return [{"what": what[key], "ratio": times[key] / times["unet"], "means": means, "seconds": times[key]} for key in what]
+    return [{"what": what, "ratio": times[what] / times["unet"], "means": means, "seconds": times[what]} for what in tasks]
 
 
 def training() -> list[dict[str, Any]]:
