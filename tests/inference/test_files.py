@@ -238,7 +238,7 @@ def test_another_image_of_a_finished_name_is_not_taken_for_finished(tmp_path):
 
 def touch(folder, *files):
     for name in files:
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     return folder
 
@@ -272,7 +272,12 @@ def test_files_and_folders_may_be_mixed_and_named_twice(tmp_path):
 @pytest.mark.parametrize(
     ("there", "inputs", "says"),
     [
-        (["x/notes.txt"], ["x"], "no image in this folder"),
+        (["x/notes.txt"], ["x"], "no image in this folder. Known endings: "),
+        (
+            ["x/imagesTs/a.png", "x/labelsTs/n.txt"],
+            ["x"],
+            "no image in this folder. There are some in imagesTs: name the folder",
+        ),
         ([], ["x/a.nii.gz"], "no such file"),
         (["x/a.doc"], ["x/a.doc"], "ending is not known"),
         (["x/a.nii.gz", "y/a.nii.gz"], ["x", "y"], "the same case"),

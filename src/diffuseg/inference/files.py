@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffuseg.data import io
-from diffuseg.data.layout import read_json, visible
+from diffuseg.data.layout import read_json, some, visible
 from diffuseg.data.pictures import LOSSY
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model, file_digests
@@ -159,10 +159,16 @@ def _files(item: Path) -> list[Path]:
         if not item.is_file():
             raise UserError("no such file or folder", file=item)
         return [item]
-    images = without_results([path for path in visible(item) if path.name.lower().endswith(io.ENDINGS)])
+    images = _images(item)
     if not images:
-        raise UserError("there is no image in this folder", file=item, do=f"Known endings: {' '.join(io.ENDINGS)}")
+        below = [path.name for path in sorted(item.iterdir()) if path.is_dir() and _images(path)]
+        do = f"There are some in {some(below)}: name the folder." if below else f"Known endings: {' '.join(io.ENDINGS)}"
+        raise UserError("there is no image in this folder", file=item, do=do)
     return images
+
+
+def _images(folder: Path) -> list[Path]:
+    return without_results([path for path in visible(folder) if path.name.lower().endswith(io.ENDINGS)])
 
 
 def _finished(out: Path, case: str, paths: Sequence[Path], asked: dict[str, Any], keep: set[str]) -> str | None:
