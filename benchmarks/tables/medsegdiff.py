@@ -1,9 +1,11 @@
 """MedSegDiff beside its bars, with its parts taken out, and its samplers."""
 
+from itertools import chain
 from typing import Any
 
 from benchmarks.tables.grid import change, grid, load, scored
 
+FOLDS = ("isic_medsegdiff", "isic_medsegdiff_fold1", "isic_medsegdiff_fold2")
 COLUMNS = ("one draw", "mean of 5", "mean of 25", "staple of 5", "staple of 25")
 
 
@@ -30,6 +32,20 @@ def medsegdiff_hippocampus() -> str:
 def medsegdiff_hippocampus_differences() -> str:
     """Hippocampus: the mean of 25 draws against the U-Net, and against the whole where a part was taken out."""
     return _differences(load("hippocampus_medsegdiff"))
+
+
+def medsegdiff_isic_folds() -> str:
+    """Dermoscopy: V1 with either form of eq. 3 against the U-Net, one draw, fold by fold and all cases together."""
+    folds = [{row["name"]: row["scores"]["one draw"] for row in load(name)["rows"]} for name in FOLDS]
+    pairs = {"V1 - U-Net": ("v1", "unet"), "V1, eq. 3 without the residual - U-Net": ("v1_published", "unet")}
+    pairs["without the residual - with it"] = ("v1_published", "v1")
+    rows = []
+    for what, (first, second) in pairs.items():
+        of = [[list(fold[name]["dice_per_case"].values()) for fold in folds] for name in (first, second)]
+        cells = [change(one, other) for one, other in zip(*of, strict=True)]
+        rows.append([what, *cells, change(*(list(chain(*values)) for values in of))])
+    cases = [len(fold["unet"]["dice_per_case"]) for fold in folds]
+    return grid(["Dice of", *(f"fold {i}, {n} cases" for i, n in enumerate(cases)), f"all {sum(cases)} cases"], rows)
 
 
 def medsegdiff_isic_curve() -> str:

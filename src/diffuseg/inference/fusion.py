@@ -55,7 +55,7 @@ class Mean(Fusion):
 
 
 class Vote(Fusion):
-    """The share of draws in which a class is the most probable one."""
+    """The class that is the most probable one in most draws."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Vote(Fusion):
         self._counts = self._counts + vote
 
     def shares(self, mean: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
-        return (self._counts + TIE * mean) / (max(self.draws, 1) + TIE)
+        return claims((self._counts + TIE * mean).argmax(0), mean)
 
 
 class LabelMaps(Fusion):
@@ -87,9 +87,7 @@ class Dice(LabelMaps):
     """The mask with the largest mean Dice with the draws, of the level sets of their frequencies: `best_overlap`."""
 
     def shares(self, mean: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
-        """1 for the class that the mask has, 0 for the others."""
-        chosen = mean.new_tensor(best_overlap(np.stack(self._labels), len(mean))).long()
-        return torch.nn.functional.one_hot(chosen, len(mean)).movedim(-1, 0).to(mean.dtype)
+        return claims(mean.new_tensor(best_overlap(np.stack(self._labels), len(mean))).long(), mean)
 
 
 class Staple(LabelMaps):
@@ -103,21 +101,29 @@ class Staple(LabelMaps):
         self._itk = simple_itk()
 
     def shares(self, mean: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
-        """1 for the class that STAPLE decides on, 0 for the others; where it cannot decide, the mean probability."""
+        """Where STAPLE cannot decide between classes, the mean does."""
         first = self._labels[0]
         if all(np.array_equal(first, other) for other in self._labels[1:]):
-            return torch.nn.functional.one_hot(mean.new_tensor(first).long(), len(mean)).movedim(-1, 0).to(mean.dtype)
+            return claims(mean.new_tensor(first).long(), mean)
         undecided = len(mean)
         filter_ = self._itk.MultiLabelSTAPLEImageFilter()
         filter_.SetLabelForUndecidedPixels(undecided)
         filter_.SetMaximumNumberOfIterations(1000)
         decided = filter_.Execute([self._itk.GetImageFromArray(labels) for labels in self._labels])
         labels = torch.from_numpy(self._itk.GetArrayFromImage(decided).astype(np.int64)).to(mean.device)
-        shares = torch.nn.functional.one_hot(labels, undecided + 1).movedim(-1, 0)[:undecided].to(mean.dtype)
-        return torch.where(labels == undecided, mean, shares)
+        return claims(torch.where(labels == undecided, mean.argmax(0), labels), mean)
 
 
 FUSIONS: dict[str, type[Fusion]] = {"mean": Mean, "vote": Vote, "dice": Dice, "staple": Staple}
+
+
+def claims(labels: Integer[Tensor, "*s"], mean: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
+    """The mean probability where its largest is the class of the label map, elsewhere 1 for that class and 0 for the others.
+
+    A label map alone is resampled in blocks: where the two agree, the mean also knows where between voxels a border is.
+    """
+    alone = torch.nn.functional.one_hot(labels, len(mean)).movedim(-1, 0).to(mean.dtype)
+    return torch.where(labels == mean.argmax(0), mean, alone)
 
 
 def best_overlap(draws: Integer[np.ndarray, "n *s"], classes: int) -> Integer[np.ndarray, "*s"]:
