@@ -51,30 +51,31 @@ def weak_ablation(found: dict[str, Any]) -> Any:
 
 
 def sampler_curve(found: dict[str, Any]) -> Any:
-    """Dice over network calls, a line for each sampler and number of draws, and how good the costliest setting is."""
+    """Dice over network calls: a line for each model, sampler and number of draws, and how good the costliest setting is."""
     figure, axes = figure_of(1, 1, (7.5, 4.6))
     axis, lines = axes[0, 0], {}
     for curve in found["curves"]:
         for point in curve["points"]:
-            lines.setdefault((curve["sampler"], point["draws"]), []).append(point)
-    samplers = sorted({sampler for sampler, _ in lines})
-    for (sampler, draws), line in lines.items():
-        number, several = samplers.index(sampler), draws > 1
-        look = {"color": OKABE_ITO[2 * number], "marker": "os^"[number], "linestyle": "-" if several else ":"}
-        calls = [point["evaluations"] for point in line]
-        axis.plot(calls, [point["dice"] for point in line], label=f"{sampler}, draws {draws}", **look)
+            lines.setdefault((curve["what"], curve["sampler"], point["draws"]), []).append(point)
+    kinds = list(dict.fromkeys((what, sampler) for what, sampler, _ in lines))
+    for (what, sampler, draws), line in lines.items():
+        number = kinds.index((what, sampler))
+        look = {"color": ("#E69F00", "#009E73", "#D55E00", "#0072B2")[number], "linestyle": "-" if draws > 1 else ":"}
+        calls, overlaps = [point["evaluations"] for point in line], [point["dice"] for point in line]
+        axis.plot(calls, overlaps, marker="os^D"[number], label=f"{what}, {sampler}, draws {draws}", **look)
     most = max((point for line in lines.values() for point in line), key=lambda point: point["evaluations"])
     axis.axhline(most["dice"], color="black", linewidth=0.8, label=f"Dice of {most['steps']} steps, draws {most['draws']}")
     axis.set_xscale("log")
     axis.set_xlabel("network calls for one case (log)", fontsize=9)
     axis.set_ylabel("Dice", fontsize=9)
     axis.tick_params(labelsize=8)
-    axis.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
 
 
 FIGURES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "docs/methods/cdm_ablation.svg": ("weak_ablation", weak_ablation),
+    "docs/methods/medsegdiff_curve.svg": ("isic_medsegdiff_curve", sampler_curve),
 }
 
 

@@ -56,9 +56,9 @@ def point(steps: int, draws: int, dice: float) -> dict[str, Any]:
 
 CURVES = {
     "curves": [
-        {"sampler": "ddim", "points": [point(10, 1, 0.7), point(10, 5, 0.8), point(20, 5, 0.81)]},
-        {"sampler": "ancestral", "points": [point(10, 5, 0.75)]},
-        {"sampler": "ancestral", "points": [point(1000, 5, 0.79)]},
+        {"what": "V1", "sampler": "ddim", "points": [point(10, 1, 0.7), point(10, 5, 0.8), point(20, 5, 0.81)]},
+        {"what": "V1", "sampler": "ancestral", "points": [point(10, 5, 0.75)]},
+        {"what": "V1", "sampler": "ancestral", "points": [point(1000, 5, 0.79)]},
     ]
 }
 
@@ -66,19 +66,19 @@ CURVES = {
 def test_the_curve_says_how_much_less_each_setting_costs(keep):
     keep("isic_medsegdiff_curve", CURVES)
     found = cells(tables.medsegdiff_isic_curve())
-    assert [line[3:5] for line in found] == [
+    assert [line[4:6] for line in found] == [
         ["10", "1/500"],
         ["50", "1/100"],
         ["100", "1/50"],
         ["50", "1/100"],
         ["5000", "all"],
     ]
-    assert found[1] == ["`ddim`", "10", "5", "50", "1/100", "0.800 [0.700, 0.900]", "1.000", "0.500", "2.00", "700"]
+    assert found[1] == ["V1", "`ddim`", "10", "5", "50", "1/100", "0.800 [0.700, 0.900]", "1.000", "0.500", "2.00", "700"]
 
 
 def test_the_picture_has_a_line_for_each_sampler_and_number_of_draws():
     (axis,) = figures.sampler_curve(CURVES).axes
     drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axis.get_lines()}
-    assert drawn["ddim, draws 1"] == ([10], [0.7]) and drawn["ddim, draws 5"] == ([50, 100], [0.8, 0.81])
-    assert drawn["ancestral, draws 5"] == ([50, 5000], [0.75, 0.79])
+    assert drawn["V1, ddim, draws 1"] == ([10], [0.7]) and drawn["V1, ddim, draws 5"] == ([50, 100], [0.8, 0.81])
+    assert drawn["V1, ancestral, draws 5"] == ([50, 5000], [0.75, 0.79])
     assert drawn["Dice of 1000 steps, draws 5"][1] == [0.79, 0.79]

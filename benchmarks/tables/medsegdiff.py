@@ -51,14 +51,14 @@ def medsegdiff_isic_folds() -> str:
 def medsegdiff_isic_curve() -> str:
     """Dermoscopy: Dice, likelihood and cost over steps and draws, for each sampler; how much less than the released setting."""
     curves = load("isic_medsegdiff_curve")["curves"]
-    points = [(curve["sampler"], point) for curve in curves for point in curve["points"]]
-    most = max(point["evaluations"] for _, point in points)
+    points = [(curve["what"], curve["sampler"], point) for curve in curves for point in curve["points"]]
+    most = max(point["evaluations"] for *_, point in points)
     rows = []
-    for sampler, p in points:
+    for what, sampler, p in points:
         less = "all" if p["evaluations"] == most else f"1/{most / p['evaluations']:.0f}"
-        cells = [f"`{sampler}`", str(p["steps"]), str(p["draws"]), str(p["evaluations"]), less, scored(p)]
+        cells = [what, f"`{sampler}`", str(p["steps"]), str(p["draws"]), str(p["evaluations"]), less, scored(p)]
         rows.append([*cells, f"{p['nll']:.3f}", f"{p['brier']:.3f}", f"{p['seconds']:.2f}", f"{p['memory_mb']:.0f}"])
-    head = ["sampler", "steps", "draws", "network calls", "of most", "Dice", "NLL", "Brier score", "s per case", "MB"]
+    head = ["model", "sampler", "steps", "draws", "network calls", "of most", "Dice", "NLL", "Brier score", "s per case", "MB"]
     return grid(head, rows)
 
 
