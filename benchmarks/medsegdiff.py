@@ -39,9 +39,6 @@ VARIANTS: list[tuple[str, str, str, str]] = [  # (name, what, method, --set)
     ("v2_no_former", "V2 without SS-Former", "medsegdiff_v2", "ss_former=false"),
     ("v2_condition", "the segmentation that V2's condition makes, without diffusion", "medsegdiff_v2", ""),
     ("v1_long", "V1, 1000 levels", "medsegdiff", LONG),
-    ("long_published", "V1, 1000 levels, eq. 3 without the residual", "medsegdiff", f"{LONG} dce=published"),
-    ("long_no_filter", "V1, 1000 levels, without FF-Parser", "medsegdiff", f"{LONG} ff_parser=false"),
-    ("long_plain", "V1, 1000 levels, without DCE and FF-Parser", "medsegdiff", f"{LONG} dce=off"),
 ]
 DRAWS = (1, 5, 25)
 SAMPLERS = ("ddim", "dpm-solver++(2m)", "ancestral")

@@ -91,7 +91,7 @@ def _differences(found: dict[str, Any]) -> str:
 def _whole(name: str) -> str | None:
     """The row of which a part was taken out; None for rows that are whole."""
     kind, _, part = name.partition("_")
-    return {"v1": "v1", "v2": "v2", "long": "v1_long"}.get(kind) if part and name != "v1_long" else None
+    return {"v1": "v1", "v2": "v2"}.get(kind) if part and part != "long" else None
 
 
 def _samplers(found: dict[str, Any]) -> str:
