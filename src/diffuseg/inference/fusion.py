@@ -118,12 +118,15 @@ FUSIONS: dict[str, type[Fusion]] = {"mean": Mean, "vote": Vote, "dice": Dice, "s
 
 
 def claims(labels: Integer[Tensor, "*s"], mean: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
-    """The mean probability where its largest is the class of the label map, elsewhere 1 for that class and 0 for the others.
+    """The mean probability, with those of its largest class and of the class of the label map exchanged where these differ.
 
-    A label map alone is resampled in blocks: where the two agree, the mean also knows where between voxels a border is.
+    A label map alone is resampled in blocks; the mean also knows where between two voxels a border is. Where an exchange does
+    not make the class of the label map the largest, because the two are equal, it is 1 and the others are 0.
     """
+    chosen, largest = labels[None], mean.argmax(0, keepdim=True)
+    exchanged = mean.scatter(0, largest, mean.gather(0, chosen)).scatter(0, chosen, mean.gather(0, largest))
     alone = torch.nn.functional.one_hot(labels, len(mean)).movedim(-1, 0).to(mean.dtype)
-    return torch.where(labels == mean.argmax(0), mean, alone)
+    return torch.where(exchanged.argmax(0) == labels, exchanged, alone)
 
 
 def best_overlap(draws: Integer[np.ndarray, "n *s"], classes: int) -> Integer[np.ndarray, "*s"]:
@@ -134,7 +137,7 @@ def best_overlap(draws: Integer[np.ndarray, "n *s"], classes: int) -> Integer[np
     more frequent class wins, of equals the first.
     """
     n, flat = len(draws), draws.reshape(len(draws), -1)
-    claims = np.zeros((classes, flat.shape[1]))
+    wanted = np.zeros((classes, flat.shape[1]))
     for k in range(1, classes):
         mine = flat == k
         count = mine.sum(0)
@@ -143,8 +146,8 @@ def best_overlap(draws: Integer[np.ndarray, "n *s"], classes: int) -> Integer[np
         size = np.bincount(count, minlength=n + 2)[::-1].cumsum()[::-1][1:]
         both = mine.sum(1)[:, None] + size
         overlap = np.where(both > 0, 2 * common / np.maximum(both, 1), 1.0).mean(0)
-        claims[k] = np.where(count >= 1 + int(overlap.argmax()), count, 0)
-    return claims.argmax(0).reshape(draws.shape[1:])
+        wanted[k] = np.where(count >= 1 + int(overlap.argmax()), count, 0)
+    return wanted.argmax(0).reshape(draws.shape[1:])
 
 
 def fusion(name: str) -> Fusion:
