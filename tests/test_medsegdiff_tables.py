@@ -48,6 +48,31 @@ def test_a_part_that_is_out_is_compared_with_its_own_whole(keep):
     }
 
 
+def test_folds_are_paired_case_by_case_and_pooled(keep):
+    for name, (unet, v1) in zip(tables.FOLDS, ((0.5, 0.6), (0.5, 0.4), (0.2, 0.5)), strict=True):
+        keep(name, {"rows": [row("unet", unet), row("v1", v1), row("v1_published", 0.5)]})
+    found = {what: [value.split(" ")[0] for value in values] for what, *values in cells(tables.medsegdiff_isic_folds())}
+    assert found["V1 - U-Net"] == ["+0.100", "-0.100", "+0.300", "+0.100"]
+    assert found["without the residual - with it"] == ["-0.100", "+0.100", "+0.000", "+0.000"]
+
+
+def test_few_steps_are_compared_with_many_of_the_same_sampler(keep):
+    asked = [("ddim", 10, 0.7), ("ddim", 100, 0.8), ("ancestral", 10, 0.75), ("ancestral", 100, 0.6)]
+    score = lambda v: {"dice": v, "dice_low": v, "dice_high": v, "dice_per_case": {"case0": v, "case1": v}}
+    found = [{"sampler": s, "steps": n, "scores": {"one draw": score(0.5), "mean of 5": score(v)}} for s, n, v in asked]
+    keep("isic_medsegdiff", {"samplers": found})
+    assert [line[-1].split(" ")[0] for line in cells(tables.medsegdiff_isic_samplers())] == ["-0.100", "", "+0.150", ""]
+
+
+def test_a_row_says_what_it_has(keep):
+    of = {"evaluations_per_draw": 2, "parameters": 1_234_567, "cases": 4, "training_steps": 600}
+    keep("hippocampus_medsegdiff", {"rows": [row("unet", 0.5) | of, row("v1", 0.6, 0.7, 0.8) | of]})
+    unet, v1 = cells(tables.medsegdiff_hippocampus())
+    assert unet == ["unet", "0.500 [0.500, 0.500]", "-", "-", "-", "-", "2", "1.23 M"]
+    assert [v1[3], v1[5]] == ["0.700 [0.700, 0.700]", "0.800 [0.800, 0.800]"]
+    assert "4 validation cases, 600 steps" in tables.medsegdiff_hippocampus()
+
+
 def point(steps: int, draws: int, dice: float) -> dict[str, Any]:
     kept = {"dice": dice, "dice_low": dice - 0.1, "dice_high": dice + 0.1, "nll": 1.0, "brier": 0.5}
     return {"steps": steps, "draws": draws, "evaluations": steps * draws, "seconds": 2.0, "memory_mb": 700.4} | kept

@@ -51,6 +51,9 @@ def test_smoothing_is_one_convolution_with_a_gaussian(size):
     torch.testing.assert_close(anchor.smooth(f), expected, atol=1e-5, rtol=1e-4)
     constant = torch.full((1, 2, *size), 3.0)
     torch.testing.assert_close(anchor.smooth(constant), constant)
+    anchor.smooth(f).square().mean().backward()
+    for parameter in (anchor.mean, anchor.log_sigma):
+        assert parameter.grad is not None and parameter.grad.abs().min() > 0
 
 
 def test_the_gate_by_hand():

@@ -18,7 +18,8 @@ GRIDS = {
     "2d": (2, 1, 2, (20, 24)),
     "3d": (3, 2, 3, (8, 12, 9)),
     "binary": (2, 3, 2, (17, 23)),
-}  # dims, channels, classes
+    "many": (2, 5, 5, (19, 26)),
+}  # dims, channels, classes with the background
 CHEAP = {
     "cdal": ["latent=8", "latent_width=16", "discriminator_widths=8,8,16", "adversarial=0.1"],
     "concat": ["T=50"],
@@ -39,7 +40,7 @@ def build(name: str, grid: str = "3d", *settings: str) -> Method:
         dims=dims,
         normalisation=("zscore",) * channels,
         patch=patch,
-        widths=(8, 16),
+        widths=(8, 8, 16) if grid == "many" else (8, 16),
     )
     torch.manual_seed(0)
     cls = METHODS[name]

@@ -65,10 +65,14 @@ class ConditionUNet(nn.Module):
         self.decoder = Decoder(plan.dims, widths, blocks)
         self.norm, self.head = Norm(widths[0]), conv(plan.dims, widths[0], plan.classes)
 
+    def encode(self, image: Float[Tensor, "b i *s"]) -> tuple[Tensor, list[Tensor]]:
+        """c, and the features of each stage above it, at padded sizes."""
+        skips = self.encoder(pad_to_multiple(image, self.multiple))
+        return self.bottom(halve(skips[-1])), skips
+
     def forward(self, image: Float[Tensor, "b i *s"]) -> tuple[Tensor, Tensor]:
         """(c, f_c) at padded sizes."""
-        skips = self.encoder(pad_to_multiple(image, self.multiple))
-        c = self.bottom(halve(skips[-1]))
+        c, skips = self.encode(image)
         return c, self.decoder(c, skips)
 
     def segment(self, image: Float[Tensor, "b i *s"]) -> Float[Tensor, "b k *s"]:
@@ -99,7 +103,7 @@ class Anchor(nn.Module):
     def smooth(self, f: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
         """f * k_Gauss, axis by axis, the border continued: products with a banded matrix.
 
-        A convolution of each channel by itself is over ten times slower, forwards and backwards.
+        A convolution of each channel by itself is several times slower on a processor, forwards and backwards.
         """
         for axis, kernel in enumerate(self.kernels(), start=2):
             n = f.shape[axis]
@@ -175,8 +179,10 @@ class MedSegDiffV2(MaskDenoising):
         return dice + self.config.beta * entropy, {"dice": dice.detach(), "cross_entropy": entropy.detach()}
 
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
+        if self.anchor is None:
+            return self.condition.encode(image)[:1]
         c, f_c = self.condition(image)
-        return (c,) if self.anchor is None else (c, self.anchor(f_c))
+        return c, self.anchor(f_c)
 
     def output(self, x_t: Tensor, t: Tensor, features: Features) -> Tensor:
         assert isinstance(features, tuple)
