@@ -274,7 +274,7 @@ def test_files_and_folders_may_be_mixed_and_named_twice(tmp_path):
     [
         (["x/notes.txt"], ["x"], "no image in this folder. Known endings: "),
         (
-            ["x/imagesTs/a.png", "x/labelsTs/n.txt"],
+            ["x/imagesTs/a.png", "x/labelsTs/a.png"],
             ["x"],
             "no image in this folder. There are some in imagesTs: name the folder",
         ),

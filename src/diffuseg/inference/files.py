@@ -161,7 +161,8 @@ def _files(item: Path) -> list[Path]:
         return [item]
     images = _images(item)
     if not images:
-        below = [path.name for path in sorted(item.iterdir()) if path.is_dir() and _images(path)]
+        folders = [path for path in sorted(item.iterdir()) if path.is_dir() and not path.name.startswith("labels")]
+        below = [path.name for path in folders if _images(path)]
         do = f"There are some in {some(below)}: name the folder." if below else f"Known endings: {' '.join(io.ENDINGS)}"
         raise UserError("there is no image in this folder", file=item, do=do)
     return images
