@@ -60,7 +60,7 @@ def sampler_curve(found: dict[str, Any]) -> Any:
     kinds = list(dict.fromkeys((what, sampler) for what, sampler, _ in lines))
     for (what, sampler, draws), line in lines.items():
         number = kinds.index((what, sampler))
-        look = {"color": ("#E69F00", "#009E73", "#D55E00", "#0072B2")[number], "linestyle": "-" if draws > 1 else ":"}
+        look = {"color": OKABE_ITO[2 * number], "linestyle": "-" if draws > 1 else ":"}
         calls, overlaps = [point["evaluations"] for point in line], [point["dice"] for point in line]
         axis.plot(calls, overlaps, marker="os^D"[number], label=f"{what}, {sampler}, draws {draws}", **look)
     most = max((point for line in lines.values() for point in line), key=lambda point: point["evaluations"])

@@ -24,10 +24,14 @@ def cells(table: str) -> list[list[str]]:
     return lines[2:]
 
 
+def score(v: float) -> dict[str, Any]:
+    """The same Dice in each of four cases."""
+    return {"dice": v, "dice_low": v, "dice_high": v, "dice_per_case": {f"case{i}": v for i in range(4)}}
+
+
 def row(name: str, *values: float) -> dict[str, Any]:
     """A row whose every case has the same Dice: of one draw, and of 25 draws and their STAPLE where there are draws."""
     counts = ("one draw", "mean of 25", "staple of 25")[: len(values)]
-    score = lambda v: {"dice": v, "dice_low": v, "dice_high": v, "dice_per_case": {f"case{i}": v for i in range(4)}}
     return {"name": name, "what": name, "scores": {n: score(v) for n, v in zip(counts, values, strict=True)}}
 
 
@@ -58,7 +62,6 @@ def test_folds_are_paired_case_by_case_and_pooled(keep):
 
 def test_few_steps_are_compared_with_many_of_the_same_sampler(keep):
     asked = [("ddim", 10, 0.7), ("ddim", 100, 0.8), ("ancestral", 10, 0.75), ("ancestral", 100, 0.6)]
-    score = lambda v: {"dice": v, "dice_low": v, "dice_high": v, "dice_per_case": {"case0": v, "case1": v}}
     found = [{"sampler": s, "steps": n, "scores": {"one draw": score(0.5), "mean of 5": score(v)}} for s, n, v in asked]
     keep("isic_medsegdiff", {"samplers": found})
     assert [line[-1].split(" ")[0] for line in cells(tables.medsegdiff_isic_samplers())] == ["-0.100", "", "+0.150", ""]

@@ -435,15 +435,21 @@ def test_a_published_size_trains_and_draws(grid):
     assert p.shape == (method.plan.classes, *size) and torch.isfinite(p).all()
 
 
+def branches(network: TwinEncoderUNet) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """m_x and m_I of every stage, of one pass."""
+    m_x, stage = [], network.mask.stage
+    network.mask.stage = lambda *asked: m_x.append(stage(*asked)) or m_x[-1]
+    image, x_t = torch.randn(1, 1, 20, 24, generator=rng()), torch.randn(1, 2, 20, 24, generator=rng(1))
+    _, m_I = network(x_t, torch.ones(1), network.encode(image))
+    return m_x, m_I
+
+
 @pytest.mark.parametrize("skips", ["both", "mask"])
 def test_the_decoder_is_given_the_branches_that_it_is_said_to(skips):
     """m_x + m_I of every stage, or m_x alone."""
-    network, m_x, given = build("medsegdiff", "2d", f"skips={skips}").network, [], []
-    stage = network.mask.stage
-    network.mask.stage = lambda *asked: m_x.append(stage(*asked)) or m_x[-1]
+    network, given = build("medsegdiff", "2d", f"skips={skips}").network, []
     network.decoder.register_forward_pre_hook(lambda module, inputs: given.extend(inputs[1]))
-    image, x_t = torch.randn(1, 1, 20, 24, generator=rng()), torch.randn(1, 2, 20, 24, generator=rng(1))
-    _, m_I = network(x_t, torch.ones(1), network.encode(image))
+    m_x, m_I = branches(network)
     assert len(given) == network.stages == len(m_I)
     for skip, x, i in zip(given, m_x, m_I, strict=True):
         torch.testing.assert_close(skip, x + i if skips == "both" else x)
@@ -453,12 +459,9 @@ def test_the_decoder_is_given_the_branches_that_it_is_said_to(skips):
 @pytest.mark.parametrize("dce", ["residual", "off"])
 def test_the_bottom_is_given_the_sum_of_both_encoders(dce):
     """E^I + E^x (eq. 2), halved once more."""
-    network, m_x, given = build("medsegdiff", "2d", f"dce={dce}").network, [], []
-    stage = network.mask.stage
-    network.mask.stage = lambda *asked: m_x.append(stage(*asked)) or m_x[-1]
+    network, given = build("medsegdiff", "2d", f"dce={dce}").network, []
     network.bottom.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
-    image, x_t = torch.randn(1, 1, 20, 24, generator=rng()), torch.randn(1, 2, 20, 24, generator=rng(1))
-    _, m_I = network(x_t, torch.ones(1), network.encode(image))
+    m_x, m_I = branches(network)
     torch.testing.assert_close(given[0], halve(m_I[-1] + m_x[-1]))
     for one in (m_I[-1], m_x[-1]):
         assert not torch.allclose(given[0], halve(one), atol=0.1)
