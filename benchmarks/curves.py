@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.score import write
-from diffuseg.inference.curve import measure_curve
+from diffuseg.atomic_io import nan_to_none
 from diffuseg.inference.model import load
-from diffuseg.whole import without_nan
+from diffuseg.studies.curve import measure_curve
 
 FEW = (1, 2, 5, 10, 20, 50, 100)
 DRAWS = (1, 5)
@@ -37,7 +37,7 @@ def main(asked: argparse.Namespace) -> None:
         told = lambda done, cases, sampler=sampler: print(sampler, f"{done} of {cases} cases", flush=True)
         model = load(asked.work / name / "last.safetensors")
         curve = measure_curve(model, asked.dataset, steps, DRAWS, limit=asked.cases, sampler=sampler, on_case=told)
-        kept = without_nan(asdict(curve)) | {"cases": len(curve.cases), "timed": "the one of median size"}
+        kept = nan_to_none(asdict(curve)) | {"cases": len(curve.cases), "timed": "the one of median size"}
         results["curves"].append({"what": what} | kept)
         write(asked.out, results)
 

@@ -17,9 +17,9 @@ from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import open_dataset, patients
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.selective import doubt, excess_aurc, rejection
+from diffuseg.inference.folds import own_fold, validation_cases
 from diffuseg.inference.model import load
-from diffuseg.inference.validation import own_fold, validation_cases
-from diffuseg.types import Prediction
+from diffuseg.inference.prediction import Prediction
 
 FRACTION = 0.2
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables.grid import ROOT, load
-from diffuseg.evaluation.figures import OKABE_ITO, figure_of
+from diffuseg.reports.figures import OKABE_ITO, figure_of
 
 KNOBS = {
     "Q": "level Q (log-SNR), one level",

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 from benchmarks.score import write
+from diffuseg.checkpoint import load_checkpoint, model_hash
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import open_dataset, patients
 from diffuseg.data.transforms import to_native
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.statistics import bootstrap_mean
+from diffuseg.inference.folds import validation_cases
 from diffuseg.inference.fusion import fusion
 from diffuseg.inference.model import draw_seed, load
-from diffuseg.inference.validation import validation_cases
-from diffuseg.train.checkpoint import load_checkpoint, model_hash
 from diffuseg.train.loop import TrainSettings, train
 
 LONG = "T=1000 schedule=linear predict=v recycle=0 hardest=0 steps=10 sampler=ddim"  # as `concat`, so that steps can be counted

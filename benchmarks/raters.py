@@ -2,7 +2,7 @@
 
 A row is NAME=CHECKPOINT, or NAME=CHECKPOINT,CHECKPOINT,... for an ensemble; --dropout NAME=CHECKPOINT draws with dropout left
 on. The pixelwise source of a deterministic model is what sampling its softmax gives. Results are numbers only; patients are
-counted, not named.
+pluralize, not named.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from benchmarks.score import write
-from diffuseg.audit.drawing import dropping
-from diffuseg.evaluation.against_raters import Ambiguity, measure_ambiguity
 from diffuseg.inference.model import Model, load
+from diffuseg.studies.ambiguity import Ambiguity, measure_ambiguity
+from diffuseg.studies.audit.controls import dropping
 
 KEPT = ("ged_4", "ged_16", "ged_32", "hm_iou", "maximum_dice", "ci")  # of draws and of the pixelwise source, per case
 MEAN = ("dice", "dice_fused", "ece", "ece_band")  # of the mean probability, and of the fused mask, per case

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from diffuseg.train.checkpoint import load_checkpoint, save_checkpoint
+from diffuseg.checkpoint import load_checkpoint, save_checkpoint
 
 MODELS = Path(__file__).resolve().parent.parent / "src" / "diffuseg" / "models"
 

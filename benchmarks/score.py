@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffuseg.atomic_io import nan_to_none
+from diffuseg.checkpoint import load_checkpoint, model_hash, versions
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import open_dataset, splits
 from diffuseg.data.transforms import to_native
-from diffuseg.evaluation.calibration import band, measures
+from diffuseg.device import choose_precision
+from diffuseg.evaluation.calibration_metrics import band, measures
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.statistics import bootstrap_mean
 from diffuseg.inference.model import draw_seed
 from diffuseg.methods import Method
-from diffuseg.precision import choose_precision
-from diffuseg.train.checkpoint import load_checkpoint, model_hash, versions
-from diffuseg.whole import without_nan
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -61,7 +61,7 @@ def score(
             "sampler": (sampler or method.default_sampler) if method.generative else None,
             "cases": len(cases), "fold": fold, "dice": mean, "dice_low": low, "dice_high": high,
             "dice_per_class": dict(zip(names, _known_mean(scores, 0).tolist(), strict=True)),
-            "dice_per_case": without_nan(dict(zip(cases, per_case.round(5).tolist(), strict=True))),
+            "dice_per_case": nan_to_none(dict(zip(cases, per_case.round(5).tolist(), strict=True))),
             "band": {name: float(np.nanmean([m["band"][n][name] for m in measured])) for name in measured[0]["band"][n]},
             "disagreement": float(np.mean([m["disagreement"] for m in measured])) if n > 1 else None,
             "seconds_per_case": seconds * n / draws, "evaluations_per_case": steps * n,

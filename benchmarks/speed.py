@@ -15,8 +15,8 @@ import torch
 from benchmarks.score import RESULTS, write
 from diffuseg.config import override
 from diffuseg.data.plan import Plan
+from diffuseg.device import choose_precision
 from diffuseg.methods import METHODS, Method
-from diffuseg.precision import choose_precision
 from diffuseg.types import Batch
 
 PLAN = Plan("made", ("MR",), {"background": 0, "anterior": 1, "posterior": 2}, ".nii.gz", patch=(40, 56, 40))

@@ -28,14 +28,14 @@ from benchmarks.score import write
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset, open_dataset, patients, splits, spread
 from diffuseg.data.labels import TABLE, read_labels
-from diffuseg.data.transforms import Placement, to_native
+from diffuseg.data.transforms import GridTransform, to_native
 from diffuseg.evaluation.metrics import dice, hd95, iou
 from diffuseg.evaluation.statistics import bootstrap_mean, deal
+from diffuseg.inference.folds import own_fold, validation_cases
 from diffuseg.inference.model import Model, content, draw_seed, load
-from diffuseg.inference.reference import border_of
-from diffuseg.inference.validation import own_fold, validation_cases
-from diffuseg.methods.cdm import MAPS
-from diffuseg.methods.saliency import Cut, cut, evidence
+from diffuseg.inference.saliency_calibration import border_of
+from diffuseg.methods.weak.binarize import Cut, cut, evidence
+from diffuseg.methods.weak.cdm import MAPS
 
 SMOOTH = (0.0, 1.0, 2.0)
 GRID: dict[str, dict[str, Sequence[float]]] = {
@@ -86,7 +86,7 @@ class Case:
     place: float
     seed: str
     image: Tensor
-    placement: Placement
+    placement: GridTransform
     truth: np.ndarray
     spacing: tuple[float, ...]
 
@@ -106,7 +106,7 @@ class Maps:
         return cls(draws.mean(0), torch.stack([evidence(m) for m in draws]).mean(0), bordered)
 
 
-Kept = dict[tuple[str, ...], Tensor]  # raw maps [n, *s] by settings and case
+DrawRecorder = dict[tuple[str, ...], Tensor]  # raw maps [n, *s] by settings and case
 Maker = Callable[[Case], Tensor]  # raw maps [n, *s] of an image, one per draw
 
 
@@ -189,7 +189,7 @@ def makers(models: list[Model], asked: argparse.Namespace, cases: list[Case], da
     found: dict[str, tuple[Maker, int]] = {"intensity": (lambda case: case.image.mean(0)[None] - case.image.mean(0).min(), 0)}
     mean = class_difference(models[0], dataset)
     found["position: mean of positives minus mean of negatives"] = (lambda case: mean[None], 0)
-    kept: Kept = {}
+    kept: DrawRecorder = {}
     for model, path in zip(models, asked.models, strict=True):
         if model.meta["method"] == "cam":
             layers = [0, len(model.method.widths) - 1, len(model.method.widths) - 2]
@@ -207,7 +207,7 @@ def makers(models: list[Model], asked: argparse.Namespace, cases: list[Case], da
     return found
 
 
-def drawn(model: Model, draws: int, wishes: Sequence[str] = (), kept: Kept | None = None) -> Maker:
+def drawn(model: Model, draws: int, wishes: Sequence[str] = (), kept: DrawRecorder | None = None) -> Maker:
     """The raw maps that `predict` would make with seed 0.
 
     Signed and absolute maps of one channel differ in nothing but their sign: `kept` holds the signed ones, made once.
@@ -215,7 +215,7 @@ def drawn(model: Model, draws: int, wishes: Sequence[str] = (), kept: Kept | Non
     method = model.method
     part = getattr(method.config, "part", None)
     part = MAPS[method.config.map].part if part == "auto" else part
-    store: Kept = {} if kept is None else kept
+    store: DrawRecorder = {} if kept is None else kept
     one = model.plan.image_channels == 1 and part in ("signed", "absolute")
     if one:
         method.config = replace(method.config, part="signed")

@@ -18,10 +18,10 @@ from benchmarks.weak import SMOOTHED, Case, Maps, drawn, load_cases, mask_of, ne
 from diffuseg.data.dataset import open_dataset
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.statistics import bootstrap_mean, deal
+from diffuseg.inference.folds import own_fold
 from diffuseg.inference.model import load
-from diffuseg.inference.reference import border_of
-from diffuseg.inference.validation import own_fold
-from diffuseg.methods.saliency import Cut
+from diffuseg.inference.saliency_calibration import border_of
+from diffuseg.methods.weak.binarize import Cut
 
 SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     "accumulated": {

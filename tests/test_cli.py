@@ -16,17 +16,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import diffuseg
-from diffuseg.bars import Bars
+from diffuseg.checkpoint import save_checkpoint
 from diffuseg.cli import app
 from diffuseg.cli.evaluate import EmptyRule
 from diffuseg.cli.predict import Fuse
+from diffuseg.cli.progress import ProgressBars
 from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import Empty
 from diffuseg.inference.fusion import FUSIONS
 from diffuseg.methods import METHODS
 from diffuseg.train import loop
-from diffuseg.train.checkpoint import save_checkpoint
 from tests.inference.oracle import make_plan
 
 SHAPE = (10, 12, 9)
@@ -154,7 +154,7 @@ def test_what_the_user_can_mend_is_one_line(tmp_path, data, checkpoint):
 
 def test_bars_show_the_case_and_what_is_left():
     shown = io.StringIO()
-    with Bars(Console(file=shown, force_terminal=True, width=120)) as bars:
+    with ProgressBars(Console(file=shown, force_terminal=True, width=120)) as bars:
         bars.case("liver [1]", 2, 5)
         bars.draw(3, 8)
         bars.progress.refresh()

@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.tables.grid import ROOT, change, ends, grid, load, scored
-from diffuseg.train.checkpoint import model_hash, read_meta
+from diffuseg.checkpoint import model_hash, read_meta
 
 SIDES = ("before", "after")
 CONTROLS = ["unet", "ours", "noise", "leaking", "other", "nolatent", "plain", "label", "input"]

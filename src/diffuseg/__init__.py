@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffuseg.errors import UserError
     from diffuseg.inference.model import Model, load
-    from diffuseg.types import Image, Prediction
+    from diffuseg.inference.prediction import Prediction
+    from diffuseg.types import Image
 
 __version__ = "0.1.0"
 __all__ = ["Image", "Model", "Prediction", "UserError", "__version__", "load"]
 
 _WHERE = {
     "Image": "diffuseg.types",
-    "Prediction": "diffuseg.types",
+    "Prediction": "diffuseg.inference.prediction",
     "UserError": "diffuseg.errors",
     "Model": "diffuseg.inference.model",
     "load": "diffuseg.inference.model",

@@ -59,31 +59,3 @@ class Batch:
         """The same batch on another device."""
         move = lambda x: None if x is None else x.to(device, non_blocking=True)
         return Batch(self.image.to(device, non_blocking=True), move(self.mask), move(self.label), self.cases)
-
-
-@dataclass
-class Prediction:
-    """One segmented case in its native geometry.
-
-    mask         [*s] label values as in dataset.json: what the draws agree on, by the fusion that was asked for
-    probability  [k, *s] mean over the draws, sums to 1 over k; class 0 is background
-    uncertainty  name -> [*s]: "entropy" of the mean (nats), "expected_entropy", "mutual_information", "variance"
-    image        the image that it belongs to
-    provenance   what goes into <case>.json: volumes in ml with their interval over draws, seeds, steps, model, versions
-    draws        [n, *s] the mask of each draw, where they were kept
-    steps        [steps, *s] the first draw step by step: probability of the foreground in percent, where they were kept
-    """
-
-    mask: np.ndarray
-    probability: Float[np.ndarray, "k *s"]
-    uncertainty: dict[str, np.ndarray]
-    image: Image
-    provenance: dict[str, Any]
-    draws: np.ndarray | None = None
-    steps: np.ndarray | None = None
-
-    def save(self, folder: Path | str, case: str | None = None, ending: str | None = None) -> Path:
-        """Write mask, foreground probabilities, entropy, provenance and what was kept into a folder; returns the mask."""
-        from diffuseg.inference.files import save
-
-        return save(self, Path(folder), case, ending)

@@ -9,9 +9,9 @@ from monai.visualize import GradCAM, GradCAMpp
 
 from diffuseg.config import override
 from diffuseg.errors import UserError
-from diffuseg.methods.cam import CAM
-from diffuseg.methods.saliency import evidence
-from diffuseg.methods.weak import Reference
+from diffuseg.methods.weak.base import Reference
+from diffuseg.methods.weak.binarize import evidence
+from diffuseg.methods.weak.cam import CAM
 from diffuseg.types import Batch
 from tests.contract.test_methods import build
 

@@ -8,7 +8,7 @@ from diffuseg.data.plan import Plan, check_plan
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS
 from diffuseg.methods.presets import PRESETS
-from diffuseg.train.prepare import Recipe
+from diffuseg.train.setup import TrainConfig
 from tests.contract.test_methods import build, make_batch
 
 NO_ATTENTION = ("attention=off",)
@@ -191,7 +191,7 @@ def test_presets_fit_together_and_have_about_the_published_number_of_parameters(
     known = Plan("made", tuple("RGB"[:channels]), {f"class{i}": i for i in range(classes)}, ".png")
     plan = from_dict(Plan, to_dict(known) | {"normalisation": ("zscore",) * channels} | PRESETS[preset]["plan"])
     check_plan(plan)
-    from_dict(Recipe, PRESETS[preset]["train"])
+    from_dict(TrainConfig, PRESETS[preset]["train"])
     method = METHODS["cdal"](plan, from_dict(METHODS["cdal"].config_class, PRESETS[preset]["config"]))
     found = sum(p.numel() for name, child in method.named_children() if name != "discriminator" for p in child.parameters())
     assert found / 1e6 == pytest.approx(millions, rel=0.1)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from diffuseg.checkpoint import save_checkpoint
 from diffuseg.config import override
 from diffuseg.data.transforms import to_grid
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model, load
-from diffuseg.methods.cdm import CDM, FOCUS, MAPS
-from diffuseg.methods.saliency import cut, evidence
-from diffuseg.methods.weak import Reference
-from diffuseg.train.checkpoint import save_checkpoint
+from diffuseg.methods.weak.base import Reference
+from diffuseg.methods.weak.binarize import cut, evidence
+from diffuseg.methods.weak.cdm import CDM, FOCUS, MAPS
 from diffuseg.types import Batch, Image
 from tests.contract.test_methods import build, make_batch
 

@@ -14,7 +14,7 @@ from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import dice
 from diffuseg.methods import METHODS
-from diffuseg.methods.base import draw_levels
+from diffuseg.methods.base import sample_timesteps
 from diffuseg.methods.losses import cross_entropy, soft_dice_loss, squared_error
 from diffuseg.methods.medsegdiff import (
     SIZES,
@@ -149,7 +149,7 @@ def test_recycling_is_for_a_network_that_predicts_the_mask(name, kind):
 
 @BOTH
 def test_the_hardest_level_has_its_share(name):
-    t = draw_levels(20000, 4, 0.5, rng())
+    t = sample_timesteps(20000, 4, 0.5, rng())
     shares = torch.bincount(t, minlength=5)[1:] / len(t)
     torch.testing.assert_close(shares, torch.tensor([0.125, 0.125, 0.125, 0.625]), atol=0.01, rtol=0)
     for hardest, levels in ((0, {1, 2, 3, 4}), (1, {4})):

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from diffuseg.checkpoint import load_checkpoint, save_checkpoint
 from diffuseg.config import override
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import timesteps
 from diffuseg.methods import METHODS, Method
 from diffuseg.methods.base import to_probability
-from diffuseg.train.checkpoint import load_checkpoint, save_checkpoint
 from diffuseg.types import Batch
 
 GRIDS = {

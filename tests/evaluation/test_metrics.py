@@ -122,10 +122,10 @@ def test_surfaces_are_areas_however_finely_they_are_sampled() -> None:
     fine = [np.repeat(mask, 8, axis=2) for mask in (a, b)]
     assert nsd(*fine, [1.0, 1.0, 0.25], 1.0) == pytest.approx(nsd(a, b, [1.0, 1.0, 2.0], 1.0), abs=0.02)
 
-    def counted(one: np.ndarray, other: np.ndarray, spacing: list[float]) -> float:
+    def pluralize(one: np.ndarray, other: np.ndarray, spacing: list[float]) -> float:
         return float(np.mean(np.concatenate(nearest(one, other, spacing)) <= 1.0))
 
-    assert abs(counted(*fine, [1.0, 1.0, 0.25]) - counted(a, b, [1.0, 1.0, 2.0])) > 0.05
+    assert abs(pluralize(*fine, [1.0, 1.0, 0.25]) - pluralize(a, b, [1.0, 1.0, 2.0])) > 0.05
 
 
 @given(pairs(), st.randoms())

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from diffuseg.data.plan import Plan
+from diffuseg.device import Precision
 from diffuseg.diffusion.samplers import timesteps
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.inference.model import Model
 from diffuseg.methods.base import MaskConfig, MaskMethod
-from diffuseg.precision import Precision
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import diffuseg
+from diffuseg.checkpoint import model_hash, save_checkpoint
 from diffuseg.data.transforms import to_grid, to_native
+from diffuseg.device import choose_device
 from diffuseg.errors import UserError
 from diffuseg.inference import model as module
-from diffuseg.inference.model import choose_device, draw_seed, load
+from diffuseg.inference.model import draw_seed, load
 from diffuseg.methods import METHODS
-from diffuseg.train.checkpoint import model_hash, save_checkpoint
 from diffuseg.types import Image
 from tests.inference.oracle import Certain, make_model, make_plan
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from diffuseg.checkpoint import load_checkpoint, read_meta
 from diffuseg.data.dataset import open_dataset, splits
 from diffuseg.data.io import read_image
 from diffuseg.data.plan import load_plan
 from diffuseg.data.transforms import to_grid
 from diffuseg.methods import METHODS
-from diffuseg.methods.weak import SCALE
+from diffuseg.methods.weak.base import SCALE
 from diffuseg.train import loop
-from diffuseg.train.checkpoint import load_checkpoint, read_meta
-from diffuseg.train.prepare import TrainSettings, prepare
+from diffuseg.train.setup import TrainSettings, prepare
 from diffuseg.train.validate import HeldOut, validate
 from tests.train.tiny import call, options, refused, same_weights
 
@@ -149,7 +149,7 @@ def test_stopped_while_maps_are_compared_a_run_has_its_weights_and_resumes_to_it
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("diffuseg.inference.reference.remember_reference", stop)
+        patch.setattr("diffuseg.train.loop.remember_reference", stop)
         assert call(*asked).exit_code == 130
     for name in ("best", "last"):
         assert load_checkpoint(tmp_path / f"{name}.safetensors")[0].reference is None

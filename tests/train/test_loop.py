@@ -19,10 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from diffuseg.checkpoint import read_meta
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS
 from diffuseg.train import loop
-from diffuseg.train.checkpoint import read_meta
 from diffuseg.train.validate import Result
 from tests.train.tiny import call, options, same_weights, settings, start
 

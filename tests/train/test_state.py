@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from diffuseg.checkpoint import read_meta
 from diffuseg.errors import UserError
-from diffuseg.train.checkpoint import read_meta
 from diffuseg.train.state import load_state, save_state
 
 

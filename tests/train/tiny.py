@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from diffuseg.cli import app
-from diffuseg.train.prepare import Run, TrainSettings, prepare
+from diffuseg.train.setup import Run, TrainSettings, prepare
 
 PLAN = ["plan.patch=8,8,8", "plan.widths=4,8", "plan.batch=2"]
 METHOD = {

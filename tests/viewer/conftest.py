@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 
 from diffuseg.data import io
-from diffuseg.inference.files import predict_folder
+from diffuseg.inference.folder import predict_folder
 from diffuseg.types import Image
 from tests.inference.oracle import make_model
 

@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from diffuseg.data.io import read_image, read_mask
-from diffuseg.evaluation.figures import OKABE_ITO
+from diffuseg.reports.figures import OKABE_ITO
 from diffuseg.viewer.cases import find_cases
 from diffuseg.viewer.page import write_page
 from diffuseg.viewer.server import doorway, open_server

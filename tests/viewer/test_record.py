@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from diffuseg.atomic_io import nan_to_none
 from diffuseg.cli import app
 from diffuseg.errors import UserError
 from diffuseg.viewer.cases import find_cases
-from diffuseg.whole import without_nan
 
 ODD = [1, "x", True, [], [1, [2]], {}, {"near": "x"}, {"near": [1]}, {"near": [1, "x"]}, {"near": True}, math.nan, math.inf]
 ODD += [10**400, {"draws": "3"}, {"draws": -1}, {"draws": 10**9}, {"steps": 4}, {"steps": ["a"]}, "a" * 10_000, "a\0b"]
@@ -35,7 +35,7 @@ def test_an_odd_part_is_left_out_and_named(volumes, key):
         (volumes / "a.json").write_text(before)
         change(volumes, **{key: value})
         (case,) = find_cases(volumes, only="a")
-        about = json.loads(json.dumps(without_nan(case.describe()), allow_nan=False))
+        about = json.loads(json.dumps(nan_to_none(case.describe()), allow_nan=False))
         named = any(f"record is odd there: {key}." in remark for remark in about["remarks"])
         assert named is (number not in FITS[key]), (value, about["remarks"])
         for _, ml, low, high in about["volumes"]:  # what the page calculates with

@@ -7,7 +7,7 @@ import typer
 
 from diffuseg.cli.app import app, console
 from diffuseg.errors import UserError
-from diffuseg.words import counted
+from diffuseg.text import pluralize
 
 
 @app.command()
@@ -54,4 +54,4 @@ def demo_data(
         make_dataset(out, cases=cases, seed=seed, test_cases=test_cases)
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror or error})", file=out) from None
-    typer.echo(f"{out}: {counted(cases, 'volume')} to train on, {test_cases} to test on")
+    typer.echo(f"{out}: {pluralize(cases, 'volume')} to train on, {test_cases} to test on")

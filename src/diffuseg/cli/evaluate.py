@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from diffuseg.bars import Bars
 from diffuseg.cli.app import SOME_FAILED, app, complain, console
+from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
 
 
@@ -34,10 +34,10 @@ def evaluate(
 
     Exit code 3: some cases could not be compared, the others were.
     """
-    from diffuseg.evaluation.evaluate import evaluate as measure
-    from diffuseg.evaluation.evaluate import table
-    from diffuseg.evaluation.report import case_pictures, made_by, stacked, write_page
-    from diffuseg.whole import write_whole
+    from diffuseg.atomic_io import atomic_write
+    from diffuseg.reports.evaluate import evaluate as measure
+    from diffuseg.reports.evaluate import table
+    from diffuseg.reports.report import case_pictures, made_by, stacked, write_page
 
     if images is not None and not images.is_dir():
         raise UserError("no such folder", file=images)
@@ -47,7 +47,7 @@ def evaluate(
     pictures = case_pictures(measured, images)
     if pictures:
         picture = out / "cases.png"
-        write_whole(picture, stacked([png for _, png in pictures]))
+        atomic_write(picture, stacked([png for _, png in pictures]))
         typer.echo(f"picture: {picture}")
     typer.echo(f"page:    {write_page(out / 'index.html', measured, pictures, how)}")
     for fault in measured.faults:
@@ -65,8 +65,8 @@ def compare(
     allow_seen: Annotated[bool, typer.Option("--allow-seen", help="Also cases of a model's training or validation.")] = False,
 ) -> None:
     """Compare evaluations of the same cases: paired differences, tests over patients, who would be first how often."""
-    from diffuseg.evaluation.compare import DEFAULT, tables
-    from diffuseg.evaluation.compare import compare as hold
+    from diffuseg.reports.comparison import DEFAULT, tables
+    from diffuseg.reports.comparison import compare as hold
 
     found = hold(evaluations, out, metric or DEFAULT, label, allow_seen)
     console().print(*tables(found), sep="\n")
@@ -81,9 +81,9 @@ def report(
     allow_seen: Annotated[bool, typer.Option("--allow-seen", help="As in compare.")] = False,
 ) -> None:
     """Write one page about evaluations side by side: numbers, tests, cases, calibration, rejection, cost."""
-    from diffuseg.evaluation.side_by_side import write_report
+    from diffuseg.reports.side_by_side import write_report
 
-    with Bars(console(stderr=True)) as bars:
+    with ProgressBars(console(stderr=True)) as bars:
         written = write_report(evaluations, out, allow_seen, bars.measured)
     if written.refused:
         typer.echo(f"not compared: {written.refused}")
@@ -112,17 +112,17 @@ def ambiguity(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
 ) -> None:
     """Do draws differ as raters do? GED, HM-IoU and more, beside what raters reach and what knows nothing of shapes."""
-    from diffuseg.evaluation.against_raters import measure_ambiguity
-    from diffuseg.evaluation.against_raters_files import tables, write_ambiguity
+    from diffuseg.atomic_io import check_writable
     from diffuseg.inference.model import load
-    from diffuseg.whole import refuse_unwritable
+    from diffuseg.studies.ambiguity import measure_ambiguity
+    from diffuseg.studies.ambiguity_files import tables, write_ambiguity
 
     if len(models) > 1 and not ensemble:
         raise UserError(f"{len(models)} models", do="Give one, or --ensemble to measure them together")
     out = out or Path(f"{Path(models[0]).stem}_ambiguity")
-    refuse_unwritable(out)
+    check_writable(out)
     loaded = [load(model, device) for model in models]
-    with Bars(console(stderr=True)) as bars:
+    with ProgressBars(console(stderr=True)) as bars:
         found = measure_ambiguity(
             loaded, dataset, fold, cases, draws, steps, sampler, patients, seed, on_case=bars.measured
         )  # fmt: skip

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from diffuseg.bars import Bars
 from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, complain, console
+from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
-from diffuseg.words import counted
+from diffuseg.text import pluralize
 
 
 class Fuse(StrEnum):
@@ -48,7 +48,7 @@ def predict(
     save_steps: Annotated[bool, typer.Option("--save-steps", help="Also write the first draw step by step.")] = False,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
-    from diffuseg.inference.files import predict_folder
+    from diffuseg.inference.folder import predict_folder
     from diffuseg.inference.model import NOTICE, load
 
     loaded = load(model, device, set_ or [])
@@ -56,10 +56,10 @@ def predict(
     best = loaded.recommended(draws, steps, sampler)
     if best is not None:
         what = f"draws {best['draws']}, steps {best['steps']}: recommended by `diffuseg curve`"
-        typer.echo(f"{what} (fold {best['fold']}, {counted(best['cases'], 'case')}); --draws and --steps choose otherwise")
+        typer.echo(f"{what} (fold {best['fold']}, {pluralize(best['cases'], 'case')}); --draws and --steps choose otherwise")
     if loaded.calibration is not None:
         typer.echo(loaded.calibration.announce(loaded.settings(draws, seed, steps, sampler, fuse.value)))
-    with Bars(console(stderr=True)) as bars:
+    with ProgressBars(console(stderr=True)) as bars:
         told = {"on_case": bars.case, "on_draw": bars.draw, "keep_draws": save_draws, "keep_steps": save_steps, "label": label}
         report = predict_folder(loaded, inputs, out, draws, seed, steps, sampler, overwrite, fuse=fuse.value, **told)
     for case, reason in report.skipped:
@@ -88,14 +88,14 @@ def curve(
     store: Annotated[bool, typer.Option(help="Write the recommended setting into the checkpoint (its hash changes).")] = True,
 ) -> None:
     """Measure Dice, calibration, time and memory over steps x draws, and recommend the cheapest good setting."""
-    from diffuseg.inference.curve import measure_curve, table, write_curve
+    from diffuseg.checkpoint import amend_meta
     from diffuseg.inference.model import load
-    from diffuseg.train.checkpoint import amend_meta
+    from diffuseg.studies.curve import measure_curve, table, write_curve
 
     out = out or Path(f"{Path(model).stem}_curve")
     _refuse_unwritable(out, model if store else None)
     loaded = load(model, device)
-    with Bars(console(stderr=True)) as bars:
+    with ProgressBars(console(stderr=True)) as bars:
         found = measure_curve(
             loaded, dataset, _numbers("--steps", steps), _numbers("--draws", draws), fold, cases, sampler, on_case=bars.measured
         )
@@ -126,32 +126,32 @@ def calibrate(
     store: Annotated[bool, typer.Option(help="Write what is learnt into the checkpoint (its hash changes).")] = True,
 ) -> None:
     """Learn a temperature, honest volume intervals and which cases a human should look at; predict then uses them."""
-    from diffuseg.inference.calibrate import measure_calibration
-    from diffuseg.inference.calibrated import stored
-    from diffuseg.inference.calibration_files import tables, write_calibration
+    from diffuseg.checkpoint import amend_meta
+    from diffuseg.inference.calibration import calibration_header
     from diffuseg.inference.model import load
-    from diffuseg.train.checkpoint import amend_meta
+    from diffuseg.studies.calibrate import measure_calibration
+    from diffuseg.studies.calibration_files import tables, write_calibration
 
     out = out or Path(f"{Path(model).stem}_calibration")
     _refuse_unwritable(out, model if store else None)
     loaded = load(model, device)
-    with Bars(console(stderr=True)) as bars:
+    with ProgressBars(console(stderr=True)) as bars:
         found = measure_calibration(loaded, dataset, fold, cases, draws, steps, sampler, fuse.value, on_case=bars.measured)
     console().print(*tables(found), sep="\n")
     for path in write_calibration(found, loaded.hash, out):
         typer.echo(f"written: {path}")
     if store and Path(model).is_file():
-        amend_meta(Path(model), {"calibration": stored(found.calibration)}, loaded.hash)
+        amend_meta(Path(model), {"calibration": calibration_header(found.calibration)}, loaded.hash)
         typer.echo(f"{model}: remembers what was learnt, for the same draws, steps, sampler and fusion")
 
 
 def _refuse_unwritable(out: Path, model: str | None) -> None:
     """Before any work: the folder of the results, and the checkpoint that is to remember them."""
-    from diffuseg.whole import refuse_unwritable
+    from diffuseg.atomic_io import check_writable
 
-    refuse_unwritable(out)
+    check_writable(out)
     if model is not None and Path(model).is_file():
-        refuse_unwritable(model, file=True)
+        check_writable(model, file=True)
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from diffuseg.bars import Bars
 from diffuseg.cli.app import app, console
+from diffuseg.cli.progress import ProgressBars
 
 Labels = Annotated[
     Path | None,
@@ -32,10 +32,10 @@ def pseudo_label(
 ) -> None:
     """Make masks for a data set that has none, keep those to be trusted, and write them as a data set to train on."""
     from diffuseg.inference.model import NOTICE, load
-    from diffuseg.inference.pseudo import pseudo_label as make
+    from diffuseg.studies.pseudo_labels import pseudo_label as make
 
     loaded = load(model, device, set_ or [])
-    with Bars(console(stderr=True)) as bars:
+    with ProgressBars(console(stderr=True)) as bars:
         found = make(loaded, dataset, out, labels, confidence, draws, seed, bars.progress.console.print, bars.case)
     for reason in dict.fromkeys(pseudo.reason for pseudo in found):
         those = [pseudo for pseudo in found if pseudo.reason == reason]
@@ -57,12 +57,12 @@ def border(
 
     Training does this for its own maps; it is needed again for other settings of them. Labels are read, masks are not.
     """
-    from diffuseg.inference.reference import remember_reference
-    from diffuseg.whole import refuse_unwritable
+    from diffuseg.atomic_io import check_writable
+    from diffuseg.inference.saliency_calibration import remember_reference
 
     if model.is_file():
-        refuse_unwritable(model, file=True)
-    with Bars(console(stderr=True)) as bars:
+        check_writable(model, file=True)
+    with ProgressBars(console(stderr=True)) as bars:
         found = remember_reference([model], dataset, labels, device, set_ or [], bars.measured)
     if found is None:
         typer.echo(f"{model}: 99 % of the maps of images without the object are not above 0; nothing is written")

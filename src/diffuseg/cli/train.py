@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from diffuseg.bars import Bars
 from diffuseg.cli.app import app, console
+from diffuseg.cli.progress import ProgressBars
 
 
 @app.command()
@@ -80,12 +80,12 @@ def audit(
 
     Finished rows are kept; the same command goes on where it was stopped.
     """
-    from diffuseg.audit.audit import Asked, table
-    from diffuseg.audit.audit import audit as hold
+    from diffuseg.studies.audit.audit import Asked, table
+    from diffuseg.studies.audit.audit import audit as hold
 
     folder = out or run / "audit"
     asked = Asked(run, dataset, folder, draws, steps, retrain, tuple(only or ()), cases, device)
-    bars = Bars(console(stderr=True))
+    bars = ProgressBars(console(stderr=True))
 
     def measured(done: int, total: int) -> None:  # only meanwhile: trainings have a bar of their own
         bars.progress.start()

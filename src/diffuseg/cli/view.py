@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from diffuseg.cli.app import app, complain
-from diffuseg.words import counted
+from diffuseg.text import pluralize
 
 
 @app.command()
@@ -22,17 +22,19 @@ def view(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
 ) -> None:
     """Look at image, mask, probability, uncertainty, draws and steps, in a page. Nothing leaves this machine."""
+    from diffuseg.atomic_io import check_writable
     from diffuseg.data.layout import some
     from diffuseg.viewer.cases import find_cases
-    from diffuseg.whole import refuse_unwritable
 
     if export is not None:
-        refuse_unwritable(export, file=True)
+        check_writable(export, file=True)
     cases = find_cases(folder, images, case)
     without = [one.name for one in cases if not one.image_found]
     if without:
-        complain(f"no image found for {counted(len(without), 'case')}: {some(without)}; --images FOLDER says where images are")
-    count = counted(len(cases), "case")
+        complain(
+            f"no image found for {pluralize(len(without), 'case')}: {some(without)}; --images FOLDER says where images are"
+        )
+    count = pluralize(len(cases), "case")
     if export is not None:
         from diffuseg.viewer.page import write_page
 

@@ -16,7 +16,7 @@ from diffuseg.data.augment import augment
 from diffuseg.data.dataset import Dataset, load_case, load_image, load_raters
 from diffuseg.data.plan import Plan
 from diffuseg.data.raters import fused
-from diffuseg.data.transforms import Placement, class_indices, mask_to_grid, middle, to_grid
+from diffuseg.data.transforms import GridTransform, class_indices, mask_to_grid, middle, to_grid
 from diffuseg.errors import UserError
 from diffuseg.types import Batch, Image
 
@@ -24,7 +24,7 @@ FOREGROUND, FOREGROUND_SLICES = 1 / 3, 1 / 2  # share of patches, and of slices,
 POINTS = 4096  # foreground voxels remembered per class and case
 
 
-class Whole(NamedTuple):
+class FullCase(NamedTuple):
     """A whole case: as in its file, and on the plan's grid.
 
     image [c, *s] normalised, mask [*s] class indices, both on the grid; truth [*s] class indices in native voxels. Of several
@@ -34,11 +34,11 @@ class Whole(NamedTuple):
     native: Image
     image: Float[Tensor, "c *s"]
     mask: Int[Tensor, "*s"]
-    placement: Placement
+    placement: GridTransform
     truth: Int[np.ndarray, "*s"]
 
 
-class _Prepared(NamedTuple):
+class _CachedCase(NamedTuple):
     """A training case on the grid, with a margin around what the plan crops.
 
     image float16 [c, *s], masks uint8 or int16 [m, *s], per mask the voxels [n, d] of each class present; floor: the lowest
@@ -127,14 +127,14 @@ class Batches:
                 yield batch
                 self.total += time.perf_counter() - asked
 
-    def whole(self, case_id: str) -> Whole:
+    def whole(self, case_id: str) -> FullCase:
         """A whole case in its native geometry and on the plan's grid."""
         key = ("whole", case_id)
         if key in self._cache.kept:
             return self._cache.kept[key]  # type: ignore[return-value]
         native, mask = load_case(self.dataset, self.cases[case_id])
         image, placement = to_grid(native, self.plan)
-        whole = Whole(native, image, mask_to_grid(mask, self.plan, placement), placement, class_indices(mask, self.plan))
+        whole = FullCase(native, image, mask_to_grid(mask, self.plan, placement), placement, class_indices(mask, self.plan))
         self._cache.keep(key, whole, native.data.nbytes + whole.truth.nbytes + 4 * image.numel() + 8 * whole.mask.numel())
         return whole
 
@@ -147,7 +147,7 @@ class Batches:
         self._cache.keep(key, image, 2 * image.numel())
         return image.float()
 
-    def _prepared(self, case_id: str) -> _Prepared:
+    def _prepared(self, case_id: str) -> _CachedCase:
         key = ("patches", case_id)
         if key in self._cache.kept:
             return self._cache.kept[key]  # type: ignore[return-value]
@@ -161,7 +161,7 @@ class Batches:
         start, size = middle(image.shape[1:], plan.crop)
         small = torch.from_numpy(np.stack(classes).astype(np.uint8 if plan.classes < 256 else np.int16))
         points = [[p for k in range(1, plan.classes) if len(p := _points(c == k, start, size))] for c in classes]
-        prepared = _Prepared(image.half(), small, points, float(image.min()), start, size)
+        prepared = _CachedCase(image.half(), small, points, float(image.min()), start, size)
         held = sum(p.nbytes for of_mask in points for p in of_mask)
         self._cache.keep(key, prepared, 2 * image.numel() + small.numel() * small.element_size() + held)
         return prepared

@@ -13,8 +13,8 @@ from diffuseg.data.io import ENDINGS, grid_fault, read_image, read_mask
 from diffuseg.data.layout import Case, Dataset, find_images, open_dataset, read_json, read_table, some, visible
 from diffuseg.data.raters import fused
 from diffuseg.errors import UserError
+from diffuseg.text import pluralize
 from diffuseg.types import Image
-from diffuseg.words import counted
 
 __all__ = [
     "Case",
@@ -175,7 +175,9 @@ def _odd_labels(dataset: Dataset, mask: Image) -> list[UserError]:
     ]
     return [
         UserError(
-            f"label value {value} (in {counted(n, 'voxel')}) is not in dataset.json", file=mask.source, do=f"Allowed: {allowed}"
+            f"label value {value} (in {pluralize(n, 'voxel')}) is not in dataset.json",
+            file=mask.source,
+            do=f"Allowed: {allowed}",
         )
         for value, n in odd
     ]
@@ -184,7 +186,7 @@ def _odd_labels(dataset: Dataset, mask: Image) -> list[UserError]:
 def _refuse_channels(dataset: Dataset, case: Case, image: Image) -> None:
     if len(image.data) != len(dataset.channels):
         names = ", ".join(dataset.channels)
-        what = f"{counted(len(image.data), 'channel')}, but dataset.json names {len(dataset.channels)} ({names})"
+        what = f"{pluralize(len(image.data), 'channel')}, but dataset.json names {len(dataset.channels)} ({names})"
         raise UserError(what, file=case.images[0], do="Correct one of them")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffuseg.data.fingerprint import Fingerprint
-from diffuseg.words import counted
+from diffuseg.text import pluralize
 
 SAME = 1e-3  # relative difference of spacings below which nothing is resampled
 VOXELS = 100_000  # of a 3-D training patch: what two cores train in reasonable time
@@ -50,7 +50,7 @@ def _dims(f: Fingerprint, d: dict[str, Any]) -> Choice:
     if f.dims == 2:
         return 2, "The images are pictures."
     if min(f.size_median) < THIN:
-        return 2, f"Volumes have only about {counted(round(min(f.size_median)), 'slice')}."
+        return 2, f"Volumes have only about {pluralize(round(min(f.size_median)), 'slice')}."
     spacing = d["spacing"] or f.spacing_median
     ratio = max(spacing) / min(spacing)
     if ratio > ANISOTROPIC:
@@ -151,7 +151,7 @@ def _steps(f: Fingerprint, d: dict[str, Any]) -> Choice:
     steps = round(PASSES * 0.8 * f.cases * per_case / d["batch"], -2)
     steps = int(min(max(steps, 1000), 8000))
     passes = steps * d["batch"] / (0.8 * f.cases * per_case)
-    return steps, f"About {passes:.0f} looks at every part of {counted(f.cases, 'case')}; between 1000 and 8000 steps."
+    return steps, f"About {passes:.0f} looks at every part of {pluralize(f.cases, 'case')}; between 1000 and 8000 steps."
 
 
 def _augmentation(f: Fingerprint, d: dict[str, Any]) -> Choice:

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
+from diffuseg.atomic_io import atomic_path
 from diffuseg.data import pictures
 from diffuseg.errors import UserError
+from diffuseg.text import pluralize
 from diffuseg.types import Image
-from diffuseg.whole import replacing
-from diffuseg.words import counted
 
 NIFTI = (".nii.gz", ".nii")
 ITK = (".nrrd", ".mha")
@@ -98,7 +98,7 @@ def read_mask(path: Path | str) -> Image:
         odd = data[data != np.rint(data)]
         if odd.size:
             raise UserError(
-                f"a mask holds integers, this file {counted(odd.size, 'other value')} such as {odd.flat[0]:g}",
+                f"a mask holds integers, this file {pluralize(odd.size, 'other value')} such as {odd.flat[0]:g}",
                 file=file,
                 do="Was it resampled? Use nearest neighbours",
             )
@@ -136,7 +136,7 @@ def write(path: Path | str, array: np.ndarray, like: Image) -> None:
         save = lambda aside: _write_itk(aside, planes, like)
     else:
         save = lambda aside: _write_nifti(aside, planes, like)
-    with replacing(path) as aside:
+    with atomic_path(path) as aside:
         save(aside)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diffuseg.data.layout import Dataset, read_table, some
 from diffuseg.errors import UserError
-from diffuseg.words import counted
+from diffuseg.text import pluralize
 
 TABLE = "image_labels.csv"  # where a data set keeps them if nobody says otherwise
 
@@ -29,7 +29,7 @@ def read_labels(dataset: Dataset, table: Path | None = None) -> dict[str, int]:
     if lacking:
         do = "Give --labels a table with the columns case and label, or sort the images into imagesTr/<class>/"
         raise UserError(
-            f"no image-level label for {len(lacking)} of {counted(len(dataset.cases), 'case')}: {some(lacking)}",
+            f"no image-level label for {len(lacking)} of {pluralize(len(dataset.cases), 'case')}: {some(lacking)}",
             file=file,
             do=do,
         )

@@ -15,7 +15,7 @@ from typing import Any
 from diffuseg.data.io import ENDINGS, LOSSLESS, case_of, ending_of
 from diffuseg.data.raters import rater_count, rater_files
 from diffuseg.errors import UserError
-from diffuseg.words import counted
+from diffuseg.text import pluralize
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,14 @@ def find_images(
             odd.append(path.name)
     if odd and numbered:
         what = f"names must end in the channel, _0000 to _{channels - 1:04d}; not so: {some(odd)}"
-        raise UserError(what, file=folder, do=f"dataset.json names {counted(channels, 'channel')}")
+        raise UserError(what, file=folder, do=f"dataset.json names {pluralize(channels, 'channel')}")
     if odd or numbered is False:
         return {name: (path,) for name, path in files.items()}
     together = all(set(parts) == {0} for parts in found.values())
     wanted = range(1 if together else channels)
     lacking = [f"{case}_{n:04d}{ending}" for case, parts in sorted(found.items()) for n in wanted if n not in parts]
     if lacking:
-        do = f"dataset.json names {counted(channels, 'channel')}"
+        do = f"dataset.json names {pluralize(channels, 'channel')}"
         raise UserError(f"missing channel: {some(lacking)}", file=folder, do=do)
     return {case: tuple(parts.values()) for case, parts in sorted(found.items())}  # channels rise, as names are sorted
 
@@ -198,7 +198,7 @@ def _found_cases(folder: Path, images: dict[str, tuple[Path, ...]], ending: str)
         if mask is None:
             lacking.append(case)
     if lacking:
-        what = f"missing mask for {len(lacking)} of {counted(len(cases), 'case')}: {some(lacking)}"
+        what = f"missing mask for {len(lacking)} of {pluralize(len(cases), 'case')}: {some(lacking)}"
         near = next((name for name in masks if name.lower().split(".")[0] == lacking[0].lower()), None)
         there = f"; {near} is not looked at" if near else ""
         raise UserError(what, file=folder / "labelsTr", do=f"Expected <case>{ending}{there}")
@@ -209,7 +209,7 @@ def _rated_cases(folder: Path, images: dict[str, tuple[Path, ...]], ending: str,
     masks = rater_files(visible(folder / "labelsTr"), ending, raters)
     lacking = [case for case in images if case not in masks]
     if lacking:
-        what = f"missing mask of any rater for {len(lacking)} of {counted(len(images), 'case')}: {some(lacking)}"
+        what = f"missing mask of any rater for {len(lacking)} of {pluralize(len(images), 'case')}: {some(lacking)}"
         raise UserError(what, file=folder / "labelsTr", do=f"Expected <case>_rater<k>{ending}, at least one of {raters}")
     return [Case(case, files, masks[case][0], masks[case]) for case, files in images.items()]
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from diffuseg.atomic_io import write_json
 from diffuseg.config import from_dict, to_dict
 from diffuseg.data.dataset import Dataset
 from diffuseg.data.decisions import DECISIONS
 from diffuseg.data.fingerprint import Fingerprint, fingerprint
 from diffuseg.data.layout import read_json
 from diffuseg.errors import UserError
-from diffuseg.whole import write_json
 
 __all__ = ["Fingerprint", "Plan", "check_plan", "explain", "fingerprint", "load_plan", "make_plan", "save_plan"]
 

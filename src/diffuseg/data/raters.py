@@ -15,8 +15,8 @@ from jaxtyping import Integer
 
 from diffuseg.data.io import LOSSLESS, grid_fault, read_mask
 from diffuseg.errors import UserError
+from diffuseg.text import pluralize
 from diffuseg.types import Image
-from diffuseg.words import counted
 
 MAJORITY = "the majority vote of the raters (a tie is foreground)"
 Fusion = Literal["majority", "union", "intersection"]
@@ -47,7 +47,7 @@ def rater_files(files: Sequence[Path], ending: str, raters: int) -> dict[str, tu
     last = first + raters - 1
     for masks in found.values():
         if max(masks) > last:
-            what = f"dataset.json says {counted(raters, 'rater')}, {first} to {last}"
+            what = f"dataset.json says {pluralize(raters, 'rater')}, {first} to {last}"
             raise UserError(what, file=masks[max(masks)], do='Correct "raters", or the name')
     return {case: tuple(masks[number] for number in sorted(masks)) for case, masks in found.items()}
 

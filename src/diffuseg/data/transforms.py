@@ -19,15 +19,15 @@ from torch import Tensor
 from diffuseg.data.decisions import SAME
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
+from diffuseg.text import pluralize
 from diffuseg.types import Image
-from diffuseg.words import counted
 
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 MOST_VOXELS = 2**31  # of one channel of a resampled case: 8 GB
 
 
 @dataclass(frozen=True)
-class Placement:
+class GridTransform:
     """Where a case on the plan's grid came from.
 
     native    spatial shape of the file; affine: its voxel -> world map
@@ -51,7 +51,7 @@ class Placement:
         return tuple(slice(start, start + n) for start, n in zip(self.start, self.kept, strict=True))
 
 
-def place(image: Image, plan: Plan) -> Placement:
+def place(image: Image, plan: Plan) -> GridTransform:
     """How a case comes to the plan's grid; refuses an image with other axes or channels than the plan was made for."""
     _refuse_other_kind(image, plan)
     affine, shape, turn = image.affine, image.shape, None
@@ -70,7 +70,7 @@ def place(image: Image, plan: Plan) -> Placement:
     start, kept = middle(grid, plan.crop)
     shift = np.eye(4)
     shift[: len(start), 3] = start
-    return Placement(image.shape, image.affine, turn, oriented, grid, start, kept, affine @ shift)
+    return GridTransform(image.shape, image.affine, turn, oriented, grid, start, kept, affine @ shift)
 
 
 def middle(shape: Sequence[int], crop: Sequence[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -81,7 +81,7 @@ def middle(shape: Sequence[int], crop: Sequence[int] | None) -> tuple[tuple[int,
     return tuple((n - k) // 2 for n, k in zip(shape, kept, strict=True)), kept
 
 
-def to_grid(image: Image, plan: Plan) -> tuple[Float[Tensor, "c *s"], Placement]:
+def to_grid(image: Image, plan: Plan) -> tuple[Float[Tensor, "c *s"], GridTransform]:
     """A case on the plan's grid: intensities normalised, turned, resampled linearly, and cropped where the plan says so.
 
     Returns float32 [c, *s] and what undoes it. Refuses an image with other axes or channels than the plan was made for.
@@ -108,7 +108,7 @@ def rater_indices(masks: Image, plan: Plan) -> Int[np.ndarray, "m *s"]:
     return found
 
 
-def mask_to_grid(mask: Image, plan: Plan, placement: Placement) -> Int[Tensor, "*s"]:
+def mask_to_grid(mask: Image, plan: Plan, placement: GridTransform) -> Int[Tensor, "*s"]:
     """Class indices 0..k-1 [*s] on the grid: where it is resampled, the class whose linear interpolation is largest."""
     classes = torch.from_numpy(_turn(class_indices(mask, plan)[None], placement.turn)[0])
     if placement.grid == placement.oriented:
@@ -128,7 +128,7 @@ def largest(shares: Iterable[Float[Tensor, "*s"]]) -> Int[Tensor, "*s"]:
     return result
 
 
-def to_native(probability: Float[Tensor, "k *s"], placement: Placement) -> Float[np.ndarray, "k *n"]:
+def to_native(probability: Float[Tensor, "k *s"], placement: GridTransform) -> Float[np.ndarray, "k *n"]:
     """Probabilities from the grid to the file's voxels: linear where the grid was resampled, otherwise bit for bit.
 
     What the plan crops away is background.
@@ -136,12 +136,12 @@ def to_native(probability: Float[Tensor, "k *s"], placement: Placement) -> Float
     return _back(probability, placement, background=1.0)
 
 
-def maps_to_native(maps: Float[Tensor, "m *s"], placement: Placement) -> Float[np.ndarray, "m *n"]:
+def maps_to_native(maps: Float[Tensor, "m *s"], placement: GridTransform) -> Float[np.ndarray, "m *n"]:
     """The same for maps that are no probabilities, such as an entropy; 0 in what the plan crops away."""
     return _back(maps, placement, background=0.0)
 
 
-def _back(x: Tensor, placement: Placement, background: float) -> np.ndarray:
+def _back(x: Tensor, placement: GridTransform, background: float) -> np.ndarray:
     x = x.detach().float().cpu()
     if placement.kept != placement.grid:
         whole = x.new_zeros(len(x), *placement.grid)
@@ -168,7 +168,7 @@ def _refuse_other_kind(image: Image, plan: Plan) -> None:
         what = f"an image with {image.dims} axes, but the plan has a crop of {len(plan.crop)}"
         raise UserError(what, file=image.source)
     if len(image.data) != len(plan.channels):
-        what = f"{counted(len(image.data), 'channel')}, but the plan has {len(plan.channels)} ({', '.join(plan.channels)})"
+        what = f"{pluralize(len(image.data), 'channel')}, but the plan has {len(plan.channels)} ({', '.join(plan.channels)})"
         raise UserError(what, file=image.source)
 
 

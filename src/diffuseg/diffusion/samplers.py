@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.words import counted
+from diffuseg.text import pluralize
 
 Denoiser = Callable[[Tensor, int], Tensor]
 Belief = Tensor | tuple[Tensor, ...]  # x0_hat, or (x0_hat,), or (x0_hat, v) with v in [0, 1], see `NoiseSchedule.widening`
@@ -23,7 +23,7 @@ OnStep = Callable[[int, Tensor], None] | None
 def timesteps(T: int, steps: int) -> Grid:
     """Evenly spread pairs (t, s): the first t is T, each s is the next t, the last s is 0. Refuses steps outside 1..T."""
     if not 1 <= steps <= T:
-        raise UserError(f"{steps} steps: this model has {counted(T, 'level')}", do=f"Choose between 1 and {T}.")
+        raise UserError(f"{steps} steps: this model has {pluralize(T, 'level')}", do=f"Choose between 1 and {T}.")
     levels = [round(T - i * T / steps) for i in range(steps)] + [0]
     return list(zip(levels[:-1], levels[1:], strict=True))
 

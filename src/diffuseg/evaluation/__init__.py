@@ -1,1 +1,1 @@
-"""Metrics, statistics and what people look at."""
+"""Arrays in, numbers out: metrics, calibration, intervals, tests."""

@@ -3,7 +3,7 @@
 Surface measures are MONAI's; docs/evaluation.md says which definition each of them follows and what it was compared with.
 Where the class is in neither mask (`empty`):
 
-    "nan"   no value: the case is left out of the mean of this class, and counted
+    "nan"   no value: the case is left out of the mean of this class, and pluralize
     "one"   the best value: 1, or a distance of 0 mm
     "zero"  the worst value: 0, or as a distance the diagonal of the image
 

@@ -14,22 +14,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffuseg.checkpoint import image_digest, load_checkpoint, model_hash, seen_in, versions
 from diffuseg.data.io import read_image
 from diffuseg.data.plan import Plan
-from diffuseg.data.transforms import Placement, maps_to_native, to_grid, to_native
+from diffuseg.data.transforms import GridTransform, maps_to_native, to_grid, to_native
+from diffuseg.device import Precision, choose_device, choose_precision
 from diffuseg.diffusion.samplers import timesteps
 from diffuseg.errors import UserError
 from diffuseg.evaluation.selective import doubt
-from diffuseg.inference import calibrated
+from diffuseg.inference.calibration import Calibration, calibration_record, read_calibration
 from diffuseg.inference.ensemble import Ensemble, interval
 from diffuseg.inference.fusion import fusion
-from diffuseg.inference.kept import Kept
+from diffuseg.inference.prediction import Prediction
+from diffuseg.inference.recorder import DrawRecorder
 from diffuseg.methods import Method
-from diffuseg.methods.base import Verdict
-from diffuseg.precision import Precision, choose_precision
-from diffuseg.train.checkpoint import image_digest, load_checkpoint, model_hash, seen_in, versions
-from diffuseg.types import Image, Prediction
-from diffuseg.words import counted
+from diffuseg.methods.base import ImageLabel
+from diffuseg.types import Image
 
 NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
 STATE_BYTES = 2**28  # of the noisy masks that are denoised together; a sampler holds a few such tensors
@@ -89,9 +89,9 @@ class Model:
         return {"model": self.hash, "draws": draws, "seed": seed, "steps": steps, "sampler": sampler, "fuse": fuse} | rest
 
     @cached_property
-    def calibration(self) -> calibrated.Calibration | None:
+    def calibration(self) -> Calibration | None:
         """What `diffuseg calibrate` found for this model."""
-        return calibrated.read(self.meta)
+        return read_calibration(self.meta)
 
     def predict(
         self,
@@ -131,7 +131,8 @@ class Model:
         seeds = [draw_seed(seed, digest, i) for i in range(asked["draws"])]
         conclude = lambda evidence: self.method.conclude(evidence, x, asked["sampler"], asked["steps"])
         ensemble, fused = Ensemble(conclude), fusion(asked["fuse"])
-        kept = Kept(placement, self._values(), keep_draws * len(seeds), self._levels(asked["steps"]) if keep_steps else [])
+        levels = self._levels(asked["steps"]) if keep_steps else []
+        kept = DrawRecorder(placement, self._values(), keep_draws * len(seeds), levels)
         how = {"steps": asked["steps"], "sampler": asked["sampler"], "chunk": self.together(x.shape[1:])}
         how |= {"on_denoised": kept.step} if keep_steps else {}
         with self.precision.autocast(self.device):
@@ -162,7 +163,7 @@ class Model:
         uncertainty = self._uncertainty(ensemble, placement)
         return Prediction(mask, probability, uncertainty, image, provenance, kept.draws, kept.steps)
 
-    def _uncertainty(self, ensemble: Ensemble, placement: Placement) -> dict[str, np.ndarray]:
+    def _uncertainty(self, ensemble: Ensemble, placement: GridTransform) -> dict[str, np.ndarray]:
         """The maps of the draws by name, on the image's own voxels."""
         maps = ensemble.uncertainty()
         return dict(zip(maps, maps_to_native(torch.stack(list(maps.values())), placement), strict=True))
@@ -178,13 +179,13 @@ class Model:
         if label is not None and label not in self.plan.labels:
             raise UserError(f"unknown label {label!r}", do=f"Known: {', '.join(self.plan.labels)}")
 
-    def _verdict(self, x: torch.Tensor, label: str | None) -> Verdict | None:
+    def _verdict(self, x: torch.Tensor, label: str | None) -> ImageLabel | None:
         """What the image shows, as told or as the method decides; None where the method needs no such decision."""
         if label is None:
             return self.method.judge(x)
-        return Verdict(self.plan.names.index(label), "as told", {}, 0)
+        return ImageLabel(self.plan.names.index(label), "as told", {}, 0)
 
-    def _cost(self, asked: dict[str, Any], verdict: Verdict | None) -> dict[str, Any]:
+    def _cost(self, asked: dict[str, Any], verdict: ImageLabel | None) -> dict[str, Any]:
         """Evaluations of the network, per tile, and what was decided about the image as a whole."""
         each = self.method.evaluations(asked["sampler"], asked["steps"]) if self.method.generative else 1
         if verdict is None:
@@ -194,12 +195,10 @@ class Model:
         drawn = asked["draws"] * each if verdict.label else 0  # nothing to look for
         return {"image_label": shown, "network_evaluations": verdict.evaluations + drawn, "note": self.method.note}
 
-    def _calibrate(
-        self, calibration: calibrated.Calibration, probability: np.ndarray, provenance: dict[str, Any]
-    ) -> np.ndarray:
+    def _calibrate(self, calibration: Calibration, probability: np.ndarray, provenance: dict[str, Any]) -> np.ndarray:
         """Tempered probabilities; provenance gets wider intervals and a verdict. Neither where the settings are others."""
         mismatch = calibration.mismatch(provenance)
-        provenance |= calibrated.record(calibration, provenance["doubt"], mismatch)
+        provenance |= calibration_record(calibration, provenance["doubt"], mismatch)
         if mismatch:
             return probability
         if calibration.widening:
@@ -240,7 +239,7 @@ class Model:
         return Image(array[None] if array.ndim == axes else array)
 
     def _volumes(
-        self, mask: np.ndarray, native: np.ndarray, image: Image, placement: Placement, ensemble: Ensemble
+        self, mask: np.ndarray, native: np.ndarray, image: Image, placement: GridTransform, ensemble: Ensemble
     ) -> dict[str, Any]:
         """Per foreground class: ml of the mask, and the 90 % interval of the draws' own masks.
 
@@ -261,7 +260,7 @@ class Model:
             note += "; a picture has no thickness, 1 mm is assumed"
         return {"volume_ml": volume, "volume_ml_90": {n: spread[n] for n in names[1:]}, "volume_note": note}
 
-    def _provenance(self, image: Image, placement: Placement, grid: Sequence[int]) -> dict[str, Any]:
+    def _provenance(self, image: Image, placement: GridTransform, grid: Sequence[int]) -> dict[str, Any]:
         spacing = np.linalg.norm(placement.grid_affine[:3, : image.dims], axis=0).round(6).tolist()
         return {
             "model_name": self.name,
@@ -305,19 +304,7 @@ def packaged() -> list[str]:
     return sorted(item.name.removesuffix(".safetensors") for item in folder.iterdir() if item.name.endswith(".safetensors"))
 
 
-def choose_device(name: str | None = None) -> torch.device:
-    """The device of this name; without one, the first GPU if there is one, else the processor. Refuses what is not there."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
-        raise UserError(f"unknown device {name!r}", do="Known: cpu, cuda, cuda:0, cuda:1, ...")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise UserError(f"there is no device {name!r}: {counted(torch.cuda.device_count(), 'GPU')} found", do="Choose cpu")
-    return torch.device(name)
-
-
-def content(image: Image, placement: Placement) -> str:
+def content(image: Image, placement: GridTransform) -> str:
     """A digest of the intensities of an image, as read, and of its size on the model's grid.
 
     Values are sorted: an image that is stored turned or flipped gives the same noise on the grid. What is read is exact,

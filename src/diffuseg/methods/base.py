@@ -14,7 +14,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import SAMPLERS, Belief, believed, check_sampling, timesteps
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.inference.tiles import Features, Tiling
+from diffuseg.methods.tiles import Features, Tiling
 from diffuseg.types import Batch
 
 
@@ -57,7 +57,7 @@ class MaskConfig(MethodConfig):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ImageLabel:
     """What an image as a whole shows: the class (0: none of them), who says so, and each class's score, the highest winning."""
 
     label: int
@@ -128,7 +128,7 @@ class Method(nn.Module, ABC):
         """Evaluations of the network that a draw of one tile costs."""
         return steps
 
-    def judge(self, image: Float[Tensor, "c *s"]) -> Verdict | None:
+    def judge(self, image: Float[Tensor, "c *s"]) -> ImageLabel | None:
         """What the image as a whole shows, where a method decides that first; None where it does not."""
         return None
 
@@ -247,7 +247,7 @@ def signed(mask: Float[Tensor, "b k *s"]) -> Float[Tensor, "b k *s"]:
     return 2 * mask - 1
 
 
-def draw_levels(b: int, T: int, hardest: float, rng: torch.Generator) -> Tensor:
+def sample_timesteps(b: int, T: int, hardest: float, rng: torch.Generator) -> Tensor:
     """Levels t in 1..T of a batch: uniform, except that a share `hardest` of the elements is set to T."""
     t = torch.randint(1, T + 1, (b,), generator=rng)
     return torch.where(torch.rand(b, generator=rng) < hardest, T, t)

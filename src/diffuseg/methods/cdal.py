@@ -17,7 +17,7 @@ from torch import Tensor
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, draw_levels, noise_of, randn_like, recycled, signed
+from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, noise_of, randn_like, recycled, sample_timesteps, signed
 from diffuseg.methods.losses import cross_entropy, soft_dice_loss, squared_error
 from diffuseg.networks.blocks import Mapping
 from diffuseg.networks.discriminator import Discriminator
@@ -154,7 +154,7 @@ class CDAL(MaskMethod):
 
     def _generator_loss(self, x_0: Tensor, mask: Tensor, image: Tensor, rng: torch.Generator) -> tuple[Tensor, dict]:
         c = self.config
-        t = draw_levels(len(x_0), c.T, c.hardest, rng).to(x_0.device)
+        t = sample_timesteps(len(x_0), c.T, c.hardest, rng).to(x_0.device)
         features = self.encode(image)
         x_t = self._training_input(x_0, t, image, features, rng)
         logits = self._logits(x_t, t, features, self._latents(len(x_0), rng))

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.parameterization import target, to_x0
 from diffuseg.diffusion.schedule import SCHEDULES
-from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, draw_levels, randn_like, signed
+from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, randn_like, sample_timesteps, signed
 from diffuseg.methods.losses import squared_error
 from diffuseg.networks.unet import UNet
 from diffuseg.types import Batch
@@ -57,7 +57,7 @@ class Concat(MaskMethod):
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         assert batch.mask is not None
         x_0 = signed(batch.mask)
-        t = draw_levels(len(x_0), self.schedule.T, hardest=0.0, rng=rng).to(x_0.device)
+        t = sample_timesteps(len(x_0), self.schedule.T, hardest=0.0, rng=rng).to(x_0.device)
         noise = randn_like(x_0, rng)
         x_t = self.schedule.q_sample(x_0, t, noise)
         output = self._output(x_t, t, batch.image)

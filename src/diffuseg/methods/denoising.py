@@ -16,9 +16,9 @@ from diffuseg.data.plan import Plan
 from diffuseg.diffusion.parameterization import parted, target, to_x0
 from diffuseg.diffusion.schedule import SCHEDULES
 from diffuseg.errors import UserError
-from diffuseg.inference.tiles import Features
-from diffuseg.methods.base import MaskConfig, MaskMethod, draw_levels, randn_like, recycled
+from diffuseg.methods.base import MaskConfig, MaskMethod, randn_like, recycled, sample_timesteps
 from diffuseg.methods.losses import cross_entropy, soft_dice_loss, squared_error, variational_bound
+from diffuseg.methods.tiles import Features
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class MaskDenoising(MaskMethod):
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
         """|| target - output ||^2, plus Dice and cross-entropy where the output is a mask; and each term to log."""
         c = self.config
-        t, noise = draw_levels(len(x_0), c.T, c.hardest, rng).to(x_0.device), randn_like(x_0, rng)
+        t, noise = sample_timesteps(len(x_0), c.T, c.hardest, rng).to(x_0.device), randn_like(x_0, rng)
         x_t = self.training_input(x_0, t, noise, features, rng)
         output, v = self.said(x_t, t, features)
         if c.predict == "x0":

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
-from diffuseg.inference.tiles import Features
 from diffuseg.methods.base import Phase, randn_like, signed
 from diffuseg.methods.denoising import DenoisingConfig, MaskDenoising
 from diffuseg.methods.losses import squared_error
+from diffuseg.methods.tiles import Features
 from diffuseg.networks.blocks import ChannelNorm, Norm, TimeEmbedding, conv, crop, halve, in_float32, pad_to_multiple
 from diffuseg.networks.frequency import FFParser, fitting
 from diffuseg.networks.stages import Bottom, Decoder, Encoder

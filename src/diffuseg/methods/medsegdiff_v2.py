@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
-from diffuseg.inference.tiles import Features
 from diffuseg.methods.base import Phase, signed
 from diffuseg.methods.denoising import DenoisingConfig, MaskDenoising
 from diffuseg.methods.losses import cross_entropy, soft_dice_loss
+from diffuseg.methods.tiles import Features
 from diffuseg.networks.blocks import Norm, TimeEmbedding, conv, crop, halve, in_float32, pad_to_multiple
 from diffuseg.networks.ssformer import SSFormer
 from diffuseg.networks.stages import Bottom, Decoder, Encoder

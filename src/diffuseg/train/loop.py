@@ -10,20 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffuseg.checkpoint import save_checkpoint
 from diffuseg.errors import UserError
+from diffuseg.inference.saliency_calibration import remember_reference
 from diffuseg.methods import Method, Phase
-from diffuseg.train.checkpoint import save_checkpoint
+from diffuseg.text import pluralize
 from diffuseg.train.interrupt import Interrupt
-from diffuseg.train.prepare import Recipe, Run, TrainSettings, prepare
 from diffuseg.train.progress import Progress
+from diffuseg.train.setup import Run, TrainConfig, TrainSettings, prepare
 from diffuseg.train.state import load_state, save_state
 from diffuseg.train.validate import validate
-from diffuseg.words import counted
 
 VALIDATIONS = 8  # of a training, evenly spread, where nothing else is asked for
 VALIDATING = 0.25  # of a training by the clock: more than this share does not go into validations on the way
 
-__all__ = ["Recipe", "TrainSettings", "step", "train"]
+__all__ = ["TrainConfig", "TrainSettings", "step", "train"]
 
 
 def train(settings: TrainSettings) -> Path:
@@ -52,7 +53,7 @@ def train(settings: TrainSettings) -> Path:
                 _compare_maps(run, progress)
         progress.note(f"best validation score {run.best:.4f}; waited {100 * _waited(run):.0f} % of the time for data")
         if run.step < run.recipe.warmup:
-            done = counted(run.step, "step was", "steps were")
+            done = pluralize(run.step, "step was", "steps were")
             few = f"only {done} done, fewer than the {run.recipe.warmup} over which the learning rate rises"
             progress.note(f"Warning: {few}: this model has hardly learnt anything. Give it more time or steps.")
     return settings.out / "best.safetensors"
@@ -60,8 +61,6 @@ def train(settings: TrainSettings) -> Path:
 
 def _compare_maps(run: Run, progress: Progress) -> None:
     """Let both checkpoints know what maps of training images look like, by the labels of these images."""
-    from diffuseg.inference.reference import remember_reference  # a model is loaded to be used: not while training
-
     settings = run.settings
     progress.note("comparing the maps of training images with and without the object; no mask is read")
     places = [settings.out / f"{name}.safetensors" for name in ("best", "last")]
@@ -173,7 +172,7 @@ def _follow(run: Run) -> None:
             kept.lerp_(buffer, 1 - decay)
 
 
-def _schedule(step: int, done: float, recipe: Recipe) -> float:
+def _schedule(step: int, done: float, recipe: TrainConfig) -> float:
     """Linear warm-up, then a cosine from 1 to the floor."""
     warm = min((step + 1) / max(recipe.warmup, 1), 1.0)
     return warm * (recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))

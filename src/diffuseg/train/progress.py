@@ -17,9 +17,9 @@ from rich.progress import (
     Progress as Bar,
 )
 
+from diffuseg.atomic_io import atomic_write
 from diffuseg.errors import UserError
-from diffuseg.whole import write_whole
-from diffuseg.words import counted
+from diffuseg.text import pluralize
 
 
 class Progress:
@@ -87,11 +87,11 @@ class Progress:
             self.board.add_scalar(key, value, step)
         self.rows.append({"step": step, "seconds": round(seconds, 1)} | row)
         self.write()
-        self.note(f"step {step}: validation {result} ({counted(result.cases, 'case')})")
+        self.note(f"step {step}: validation {result} ({pluralize(result.cases, 'case')})")
         if result.pictures:
-            from diffuseg.evaluation.figures import validation_figure
+            from diffuseg.reports.figures import validation_figure
 
-            write_whole(self.out / "validation.png", validation_figure(result.pictures))
+            atomic_write(self.out / "validation.png", validation_figure(result.pictures))
 
     def write(self) -> None:
         """Bring `log.csv` up to date."""
@@ -100,7 +100,7 @@ class Progress:
         writer = csv.DictWriter(text, keys)
         writer.writeheader()
         writer.writerows(self.rows)
-        write_whole(self.out / "log.csv", text.getvalue())
+        atomic_write(self.out / "log.csv", text.getvalue())
         self.board.flush()
 
 

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from diffuseg.atomic_io import atomic_path
 from diffuseg.errors import UserError
-from diffuseg.whole import replacing
 
 Optimisers = dict[str, torch.optim.Optimizer]
 
@@ -28,7 +28,7 @@ def save_state(path: Path, model: nn.Module, average: nn.Module, optimisers: Opt
             tensors |= {
                 f"optimiser/{name}/{index}/{k}": torch.as_tensor(v).detach().cpu().contiguous() for k, v in entries.items()
             }
-    with replacing(path) as aside:
+    with atomic_path(path) as aside:
         save_file(tensors, aside, metadata={"scalars": json.dumps(scalars)})
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from diffuseg.data import io
 from diffuseg.data.layout import some
+from diffuseg.data.outputs import beside, probability_names, records
 from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.errors import UserError
-from diffuseg.evaluation.figures import OKABE_ITO
-from diffuseg.evaluation.report import image_of
-from diffuseg.inference.results import beside, probability_names, records
+from diffuseg.reports.figures import OKABE_ITO
+from diffuseg.reports.report import image_of
 from diffuseg.viewer.record import sound, unread
 
 RECORDED = {"model_name": "Model", "model": "Checkpoint", "method": "Method", "draws": "Draws", "steps": "Steps"}

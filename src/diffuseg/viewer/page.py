@@ -8,11 +8,11 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from diffuseg.atomic_io import atomic_write, nan_to_none
 from diffuseg.errors import UserError
+from diffuseg.text import pluralize
 from diffuseg.viewer.cases import Case
 from diffuseg.viewer.voxels import EXPORTED, encode
-from diffuseg.whole import without_nan, write_whole
-from diffuseg.words import counted
 
 SCRIPTS = ("niivue", "data", "volumes", "pictures", "keys", "page")  # in the order in which they need each other
 LARGEST = 2**28  # bytes of a page that browsers still open reliably
@@ -64,12 +64,12 @@ def write_page(cases: Sequence[Case], path: Path) -> int:
             size += len(packed)
             if size > LARGEST:
                 what = (
-                    f"the page would be larger than {LARGEST / 2**20:.0f} MB, at {case.name} of {counted(len(cases), 'case')}"
+                    f"the page would be larger than {LARGEST / 2**20:.0f} MB, at {case.name} of {pluralize(len(cases), 'case')}"
                 )
                 raise UserError(what, file=path, do="Choose one with --case")
         described.append(about)
-    listed = json.dumps(without_nan(described)).replace("<", "\\u003c")
+    listed = json.dumps(nan_to_none(described)).replace("<", "\\u003c")
     licences = "\n".join(text(f"NIIVUE_{name}.txt") for name in ("NOTICE", "LICENSE"))
     content = page([("licences", licences), ("cases.json", listed), *embedded]).encode()
-    write_whole(path, content)
+    atomic_write(path, content)
     return len(content)

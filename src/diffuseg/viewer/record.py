@@ -6,8 +6,8 @@ from typing import Any
 
 from diffuseg.data import io
 from diffuseg.data.layout import label_values, read_json, visible
+from diffuseg.data.outputs import BEFORE, SETTINGS, beside, records
 from diffuseg.errors import UserError
-from diffuseg.inference.results import BEFORE, SETTINGS, beside, records
 
 MOST = 10_000  # draws or steps of a case
 

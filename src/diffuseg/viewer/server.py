@@ -18,11 +18,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from diffuseg.atomic_io import nan_to_none
 from diffuseg.errors import UserError
 from diffuseg.viewer.cases import Case
 from diffuseg.viewer.page import page, script, text
 from diffuseg.viewer.voxels import SERVED, encode
-from diffuseg.whole import without_nan
 
 ADDRESS = "127.0.0.1"
 NAMES = (ADDRESS, "localhost")
@@ -61,7 +61,7 @@ class Shown:
         if name == "style.css":
             return "text/css; charset=utf-8", text("style.css").encode()
         if name == "cases.json":
-            return JSON, json.dumps(without_nan([case.describe() for case in self.cases])).encode()
+            return JSON, json.dumps(nan_to_none([case.describe() for case in self.cases])).encode()
         if match := re.fullmatch(r"([a-z]{1,20})\.js", name):
             found = script(match[1])
             return None if found is None else (SCRIPT, found.encode())

@@ -16,9 +16,9 @@ from jaxtyping import Num
 
 from diffuseg.data.io import grid_fault, read_image, read_planes
 from diffuseg.errors import UserError
+from diffuseg.text import pluralize
 from diffuseg.types import Image
 from diffuseg.viewer.cases import Case, Layer
-from diffuseg.words import counted
 
 SERVED, EXPORTED = 2**28, 2**24  # voxels of a layer beyond which it is thinned out
 FRAMES = 8  # so many frames count as one volume: masks of draws are flat, and differ little
@@ -38,7 +38,7 @@ def encode(case: Case, layer: Layer, most: int) -> bytes:
     planes = image.data if layer.plane is None else image.data[layer.plane : layer.plane + 1]
     if not len(planes) or (layer.kind != "image" and len(planes) != max(len(layer.frames), 1)):
         raise UserError(
-            f"not shown: it has {counted(len(image.data), 'plane')}, not those that the record names", file=layer.file
+            f"not shown: it has {pluralize(len(image.data), 'plane')}, not those that the record names", file=layer.file
         )
     frames = 1 if layer.kind == "image" or case.picture else len(planes)  # layers of a picture are of one size
     n = thinning(planes.shape[1:], frames, most)

@@ -1,0 +1,133 @@
+"""A checkpoint is one safetensors file: weights, and in its header the method, plan, classes and where it came from."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from diffuseg.atomic_io import atomic_path
+from diffuseg.config import from_dict, override, to_dict
+from diffuseg.data.plan import Plan
+from diffuseg.errors import UserError
+from diffuseg.methods import METHODS, Method
+from diffuseg.methods.weak.base import Reference, WeakMethod
+
+FORMAT = "diffuseg-1"
+
+
+def image_digest(path: Path) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of an image file: how a checkpoint remembers its cases."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def seen_in(meta: dict[str, Any], image: Path | None) -> str:
+    """Where the training with this header met an image file, its first one: "training", "validation", "neither" or "unknown".
+
+    Bytes are compared: another file of the same examination, or of the same patient, is not recognised. A file that is not
+    there any more is "unknown".
+    """
+    if image is None or "training_cases" not in meta or not image.is_file():
+        return "unknown"
+    digest = image_digest(image)
+    sides = {side: meta.get(f"{side}_cases", {}).values() for side in ("training", "validation")}
+    return next((side for side, digests in sides.items() if digest in digests), "neither")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made a result."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("diffuseg", "torch", "numpy", "monai")}
+
+
+def save_checkpoint(path: Path, method: Method, meta: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
+    """Write a method's weights with everything `load_checkpoint` needs; aside, then renamed.
+
+    dtype float16 halves the file; the weights are float32 again when loaded.
+    """
+    name = next(n for n, c in METHODS.items() if type(method) is c)
+    header = {
+        "method": name,
+        "config": to_dict(method.config),
+        "plan": to_dict(method.plan),
+        "classes": method.plan.labels,
+        "versions": versions(),
+    } | meta
+    weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in method.state_dict().items()}
+    with atomic_path(path) as aside:
+        save_file(weights, aside, metadata={"format": FORMAT, "diffuseg": json.dumps(header)})
+
+
+def amend_meta(path: Path, entries: dict[str, Any], measured: str) -> None:
+    """Set entries of a checkpoint's header; its weights stay as they are. Written aside, then renamed.
+
+    measured: the hash of the model that the entries are about. The file is another one afterwards, and so is its hash; the
+    header's "amended" lists those it had before, with the same weights. Refuses files that are not our checkpoints, and one
+    that has become another since it was measured.
+    """
+    if path.is_file() and model_hash(path) != measured:
+        what = "has changed while it was measured: what was found is not written into it"
+        raise UserError(what, file=path, do="Run the command again, when no training writes to this file")
+    header = read_meta(path)
+    header |= entries | {"amended": [*header.get("amended", []), measured]}
+    with safe_open(path, "pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    with atomic_path(path) as aside:
+        save_file(weights, aside, metadata={"format": FORMAT, "diffuseg": json.dumps(header)})
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The header of a checkpoint, without its weights. Refuses files that are not our checkpoints."""
+    if not path.is_file():
+        raise UserError("no such checkpoint", file=path)
+    try:
+        with safe_open(path, "pt") as file:
+            found = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"not a readable safetensors file ({error})", file=path) from None
+    if found.get("format") != FORMAT:
+        raise UserError("not a diffuseg checkpoint", file=path, do="Give a file that `diffuseg train` wrote.")
+    return json.loads(found["diffuseg"])
+
+
+def load_checkpoint(
+    path: Path | str, device: torch.device | str = "cpu", options: Sequence[str] = ()
+) -> tuple[Method, Plan, dict[str, Any]]:
+    """The method with its weights (in evaluation mode), its plan, and its header.
+
+    options: "key=value" for settings of drawing (Method.drawing); other settings are refused, a training has fixed them.
+    """
+    path = Path(path)
+    meta = read_meta(path)
+    if meta["method"] not in METHODS:
+        raise UserError(f"made by a method this version does not know: {meta['method']}", file=path)
+    cls = METHODS[meta["method"]]
+    plan = from_dict(Plan, meta["plan"], "plan.")
+    config = override(from_dict(cls.config_class, meta["config"], "config."), list(options))
+    for option in options:
+        if option.partition("=")[0] not in cls.drawing:
+            may = f"Free are: {', '.join(cls.drawing) or 'none of this method'}"
+            raise UserError(f"{option}: this was fixed when the model was trained", file=path, do=may)
+    method = cls(plan, config)
+    with safe_open(path, "pt") as file:
+        weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
+    try:
+        method.load_state_dict(weights)
+    except RuntimeError as error:
+        what = f"weights do not fit the method ({str(error).splitlines()[0]})"
+        raise UserError(what, file=path, do="Another version made it: train it again, or use that version") from None
+    if isinstance(method, WeakMethod):
+        now = method.how(*method.sampling(None, None))
+        known = [from_dict(Reference, entry, "reference.") for entry in meta.get("references", [])]
+        method.reference = next((reference for reference in known if reference.how == now), None)
+    return method.to(device).eval(), plan, meta
+
+
+def model_hash(path: Path | str) -> str:
+    """First 12 hexadecimal digits of the file's SHA-256."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]

@@ -1,0 +1,63 @@
+"""The device that computes, and the number type it computes in, with the reason that is printed."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from diffuseg.errors import UserError
+from diffuseg.text import pluralize
+
+Wish = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number type of convolutions and matrix products (weights stay float32), and a one-line reason to print."""
+
+    dtype: torch.dtype
+    reason: str
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        """A context in which the operations on `device` work in this precision."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of this name; without one, the first GPU if there is one, else the processor. Refuses what is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise UserError(f"unknown device {name!r}", do="Known: cpu, cuda, cuda:0, cuda:1, ...")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no device {name!r}: {pluralize(torch.cuda.device_count(), 'GPU')} found", do="Choose cpu")
+    return torch.device(name)
+
+
+def choose_precision(device: torch.device, wish: str = "auto") -> Precision:
+    """bfloat16 where the hardware multiplies it natively, float32 elsewhere; a wish other than "auto" is obeyed.
+
+    Refuses wishes that are not "auto", "bf16" or "fp32".
+    """
+    if wish not in get_args(Wish):
+        raise UserError(f"unknown precision {wish!r}", do=f"Known: {', '.join(get_args(Wish))}")
+    if wish == "bf16":
+        return Precision(torch.bfloat16, "bf16, as asked for")
+    if wish == "fp32":
+        return Precision(torch.float32, "fp32, as asked for")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision(torch.bfloat16, "bf16: the GPU has it")
+        return Precision(torch.float32, "fp32: the GPU has no bf16")
+    if device.type == "cpu":
+        found = [name for name, query in _CPU_BF16.items() if getattr(torch.cpu, query, lambda: False)()]
+        if found:
+            return Precision(torch.bfloat16, f"bf16: the processor has {' and '.join(found)}")
+        return Precision(torch.float32, "fp32: the processor has neither AVX512-BF16 nor AMX")
+    return Precision(torch.float32, f"fp32: bf16 is not used on {device.type}")
+
+
+# Names of queries that PyTorch has had since 2.4 or later; where one is missing its answer counts as no.
+_CPU_BF16 = {"AVX512-BF16": "_is_avx512_bf16_supported", "AMX": "_is_amx_tile_supported"}

@@ -1,0 +1,171 @@
+"""Predictions to files, case after case: what is finished stays finished, and a bad case does not stop the others."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffuseg.atomic_io import check_writable
+from diffuseg.data import io
+from diffuseg.data.layout import read_json, some, visible
+from diffuseg.data.outputs import BEFORE, KEPT, SETTINGS, beside, is_record, without_results
+from diffuseg.errors import UserError
+from diffuseg.inference.model import Model, file_digests
+from diffuseg.inference.prediction import ending_for, save
+
+
+@dataclass
+class Report:
+    """What became of the cases: names of those finished; (name, reason) of those skipped and of those that failed.
+
+    look_at  (name, doubt) of the finished and skipped ones that a human should look at, by falling doubt
+    """
+
+    finished: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    look_at: list[tuple[str, float]] = field(default_factory=list)
+
+
+def find_cases(inputs: Sequence[Path], channels: int) -> dict[str, tuple[Path, ...]]:
+    """Files by case, from files and folders: <case>_0000<ending>, <case>_0001<ending>, ... are the channels of one case.
+
+    A name without such a number, or with a number that the model has no channel for, is a case of its own. Refuses
+    inputs that are not there, files of unknown kinds, folders without an image, and two inputs for one case.
+    """
+    stems: dict[tuple[Path, str, str], dict[int, Path]] = {}
+    for path in dict.fromkeys(file for item in inputs for file in _files(item)):
+        ending = io.ending_of(path)
+        match = re.fullmatch(r"(.+)_(\d{4})", io.case_of(path, ending))
+        stem, number = (match[1], int(match[2])) if match else (io.case_of(path, ending), -1)
+        stems.setdefault((path.parent, stem, ending), {})[number] = path
+    found: dict[str, tuple[Path, ...]] = {}
+    for (_, stem, ending), parts in sorted(stems.items()):
+        if max(parts) < channels and -1 not in parts:
+            groups = {stem: tuple(parts[number] for number in sorted(parts))}
+        else:
+            groups = {io.case_of(path, ending): (path,) for path in parts.values()}
+        for case, paths in groups.items():
+            if case in found:
+                raise UserError(f"the same case as {found[case][0]}", file=paths[0], do="Give one of them at a time")
+            found[case] = paths
+    return found
+
+
+def predict_folder(
+    model: Model,
+    inputs: Sequence[Path],
+    out: Path,
+    draws: int | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    sampler: str | None = None,
+    overwrite: bool = False,
+    on_case: Callable[[str, int, int], None] | None = None,
+    on_draw: Callable[[int, int], None] | None = None,
+    fuse: str = "mean",
+    keep_draws: bool = False,
+    keep_steps: bool = False,
+    label: str | None = None,
+) -> Report:
+    """Segment files and folders into a folder, see `save`; finished cases are skipped unless they are to be overwritten.
+
+    A case that is finished without the draws or steps that are now to be kept is done again, and what it had stays. A case
+    that fails is reported with its reason and the others go on. `on_case(case, number, cases)` is told before each case.
+    Refuses, before any work, settings that the model refuses, inputs that `find_cases` refuses, an out folder that cannot be
+    written, and results that would overwrite an input or each other.
+    """
+    asked, out = model.settings(draws, seed, steps, sampler, fuse, label), Path(out)
+    keep = {what for what, wanted in zip(KEPT, (keep_draws, keep_steps), strict=True) if wanted}
+    cases = find_cases([Path(item) for item in inputs], len(model.plan.channels))
+    _refuse_collisions(cases, out)
+    check_writable(out)
+    report = Report()
+    for number, (case, paths) in enumerate(cases.items()):
+        if on_case is not None:
+            on_case(case, number, len(cases))
+        ending = ending_for(paths[0])
+        try:
+            before = None if overwrite else _finished(out, case, paths, asked, keep)
+            if before is not None:
+                report.skipped.append((case, before))
+                continue
+            wanted = keep if overwrite else keep | _kept(out, case, ending)
+            kept = {f"keep_{what}": what in wanted for what in KEPT}
+            save(model.predict(paths, draws, seed, steps, sampler, on_draw, fuse, label=label, **kept), out, case, ending)
+            report.finished.append(case)
+        except UserError as fault:
+            report.failed.append((case, str(fault)))
+        except Exception as error:  # whatever is wrong with this one, the next may be fine
+            report.failed.append((case, f"{paths[0]}: {type(error).__name__}: {error}"))
+    done = [*report.finished, *(case for case, _ in report.skipped)]
+    records = {case: read_json(out / f"{case}.json") for case in done}
+    doubts = [(case, float(record["doubt"])) for case, record in records.items() if record.get("look_at")]
+    report.look_at = sorted(doubts, key=lambda item: -item[1])
+    return report
+
+
+def _files(item: Path) -> list[Path]:
+    if not item.is_dir():
+        io.ending_of(item)
+        if not item.is_file():
+            raise UserError("no such file or folder", file=item)
+        return [item]
+    images = _images(item)
+    if not images:
+        folders = [path for path in sorted(item.iterdir()) if path.is_dir() and not path.name.startswith("labels")]
+        below = [path.name for path in folders if _images(path)]
+        do = f"There are some in {some(below)}: name the folder." if below else f"Known endings: {' '.join(io.ENDINGS)}"
+        raise UserError("there is no image in this folder", file=item, do=do)
+    return images
+
+
+def _images(folder: Path) -> list[Path]:
+    return without_results([path for path in visible(folder) if path.name.lower().endswith(io.ENDINGS)])
+
+
+def _finished(out: Path, case: str, paths: Sequence[Path], asked: dict[str, Any], keep: set[str]) -> str | None:
+    """Why a case need not be done again; None where it has to be.
+
+    Refuses to touch what some other program wrote, and the result of another image of the same name.
+    """
+    ending = ending_for(paths[0])
+    record, mask = out / f"{case}.json", out / (case + ending)
+    if not record.exists():
+        if mask.exists() and not (out / beside(case, "entropy", ending)).exists():
+            raise UserError("is there, but no result of this program", file=mask, do="Choose another folder, or --overwrite")
+        return None
+    before = read_json(record)
+    if not is_record(before):
+        raise UserError("is there, but no result of this program", file=record, do="Choose another folder, or --overwrite")
+    if not mask.exists():
+        return None  # somebody took it away
+    before = BEFORE | before
+    if before.get("image_digests", []) not in ([], file_digests(paths)):  # records of earlier versions have none
+        what = f"is the result of another image of this name ({before['source']})"
+        raise UserError(what, file=record, do="Choose another folder, or --overwrite")
+    changed = [f"{key} {before[key]}, not {asked[key]}" for key in SETTINGS if before[key] != asked[key]]
+    if not changed:
+        return "already finished" if keep <= _kept(out, case, ending) else None
+    return f"already finished with other settings ({'; '.join(changed)}); --overwrite does it again"
+
+
+def _kept(out: Path, case: str, ending: str) -> set[str]:
+    """What of draws and steps a finished case has: its record names them, and they are still there."""
+    record = out / f"{case}.json"
+    named = read_json(record).get("kept", {}) if record.exists() else {}
+    return {what for what in KEPT if what in named and (out / beside(case, what, ending)).exists()}
+
+
+def _refuse_collisions(cases: dict[str, tuple[Path, ...]], out: Path) -> None:
+    inputs = {path.resolve() for paths in cases.values() for path in paths}
+    for case, paths in cases.items():
+        ending = ending_for(paths[0])
+        for name in (case + ending, *(beside(case, what, ending) for what in ("prob", "entropy", *KEPT))):
+            if (out / name).resolve() in inputs:
+                raise UserError("a result would take the place of this input", file=out / name, do="Choose another --out")
+            other = io.case_of(name, io.ending_of(name))
+            if other != case and other in cases:
+                what = f"cases {case} and {other} would both write {name}"
+                raise UserError(what, file=out, do="Do them one by one, each with its own --out")

@@ -1,0 +1,44 @@
+"""The cases on which a trained model may be judged or calibrated: those of a validation fold, never those of its training."""
+
+from diffuseg.checkpoint import seen_in
+from diffuseg.data.dataset import Dataset, splits, spread
+from diffuseg.errors import UserError
+from diffuseg.inference.model import Model
+
+
+def own_fold(model: Model) -> int:
+    """The fold that the model was validated on; 0 where its header does not say."""
+    return int(model.meta.get("fold", 0))
+
+
+def cases_of(dataset: Dataset, fold: int) -> dict[str, list[str]]:
+    """Names of the cases of a fold, {"train": [...], "val": [...]}. Refuses a fold that is not there."""
+    folds = splits(dataset)
+    if not 0 <= fold < len(folds):
+        raise UserError(f"there is no fold {fold}", file=dataset.folder, do=f"Folds are 0 to {len(folds) - 1}")
+    return folds[fold]
+
+
+def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, limit: int = 0) -> list[str]:
+    """Names of the validation cases of a fold (None: the model's own), or `limit` of them spread evenly; 0 for all.
+
+    Refuses other classes than the model's, a fold that is not there, and cases that the model was trained on: files with the
+    same bytes.
+    """
+    refuse_other_classes(model, dataset)
+    fold = own_fold(model) if fold is None else fold
+    cases = spread(cases_of(dataset, fold)["val"], limit)
+    files = {case.id: case.images[0] for case in dataset.cases}
+    for case in cases:
+        if seen_in(model.meta, files[case]) == "training":
+            own = model.meta.get("fold")
+            raise UserError(f"case {case} of fold {fold} is one the model was trained on", do=f"Its own fold is {own}")
+    return cases
+
+
+def refuse_other_classes(model: Model, dataset: Dataset) -> None:
+    """Refuse a data set whose labels, names and values, are not those that the model learnt."""
+    if model.plan.labels != dataset.labels:
+        text = lambda labels: ", ".join(f"{name} = {value}" for name, value in labels.items())
+        what = f"its classes are {text(dataset.labels)}, those of the model {text(model.plan.labels)}"
+        raise UserError(what, file=dataset.folder, do="Give the data set of the training, or one with the same labels")

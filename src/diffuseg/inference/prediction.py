@@ -1,0 +1,105 @@
+"""One segmented case in its native geometry, and how it becomes files."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from diffuseg.atomic_io import write_json
+from diffuseg.data import io
+from diffuseg.data.outputs import KEPT, beside, probability_names
+from diffuseg.data.pictures import LOSSY
+from diffuseg.errors import UserError
+from diffuseg.types import Image
+
+
+@dataclass
+class Prediction:
+    """One segmented case in its native geometry.
+
+    mask         [*s] label values as in dataset.json: what the draws agree on, by the fusion that was asked for
+    probability  [k, *s] mean over the draws, sums to 1 over k; class 0 is background
+    uncertainty  name -> [*s]: "entropy" of the mean (nats), "expected_entropy", "mutual_information", "variance"
+    image        the image that it belongs to
+    provenance   what goes into <case>.json: volumes in ml with their interval over draws, seeds, steps, model, versions
+    draws        [n, *s] the mask of each draw, where they were kept
+    steps        [steps, *s] the first draw step by step: probability of the foreground in percent, where they were kept
+    """
+
+    mask: np.ndarray
+    probability: Float[np.ndarray, "k *s"]
+    uncertainty: dict[str, np.ndarray]
+    image: Image
+    provenance: dict[str, Any]
+    draws: np.ndarray | None = None
+    steps: np.ndarray | None = None
+
+    def save(self, folder: Path | str, case: str | None = None, ending: str | None = None) -> Path:
+        """Write mask, foreground probabilities, entropy, provenance and what was kept into a folder; returns the mask."""
+        return save(self, Path(folder), case, ending)
+
+
+def save(prediction: Prediction, folder: Path, case: str | None = None, ending: str | None = None) -> Path:
+    """Write one case into a folder, in the image's own geometry; returns the path of the mask.
+
+    <case><ending>          label values, the smallest integer type that holds them
+    <case>_prob<ending>     probability of the foreground classes, several as channels; .png: one file per class
+    <case>_entropy<ending>  nats; .png: as a fraction of log(classes)
+    <case>_draws<ending>    label values of each draw as channels, if they were kept; .png: <case>_draws.tif
+    <case>_steps<ending>    percent of foreground of each step as channels, if they were kept; .png: <case>_steps.tif
+    <case>.json             provenance; written last, so that its presence says that the case is finished
+
+    Case and ending are by default those of the image's file (.png for a lossy one); each file is written aside and then
+    renamed. Refuses a folder that cannot be written and formats that cannot hold the image.
+    """
+    source, folder = prediction.image.source, Path(folder)
+    if ending is None:
+        ending = ending_for(source) if source is not None else (".png" if prediction.image.dims == 2 else ".nii.gz")
+    if case is None:
+        case = "prediction" if source is None else re.sub(r"_0000$", "", io.case_of(source, io.ending_of(source)))
+    if source is not None and folder.joinpath(case + ending).resolve() == source.resolve():
+        raise UserError("the mask would take the place of the image", file=source, do="Choose another folder or name")
+    record = folder / f"{case}.json"
+    if record.exists():
+        record.unlink()  # while its files are replaced the case is not finished
+    mask = folder / (case + ending)
+    _write_kept(prediction, folder, case, ending)
+    for name, probability in _probabilities(prediction, ending):
+        io.write(folder / beside(case, name, ending), probability, prediction.image)
+    entropy, unit = prediction.uncertainty["entropy"], "nats"
+    if ending == ".png":
+        classes = len(prediction.probability)
+        entropy, unit = np.clip(entropy / math.log(classes), 0, 1), f"fraction of log({classes}) nats"
+    io.write(folder / beside(case, "entropy", ending), entropy, prediction.image)
+    io.write(mask, prediction.mask, prediction.image)  # after its maps: a mask without them is not ours to replace
+    write_json(record, {"case": case} | prediction.provenance | {"entropy_unit": unit})
+    return mask
+
+
+def ending_for(source: Path) -> str:
+    """The file ending of results: that of the image, or .png where that one is lossy."""
+    ending = io.ending_of(source)
+    return ".png" if ending in LOSSY else ending
+
+
+def _probabilities(prediction: Prediction, ending: str) -> list[tuple[str, np.ndarray]]:
+    foreground = np.clip(prediction.probability[1:], 0, 1)  # interpolation may leave [0, 1] by a rounding error
+    names = probability_names(prediction.provenance["labels"], ending)
+    if len(names) == 1:
+        return [(names[0], foreground[0] if len(foreground) == 1 else foreground)]
+    return list(zip(names, foreground, strict=True))
+
+
+def _write_kept(prediction: Prediction, folder: Path, case: str, ending: str) -> None:
+    """Write the draws and steps that were kept; those of an earlier prediction must not stay beside the new mask."""
+    ours = (folder / beside(case, "entropy", ending)).exists()
+    for what, planes in zip(KEPT, (prediction.draws, prediction.steps), strict=True):
+        path = folder / beside(case, what, ending)
+        if planes is not None:
+            io.write(path, planes, prediction.image)
+        elif ours:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,59 @@
+"""What a prediction keeps to be looked at: the mask of every draw, and the steps in which the first draw came about.
+
+Draws come one by one; of each only its mask stays, one byte per voxel, and of each step the probability of the foreground
+in percent, one byte per voxel too. The probabilities themselves are never held together.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Num
+from torch import Tensor
+
+from diffuseg.data.transforms import GridTransform, to_native
+from diffuseg.methods.base import to_probability
+
+MOST_STEPS = 16  # of a draw; of more steps so many are kept, evenly spread, with the first and the last
+
+
+class DrawRecorder:
+    """Takes in draws and steps on the model's grid, and holds what was asked for on the image's own voxels.
+
+    values  label value of each class, in the type of the masks
+    draws   [n, *s] label values of the n draws that are to be kept; None where n is 0
+    levels  t of each step that is kept, falling; chosen from the levels of a draw, which are none where steps are not kept
+    steps   [steps, *s] probability of the foreground in percent, step after step; None where there are no levels
+    """
+
+    def __init__(self, placement: GridTransform, values: Num[np.ndarray, " k"], draws: int, levels: Sequence[int]) -> None:
+        self._placement, self._values = placement, values
+        self._drawn, self._seen = 0, set[int]()
+        self.levels = spread(levels, MOST_STEPS)
+        self.draws = np.zeros((draws, *placement.native), values.dtype) if draws else None
+        self.steps = np.zeros((len(self.levels), *placement.native), np.uint8) if self.levels else None
+
+    def draw(self, probability: Float[Tensor, "k *s"]) -> None:
+        """Take in one draw: its mask is the class that is most probable after the way back to the image's voxels."""
+        if self.draws is not None:
+            self.draws[self._drawn] = self._values[to_native(probability, self._placement).argmax(0)]
+            self._drawn += 1
+
+    def step(self, t: int, x_0: Float[Tensor, "n k *s"]) -> None:
+        """Take in x0_hat in [-1, 1] at level t of draws made together; the first draw of the first ones is kept."""
+        if self.steps is not None and t in self.levels and t not in self._seen:
+            background = to_native(to_probability(x_0[:1])[0], self._placement)[0]
+            self.steps[self.levels.index(t)] = np.rint(100 * (1 - background)).clip(0, 100)
+            self._seen.add(t)
+
+    def record(self) -> dict[str, Any]:
+        """What goes into <case>.json: how many draws are kept, and the levels of the steps; nothing where none are."""
+        kept = {"draws": 0 if self.draws is None else len(self.draws), "steps": self.levels}
+        return {"kept": {name: value for name, value in kept.items() if value}} if any(kept.values()) else {}
+
+
+def spread(levels: Sequence[int], most: int) -> list[int]:
+    """At most `most` (two or more) of the levels, evenly spread, the first and the last among them."""
+    if len(levels) <= most:
+        return list(levels)
+    return [levels[round(i * (len(levels) - 1) / (most - 1))] for i in range(most)]

@@ -1,0 +1,110 @@
+"""What maps say of training images whose labels are known: where images without the object end, and from which peak on they
+are taken to show it. No mask is read, and no image of another fold.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+
+from diffuseg.checkpoint import amend_meta, seen_in
+from diffuseg.data.batches import Batches
+from diffuseg.data.dataset import Dataset, open_dataset, spread
+from diffuseg.data.labels import read_labels
+from diffuseg.errors import UserError
+from diffuseg.inference.folds import cases_of, own_fold, refuse_other_classes
+from diffuseg.inference.model import Model, load
+from diffuseg.methods.weak.base import Reference, WeakMethod
+
+BELOW = 0.99  # of the voxels of images without the object: the border
+IMAGES = 64  # of each kind, at most
+VOXELS = 65_536  # of one image that the border is made of, at most
+OnCase = Callable[[int, int], None] | None
+
+
+def remember_reference(
+    checkpoints: Sequence[Path], folder: Path, labels: Path | None = None, device: str | None = None,
+    options: Sequence[str] = (), on_case: OnCase = None,
+) -> Reference | None:  # fmt: skip
+    """Make the reference of checkpoints of one training, for these settings of maps, and write it into their headers.
+
+    Hashes change. Checkpoints of the same step have the same reference. Returns that of the first; None, and nothing is
+    written, where 99 % of the voxels of images without the object are not above 0. Refuses models that learnt from masks, other
+    classes than the model's, and a data set whose training fold holds other images, or none of some kind.
+    """
+    dataset, known, made = open_dataset(folder, masks=False), None, {}
+    for checkpoint in checkpoints:
+        model = load(checkpoint, device, options)
+        if model.method.supervision == "mask":
+            raise UserError("this model learnt from masks: it has no maps to compare", file=checkpoint)
+        refuse_other_classes(model, dataset)
+        step = model.meta.get("steps_trained")
+        if step not in made:
+            known = read_labels(dataset, labels) if known is None else known
+            made[step] = reference_of(model, dataset, known, on_case=on_case)
+        if made[step].border:  # in place of one for the same settings, beside those for others
+            others = [entry for entry in model.meta.get("references", []) if entry["how"] != made[step].how]
+            amend_meta(checkpoint, {"references": [*others, asdict(made[step])]}, model.hash)
+    first = next(iter(made.values()))
+    return first if first.border else None
+
+
+def reference_of(
+    model: Model, dataset: Dataset, labels: dict[str, int], most: int = IMAGES, on_case: OnCase = None
+) -> Reference:
+    """Border and peak of each class, from at most so many training images without any class and so many of each class."""
+    method = cast(WeakMethod, model.method)
+    name, steps = method.sampling(None, None)
+    trained = cases_of(dataset, own_fold(model))["train"]
+    refuse_strangers(model, dataset, trained)
+    of = {y: spread([case for case in trained if labels[case] == y], most) for y in range(model.plan.classes)}
+    for y, cases in of.items():
+        if not cases:
+            raise UserError(f"the training fold has no image of {model.plan.names[y]}", file=dataset.folder)
+    source = Batches(dataset, [case for cases in of.values() for case in cases], model.plan, labels=labels)
+    total, done = len(of[0]) * (len(of) - 1) + sum(len(of[y]) for y in of if y), 0
+    border, peak = {}, {}
+    for y, shown in list(enumerate(model.plan.names))[1:]:
+        maps: dict[int, list[torch.Tensor]] = {0: [], y: []}
+        for kind, found in maps.items():
+            for case in of[kind]:
+                found.append(method.mean_map(source.image(case).to(model.device), y, name, steps).cpu())
+                done += 1
+                if on_case is not None:
+                    on_case(done, total)
+        edge = border_of(maps[0], method.config.smooth)
+        if edge > 0:
+            border[shown] = edge
+            peak[shown] = parting(*([method.peak(m, edge) for m in found] for found in maps.values()))
+    return Reference(method.how(name, steps), border, peak, sum(len(cases) for cases in of.values()))
+
+
+def refuse_strangers(model: Model, dataset: Dataset, cases: list[str]) -> None:
+    """Refuse images that the model was not trained on, as far as its header lists those that it was: bytes are compared."""
+    files = {case.id: case.images[0] for case in dataset.cases}
+    for case in cases:
+        if seen_in(model.meta, files[case]) in ("validation", "neither"):
+            do = "Give the data set of the training, as it was then"
+            raise UserError(f"{case} is no image that the model was trained on", file=files[case], do=do)
+
+
+def border_of(maps: list[torch.Tensor], smooth: float) -> float:
+    """The value that a share BELOW of the voxels of these maps, smoothed, is below."""
+    soft = [gaussian_filter(m.double().numpy(), smooth, mode="nearest").ravel() for m in maps]
+    return float(np.quantile(np.concatenate([v[:: max(1, len(v) // VOXELS)] for v in soft]), BELOW))
+
+
+def parting(without: list[float], shown: list[float]) -> float:
+    """The value in (0, 1] that parts two groups of values below 1 best: half way between two of them (or 0), or 1.
+
+    Errors of both kinds weigh the same. 1 where more is wrong with every other value: then no image is taken to show it.
+    """
+    low, high = np.array(without), np.array(shown)
+    values = np.unique(np.concatenate([[0.0], low, high]).clip(min=0))
+    options = np.append((values[1:] + values[:-1]) / 2, 1.0)
+    right = [(low < t).mean() + (high >= t).mean() for t in options]
+    return max(float(options[int(np.argmax(right))]), 1e-6)

@@ -1,0 +1,126 @@
+"""Whole cases through a network of limited size: tiles that divide the work of one denoising step, and nothing else."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from diffuseg.data.batches import slice_stack
+from diffuseg.data.plan import Plan
+
+Features = Tensor | tuple[Tensor, ...]  # what a method makes of an image once: one tensor, or several of any sizes
+
+FEATURES_KEPT = 2**31  # bytes of image features kept between steps; beyond that they are computed again
+SLICES = 32  # slices of a volume that a 2-D network sees at a time
+
+
+class Tiling:
+    """One case [c, *s] on the plan's grid, cut for a network: overlapping windows with Gaussian weights.
+
+    For a 2-D network on a volume the slices are the batch, each with its neighbours as channels (2.5-D).
+    States and results are whole-image tensors [n, k, *shape], `shape` being the padded spatial shape.
+    """
+
+    def __init__(self, image: Float[Tensor, "c *s"], plan: Plan, encode: Callable[[Tensor], Features], overlap: float) -> None:
+        self.plan, self.encode = plan, encode
+        self.sliced = plan.dims == 2 and image.ndim == 4
+        self.native = image.shape[1:]
+        if self.sliced:
+            stack = slice_stack(image, plan)
+        else:
+            stack = image[None]
+        missing = [max(p - n, 0) for p, n in zip(plan.patch, stack.shape[2:], strict=True)]
+        self.offset = [m // 2 for m in missing]
+        padding = [v for m in reversed(missing) for v in (m // 2, m - m // 2)]
+        self.stack = F.pad(stack, padding, value=float(stack.min())) if any(missing) else stack
+        plane = tuple(self.stack.shape[2:])
+        self.shape = (self.stack.shape[0], *plane) if self.sliced else plane
+        self.windows = list(windows(plane, plan.patch, overlap))
+        self.weight = gaussian(plan.patch).to(image.device)
+        self._features: dict[tuple, Features] = {}
+        self._kept = 0
+
+    def denoise(
+        self, denoise: Callable[..., Tensor], x_t: Tensor | None, t: int, z: Tensor | None, n: int
+    ) -> Float[Tensor, "n k *shape"]:
+        """One denoising of the whole image: x0_hat blended over the tiles. z [n, nz] serves all tiles of a draw."""
+        return self.blend(lambda *asked: (denoise(*asked),), x_t, t, z, n)[0]
+
+    def blend(
+        self, answer: Callable[..., tuple[Tensor, ...]], x_t: Tensor | None, t: int, z: Tensor | None, n: int
+    ) -> tuple[Float[Tensor, "n k *shape"], ...]:
+        """As `denoise`, of an answer with one or more maps, each blended for itself."""
+        m, plane = self.stack.shape[0], self.stack.shape[2:]
+        state = None if x_t is None else self._split(x_t)
+        totals: list[Tensor] = []
+        weights = torch.zeros(plane, device=self.stack.device)
+        single = len(self.windows) == 1
+        for window in self.windows:
+            weights[window] += 1 if single else self.weight
+            for start in range(0, m, SLICES):
+                part = slice(start, min(start + SLICES, m))
+                features = self._encoded(part, window)
+                count = part.stop - part.start
+                if count > 1 and n > 1:
+                    features = _each(features, lambda f: f.repeat(n, *[1] * (f.ndim - 1)))
+                tile = None if state is None else state[(slice(None), part, slice(None), *window)].flatten(0, 1)
+                latent = None if z is None else z.repeat_interleave(count, dim=0)
+                maps = answer(tile, t, features, latent)
+                totals = totals or [torch.zeros(n, m, f.shape[1], *plane, device=self.stack.device) for f in maps]
+                for total, one in zip(totals, maps, strict=True):
+                    one = one.float().unflatten(0, (n, count))
+                    total[(slice(None), part, slice(None), *window)] += one if single else one * self.weight
+        return tuple(self._join(total / weights) for total in totals)
+
+    def crop(self, x: Float[Tensor, "n k *shape"]) -> Float[Tensor, "n k *s"]:
+        """Without the padding, in the axis order of the image."""
+        start = [0, *self.offset] if self.sliced else self.offset
+        native = list(self.native)
+        if self.sliced:
+            native.insert(0, native.pop(self.plan.slice_axis))
+        x = x[(..., *(slice(o, o + s) for o, s in zip(start, native, strict=True)))]
+        return x.movedim(2, 2 + self.plan.slice_axis) if self.sliced else x
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2) if self.sliced else x[:, None]
+
+    def _join(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2) if self.sliced else x[:, 0]
+
+    def _encoded(self, part: slice, window: tuple[slice, ...]) -> Features:
+        key = (part.start, *((w.start, w.stop) for w in window))
+        if key in self._features:
+            return self._features[key]
+        features = self.encode(self.stack[(part, slice(None), *window)])
+        size = sum(f.numel() * f.element_size() for f in (features if isinstance(features, tuple) else (features,)))
+        if self._kept + size <= FEATURES_KEPT:
+            self._features[key] = features
+            self._kept += size
+        return features
+
+
+def _each(features: Features, change: Callable[[Tensor], Tensor]) -> Features:
+    return tuple(map(change, features)) if isinstance(features, tuple) else change(features)
+
+
+def windows(size: tuple[int, ...], patch: tuple[int, ...], overlap: float) -> itertools.product:
+    """Windows of `patch` that cover `size`, evenly spread, overlapping by at least `overlap` of the patch."""
+    axes = []
+    for n, p in zip(size, patch, strict=True):
+        count = 1 if n <= p else math.ceil((n - p) / max(p * (1 - overlap), 1)) + 1
+        starts = [0] if count == 1 else [round(i * (n - p) / (count - 1)) for i in range(count)]
+        axes.append([slice(s, s + p) for s in starts])
+    return itertools.product(*axes)
+
+
+def gaussian(patch: tuple[int, ...], sigma: float = 0.125) -> Float[Tensor, "*patch"]:
+    """Weights that trust a tile's centre: a Gaussian with sigma as a share of the patch, at least 1e-3 at the corner."""
+    weight = torch.ones(())
+    for n in patch:
+        x = (torch.arange(n) - (n - 1) / 2) / (sigma * n)
+        weight = weight[..., None] * torch.exp(-0.5 * x.square())
+    return weight.clamp(min=1e-3)

@@ -1,0 +1,1 @@
+"""Folders of predictions to tables, pages and pictures."""

@@ -1,0 +1,273 @@
+"""A model's draws against the raters of a data set: does it know what people disagree about?
+
+Every case is scored from four sources of masks, so that a number has a ceiling and floors beside it (`references`):
+
+    draws              of the model; a model without randomness has copies of its one mask
+    pixelwise          each voxel drawn by itself from the model's mean probability: right frequencies, no shapes
+    one rater          copies of one rater's mask; mean over the raters
+    resampled raters   raters drawn with replacement: a perfect sampler with as many draws
+
+Of several models as an ensemble, draw i is one of model i modulo their number, and probabilities are the mean of the draws.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from diffuseg.checkpoint import versions
+from diffuseg.data.dataset import Dataset, load_raters, open_dataset, patients
+from diffuseg.data.raters import MAJORITY, fused
+from diffuseg.data.transforms import rater_indices, to_grid, to_native
+from diffuseg.errors import UserError
+from diffuseg.evaluation.ambiguity_baselines import held_out_rater, one_rater, pixelwise_draws, resampled_raters
+from diffuseg.evaluation.calibration_metrics import band, ece
+from diffuseg.evaluation.metrics import dice
+from diffuseg.evaluation.multirater import Draws, Raters, collective_insight, ged, ged_by_draws, hm_iou, pairwise_iou, soft_dice
+from diffuseg.evaluation.selective import aurc, doubt, excess_aurc
+from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES, bootstrap_mean, bootstrap_of
+from diffuseg.inference.folds import own_fold, validation_cases
+from diffuseg.inference.fusion import best_overlap
+from diffuseg.inference.model import Model, content, draw_seed
+from diffuseg.text import pluralize
+from diffuseg.types import Image
+
+COUNTS = (4, 16, 32)  # of draws at which GED is usually tabulated
+REPEATS = 3  # of each random reference and case: what is left of their noise vanishes in the mean over cases
+SOURCES = ("draws", "pixelwise", "one rater", "resampled raters")
+RULE = (
+    "Two empty masks agree: IoU = Dice = 1, distance 0; where one of two is empty both are 0. A rater who marked nothing "
+    f"counts like any other. The single truth of Dice is {MAJORITY}; a class that is neither there nor in the mask counts as "
+    "right"
+)
+Maps = Float[np.ndarray, "k *s"]
+
+
+@dataclass(frozen=True)
+class Rated:
+    """One case.
+
+    sources  source of masks -> measure -> value
+    single   against one rater at a time, mean over raters: "draws", as many as there are other raters, and "raters", the
+             others; "ged" and "iou". Without another rater NaN
+    mean     of the mean probability: "dice" (of its mask, against the majority; mean of classes), "ece" and "ece_band"
+             (against all raters together; band: near the border that any of them drew) and "doubt"; and "dice_fused", Dice
+             of the mask that `predict --fuse dice` makes of the draws
+    raters   number of masks, and how many of them are empty
+    """
+
+    case: str
+    patient: str
+    raters: tuple[int, int]
+    sources: dict[str, dict[str, float]]
+    single: dict[str, dict[str, float]]
+    mean: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Ambiguity:
+    """What was measured: by case, and what summary.json holds."""
+
+    cases: list[Rated]
+    summary: dict[str, Any]
+
+
+def measure_ambiguity(
+    models: Sequence[Model],
+    folder: Path,
+    fold: int | None = None,
+    limit: int = 0,
+    draws: int = 16,
+    steps: int | None = None,
+    sampler: str | None = None,
+    pattern: str | None = None,
+    seed: int = 0,
+    on_case: Callable[[int, int], None] | None = None,
+) -> Ambiguity:
+    """Score the draws of a model, or of several as one ensemble, on the validation cases of a fold.
+
+    fold None: the one the first model was validated on; limit: so many cases, spread evenly, 0 for all; `pattern` tells the
+    patient in a case's name where the data set does not tell patients. `on_case(done, cases)` is told after each case.
+    Refuses a data set without raters, models of other classes than the first, fewer draws than models, and what
+    `Model.settings` and `validation_cases` refuse.
+    """
+    dataset = open_dataset(folder)
+    _refuse_single_masks(dataset)
+    _refuse_other_kinds(models, draws)
+    asked = [model.settings(draws, seed, steps, sampler) for model in models]
+    fold = own_fold(models[0]) if fold is None else fold
+    cases = validation_cases(models[0], dataset, fold, limit)
+    for model in models[1:]:
+        validation_cases(model, dataset, fold, limit)  # none of them may have been trained on these
+    of, rule = _patients(dataset, pattern)
+    known = {case.id: case for case in dataset.cases}
+    found = []
+    for number, name in enumerate(cases):
+        image, masks = load_raters(dataset, known[name])
+        raters = rater_indices(masks, models[0].plan)
+        drawn, mean = draw_masks(models, image, draws, steps, sampler, seed)
+        found.append(score_case(name, of[name], drawn, mean, raters, image.spacing, seed + REPEATS * number))
+        if on_case is not None:
+            on_case(number + 1, len(cases))
+    how = {
+        "dataset": dataset.name,
+        "fold": fold,
+        "models": [_described(model, settings) for model, settings in zip(models, asked, strict=True)],
+        "draws": draws,
+        "seed": seed,
+        "interval": {"confidence": CONFIDENCE, "method": METHOD, "resamples": RESAMPLES, "over": rule},
+        "rule": RULE,
+        "versions": versions(),
+    }
+    return Ambiguity(found, how | summarise(found))
+
+
+def _described(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
+    known = {key: settings[key] for key in ("model", "steps", "sampler")}
+    return {"name": model.name, "method": model.meta.get("method"), "generative": model.method.generative} | known
+
+
+def draw_masks(
+    models: Sequence[Model], image: Image, draws: int, steps: int | None = None, sampler: str | None = None, seed: int = 0
+) -> tuple[Draws, Maps]:
+    """Masks of the draws [n, *s], as class indices, and their mean probability [k, *s], on the image's own voxels.
+
+    Draw i is one of model i modulo their number, with the seed that `Model.predict` would give it.
+    """
+    masks = np.zeros((draws, *image.shape), np.uint8 if models[0].plan.classes < 256 else np.int16)
+    mean = np.zeros((models[0].plan.classes, *image.shape), np.float32)
+    for first, model in enumerate(models):
+        x, placement = to_grid(image, model.plan)
+        digest, own = content(image, placement), range(first, draws, len(models))
+        how = {"steps": steps, "sampler": sampler, "chunk": model.together(x.shape[1:])}
+        with model.precision.autocast(model.device):
+            maps = model.method.draw(x.to(model.device), [draw_seed(seed, digest, i) for i in own], **how)
+            for i, p in zip(own, maps, strict=True):
+                native = to_native(p, placement)
+                masks[i] = native.argmax(0)
+                mean += native / draws
+    return masks, mean
+
+
+def score_case(
+    case: str, patient: str, draws: Draws, mean: Maps, raters: Raters, spacing: Sequence[float], seed: int = 0
+) -> Rated:
+    """All numbers of one case: draws [n, *s] and raters [m, *s] as class indices, mean probability [k, *s], mm per axis."""
+    labels, n = list(range(1, len(mean))), len(draws)
+    counts = sorted({k for k in COUNTS if k <= n} or {n})
+    sources = {}
+    for name, masks in _sources(draws, mean, raters, seed):
+        scores = [_scores(some, p, raters, labels, counts) for some, p in masks]
+        sources[name] = {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}
+    truth, mask = fused(raters), mean.argmax(0)
+    p, together = np.repeat(mean[:, None], len(raters), axis=1), raters.astype(np.int64)
+    near = np.any([band(rater, spacing) for rater in raters], axis=0)
+    against = lambda mask: float(np.mean([dice(mask == k, truth == k, "one") for k in labels]))
+    whole, edge = ece(p, together), ece(p, together, np.repeat(near[None], len(raters), axis=0))
+    empty = int((~raters.any(tuple(range(1, raters.ndim)))).sum())
+    of_mean = {
+        "dice": against(mask),
+        "dice_fused": against(best_overlap(draws, len(mean))),
+        "ece": whole,
+        "ece_band": edge,
+        "doubt": doubt(mean, mask),
+    }
+    return Rated(case, patient, (len(raters), empty), sources, _single(draws, raters, labels), of_mean)
+
+
+def summarise(cases: Sequence[Rated]) -> dict[str, Any]:
+    """Means over cases with their 95 % intervals over patients, and how well doubt finds the bad ones (AURC)."""
+    of = [case.patient for case in cases]
+    risk, uncertainty = np.array([1 - case.mean["dice"] for case in cases]), np.array([case.mean["doubt"] for case in cases])
+
+    def mean(values: list[float]) -> dict[str, Any]:
+        return bootstrap_mean(values, of)._asdict() | {"n": int(np.isfinite(values).sum())}
+
+    return {
+        "cases": len(cases),
+        "patients": len(set(of)),
+        "empty": {
+            "no rater": sum(case.raters[1] == 0 for case in cases),
+            "some raters": sum(0 < case.raters[1] < case.raters[0] for case in cases),
+            "all raters": sum(case.raters[1] == case.raters[0] for case in cases),
+        },
+        "ambiguity": {
+            source: {key: mean([case.sources[source][key] for case in cases]) for key in cases[0].sources[source]}
+            for source in SOURCES
+        },
+        "single": {
+            who: {key: mean([case.single[who][key] for case in cases]) for key in ("ged", "iou")} for who in cases[0].single
+        },
+        "mean": {key: mean([case.mean[key] for case in cases]) for key in cases[0].mean},
+        "selective": {
+            area.__name__: bootstrap_of(lambda i, area=area: area(risk[i], uncertainty[i]), of)._asdict()
+            for area in (aurc, excess_aurc)
+        },
+    }
+
+
+def _refuse_single_masks(dataset: Dataset) -> None:
+    if not any(len(case.masks) > 1 for case in dataset.cases):
+        do = 'Write "raters": n into it and name masks <case>_rater<k>; docs/data.md says more'
+        raise UserError("no case has masks of several raters", file=dataset.folder / "dataset.json", do=do)
+
+
+def _patients(dataset: Dataset, pattern: str | None) -> tuple[dict[str, str], str]:
+    """As the data set tells them, or else the pattern: for intervals only, as folds without a file depend on patients."""
+    told = {} if pattern is None else {"patient_pattern": pattern}
+    return patients(dataclasses.replace(dataset, extra=told | dataset.extra))
+
+
+def _refuse_other_kinds(models: Sequence[Model], draws: int) -> None:
+    for model in models:
+        if model.method.supervision != "mask":
+            what = f"{model.name} learnt from image-level labels: a draw of it is evidence, and no mask"
+            raise UserError(what, do="Compare its predictions with `diffuseg evaluate`")
+    for model in models[1:]:
+        if model.plan.labels != models[0].plan.labels:
+            raise UserError(f"{model.name} has other classes than {models[0].name}", do="An ensemble has the same")
+    if draws < len(models):
+        raise UserError(
+            f"{pluralize(draws, 'draw')} of {len(models)} models", do="Each of them needs one at least: give more --draws"
+        )
+
+
+def _sources(draws: Draws, mean: Maps, raters: Raters, seed: int) -> Iterator[tuple[str, list[tuple[Draws, Maps]]]]:
+    """Each source with its sets of masks, and the probabilities that these stand for."""
+    n, classes, seeds = len(draws), len(mean), range(seed, seed + REPEATS)
+    share = lambda masks: np.stack([(masks == k).mean(0, dtype=np.float32) for k in range(classes)])
+    copies = [one_rater(raters, n, i) for i in range(len(raters))]
+    resampled = [resampled_raters(raters, n, s) for s in seeds]
+    yield "draws", [(draws, mean)]
+    yield "pixelwise", [(pixelwise_draws(mean, n, s), mean) for s in seeds]
+    yield "one rater", [(masks, share(masks)) for masks in copies]
+    yield "resampled raters", [(masks, share(masks)) for masks in resampled]
+
+
+def _scores(draws: Draws, probability: Maps, raters: Raters, labels: list[int], counts: list[int]) -> dict[str, float]:
+    insight = collective_insight(draws, raters, labels=labels)
+    found = {f"ged_{k}": value for k, value in ged_by_draws(draws, raters, counts, labels=labels).items()}
+    found |= {"hm_iou": hm_iou(draws, raters, labels=labels), "maximum_dice": insight.maximum_dice, "ci": insight.score}
+    soft = [soft_dice(np.clip(probability[k], 0, 1), raters == k) for k in labels]
+    return found | {"soft_dice": float(np.mean(soft))}
+
+
+def _single(draws: Draws, raters: Raters, labels: list[int]) -> dict[str, dict[str, float]]:
+    """Draws, and the other raters, against one rater at a time; equally many of both, as GED depends on their number."""
+    others = len(raters) - 1
+    if not 1 <= others <= len(draws):
+        return {who: {"ged": np.nan, "iou": np.nan} for who in ("draws", "raters")}
+    alone = [raters[i : i + 1] for i in range(len(raters))]
+    distance = np.mean([ged_by_draws(draws, one, (others,), labels=labels)[others] for one in alone])
+    people = {
+        "ged": held_out_rater(raters, lambda some, one: ged(some, one, labels=labels)),
+        "iou": held_out_rater(raters, lambda some, one: float(pairwise_iou(some, one, labels=labels).mean())),
+    }
+    return {
+        "draws": {"ged": float(distance), "iou": float(pairwise_iou(draws, raters, labels=labels).mean())},
+        "raters": people,
+    }

@@ -1,0 +1,253 @@
+"""What more steps and more draws buy: quality and cost of each setting, on cases that the model was not trained on.
+
+Draws are shared: the mean of the first n draws of a case is the result for n draws, as `Model.predict` makes it with the
+same seed. So the quality of all numbers of draws costs what the largest costs.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.markup import escape
+from rich.table import Table
+
+from diffuseg.atomic_io import atomic_write, nan_to_none, write_csv, write_json
+from diffuseg.data.batches import Batches, FullCase
+from diffuseg.data.dataset import open_dataset, patients
+from diffuseg.data.transforms import to_native
+from diffuseg.errors import UserError
+from diffuseg.evaluation.calibration_metrics import band, brier, nll
+from diffuseg.evaluation.metrics import dice
+from diffuseg.evaluation.statistics import Interval, bootstrap_mean
+from diffuseg.inference.ensemble import Ensemble
+from diffuseg.inference.folds import own_fold, validation_cases
+from diffuseg.inference.model import Model, content, draw_seed
+from diffuseg.methods import Method
+from diffuseg.text import pluralize
+
+WITHIN = 0.002  # of the best Dice: what a cheaper setting may lose
+DRAWS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting.
+
+    dice, dice_low, dice_high   mean over cases (of the mean over classes), and its 95 % bootstrap interval
+    nll      mean of -log p(true class), nats, in the usual band round the true border; mean over cases that have one
+    brier    mean of the sum over classes of (p - y)^2, in [0, 2], in the same band; likewise
+    evaluations   of the network per tile: steps times draws
+    seconds  wall time of predicting the timed case
+    memory_mb     peak while it was predicted: allocated on a GPU, else resident in the whole process; None: not known
+    """
+
+    steps: int
+    draws: int
+    dice: float
+    dice_low: float
+    dice_high: float
+    nll: float
+    brier: float
+    evaluations: int
+    seconds: float
+    memory_mb: float | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """All points, steps first, and where they were measured; `timed` is the case (of median size) that costs were taken on."""
+
+    points: list[Point]
+    model: str
+    dataset: str
+    fold: int
+    cases: list[str]
+    sampler: str
+    seed: int
+    timed: str
+    device: str
+    precision: str
+
+    @property
+    def recommended(self) -> Point:
+        """The cheapest setting within WITHIN of the best Dice: fewest network evaluations; among equals, the fastest.
+
+        A single draw has no uncertainty: it is recommended only where nothing else was measured. Settings without a Dice (no
+        class in any truth or draw) are passed over.
+        """
+        known = [point for point in self.points if np.isfinite(point.dice)]
+        several = [point for point in known if point.draws > 1] or known
+        best = max(point.dice for point in several)
+        near = [point for point in several if point.dice >= best - WITHIN]
+        return min(near, key=lambda point: (point.evaluations, point.seconds))
+
+    def recommendation(self) -> dict[str, Any]:
+        """What a checkpoint remembers of it, for `predict`."""
+        chosen = self.recommended
+        kept = {"steps": chosen.steps, "draws": chosen.draws, "sampler": self.sampler, "dice": round(chosen.dice, 5)}
+        return kept | {"within": WITHIN, "dataset": self.dataset, "fold": self.fold, "cases": len(self.cases)}
+
+
+def measure_curve(
+    model: Model,
+    folder: Path,
+    steps: Sequence[int] = (),
+    draws: Sequence[int] = DRAWS,
+    fold: int | None = None,
+    limit: int = 0,
+    sampler: str | None = None,
+    seed: int = 0,
+    on_case: Callable[[int, int], None] | None = None,
+) -> Curve:
+    """Dice, likelihood, Brier score, time and memory of every steps x draws on the validation cases of a fold.
+
+    steps empty: as `usual_steps` says; fold None: the one the model was validated on; limit:
+    so many cases, spread evenly, 0 for all. `on_case(done, cases)` is told after each case. Refuses methods without draws,
+    settings that the model refuses, folds that are not there, cases that the model was trained on, and cases without a Dice.
+    """
+    if not model.method.generative:
+        raise UserError(f"{model.name} makes one answer in one step", do="There is nothing to choose")
+    steps, draws = sorted(set(steps) or usual_steps(model.method)), sorted(set(draws))
+    if not draws:
+        raise UserError("no number of draws is given")
+    asked = [model.settings(n, seed, s, sampler) for s in steps for n in draws]
+    dataset = open_dataset(folder)
+    fold = own_fold(model) if fold is None else fold
+    cases = validation_cases(model, dataset, fold, limit)
+    source = Batches(dataset, cases, model.plan)
+    scores: dict[tuple[int, int], list[tuple[float, float, float]]] = {(s, n): [] for s in steps for n in draws}
+    sizes = {}
+    for number, case in enumerate(cases):
+        whole = source.whole(case)
+        sizes[case] = whole.truth.size
+        for s in steps:
+            for n, score in _score(model, whole, s, draws, asked[0]["sampler"], seed).items():
+                scores[s, n].append(score)
+        if on_case is not None:
+            on_case(number + 1, len(cases))
+    if not any(np.isfinite(overlap) for rows in scores.values() for overlap, *_ in rows):
+        what = f"no class is in any truth or draw of {pluralize(len(cases), 'case')}: there is no Dice to choose by"
+        raise UserError(what, file=folder, do="Take more cases (--cases) or another fold (--fold).")
+    timed = sorted(cases, key=sizes.__getitem__)[len(cases) // 2]
+    image = source.whole(timed).native
+    model.predict(image, 1, seed, 1, sampler)  # what only the first call costs
+    points, told = [], patients(dataset)[0]
+    of = [told[case] for case in cases]
+    for (s, n), rows in scores.items():
+        cost = peak_of(lambda s=s, n=n: model.predict(image, n, seed, s, sampler), model.device)
+        overlap, likelihood, squares = zip(*rows, strict=True)
+        points.append(
+            Point(
+                s,
+                n,
+                *bootstrap_mean(overlap, of),
+                _mean(likelihood),
+                _mean(squares),
+                model.method.evaluations(asked[0]["sampler"], s) * n,
+                *cost,
+            )
+        )
+    where = (dataset.name, fold, cases, asked[0]["sampler"], seed, timed, str(model.device), model.precision.reason)
+    return Curve(points, model.hash, *where)
+
+
+def usual_steps(method: Method) -> list[int]:
+    """Powers of two up to 16 or to the method's own number, whichever is more, and that number, as far as there are levels."""
+    own = method.default_steps
+    powers = {2**i for i in range(max(16, own).bit_length())}
+    return sorted(s for s in powers | {own} if s <= min(max(16, own), method.schedule.T))
+
+
+def write_curve(curve: Curve, out: Path) -> list[Path]:
+    """Write curve.csv, curve.json and curve.png into a folder; returns their paths."""
+    from diffuseg.reports.plots import curve_figure
+
+    rows = [asdict(point) for point in curve.points]
+    paths = [Path(out) / f"curve.{ending}" for ending in ("csv", "json", "png")]
+    write_csv(paths[0], rows)
+    write_json(paths[1], nan_to_none(asdict(curve) | {"recommended": curve.recommendation()}))
+    atomic_write(paths[2], curve_figure(rows, asdict(curve.recommended)))
+    return paths
+
+
+def table(curve: Curve) -> Table:
+    """The points for a terminal of 80 columns, the recommended one marked; the rest is in the files."""
+    shown = Table("steps", "draws", escape("Dice [95 %]"), "NLL", "Brier", "s/case", "MB", title="Steps and draws")
+    for p in curve.points:
+        overlap = escape(Interval(p.dice, p.dice_low, p.dice_high).text(4))
+        memory = "-" if p.memory_mb is None else f"{p.memory_mb:.0f}"
+        mark = "*" if p == curve.recommended else ""
+        seconds = f"{p.seconds:.{2 if p.seconds < 100 else 0}f}"
+        cells = (p.steps, f"{p.draws}{mark}", overlap, f"{p.nll:.3f}", f"{p.brier:.3f}", seconds, memory)
+        shown.add_row(*map(str, cells), style="bold" if mark else None)
+    shown.caption = escape(
+        f"fold {curve.fold}, {pluralize(len(curve.cases), 'case')}; time and memory of {curve.timed} on {curve.device}.\n"
+        f"* recommended: fewest evaluations of the network within {WITHIN} of the best Dice; a single draw has no spread, "
+        "hence no uncertainty."
+    )
+    shown.caption_justify = "left"
+    return shown
+
+
+def peak_of(work: Callable[[], Any], device: torch.device) -> tuple[float, float | None]:
+    """Wall seconds of some work, and the peak memory in MB (10^6 bytes) meanwhile, None where it cannot be told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        known = _forget_peak()
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - started, torch.cuda.max_memory_allocated(device) / 1e6
+    seconds = time.perf_counter() - started
+    return seconds, _peak() if known else None
+
+
+def _score(
+    model: Model, whole: FullCase, steps: int, draws: Sequence[int], sampler: str, seed: int
+) -> dict[int, tuple[float, float, float]]:
+    """Number of draws -> (Dice, NLL, Brier score) of the mean of the first so many draws, on native voxels."""
+    digest = content(whole.native, whole.placement)
+    seeds = [draw_seed(seed, digest, i) for i in range(max(draws))]
+    chunk = model.together(whole.image.shape[1:])
+    ensemble, found = Ensemble(lambda evidence: model.method.conclude(evidence, whole.image, sampler, steps)), {}
+    near = band(whole.truth, whole.native.spacing)
+    with model.precision.autocast(model.device):
+        for p in model.method.draw(whole.image.to(model.device), seeds, steps=steps, sampler=sampler, chunk=chunk):
+            ensemble.add(p)
+            if ensemble.draws in draws:
+                found[ensemble.draws] = _quality(to_native(ensemble.mean, whole.placement), whole.truth, near)
+    return found
+
+
+def _quality(p: np.ndarray, truth: np.ndarray, near: np.ndarray) -> tuple[float, float, float]:
+    mask = p.argmax(0)
+    overlap = [dice(mask == k, truth == k) for k in range(1, len(p))]
+    known = [value for value in overlap if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan"), nll(p, truth, near), brier(p, truth, near)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Over the cases that have a value."""
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _forget_peak() -> bool:
+    """Make the system measure this process's peak memory anew, where it can (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak() -> float | None:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), None)

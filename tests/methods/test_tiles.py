@@ -1,0 +1,100 @@
+"""Tiles divide the work and must not be seen in the result."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffuseg.data.plan import Plan
+from diffuseg.methods.tiles import Tiling, gaussian, windows
+
+
+def plan(**changes) -> Plan:
+    return Plan("made", ("MR",), {"background": 0, "a": 1, "b": 2}, ".nii.gz", **({"patch": (8, 6, 10)} | changes))
+
+
+@given(
+    size=st.tuples(*[st.integers(4, 40)] * 2),
+    patch=st.tuples(*[st.integers(4, 16)] * 2),
+    overlap=st.sampled_from([0.0, 0.25, 0.5]),
+)
+@settings(max_examples=60, deadline=None)
+def test_windows_cover_everything_inside_and_overlap_as_asked(size, patch, overlap):
+    size = tuple(max(n, p) for n, p in zip(size, patch, strict=True))
+    seen = torch.zeros(size)
+    for window in windows(size, patch, overlap):
+        assert all(w.start >= 0 and w.stop <= n and w.stop - w.start == p for w, n, p in zip(window, size, patch, strict=True))
+        seen[window] += 1
+    assert seen.min() >= 1
+    for axis in range(2):
+        starts = sorted({window[axis].start for window in windows(size, patch, overlap)})
+        assert all(b - a <= patch[axis] * (1 - overlap) + 1 for a, b in itertools.pairwise(starts))
+
+
+@pytest.mark.parametrize("size", [(8, 6, 10), (19, 14, 11), (5, 4, 30)])
+def test_a_pointwise_denoiser_gives_the_same_with_and_without_tiles(size):
+    """x0_hat = f(x_t, image) voxel by voxel: blending any tiles of it is the identity."""
+    image = torch.randn(1, *size)
+    tiling = Tiling(image, plan(), encode=lambda x: 2 * x, overlap=0.5)
+    x_t = torch.randn(2, 3, *tiling.shape)
+    denoise = lambda x, t, features, z: torch.tanh(x + features) * t
+    got = tiling.crop(tiling.denoise(denoise, x_t, 3, None, 2))
+    expected = torch.tanh(tiling.crop(x_t) + 2 * image) * 3
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_of_an_answer_with_two_maps_each_is_blended_for_itself(dims):
+    p = plan(dims=dims, patch=(8,) * dims)
+    tiling = Tiling(torch.randn(1, 9, 12, 11), p, encode=lambda x: x, overlap=0.5)
+    x_t = torch.randn(2, 3, *tiling.shape)
+    one, other = lambda x, t, f, z: x + f.mean(), lambda x, t, f, z: x.square() * f
+    both = tiling.blend(lambda *asked: (one(*asked), other(*asked)), x_t, 1, None, 2)
+    for found, alone in zip(both, (one, other), strict=True):
+        torch.testing.assert_close(found, tiling.denoise(alone, x_t, 1, None, 2))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("context", [0, 1])
+def test_a_two_dimensional_network_on_a_volume_keeps_the_axes(axis, context):
+    image = torch.randn(1, 9, 12, 11)
+    p = plan(dims=2, context=context, patch=(8, 8), slice_axis=axis)
+    tiling = Tiling(image, p, encode=lambda x: x[:, context : context + 1], overlap=0.5)
+    x_t = torch.randn(2, 3, *tiling.shape)
+    got = tiling.crop(tiling.denoise(lambda x, t, features, z: x * features, x_t, 1, None, 2))
+    torch.testing.assert_close(got, tiling.crop(x_t) * image)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_features_may_be_several_tensors_of_any_sizes(dims, monkeypatch):
+    """Kept or computed again, repeated for the draws or not: the same as one tensor."""
+    image = torch.randn(1, 9, 12, 11)
+    p = plan(dims=dims, patch=(8, 8, 6)[:dims])
+    several = lambda x: (x, x.mean(tuple(range(2, x.ndim)), keepdim=True))
+    joined = lambda x: torch.cat([x, several(x)[1].expand_as(x)], dim=1)
+    for kept in (2**31, 0):
+        monkeypatch.setattr("diffuseg.methods.tiles.FEATURES_KEPT", kept)
+        a, b = (Tiling(image, p, encode=encode, overlap=0.5) for encode in (several, joined))
+        x_t = torch.randn(2, 3, *a.shape)
+        for t in (1, 2):
+            got = a.denoise(lambda x, t, f, z: x * f[0] + f[1], x_t, t, None, 2)
+            expected = b.denoise(lambda x, t, f, z: x * f[:, :1] + f[:, 1:], x_t, t, None, 2)
+            torch.testing.assert_close(got, expected)
+        assert bool(a._features) == bool(kept)
+
+
+def test_every_tile_of_a_draw_gets_the_draws_own_latent():
+    tiling = Tiling(torch.randn(1, 19, 14, 11), plan(), encode=lambda x: x, overlap=0.5)
+    z = torch.tensor([[1.0], [2.0]])
+    x_t = torch.zeros(2, 3, *tiling.shape)
+    got = tiling.denoise(lambda x, t, f, z: x + z.reshape(-1, 1, 1, 1, 1), x_t, 1, z, 2)
+    torch.testing.assert_close(got[0], torch.ones_like(got[0]))
+    torch.testing.assert_close(got[1], 2 * torch.ones_like(got[1]))
+
+
+def test_weights_trust_the_centre():
+    w = gaussian((9, 13))
+    assert w.argmax() == 4 * 13 + 6 and w[4, 6] == 1 and w.min() > 0
+    torch.testing.assert_close(w, w.flip(0, 1))

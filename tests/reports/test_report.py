@@ -1,0 +1,182 @@
+"""The page holds all of its numbers and pictures and nothing from elsewhere; pictures show what they say."""
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from diffuseg.data.io import write
+from diffuseg.reports.evaluate import Evaluation, evaluate
+from diffuseg.reports.figures import DIFFERENCES, OKABE_ITO, case_figure, validation_figure
+from diffuseg.reports.report import case_pictures, with_maps, write_page
+from diffuseg.reports.summary import body
+from diffuseg.types import Image
+
+SHAPE = (30, 26, 12)
+LABELS = {"background": 0, "head": 1, "tail <&>": 2}
+
+
+def truth() -> np.ndarray:
+    """Most of it in slice 7."""
+    array = np.zeros(SHAPE, np.int16)
+    array[8:14, 8:20, 5:9] = 1
+    array[14:20, 8:20, 5:9] = 2
+    array[6:22, 6:22, 7] = np.where(np.arange(6, 22) < 14, 1, 2)[:, None]
+    return array
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Evaluation:
+    """Five cases, case_n moved by n voxels; images and maps beside them as predict writes them."""
+    folder, predictions = tmp_path / "set", tmp_path / "predictions"
+    random = np.random.default_rng(0)
+    like = Image(truth()[None], np.diag([1.0, 1.0, 2.0, 1.0]))
+    for number in range(5):
+        moved = np.roll(truth(), number, 0)
+        write(folder / "labelsTr" / f"case_{number}.nii.gz", truth(), like)
+        write(folder / "imagesTr" / f"case_{number}_0000.nii.gz", random.normal(size=SHAPE).astype(np.float32), like)
+        write(predictions / f"case_{number}.nii.gz", moved, like)
+        if number != 2:
+            probability = np.stack([moved == 1, moved == 2]).astype(np.float32)
+            write(predictions / f"case_{number}_prob.nii.gz", probability, like)
+            write(predictions / f"case_{number}_entropy.nii.gz", random.random(SHAPE).astype(np.float32), like)
+    (predictions / "case_0.json").write_text(json.dumps({"volume_ml_90": {"head": [0.1, 2.5]}}))
+    description = {"channel_names": {"0": "MR"}, "labels": LABELS}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    write(folder / "labelsTr" / "unseen.nii.gz", truth(), like)
+    return evaluate(predictions, folder / "labelsTr", tmp_path / "out")
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(PIL.Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def amount(png: bytes, colour: str) -> int:
+    """Pixels that have this colour, but for rounding."""
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return int((np.abs(pixels(png) - wanted).max(-1) <= 3).sum())
+
+
+def test_the_page_needs_nothing_but_itself(evaluation: Evaluation, tmp_path: Path) -> None:
+    pictures = case_pictures(evaluation)
+    how = {"Model <script>": {"name": "cdal", "steps": 2}, "Seed": 0}
+    page = write_page(tmp_path / "out" / "index.html", evaluation, pictures, how).read_text()
+    for target in re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)", page):
+        assert target.startswith(("data:image/png;base64,", "#")), target
+    assert not re.search(r"@import|url\((?!#)|<script|<link", page)
+    for cells in body(evaluation).values():
+        for cell in cells:
+            assert cell in page
+    for said in (
+        "For research only",
+        "tail &lt;&amp;&gt;",
+        "Model &lt;script&gt;",
+        "unseen",
+        "case_4",
+        "A class in neither mask",
+    ):
+        assert said in page, said
+    for title, png in pictures:
+        assert title in page and base64.b64encode(png).decode() in page
+    assert page.count("<svg") == 1 and "[0.100, 2.500]" in page
+
+
+def test_equal_results_give_equal_pages(evaluation: Evaluation, tmp_path: Path) -> None:
+    first, second = (write_page(tmp_path / f"{name}.html", evaluation, [], {}).read_text() for name in "ab")
+    assert first == second
+
+
+def test_worst_median_and_best_are_shown(evaluation: Evaluation) -> None:
+    titles = [title for title, _ in case_pictures(evaluation)]
+    assert [title.split(",")[0] for title in titles] == [
+        "Worst case: case_4",
+        "Median case: case_2",  # without maps: it is drawn with what there is
+        "Best case: case_0",
+    ]
+    assert titles[2].endswith("1.000")
+
+
+def test_a_broken_image_does_not_cost_the_report(evaluation: Evaluation, tmp_path: Path) -> None:
+    (tmp_path / "set" / "imagesTr" / "case_0_0000.nii.gz").write_bytes(b"rubbish")
+    assert len(case_pictures(evaluation)) == 3
+    assert len(case_pictures(evaluation, tmp_path / "nowhere")) == 3
+
+
+def test_maps_in_png_are_read_in_their_units(tmp_path: Path) -> None:
+    """predict writes one probability per class into a .png, and entropy as a part of log(classes)."""
+    like = Image(np.zeros((1, 6, 7), np.int16))
+    for name, value in (("", 1), ("_prob_a", 0.25), ("_prob_b", 0.5), ("_entropy", 0.5)):
+        write(tmp_path / f"x{name}.png", np.full((6, 7), value, np.int16 if name == "" else np.float32), like)
+    write(tmp_path / "y.png", np.zeros((6, 7), np.int16), like)
+    _, probability, entropy = with_maps("x", tmp_path / "x.png", 3)
+    assert probability is not None and probability == pytest.approx(np.full((6, 7), 0.75), abs=1e-4)
+    assert entropy is not None and entropy == pytest.approx(np.full((6, 7), 0.5 * np.log(3)), abs=1e-4)
+    assert with_maps("y", tmp_path / "y.png", 3)[1:] == (None, None)
+
+
+def test_a_case_shows_truth_prediction_and_where_they_differ() -> None:
+    image, entropy = np.zeros(SHAPE, np.float32), np.zeros(SHAPE, np.float32)
+    right = case_figure(image, truth(), truth(), None, entropy, "right", labels=LABELS)
+    wrong = case_figure(image, truth(), np.roll(truth(), 4, 0), None, entropy, "wrong", labels=LABELS)
+    for kind, colour in DIFFERENCES.items():
+        assert amount(wrong, colour) > amount(right, colour) + 200, kind
+    missed = case_figure(image, truth(), np.zeros_like(truth()), None, entropy, "missed", labels=LABELS)
+    # the classes are outlined in the panel of the truth and in that of the prediction
+    for colour in OKABE_ITO[:2]:
+        assert amount(right, colour) > amount(missed, colour) > 50
+
+
+def test_the_slice_with_most_truth_is_shown() -> None:
+    image = np.zeros(SHAPE, np.float32)
+    image[..., 7] = np.where(np.indices(SHAPE[:2])[0] % 2, 1.0, 0.0)
+    stripes = case_figure(image, truth(), truth(), None, None, "t")
+    plain = case_figure(image * (np.arange(12) != 7), truth(), truth(), None, None, "t")
+    assert amount(stripes, "#ffffff") > amount(plain, "#ffffff") + 5000
+
+
+@pytest.mark.parametrize(
+    ("shape", "empty"), [((40, 50), True), ((300, 200), False), ((20, 30, 8), True), ((1, 9, 9), False), ((7, 1), False)]
+)
+def test_odd_shapes_and_empty_masks_are_drawn(shape: tuple[int, ...], empty: bool) -> None:
+    labels = np.zeros(shape, np.int16)
+    if not empty:
+        labels[tuple(n // 2 for n in shape)] = 3
+    flat = np.zeros(shape, np.float32)
+    for image in (flat, np.stack([flat] * 3), None):
+        png = case_figure(image, labels, labels * 0, flat, flat, "t", spacing=[1.0, 2.0, 5.0][: len(shape)])
+        assert pixels(png).std() > 0
+    assert pixels(validation_figure([{"image": flat, "truth": labels, "draws": [labels], "entropy": flat, "title": "t"}])).size
+
+
+def test_validation_shows_each_draw() -> None:
+    row = {"image": np.zeros(SHAPE, np.float32), "truth": truth() * 0, "entropy": np.zeros(SHAPE, np.float32), "title": "a"}
+    none, one = truth() * 0, (truth() == 1).astype(np.int16)
+    two = (amount(validation_figure([row | {"draws": draws}]), OKABE_ITO[0]) for draws in ([one, none], [one, one]))
+    first, both = two
+    assert first > 100 and both == pytest.approx(2 * first, rel=0.15)
+    stacked = validation_figure([row | {"draws": np.stack([one, none])}, row | {"draws": [one, one, none]}])
+    assert amount(stacked, OKABE_ITO[0]) > first
+    with pytest.raises(ValueError, match="no case"):
+        validation_figure([])
+
+
+def test_neither_a_screen_nor_the_plots_of_the_caller_are_touched(tmp_path: Path) -> None:
+    code = """
+import sys
+from diffuseg.reports.figures import validation_figure
+assert "matplotlib" not in sys.modules and "monai" not in sys.modules and "jinja2" not in sys.modules
+import numpy as np
+a = np.zeros((9, 9), int)
+a[3:5, 3:5] = 1
+validation_figure([dict(image=a.astype(float), truth=a, draws=[a], entropy=a * 0.1, title="t")])
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
