@@ -16,7 +16,7 @@ from benchmarks.score import write
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import open_dataset, patients
 from diffuseg.evaluation.metrics import dice
-from diffuseg.evaluation.selective import doubt, excess_aurc, rejection
+from diffuseg.evaluation.selective import excess_aurc, expected_dice_loss, rejection
 from diffuseg.inference.folds import own_fold, validation_cases
 from diffuseg.inference.model import load
 from diffuseg.inference.prediction import Prediction
@@ -52,7 +52,7 @@ def main(asked: argparse.Namespace) -> None:
         assert p.draws is not None
         found = {
             "expected 1 - Dice (`doubt`)": p.provenance["doubt"],
-            "the same, of tempered probabilities": doubt(tempered, chosen),
+            "the same, of tempered probabilities": expected_dice_loss(tempered, chosen),
             "entropy, mean in the mask": float(entropy[inside].mean()) if inside.any() else 0.0,
             "entropy, sum over the mask's volume": float(entropy.sum() / max(inside.sum(), 1)),
             "1 - Dice of pairs of draws": 1 - float(np.mean([overlap(a, b, labels) for a, b in combinations(p.draws, 2)])),

@@ -127,7 +127,7 @@ def measured(
             maps = [method.condition.segment(whole.image[None])[0].detach().softmax(0)]
         else:
             maps = [p.float() for p in method.draw(whole.image, seeds, steps=steps, sampler=sampler)]
-        score = lambda p, whole=whole: overlap(to_native(p, whole.placement).argmax(0), whole.truth, plan.classes)
+        score = lambda p, whole=whole: overlap(to_native(p, whole.transform).argmax(0), whole.truth, plan.classes)
         found.setdefault("one draw", []).append(float(np.mean([score(p) for p in maps])))
         for n in (n for n in counts if n > 1):
             for fuse in ("mean", "staple"):

@@ -82,7 +82,7 @@ def _case(method: Method, source: Batches, case: str, steps: int | None, draws: 
     device = torch.device("cpu")
     with choose_precision(device).autocast(device):
         maps = [p.float() for p in method.draw(whole.image, seeds, steps=steps, sampler=sampler)]
-    native = [to_native(p, whole.placement) for p in maps]
+    native = [to_native(p, whole.transform) for p in maps]
     masks = [p.argmax(0) for p in native]
     classes = range(1, source.plan.classes)
     found: dict[str, Any] = {"dice": {}, "band": {}}

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from benchmarks.score import write
 from diffuseg.data.batches import Batches
-from diffuseg.data.dataset import Dataset, open_dataset, patients, splits, spread
+from diffuseg.data.dataset import Dataset, evenly_spaced, open_dataset, patients, splits
 from diffuseg.data.labels import TABLE, read_labels
 from diffuseg.data.transforms import GridTransform, to_native
 from diffuseg.evaluation.metrics import dice, hd95, iou
-from diffuseg.evaluation.statistics import bootstrap_mean, deal
+from diffuseg.evaluation.statistics import bootstrap_mean, group_folds
 from diffuseg.inference.folds import own_fold, validation_cases
-from diffuseg.inference.model import Model, content, draw_seed, load
+from diffuseg.inference.model import Model, content_digest, draw_seed, load
 from diffuseg.inference.saliency_calibration import border_of
 from diffuseg.methods.weak.binarize import Cut, cut, evidence
 from diffuseg.methods.weak.cdm import MAPS
@@ -86,7 +86,7 @@ class Case:
     place: float
     seed: str
     image: Tensor
-    placement: GridTransform
+    transform: GridTransform
     truth: np.ndarray
     spacing: tuple[float, ...]
 
@@ -116,7 +116,7 @@ def main(asked: argparse.Namespace) -> None:
     fold = own_fold(models[0]) if asked.fold is None else asked.fold
     dataset = open_dataset(asked.dataset)
     cases = load_cases(models[0], dataset, fold, asked.limit, asked.place)
-    half = deal([case.patient for case in cases], 2)
+    half = group_folds([case.patient for case in cases], 2)
     chosen, reported = ([c for c, h in zip(cases, half.tolist(), strict=True) if h == side] for side in (0, 1))
     counts = {side: [len(s), sum(c.label > 0 for c in s)] for side, s in (("chosen", chosen), ("reported", reported))}
     of = [c.patient for c in reported if c.label]
@@ -179,8 +179,8 @@ def read(model: Model, dataset: Dataset, names: list[str], place: str | None = N
     for name in names:
         whole, number = source.whole(name), place and re.search(place, name)
         at = float(number[1]) if number else float("nan")
-        seed, spacing = content(whole.native, whole.placement), tuple(whole.native.spacing)
-        found.append(Case(name, of[name], labels[name], at, seed, whole.image, whole.placement, whole.truth > 0, spacing))
+        seed, spacing = content_digest(whole.native, whole.transform), tuple(whole.native.spacing)
+        found.append(Case(name, of[name], labels[name], at, seed, whole.image, whole.transform, whole.truth > 0, spacing))
     return found
 
 
@@ -238,7 +238,7 @@ def negatives(model: Model, dataset: Dataset) -> list[Case]:
     """A few training images without the object, evenly spread: their masks are empty, and not looked at."""
     labels = read_labels(dataset)
     names = [name for name in splits(dataset)[own_fold(model)]["train"] if not labels[name]]
-    return read(model, dataset, spread(names, NEGATIVES))
+    return read(model, dataset, evenly_spaced(names, NEGATIVES))
 
 
 def class_difference(model: Model, dataset: Dataset) -> Tensor:
@@ -258,12 +258,12 @@ def judges(models: list[Model], cases: list[Case], dataset: Dataset, place: str)
         kinds = ["classifier"] if model.meta["method"] == "cam" else ["diffusion"]
         if model.meta["method"] == "cdm":
             kinds += ["classifier"] if model.method.config.classifier_widths else []
-            kinds += ["map"] if model.method.judge_by_map(cases[0].image) is not None else []
+            kinds += ["map"] if model.method.classify_by_map(cases[0].image) is not None else []
         for kind in kinds:
             method = model.method
             method.config = replace(method.config, decide=kind)
             name = f"{model.meta['method']}: {kind}"
-            scores[name] = {case.name: margin(method.judge(case.image).scores) for case in cases}
+            scores[name] = {case.name: margin(method.classify_image(case.image).scores) for case in cases}
     return scores
 
 
@@ -333,7 +333,7 @@ def masked(name: str, model: Model, reported: list[Case]) -> dict[str, Any]:
     """The row of a model that makes masks: its own mask of one draw, its probability as the map."""
     started, maps, masks = time.process_time(), {}, {}
     for case in reported:
-        p = to_native(next(iter(model.method.draw(case.image, [draw_seed(0, case.seed, 0)]))).float(), case.placement)
+        p = to_native(next(iter(model.method.draw(case.image, [draw_seed(0, case.seed, 0)]))).float(), case.transform)
         maps[case.name], masks[case.name] = 1 - p[0], p.argmax(0) > 0
     seconds = (time.process_time() - started) / len(reported)
     positive = [case for case in reported if case.label]
@@ -382,7 +382,7 @@ def mask_of(m: Maps, case: Case, how: Cut) -> np.ndarray:
     """The mask that a cut makes, on native pixels."""
     border = m.bordered if how.threshold in ("negatives", "auto") else None
     p = cut(m.alone, how, case.image) if border is None else cut(border, how, case.image, bordered=True)
-    return to_native(p[None], case.placement)[0] > 0.5
+    return to_native(p[None], case.transform)[0] > 0.5
 
 
 def overlap(m: Maps, case: Case, how: Cut) -> float:
@@ -395,7 +395,7 @@ def precision(m: Tensor, case: Case, smooth: float) -> float:
     from scipy.ndimage import gaussian_filter
 
     soft = torch.from_numpy(gaussian_filter(m.double().numpy(), smooth, mode="nearest") if smooth else m.double().numpy())
-    return average_precision(to_native(soft[None].float(), case.placement)[0], case.truth)
+    return average_precision(to_native(soft[None].float(), case.transform)[0], case.truth)
 
 
 def average_precision(score: np.ndarray, truth: np.ndarray) -> float:

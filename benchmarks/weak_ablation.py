@@ -17,7 +17,7 @@ from benchmarks.score import write
 from benchmarks.weak import SMOOTHED, Case, Maps, drawn, load_cases, mask_of, negatives, precision
 from diffuseg.data.dataset import open_dataset
 from diffuseg.evaluation.metrics import dice
-from diffuseg.evaluation.statistics import bootstrap_mean, deal
+from diffuseg.evaluation.statistics import bootstrap_mean, group_folds
 from diffuseg.inference.folds import own_fold
 from diffuseg.inference.model import load
 from diffuseg.inference.saliency_calibration import border_of
@@ -48,7 +48,7 @@ def main(asked: argparse.Namespace) -> None:
     guided = getattr(model.method, "classifier", None) is not None
     dataset = open_dataset(asked.dataset)
     cases = load_cases(model, dataset, own_fold(model), asked.limit, r"_(\d+)$")
-    half = deal([case.patient for case in cases], 2)
+    half = group_folds([case.patient for case in cases], 2)
     cases = [case for case, side in zip(cases, half.tolist(), strict=True) if side == 0 and case.label]
     without = negatives(model, dataset)
     results: dict[str, Any] = {"dataset": dataset.name, "images": len(cases), "points": []}

@@ -100,7 +100,7 @@ def load_checkpoint(
 ) -> tuple[Method, Plan, dict[str, Any]]:
     """The method with its weights (in evaluation mode), its plan, and its header.
 
-    options: "key=value" for settings of drawing (Method.drawing); other settings are refused, a training has fixed them.
+    options: "key=value" for `Method.inference_settings`; other settings are refused, a training has fixed them.
     """
     path = Path(path)
     meta = read_meta(path)
@@ -110,8 +110,8 @@ def load_checkpoint(
     plan = from_dict(Plan, meta["plan"], "plan.")
     config = override(from_dict(cls.config_class, meta["config"], "config."), list(options))
     for option in options:
-        if option.partition("=")[0] not in cls.drawing:
-            may = f"Free are: {', '.join(cls.drawing) or 'none of this method'}"
+        if option.partition("=")[0] not in cls.inference_settings:
+            may = f"Free are: {', '.join(cls.inference_settings) or 'none of this method'}"
             raise UserError(f"{option}: this was fixed when the model was trained", file=path, do=may)
     method = cls(plan, config)
     with safe_open(path, "pt") as file:

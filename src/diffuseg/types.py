@@ -39,6 +39,18 @@ class Image:
         """Size of a voxel along each spatial axis, in mm."""
         return tuple(float(v) for v in np.linalg.norm(self.affine[:3, : self.dims], axis=0))
 
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in ml, by the determinant of the affine; a pixel of a picture is taken to be 1 mm thick."""
+        return voxel_ml(self.affine, self.dims)
+
+
+def voxel_ml(affine: Float[np.ndarray, "4 4"], dims: int) -> float:
+    """Volume of a voxel of a grid in ml, right on sheared grids too; the pixel of a picture is taken to be 1 mm thick."""
+    if dims == 3:
+        return float(abs(np.linalg.det(affine[:3, :3]))) / 1000
+    return float(np.prod(np.linalg.norm(affine[:3, :dims], axis=0))) / 1000
+
 
 @dataclass
 class Batch:

@@ -19,7 +19,7 @@ from benchmarks import weak
 from benchmarks.weak import BEFOREHAND, GRID, SMOOTH, auc, average_precision, judged, main
 from diffuseg.checkpoint import save_checkpoint
 from diffuseg.data.plan import Plan
-from diffuseg.evaluation.statistics import deal
+from diffuseg.evaluation.statistics import group_folds
 from diffuseg.methods import METHODS
 
 PAIRS = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=20).filter(
@@ -122,7 +122,7 @@ def smoothed(picture: np.ndarray, smooth: float) -> np.ndarray:
 def test_cuts_are_the_best_on_one_half_of_the_patients_and_scores_are_of_the_other(tmp_path, monkeypatch):
     """Large spots in the half to choose on and small ones in the other, so that no cut suits both."""
     names = [f"p{i // 4}_{i % 4}" for i in range(32)]
-    half = dict(zip(names[8:], deal([name[:2] for name in names[8:]], 2).tolist(), strict=True))
+    half = dict(zip(names[8:], group_folds([name[:2] for name in names[8:]], 2).tolist(), strict=True))
     sides = {name: (i % 2) * (6, 2)[half.get(name, 0)] for i, name in enumerate(names)}
     made, out = make_spots(tmp_path / "data", sides, train=8, contrast=15.0), tmp_path / "weak.json"
     chosen, reported = ([made[name] for name in half if sides[name] and half[name] == side] for side in (0, 1))

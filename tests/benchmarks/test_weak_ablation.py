@@ -13,7 +13,7 @@ from benchmarks import weak, weak_ablation
 from benchmarks.weak import load_cases
 from benchmarks.weak_ablation import DRAWS, SETTINGS, main, measured, points, wish
 from diffuseg.data.dataset import open_dataset
-from diffuseg.evaluation.statistics import deal
+from diffuseg.evaluation.statistics import group_folds
 from diffuseg.inference.model import load
 from tests.benchmarks.test_weak import make_spots, precision_of, save, smoothed
 
@@ -56,7 +56,7 @@ def test_what_is_measured_depends_on_the_positives_of_the_chosen_half_alone(tmp_
     monkeypatch.setattr(weak_ablation, "SETTINGS", few)
     data, model = tmp_path / "data", save(tmp_path / "cdm.safetensors", "cdm", std=0.1)
     make_spots(data, {name: 5 * (i % 2) for i, name in enumerate(NAMES)}, train=4)
-    half = deal([name[:2] for name in NAMES[4:]], 2)
+    half = group_folds([name[:2] for name in NAMES[4:]], 2)
     chosen = {name for name, side in zip(NAMES[4:], half.tolist(), strict=True) if side == 0}
     positive = {name for name in chosen if NAMES.index(name) % 2}
     assert 0 < len(positive) < len(chosen) < len(NAMES[4:])

@@ -72,11 +72,11 @@ def test_a_border_is_for_one_map_of_one_layer_and_leaves_the_judgement_to_the_cl
     image = torch.randn(1, 20, 24, generator=torch.Generator().manual_seed(0))
     m = raw(method, (image * method.scale)[None], "gradcam")
     border = float(m.max()) / 5
-    before = method.judge(image)
+    before = method.classify_image(image)
     method.reference = Reference(method.how("gradcam", 1), {"class1": border}, {"class1": 0.5}, 3)
     p = next(iter(method.draw(image, [0], label=1)))
     torch.testing.assert_close(p[1], evidence(m, border))
-    assert p[1].max() == pytest.approx((1 + 5 / 6) / 2) and method.judge(image) == before
+    assert p[1].max() == pytest.approx((1 + 5 / 6) / 2) and method.classify_image(image) == before
     for other in ("map=layercam", "layer=1"):
         method.config = override(method.config, [other])
         assert method.border(1, *method.sampling(None, None)) is None
@@ -110,7 +110,7 @@ def trained() -> tuple[CAM, torch.Tensor, torch.Tensor]:
 def test_the_square_is_found_and_a_picture_without_it_has_an_empty_mask(trained, name):
     method, (without, picture), (_, truth) = trained
     method.config = override(method.config, [f"map={name}", "decide=classifier", "quantile=0.9"])
-    assert method.judge(picture).label == 1 and method.judge(without).label == 0
+    assert method.classify_image(picture).label == 1 and method.classify_image(without).label == 0
     p = next(iter(method.draw(picture, [0])))
     assert p[1][truth].mean() > p[1][~truth].mean() + 0.1
     assert not next(iter(method.draw(without, [0])))[1].any()
@@ -122,5 +122,5 @@ def test_held_out_is_the_cross_entropy():
     image = torch.randn(1, 20, 24)
     batch = Batch(image[None], label=torch.tensor([1]))
     loss = float(method.loss(batch, method.phases[0], torch.Generator())[0].detach())
-    assert float(method.held_out(image, 0)[1]) == pytest.approx(loss, rel=1e-5)
-    assert np.exp(-method.held_out(image, 0).numpy()).sum() == pytest.approx(1)
+    assert float(method.class_errors(image, 0)[1]) == pytest.approx(loss, rel=1e-5)
+    assert np.exp(-method.class_errors(image, 0).numpy()).sum() == pytest.approx(1)

@@ -82,7 +82,7 @@ def test_held_out_error_is_the_loss_that_is_trained():
     method = build("cdm", "2d", "label_dropout=0", "focus=0", "T=16")
     image = torch.randn(1, 20, 24, generator=rng(1))
     with torch.no_grad():
-        held = torch.stack([method.held_out(image, seed) for seed in range(60)]).mean(0)
+        held = torch.stack([method.class_errors(image, seed) for seed in range(60)]).mean(0)
         for label in (0, 1):
             batch = Batch(image.expand(600, -1, -1, -1), label=torch.full((600,), label))
             assert float(method.loss(batch, method.phases[0], rng(2))[0]) == pytest.approx(float(held[label]), rel=0.05)
@@ -142,7 +142,7 @@ def test_a_classifier_learns_from_noised_images_in_a_phase_of_its_own():
     assert said["right"] > 0.9
     method = with_options(method, "decide=classifier").eval()
     for image, y in zip(batch.image[:2], label[:2], strict=True):
-        verdict = method.judge(image)
+        verdict = method.classify_image(image)
         assert verdict.label == int(y) and verdict.by == "classifier"
         assert sum(np.exp(list(verdict.scores.values()))) <= 1 + 1e-6
 
@@ -173,10 +173,10 @@ def test_the_class_that_denoises_best_is_what_an_image_shows():
     method = build("cdm", "2d")
     errors = torch.tensor([0.5, 0.4])
     with_options(method, "decide=diffusion")
-    method.held_out = lambda image, seed: errors + 0.01 * seed
-    assert method.judge(torch.zeros(1, 20, 24)).label == 1
+    method.class_errors = lambda image, seed: errors + 0.01 * seed
+    assert method.classify_image(torch.zeros(1, 20, 24)).label == 1
     errors[1] = 0.6
-    verdict = method.judge(torch.zeros(1, 20, 24))
+    verdict = method.classify_image(torch.zeros(1, 20, 24))
     assert verdict.label == 0 and verdict.scores["background"] == pytest.approx(-0.515)
     assert with_options(method, "decide=present").judge(torch.zeros(1, 20, 24)).label == 1
 
@@ -185,10 +185,10 @@ def test_a_judgement_is_a_function_of_the_image():
     method = build("cdm", "3d")
     images = torch.randn(2, 2, 8, 12, 9, generator=rng())
     torch.manual_seed(1)
-    first = method.judge(images[0])
-    method.judge(images[1])
+    first = method.classify_image(images[0])
+    method.classify_image(images[1])
     torch.manual_seed(2)
-    assert method.judge(images[0]) == first
+    assert method.classify_image(images[0]) == first
 
 
 def refer(method: CDM, border: float = 0.01) -> CDM:
@@ -204,9 +204,9 @@ def test_a_judgement_by_the_map_is_a_function_of_the_image_and_costs_what_it_say
     method.network.register_forward_hook(lambda _, inputs, __: asked.append(len(inputs[0])))
     image = torch.randn(2, 8, 12, 9, generator=rng())
     torch.manual_seed(1)
-    first = method.judge(image)
+    first = method.classify_image(image)
     torch.manual_seed(2)
-    assert method.judge(image) == first and first.by == "map"
+    assert method.classify_image(image) == first and first.by == "map"
     assert sum(asked) == 2 * first.evaluations == 2 * (2 * 2 * 4 * 2)  # asked twice: noises, classes, one map of two steps
     for y in (1, 2):
         alone = [next(method.maps(image, [seed], y, "levels", 2)) for seed in (0, 1)]
@@ -226,7 +226,7 @@ def test_evidence_is_in_units_of_the_border_of_maps_like_this_and_else_of_the_ma
             torch.testing.assert_close(p[1], evidence(m, known))
         mean = torch.stack(drawn).mean(0)
         expected = cut(mean[1], method.config, image, known is not None)
-        assert torch.equal(method.conclude(mean, image, sampler, steps)[1], expected) and (expected > 0.5).any()
+        assert torch.equal(method.finalize_draw(mean, image, sampler, steps)[1], expected) and (expected > 0.5).any()
         assert not torch.equal(expected, cut(mean[1], replace(method.config, threshold="otsu"), image))
 
 
@@ -237,7 +237,7 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CDM.drawing)
+@pytest.mark.parametrize("name", CDM.inference_settings)
 def test_a_border_outlives_settings_that_leave_the_map_as_it_is(name):
     plain = refer(build("cdm", "2d", WITH))
     other = build("cdm", "2d", WITH, f"{name}={OTHERS[name]}")
@@ -265,7 +265,7 @@ def test_every_map_is_evidence_at_any_size_and_none_for_an_image_without_object(
         assert p[1].max() == 1 or p[1].min() == 0  # the largest change, either way
         torch.testing.assert_close(p.sum(0), torch.ones(23, 17))
     for p in method.draw(image, [1, 2], sampler=name, steps=2, label=0):
-        assert not p[1].any() and not method.conclude(p, image)[1].any()
+        assert not p[1].any() and not method.finalize_draw(p, image)[1].any()
 
 
 @pytest.mark.parametrize("guidance", ["guidance=0.0", "guidance=2.0", None])
@@ -288,7 +288,7 @@ def test_equal_embeddings_give_an_empty_mask():
             image = torch.randn(1, 20, 24, generator=rng())
             for p in method.draw(image, [1, 2], sampler=name, steps=2, label=1):
                 assert torch.equal(p[1], torch.full((20, 24), 0.5))
-                assert not method.conclude(p, image)[1].any()
+                assert not method.finalize_draw(p, image)[1].any()
 
 
 def test_the_class_of_several_is_the_one_that_is_shown():
@@ -296,7 +296,7 @@ def test_the_class_of_several_is_the_one_that_is_shown():
     image = torch.randn(2, 8, 12, 9, generator=rng())
     p = next(iter(method.draw(image, [1], label=2)))
     assert not p[1].any() and p[2].any()
-    concluded = method.conclude(p, image)
+    concluded = method.finalize_draw(p, image)
     assert not concluded[1].any() and (concluded[2] > 0.5).any()
 
 
@@ -338,9 +338,9 @@ def test_the_mask_comes_from_the_mean_of_the_draws_evidence(checkpoint):
     shown = predicted(model, label="class1")
     x = to_grid(Image(IMAGE[None]), model.plan)[0]
     maps = list(model.method.draw(x, shown.provenance["seeds"], label=1))
-    expected = model.method.conclude(torch.stack(maps).mean(0), x)
+    expected = model.method.finalize_draw(torch.stack(maps).mean(0), x)
     torch.testing.assert_close(torch.from_numpy(shown.probability), expected, atol=1e-5, rtol=0)
-    single = model.method.conclude(maps[0], x)
+    single = model.method.finalize_draw(maps[0], x)
     assert not torch.allclose(single, expected, atol=1e-3)
 
 
@@ -385,6 +385,6 @@ def test_a_model_trained_for_a_minute_finds_the_disc_with_the_right_sign(brightn
     scores = []
     for image, disc in zip(batch.image[1::2], truth[1::2] > 0, strict=True):
         evidence = torch.stack(list(method.draw(image, range(8), label=1))).mean(0)
-        mask = method.conclude(evidence, image)[1] > 0.5
+        mask = method.finalize_draw(evidence, image)[1] > 0.5
         scores.append(2 * float((mask & disc).sum()) / float(mask.sum() + disc.sum()))
     assert np.mean(scores) > 0.6

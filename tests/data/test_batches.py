@@ -207,8 +207,8 @@ def test_whole_cases_come_as_in_the_file_and_on_the_grid(folder):
     assert np.array_equal(whole.truth, stored)
     assert np.array_equal(whole.mask.numpy(), stored[::-1])  # the file is LAS, the grid RAS
     one_hot = torch.nn.functional.one_hot(whole.mask, 3).movedim(-1, 0)
-    assert np.array_equal(to_native(one_hot.float(), whole.placement).argmax(0), stored)
-    assert whole.native.shape == (15, 14, 10) and np.array_equal(to_native(whole.image, whole.placement), whole.native.data)
+    assert np.array_equal(to_native(one_hot.float(), whole.transform).argmax(0), stored)
+    assert whole.native.shape == (15, 14, 10) and np.array_equal(to_native(whole.image, whole.transform), whole.native.data)
     assert source.whole("case3") is whole
     assert source.of(["case3"]).whole("case3") is whole
 

@@ -57,9 +57,9 @@ def one_hot(classes, k=3):
 def test_a_mask_comes_back_exactly_however_the_file_is_turned(turn, shape, oblique, seed):
     mask = np.random.default_rng(seed).choice([0, 2, 5], (1, *shape)).astype(np.int16)
     affine = affine_of(turn, (1.0, 1.5, 2.0), oblique)
-    _, placement = to_grid(Image(mask.astype(np.float32), affine), plan())
-    on_grid = mask_to_grid(Image(mask, affine), plan(), placement)
-    back = to_native(one_hot(on_grid), placement)
+    _, transform = to_grid(Image(mask.astype(np.float32), affine), plan())
+    on_grid = mask_to_grid(Image(mask, affine), plan(), transform)
+    back = to_native(one_hot(on_grid), transform)
     assert set(np.unique(back)) <= {0.0, 1.0}
     assert np.array_equal(np.array([0, 2, 5])[back.argmax(0)], mask[0])
 
@@ -74,8 +74,8 @@ def test_a_mask_comes_back_exactly_however_the_file_is_turned(turn, shape, obliq
 def test_every_grid_voxel_shows_what_lies_at_its_place_in_the_world(turn, shape, spacing, oblique):
     # A field that is linear in the world is interpolated exactly wherever there are voxels on both sides.
     affine, slope = affine_of(turn, spacing, oblique), np.array([1.0, 10.0, -3.0])
-    x, placement = to_grid(Image((world(affine, shape) @ slope)[None].astype(np.float32), affine), plan())
-    places = world(placement.grid_affine, x.shape[1:])
+    x, transform = to_grid(Image((world(affine, shape) @ slope)[None].astype(np.float32), affine), plan())
+    places = world(transform.grid_affine, x.shape[1:])
     native = (places - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
     inside = ((native >= -1e-6) & (native <= np.array(shape) - 1 + 1e-6)).all(-1)
     assert inside.any() or min(x.shape[1:]) < 2
@@ -84,9 +84,9 @@ def test_every_grid_voxel_shows_what_lies_at_its_place_in_the_world(turn, shape,
 
 def test_the_grid_has_the_orientation_and_the_spacing_of_the_plan():
     affine = affine_of(((1, 2, 0), (-1, 1, -1)), (0.5, 3.0, 1.0))
-    x, placement = to_grid(Image(np.zeros((1, 20, 40, 60), np.float32), affine), plan(spacing=(1.0, 1.5, 2.0)))
+    x, transform = to_grid(Image(np.zeros((1, 20, 40, 60), np.float32), affine), plan(spacing=(1.0, 1.5, 2.0)))
     assert tuple(x.shape[1:]) == (30, 40, 20)  # 60 * 0.5 / 1, 20 * 3 / 1.5, 40 * 1 / 2
-    np.testing.assert_allclose(placement.grid_affine[:3, :3], np.diag([1.0, 1.5, 2.0]), atol=1e-12)
+    np.testing.assert_allclose(transform.grid_affine[:3, :3], np.diag([1.0, 1.5, 2.0]), atol=1e-12)
 
 
 def test_a_spacing_that_no_memory_holds_is_refused_before_it_is_tried():
@@ -110,25 +110,25 @@ def test_a_crop_is_the_middle_of_the_grid_and_keeps_its_place_in_the_world(turn,
     image = Image((world(affine, shape) @ slope)[None].astype(np.float32), affine)
     mask = Image(np.random.default_rng(sum(shape)).choice([0, 2, 5], (1, *shape)).astype(np.int16), affine)
     whole, everything = to_grid(image, plan())
-    x, placement = to_grid(image, plan(crop=crop))
+    x, transform = to_grid(image, plan(crop=crop))
     n, kept = np.array(whole.shape[1:]), np.minimum(crop, whole.shape[1:])
-    assert tuple(x.shape[1:]) == placement.kept == tuple(kept)
+    assert tuple(x.shape[1:]) == transform.kept == tuple(kept)
     start = (n - kept) // 2
     assert (np.abs(2 * start + kept - n) <= 1).all()  # as much on one side as on the other
     window = tuple(slice(a, a + k) for a, k in zip(start, kept, strict=True))
     assert torch.equal(x, whole[(slice(None), *window)])
-    assert torch.equal(mask_to_grid(mask, plan(crop=crop), placement), mask_to_grid(mask, plan(), everything)[window])
+    assert torch.equal(mask_to_grid(mask, plan(crop=crop), transform), mask_to_grid(mask, plan(), everything)[window])
     places = world(everything.grid_affine, whole.shape[1:])[window]
-    np.testing.assert_allclose(world(placement.grid_affine, placement.kept), places, atol=1e-9)
+    np.testing.assert_allclose(world(transform.grid_affine, transform.kept), places, atol=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
 @given(turn=st.sampled_from(TURNS), shape=st.tuples(*[st.integers(2, 7)] * 3), crop=st.tuples(*[st.integers(1, 7)] * 3))
 def test_what_a_crop_leaves_out_comes_back_as_certain_background(turn, shape, crop):
     affine = affine_of(turn, (1.0, 1.5, 2.0))
-    x, placement = to_grid(Image(np.zeros((1, *shape), np.float32), affine), plan(crop=crop))
+    x, transform = to_grid(Image(np.zeros((1, *shape), np.float32), affine), plan(crop=crop))
     p = torch.rand(3, *x.shape[1:], generator=torch.Generator().manual_seed(0)).softmax(0)
-    back, entropy = to_native(p, placement), maps_to_native(torch.ones(2, *x.shape[1:]), placement)
+    back, entropy = to_native(p, transform), maps_to_native(torch.ones(2, *x.shape[1:]), transform)
     inside = entropy[1] == 1
     assert inside.sum() == x[0].numel() and back.shape == (3, *shape) and np.array_equal(entropy[0], entropy[1])
     assert (back[0][~inside] == 1).all() and (back[1:, ~inside] == 0).all() and (entropy[:, ~inside] == 0).all()
@@ -138,9 +138,9 @@ def test_what_a_crop_leaves_out_comes_back_as_certain_background(turn, shape, cr
 
 
 def test_a_cropped_and_resampled_probability_still_sums_to_one():
-    x, placement = to_grid(Image(np.zeros((1, 11, 12, 13), np.float32)), plan(spacing=(1.7, 0.8, 2.0), crop=(4, 20, 3)))
+    x, transform = to_grid(Image(np.zeros((1, 11, 12, 13), np.float32)), plan(spacing=(1.7, 0.8, 2.0), crop=(4, 20, 3)))
     p = torch.rand(3, *x.shape[1:], generator=torch.Generator().manual_seed(0)).softmax(0)
-    back = to_native(p, placement)
+    back = to_native(p, transform)
     np.testing.assert_allclose(back.sum(0), 1, atol=1e-5)
     assert back[0, 0].min() == 1 and back[0].min() < 0.9
 
@@ -150,7 +150,7 @@ def test_turning_agrees_with_simpleitk():
     data = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
     for turn in TURNS:
         affine = affine_of(turn, (1.0, 1.0, 1.0), oblique=0.1)
-        x, placement = to_grid(Image(data[None], affine), plan(spacing=None))
+        x, transform = to_grid(Image(data[None], affine), plan(spacing=None))
         lps = np.diag([-1, -1, 1, 1]) @ affine
         image = sitk.GetImageFromArray(data.T)
         image.SetDirection(lps[:3, :3].ravel().tolist())
@@ -158,7 +158,7 @@ def test_turning_agrees_with_simpleitk():
         turned = sitk.DICOMOrient(image, "RAS")
         assert np.array_equal(sitk.GetArrayFromImage(turned).T, x[0].numpy())
         origin = np.array(turned.GetOrigin()) * (-1, -1, 1)
-        np.testing.assert_allclose(origin, placement.grid_affine[:3, 3], atol=1e-9)
+        np.testing.assert_allclose(origin, transform.grid_affine[:3, 3], atol=1e-9)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 2.2, 1.4), (2.0, 0.8, 0.9)])
@@ -170,8 +170,8 @@ def test_smooth_shapes_survive_resampling_there_and_back(spacing):
     ball = ((((places - middle) / size) ** 2).sum(-1) < 0.3**2).astype(np.int16) * 2
     ball[(((places - middle - 0.25 * size) / size) ** 2).sum(-1) < 0.15**2] = 5
     coarse = plan(spacing=(1.1, 1.3, 1.2))
-    _, placement = to_grid(Image(ball[None].astype(np.float32), affine), coarse)
-    back = to_native(one_hot(mask_to_grid(Image(ball[None], affine), coarse, placement)), placement).argmax(0)
+    _, transform = to_grid(Image(ball[None].astype(np.float32), affine), coarse)
+    back = to_native(one_hot(mask_to_grid(Image(ball[None], affine), coarse, transform)), transform).argmax(0)
     for k, value in ((1, 2), (2, 5)):
         a, b = back == k, ball == value
         assert 2 * (a & b).sum() / (a.sum() + b.sum()) > (0.97 if k == 1 else 0.93)
@@ -183,8 +183,8 @@ def test_a_landmark_stays_within_half_a_voxel(wished):
     places = world(affine, (24, 20, 16))
     landmark = places[13, 8, 9]
     bright = np.exp(-((places - landmark) ** 2).sum(-1) / (2 * 3.0**2)).astype(np.float32)
-    x, placement = to_grid(Image(bright[None], affine), plan(spacing=wished))
-    centre = (world(placement.grid_affine, x.shape[1:]) * x[0].numpy()[..., None]).sum((0, 1, 2)) / float(x.sum())
+    x, transform = to_grid(Image(bright[None], affine), plan(spacing=wished))
+    centre = (world(transform.grid_affine, x.shape[1:]) * x[0].numpy()[..., None]).sum((0, 1, 2)) / float(x.sum())
     assert np.linalg.norm(centre - landmark) < 0.5 * min(wished)
 
 
@@ -192,9 +192,9 @@ def test_a_landmark_stays_within_half_a_voxel(wished):
 @given(shape=st.tuples(*[st.integers(1, 12)] * 3), spacing=st.tuples(*[st.floats(0.5, 3)] * 3), seed=st.integers(0, 99))
 def test_probabilities_stay_probabilities_on_the_way_back(shape, spacing, seed):
     affine = affine_of(((1, 2, 0), (1, -1, 1)), spacing)
-    x, placement = to_grid(Image(np.zeros((1, *shape), np.float32), affine), plan())
+    x, transform = to_grid(Image(np.zeros((1, *shape), np.float32), affine), plan())
     p = torch.randn(3, *x.shape[1:], generator=torch.Generator().manual_seed(seed)).softmax(0)
-    back = to_native(p, placement)
+    back = to_native(p, transform)
     assert back.shape == (3, *shape) and back.dtype == np.float32
     assert back.min() >= 0
     np.testing.assert_allclose(back.sum(0), 1, atol=1e-5)
@@ -229,23 +229,23 @@ def test_pictures_stay_as_they_are():
     picture = np.random.default_rng(0).integers(0, 256, (3, 7, 5)).astype(np.float32)
     colour = Plan("made", ("R", "G", "B"), LABELS, ".png", dims=2, orientation=None, patch=(16, 16),
                   normalisation=("unit",) * 3, intensity=({"low": 0.0, "high": 255.0},) * 3)  # fmt: skip
-    x, placement = to_grid(Image(picture), colour)
+    x, transform = to_grid(Image(picture), colour)
     np.testing.assert_allclose(x.numpy(), picture / 127.5 - 1, atol=1e-6)
-    assert np.array_equal(to_native(x, placement), x.numpy())
+    assert np.array_equal(to_native(x, transform), x.numpy())
     mask = np.random.default_rng(1).choice([0, 2, 5], (1, 7, 5))
-    assert np.array_equal(mask_to_grid(Image(mask), colour, placement).numpy(), np.searchsorted([0, 2, 5], mask[0]))
+    assert np.array_equal(mask_to_grid(Image(mask), colour, transform).numpy(), np.searchsorted([0, 2, 5], mask[0]))
 
 
 def test_slices_from_nifti_files_can_be_resampled():
     affine = np.diag([0.5, 2.0, 1.0, 1.0])
     flat = plan(dims=2, orientation=None, patch=(16, 16), spacing=(1.0, 1.0))
     slopes = (world(affine, (12, 6)) @ np.array([1.0, 1.0, 0.0])).astype(np.float32)
-    x, placement = to_grid(Image(slopes[None], affine), flat)
+    x, transform = to_grid(Image(slopes[None], affine), flat)
     assert tuple(x.shape) == (1, 6, 12)
     np.testing.assert_allclose(
-        x[0, 1:-1, 1:-1], (world(placement.grid_affine, (6, 12))[..., :2].sum(-1))[1:-1, 1:-1], atol=1e-5
+        x[0, 1:-1, 1:-1], (world(transform.grid_affine, (6, 12))[..., :2].sum(-1))[1:-1, 1:-1], atol=1e-5
     )
-    assert to_native(x, placement).shape == (1, 12, 6)
+    assert to_native(x, transform).shape == (1, 12, 6)
 
 
 # Intensities

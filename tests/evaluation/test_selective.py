@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.selective import (
     aurc,
-    doubt,
     excess_aurc,
+    expected_dice_loss,
     risk_after_rejecting,
     risk_coverage,
     threshold_for_fraction,
@@ -102,18 +102,18 @@ def test_doubt_is_what_the_probabilities_expect_of_the_mask() -> None:
     probability = np.stack([1 - inside, inside])
     mask = probability.argmax(0)
     scores = [dice(mask == 1, random.random(inside.shape) < inside) for _ in range(50)]
-    assert doubt(probability, mask) == pytest.approx(1 - np.mean(scores), abs=0.01)
-    assert doubt(probability, mask) < doubt(probability, np.roll(mask, 1, 0))
+    assert expected_dice_loss(probability, mask) == pytest.approx(1 - np.mean(scores), abs=0.01)
+    assert expected_dice_loss(probability, mask) < expected_dice_loss(probability, np.roll(mask, 1, 0))
 
 
 def test_doubt_of_what_is_certain_absent_or_missed() -> None:
     mask = np.zeros((30, 30), int)
     empty = np.stack([np.ones((30, 30)), np.zeros((30, 30)), np.zeros((30, 30))])
-    assert doubt(empty, mask) == 0
+    assert expected_dice_loss(empty, mask) == 0
     faint = np.stack([np.full((30, 30), 0.992), np.full((30, 30), 0.004), np.full((30, 30), 0.004)])
-    assert doubt(faint, mask) == 0, "a background that is nearly sure does not add up to an organ"
+    assert expected_dice_loss(faint, mask) == 0, "a background that is nearly sure does not add up to an organ"
     mask[:10], mask[20:] = 1, 2
     sure = np.eye(3)[mask].transpose(2, 0, 1)
-    assert doubt(sure, mask) == 0 and doubt(sure, np.zeros_like(mask)) > 0.99
+    assert expected_dice_loss(sure, mask) == 0 and expected_dice_loss(sure, np.zeros_like(mask)) > 0.99
     one_missed = np.where(mask == 2, 0, mask)
-    assert doubt(sure, one_missed) == pytest.approx(0.5, abs=0.01), "the mean over classes"
+    assert expected_dice_loss(sure, one_missed) == pytest.approx(0.5, abs=0.01), "the mean over classes"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffuseg.evaluation.statistics import bootstrap_mean, bootstrap_of, deal, paired_difference
+from diffuseg.evaluation.statistics import bootstrap_mean, bootstrap_of, group_folds, paired_difference
 
 VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=30)
 
@@ -149,9 +149,9 @@ def test_statistics_of_one_patient_and_of_nobody() -> None:
 def test_folds_keep_groups_together_and_are_of_equal_size(groups: list[int], folds: int, seed: int) -> None:
     if folds > len(set(groups)):
         with pytest.raises(ValueError, match="folds"):
-            deal(groups, folds, seed)
+            group_folds(groups, folds, seed)
         return
-    fold = deal(groups, folds, seed)
+    fold = group_folds(groups, folds, seed)
     pairs = set(zip(groups, fold.tolist(), strict=True))
     assert len(pairs) == len(set(groups))
     sizes = [sum(f == number for _, f in pairs) for number in range(folds)]

@@ -79,10 +79,10 @@ def test_on_another_grid_probabilities_go_back_before_the_argmax():
     model = make_model(noise=0.7, spacing=(2.0, 1.0, 0.7), labels=THREE)
     image = turned(organs((12, 11, 10)), (2, 0, 1), (-1, 1, 1))
     p = model.predict(image, draws=3)
-    x, placement = to_grid(image, model.plan)
-    assert placement.grid != placement.oriented
+    x, transform = to_grid(image, model.plan)
+    assert transform.grid != transform.oriented
     mean = torch.stack(list(model.method.draw(x, p.provenance["seeds"]))).mean(0)
-    native = to_native(mean, placement)
+    native = to_native(mean, transform)
     np.testing.assert_allclose(p.probability, native, atol=1e-6)
     np.testing.assert_array_equal(p.mask, np.array([0, 2, 700])[native.argmax(0)])
     np.testing.assert_allclose(p.probability.sum(0), 1, atol=1e-5)

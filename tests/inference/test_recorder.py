@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from diffuseg.data import io
 from diffuseg.data.io import grid_fault, read_image
-from diffuseg.data.outputs import beside, records
+from diffuseg.data.outputs import records, sidecar_name
 from diffuseg.inference import model as module
 from diffuseg.inference.folder import find_cases, predict_folder
 from diffuseg.inference.model import Model
 from diffuseg.inference.prediction import save
-from diffuseg.inference.recorder import MOST_STEPS, spread
+from diffuseg.inference.recorder import MOST_STEPS, evenly_spaced
 from diffuseg.methods import METHODS
 from diffuseg.reports.evaluate import evaluate
 from diffuseg.types import Image
@@ -94,7 +94,7 @@ def test_a_deterministic_method_has_one_draw_and_one_step():
 @given(st.integers(1, 1000))
 def test_of_many_steps_some_are_kept_evenly_with_both_ends(n):
     levels = list(range(n, 0, -1))
-    kept = spread(levels, MOST_STEPS)
+    kept = evenly_spaced(levels, MOST_STEPS)
     assert len(kept) == len(set(kept)) == min(n, MOST_STEPS) and (kept[0], kept[-1]) == (n, 1)
     gaps = -np.diff(kept)
     assert not len(gaps) or gaps.max() - gaps.min() <= 1
@@ -112,7 +112,7 @@ def test_files_hold_the_draws_in_the_geometry_of_the_image(tmp_path, ending, dra
     model = make_model(noise=0.7, labels=THREE, **({} if volume else PICTURE))
     p = model.predict(scan, draws=draws, steps=3, **BOTH)
     mask = save(p, tmp_path / "out")
-    of = lambda what: read_image(tmp_path / "out" / beside("a", what, io.ending_of(mask)))
+    of = lambda what: read_image(tmp_path / "out" / sidecar_name("a", what, io.ending_of(mask)))
     for what, kept in (("draws", p.draws), ("steps", p.steps)):
         np.testing.assert_array_equal(of(what).data, kept)
         assert grid_fault(read_image(scan), of(what)) is None

@@ -212,7 +212,7 @@ def test_a_class_without_a_border_leaves_the_others_theirs_and_the_judgement_to_
     assert set(remember_reference([checkpoint], folder).border) == {"spot"}
     method = load(checkpoint).method
     assert method.border(1, "levels", 3) and method.border(2, "levels", 3) is None
-    assert method.judge(torch.zeros(1, 16, 16)).by == "diffusion"
+    assert method.classify_image(torch.zeros(1, 16, 16)).by == "diffusion"
 
 
 def test_checkpoints_have_each_its_own_and_those_of_one_step_the_same(folder, checkpoint, tmp_path, monkeypatch):
@@ -252,7 +252,7 @@ def test_an_image_shows_the_class_whose_map_stands_out(folder, checkpoint):
     peak = smoothed_share("spot2", 1, reference.border["spot"]).max()
     for share, label in ((0.999, 1), (1.001, 0)):
         model.method.reference = replace(reference, peak={"spot": share * peak, "bar": 1.0})
-        assert model.method.judge(image).label == label
+        assert model.method.classify_image(image).label == label
 
 
 def test_the_mask_is_where_the_map_is_above_the_border_of_the_others(folder, checkpoint):

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from diffuseg.cli import app
 from diffuseg.data.io import write
 from diffuseg.errors import UserError
-from diffuseg.reports import comparison as module
 from diffuseg.evaluation.significance import cohens_d, first_places, holm, rank_biserial, sign_flip_test
 from diffuseg.evaluation.statistics import paired_difference
+from diffuseg.reports import comparison as module
 from diffuseg.reports.comparison import Comparison, compare, difference_rows, mean_rows, tables, title
 from diffuseg.reports.evaluate import evaluate
 from diffuseg.types import Image

@@ -18,7 +18,7 @@ from diffuseg.cli import app
 from diffuseg.data.io import write
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import band, measures
-from diffuseg.evaluation.selective import aurc, doubt
+from diffuseg.evaluation.selective import aurc, expected_dice_loss
 from diffuseg.reports.comparison import compare
 from diffuseg.reports.evaluate import evaluate, masks_in, truths_in
 from diffuseg.reports.figures import cases_figure
@@ -128,7 +128,7 @@ def test_probabilities_are_judged_as_calibration_does_it(evaluations):
     for number in range(CASES):
         p, t = probability(number, 1 + number % 2, 1.0), np.searchsorted([0, 1, 5], truth(number))
         expected.append(measures(p, t, band(t, [1.0, 1.0, 2.0], 3.0)))
-        doubts.append(doubt(p, p.argmax(0)))
+        doubts.append(expected_dice_loss(p, p.argmax(0)))
         risks.append(1 - np.mean([written.values[f"case_{number}", name]["dice"] for name in written.classes]))
     for name in expected[0]:
         assert found.scores["band"][name].mean == pytest.approx(np.mean([one[name] for one in expected]), abs=1e-4), name

@@ -25,9 +25,9 @@ from diffuseg.data.transforms import class_indices
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import band
 from diffuseg.evaluation.metrics import dice
-from diffuseg.studies import curve as module
 from diffuseg.inference.model import Model, load
 from diffuseg.methods import METHODS
+from diffuseg.studies import curve as module
 from diffuseg.studies.curve import WITHIN, Curve, Point, measure_curve, table, usual_steps, write_curve
 from tests.inference.oracle import Certain, make_model, make_plan
 

@@ -197,7 +197,7 @@ def test_validation_reads_no_mask_and_repeats_itself(pictures, tmp_path):
     # Its error is the mean of what the method says of each held-out image under its own label.
     labels = run.batches.labels
     each = [
-        run.average.held_out(run.batches.of([case]).image(case), number)[labels[case]]
+        run.average.class_errors(run.batches.of([case]).image(case), number)[labels[case]]
         for number, case in enumerate(run.validation.cases)
     ]
     assert first.error == pytest.approx(float(torch.stack(each).mean()))

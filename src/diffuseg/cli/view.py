@@ -23,7 +23,7 @@ def view(
 ) -> None:
     """Look at image, mask, probability, uncertainty, draws and steps, in a page. Nothing leaves this machine."""
     from diffuseg.atomic_io import check_writable
-    from diffuseg.data.layout import some
+    from diffuseg.data.layout import ellipsize
     from diffuseg.viewer.cases import find_cases
 
     if export is not None:
@@ -32,7 +32,7 @@ def view(
     without = [one.name for one in cases if not one.image_found]
     if without:
         complain(
-            f"no image found for {pluralize(len(without), 'case')}: {some(without)}; --images FOLDER says where images are"
+            f"no image found for {pluralize(len(without), 'case')}: {ellipsize(without)}; --images FOLDER says where images are"
         )
     count = pluralize(len(cases), "case")
     if export is not None:

@@ -34,7 +34,7 @@ class FullCase(NamedTuple):
     native: Image
     image: Float[Tensor, "c *s"]
     mask: Int[Tensor, "*s"]
-    placement: GridTransform
+    transform: GridTransform
     truth: Int[np.ndarray, "*s"]
 
 
@@ -133,8 +133,8 @@ class Batches:
         if key in self._cache.kept:
             return self._cache.kept[key]  # type: ignore[return-value]
         native, mask = load_case(self.dataset, self.cases[case_id])
-        image, placement = to_grid(native, self.plan)
-        whole = FullCase(native, image, mask_to_grid(mask, self.plan, placement), placement, class_indices(mask, self.plan))
+        image, transform = to_grid(native, self.plan)
+        whole = FullCase(native, image, mask_to_grid(mask, self.plan, transform), transform, class_indices(mask, self.plan))
         self._cache.keep(key, whole, native.data.nbytes + whole.truth.nbytes + 4 * image.numel() + 8 * whole.mask.numel())
         return whole
 
@@ -155,9 +155,9 @@ class Batches:
         plan = self.plan
         margin = _margin(max(plan.patch), plan)
         wide = plan if plan.crop is None else replace(plan, crop=tuple(n + 2 * margin for n in plan.crop))
-        image, placement = to_grid(native, wide)
+        image, transform = to_grid(native, wide)
         data = masks.data if plan.raters == "random" else fused(masks.data, plan.raters)[None]
-        classes = [mask_to_grid(replace(masks, data=mask[None]), plan, placement).numpy() for mask in data]
+        classes = [mask_to_grid(replace(masks, data=mask[None]), plan, transform).numpy() for mask in data]
         start, size = middle(image.shape[1:], plan.crop)
         small = torch.from_numpy(np.stack(classes).astype(np.uint8 if plan.classes < 256 else np.int16))
         points = [[p for k in range(1, plan.classes) if len(p := _points(c == k, start, size))] for c in classes]

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from diffuseg.data.io import ENDINGS, grid_fault, read_image, read_mask
-from diffuseg.data.layout import Case, Dataset, find_images, open_dataset, read_json, read_table, some, visible
+from diffuseg.data.layout import Case, Dataset, ellipsize, find_images, list_files, open_dataset, read_json, read_table
 from diffuseg.data.raters import fused
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -71,7 +71,7 @@ def check(dataset: Dataset) -> list[str]:
         what = f"numTraining is {expected}, but the number of cases is {len(dataset.cases)}"
         faults.append(UserError(what, file=description))
     known = {mask for case in dataset.cases for mask in case.masks}
-    for path in visible(dataset.folder / "labelsTr"):
+    for path in list_files(dataset.folder / "labelsTr"):
         if path not in known and path.name.lower().endswith(ENDINGS):
             do = "Masks of this set are named <case>_rater<k>" if "raters" in dataset.extra else None
             faults.append(UserError("there is no image for this mask", file=path, do=do))
@@ -108,7 +108,7 @@ def patients(dataset: Dataset) -> tuple[dict[str, str], str]:
         return {name: name for name in names}, "each case is taken for a patient of its own"
     lacking = [name for name in names if not found.get(name)]
     if lacking:
-        raise UserError(f"no patient for {some(lacking)}", file=file)
+        raise UserError(f"no patient for {ellipsize(lacking)}", file=file)
     return {name: found[name] for name in names}, rule
 
 
@@ -141,7 +141,7 @@ def splits(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[dict[str, li
     ]
 
 
-def spread(cases: list[str], most: int) -> list[str]:
+def evenly_spaced(cases: list[str], most: int) -> list[str]:
     """At most so many of the cases, evenly spread, the first and the last among them; 0: all."""
     if not 0 < most < len(cases):
         return cases
@@ -214,10 +214,10 @@ def _read_splits(dataset: Dataset) -> list[dict[str, list[str]]]:
         train, val = (_side(fold, side, f"{file}: fold {number}") for side in ("train", "val"))
         unknown = sorted({*train, *val} - known)
         if unknown:
-            raise UserError(f"fold {number} names unknown cases: {some(unknown)}", file=file)
+            raise UserError(f"fold {number} names unknown cases: {ellipsize(unknown)}", file=file)
         both = sorted({*train} & {*val})
         if both:
-            raise UserError(f"fold {number} has cases in train and in val: {some(both)}", file=file)
+            raise UserError(f"fold {number} has cases in train and in val: {ellipsize(both)}", file=file)
     return [{"train": fold["train"], "val": fold["val"]} for fold in content]
 
 
@@ -237,5 +237,5 @@ def refuse_leaks(dataset: Dataset) -> None:
         both = sorted({of[case] for case in fold["train"]} & {of[case] for case in fold["val"]})
         if both:
             raise UserError(
-                f"fold {number} has patients in train and in val: {some(both)}", file=dataset.folder / "splits_final.json"
+                f"fold {number} has patients in train and in val: {ellipsize(both)}", file=dataset.folder / "splits_final.json"
             )

@@ -99,7 +99,7 @@ def find_images(
     """
     folder = Path(folder)
     ending = ending or _only_ending(folder)
-    files = {case_of(path, ending): path for path in visible(folder) if path.name.lower().endswith(ending)}
+    files = {case_of(path, ending): path for path in list_files(folder) if path.name.lower().endswith(ending)}
     if not files:
         raise UserError(f"no {ending} image in this folder", file=folder)
     found: dict[str, dict[int, Path]] = {}
@@ -111,7 +111,7 @@ def find_images(
         else:
             odd.append(path.name)
     if odd and numbered:
-        what = f"names must end in the channel, _0000 to _{channels - 1:04d}; not so: {some(odd)}"
+        what = f"names must end in the channel, _0000 to _{channels - 1:04d}; not so: {ellipsize(odd)}"
         raise UserError(what, file=folder, do=f"dataset.json names {pluralize(channels, 'channel')}")
     if odd or numbered is False:
         return {name: (path,) for name, path in files.items()}
@@ -120,11 +120,11 @@ def find_images(
     lacking = [f"{case}_{n:04d}{ending}" for case, parts in sorted(found.items()) for n in wanted if n not in parts]
     if lacking:
         do = f"dataset.json names {pluralize(channels, 'channel')}"
-        raise UserError(f"missing channel: {some(lacking)}", file=folder, do=do)
+        raise UserError(f"missing channel: {ellipsize(lacking)}", file=folder, do=do)
     return {case: tuple(parts.values()) for case, parts in sorted(found.items())}  # channels rise, as names are sorted
 
 
-def visible(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     """The files of a folder, sorted, without the hidden ones (._x); none where there is no such folder."""
     if not folder.is_dir():
         return []
@@ -170,7 +170,7 @@ def label_values(extra: dict[str, Any], file: Path) -> dict[str, int]:
 def _ending(extra: dict[str, Any], images: Path, description: Path) -> str:
     if not images.is_dir():
         raise UserError("no such folder", file=images, do="A data set keeps its training images there")
-    if not visible(images):
+    if not list_files(images):
         raise UserError("there is no image in this folder", file=images)
     if "file_ending" not in extra:
         return _only_ending(images)
@@ -181,7 +181,7 @@ def _ending(extra: dict[str, Any], images: Path, description: Path) -> str:
 
 
 def _only_ending(folder: Path) -> str:
-    endings = {ending_of(path) for path in visible(folder) if path.name.lower().endswith(ENDINGS)}
+    endings = {ending_of(path) for path in list_files(folder) if path.name.lower().endswith(ENDINGS)}
     if len(endings) != 1:
         known = ", ".join(sorted(endings)) or "none that is known"
         raise UserError(f"images must have one file ending; here: {known}", file=folder, do=f"Known: {' '.join(ENDINGS)}")
@@ -189,7 +189,7 @@ def _only_ending(folder: Path) -> str:
 
 
 def _found_cases(folder: Path, images: dict[str, tuple[Path, ...]], ending: str) -> list[Case]:
-    masks = {path.name: path for path in visible(folder / "labelsTr")}
+    masks = {path.name: path for path in list_files(folder / "labelsTr")}
     cases, lacking = [], []
     for case, files in images.items():
         names = [case + end for end in (ending, *LOSSLESS)]  # .jpg images have masks of another kind
@@ -198,7 +198,7 @@ def _found_cases(folder: Path, images: dict[str, tuple[Path, ...]], ending: str)
         if mask is None:
             lacking.append(case)
     if lacking:
-        what = f"missing mask for {len(lacking)} of {pluralize(len(cases), 'case')}: {some(lacking)}"
+        what = f"missing mask for {len(lacking)} of {pluralize(len(cases), 'case')}: {ellipsize(lacking)}"
         near = next((name for name in masks if name.lower().split(".")[0] == lacking[0].lower()), None)
         there = f"; {near} is not looked at" if near else ""
         raise UserError(what, file=folder / "labelsTr", do=f"Expected <case>{ending}{there}")
@@ -206,10 +206,10 @@ def _found_cases(folder: Path, images: dict[str, tuple[Path, ...]], ending: str)
 
 
 def _rated_cases(folder: Path, images: dict[str, tuple[Path, ...]], ending: str, raters: int) -> list[Case]:
-    masks = rater_files(visible(folder / "labelsTr"), ending, raters)
+    masks = rater_files(list_files(folder / "labelsTr"), ending, raters)
     lacking = [case for case in images if case not in masks]
     if lacking:
-        what = f"missing mask of any rater for {len(lacking)} of {pluralize(len(images), 'case')}: {some(lacking)}"
+        what = f"missing mask of any rater for {len(lacking)} of {pluralize(len(images), 'case')}: {ellipsize(lacking)}"
         raise UserError(what, file=folder / "labelsTr", do=f"Expected <case>_rater<k>{ending}, at least one of {raters}")
     return [Case(case, files, masks[case][0], masks[case]) for case, files in images.items()]
 
@@ -222,7 +222,9 @@ def _class_folders(images: Path, labels: dict[str, int]) -> list[Path]:
 def _bare_cases(folders: list[Path], images: list[dict[str, tuple[Path, ...]]]) -> list[Case]:
     twice = sorted(case for case, number in Counter(case for found in images for case in found).items() if number > 1)
     if twice:
-        raise UserError(f"in the folders of several classes: {some(twice)}", file=folders[0].parent, do="One class per image")
+        raise UserError(
+            f"in the folders of several classes: {ellipsize(twice)}", file=folders[0].parent, do="One class per image"
+        )
     return sorted((Case(case, files, None) for found in images for case, files in found.items()), key=lambda case: case.id)
 
 
@@ -240,7 +242,7 @@ def _listed_cases(folder: Path, listed: list[Any], file: Path, masks: bool) -> l
         lacking += [name for name, path in zip(named, paths, strict=True) if not path.is_file()]
         cases.append(Case(case_of(image, ending_of(image)), (image,), paths[1] if masks else None))
     if lacking:
-        raise UserError(f"files that it lists are missing: {some(lacking)}", file=file)
+        raise UserError(f"files that it lists are missing: {ellipsize(lacking)}", file=file)
     if len({case.id for case in cases}) < len(cases) or not cases:
         raise UserError('"training" must list at least one case, and each only once', file=file)
     return sorted(cases, key=lambda case: case.id)
@@ -256,7 +258,7 @@ def read_table(table: Path) -> tuple[list[dict[str, str]], set[str]]:
         raise UserError("not UTF-8 text", file=table, do="Save the table as UTF-8") from None
 
 
-def some(names: Iterable[str], most: int = 5) -> str:
+def ellipsize(names: Iterable[str], most: int = 5) -> str:
     """The first few of many names, for a message."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

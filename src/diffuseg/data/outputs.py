@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.data import io
-from diffuseg.data.layout import read_json, visible
+from diffuseg.data.layout import list_files, read_json
 from diffuseg.data.pictures import class_suffixes
 from diffuseg.errors import UserError
 
 SETTINGS = ("model", "draws", "seed", "steps", "sampler", "fuse", "label", "options")  # what makes two results differ
 BEFORE: dict[str, Any] = {"fuse": "mean", "label": None, "options": {}}  # what those were before there was a choice
 KEPT = ("draws", "steps")  # what is written only where it is asked for
-BESIDE = re.compile(r".+_((prob|entropy|expected_entropy|mutual_information|variance)(_.+)?|draws|steps)")  # beside a mask
+SIDECAR = re.compile(r".+_((prob|entropy|expected_entropy|mutual_information|variance)(_.+)?|draws|steps)")  # beside a mask
 
 
-def beside(case: str, what: str, ending: str) -> str:
+def sidecar_name(case: str, what: str, ending: str) -> str:
     """The name of a file beside a mask; what: "prob", "entropy", "draws", "steps", or "prob_<class>"."""
     return f"{case}_{what}{'.tif' if what in KEPT and ending == '.png' else ending}"
 
@@ -52,7 +52,7 @@ def record_of(folder: Path, case: str) -> dict[str, Any]:
 def records(folder: Path) -> dict[str, dict[str, Any]]:
     """The records in a folder by case, sorted; other JSON files are passed over."""
     found = {}
-    for path in visible(folder):
+    for path in list_files(folder):
         if path.suffix == ".json":
             try:
                 content = read_json(path)

@@ -51,7 +51,7 @@ class GridTransform:
         return tuple(slice(start, start + n) for start, n in zip(self.start, self.kept, strict=True))
 
 
-def place(image: Image, plan: Plan) -> GridTransform:
+def grid_transform(image: Image, plan: Plan) -> GridTransform:
     """How a case comes to the plan's grid; refuses an image with other axes or channels than the plan was made for."""
     _refuse_other_kind(image, plan)
     affine, shape, turn = image.affine, image.shape, None
@@ -86,11 +86,11 @@ def to_grid(image: Image, plan: Plan) -> tuple[Float[Tensor, "c *s"], GridTransf
 
     Returns float32 [c, *s] and what undoes it. Refuses an image with other axes or channels than the plan was made for.
     """
-    placement = place(image, plan)
-    data = _turn(image.data, placement.turn)
+    transform = grid_transform(image, plan)
+    data = _turn(image.data, transform.turn)
     x = torch.from_numpy(data.astype(np.float32, order="C"))
     x = torch.stack([_normalise(channel, plan, number) for number, channel in enumerate(x)])
-    return _resize(x, placement.grid)[(slice(None), *placement.window)], placement
+    return _resize(x, transform.grid)[(slice(None), *transform.window)], transform
 
 
 def class_indices(mask: Image, plan: Plan) -> Int[np.ndarray, "*s"]:
@@ -108,13 +108,13 @@ def rater_indices(masks: Image, plan: Plan) -> Int[np.ndarray, "m *s"]:
     return found
 
 
-def mask_to_grid(mask: Image, plan: Plan, placement: GridTransform) -> Int[Tensor, "*s"]:
+def mask_to_grid(mask: Image, plan: Plan, transform: GridTransform) -> Int[Tensor, "*s"]:
     """Class indices 0..k-1 [*s] on the grid: where it is resampled, the class whose linear interpolation is largest."""
-    classes = torch.from_numpy(_turn(class_indices(mask, plan)[None], placement.turn)[0])
-    if placement.grid == placement.oriented:
-        return classes[placement.window]
+    classes = torch.from_numpy(_turn(class_indices(mask, plan)[None], transform.turn)[0])
+    if transform.grid == transform.oriented:
+        return classes[transform.window]
     # One class at a time: all of them would be k volumes of float32.
-    return largest(_resize((classes == k).float()[None], placement.grid)[0][placement.window] for k in range(plan.classes))
+    return largest(_resize((classes == k).float()[None], transform.grid)[0][transform.window] for k in range(plan.classes))
 
 
 def largest(shares: Iterable[Float[Tensor, "*s"]]) -> Int[Tensor, "*s"]:
@@ -128,30 +128,30 @@ def largest(shares: Iterable[Float[Tensor, "*s"]]) -> Int[Tensor, "*s"]:
     return result
 
 
-def to_native(probability: Float[Tensor, "k *s"], placement: GridTransform) -> Float[np.ndarray, "k *n"]:
+def to_native(probability: Float[Tensor, "k *s"], transform: GridTransform) -> Float[np.ndarray, "k *n"]:
     """Probabilities from the grid to the file's voxels: linear where the grid was resampled, otherwise bit for bit.
 
     What the plan crops away is background.
     """
-    return _back(probability, placement, background=1.0)
+    return _back(probability, transform, background=1.0)
 
 
-def maps_to_native(maps: Float[Tensor, "m *s"], placement: GridTransform) -> Float[np.ndarray, "m *n"]:
+def maps_to_native(maps: Float[Tensor, "m *s"], transform: GridTransform) -> Float[np.ndarray, "m *n"]:
     """The same for maps that are no probabilities, such as an entropy; 0 in what the plan crops away."""
-    return _back(maps, placement, background=0.0)
+    return _back(maps, transform, background=0.0)
 
 
-def _back(x: Tensor, placement: GridTransform, background: float) -> np.ndarray:
+def _back(x: Tensor, transform: GridTransform, background: float) -> np.ndarray:
     x = x.detach().float().cpu()
-    if placement.kept != placement.grid:
-        whole = x.new_zeros(len(x), *placement.grid)
+    if transform.kept != transform.grid:
+        whole = x.new_zeros(len(x), *transform.grid)
         whole[0] = background
-        whole[(slice(None), *placement.window)] = x
+        whole[(slice(None), *transform.window)] = x
         x = whole
-    array = _resize(x, placement.oriented).numpy()
-    if placement.turn is None:
+    array = _resize(x, transform.oriented).numpy()
+    if transform.turn is None:
         return array
-    return _turn(array, nib.orientations.ornt_transform(_STRAIGHT, placement.turn))
+    return _turn(array, nib.orientations.ornt_transform(_STRAIGHT, transform.turn))
 
 
 _STRAIGHT = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])

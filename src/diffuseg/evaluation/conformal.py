@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from diffuseg.evaluation.statistics import deal
+from diffuseg.evaluation.statistics import group_folds
 
 Scale = Literal["ml", "relative", "log"]
 Volumes = Float[np.ndarray, " n"]
@@ -114,7 +114,7 @@ def cross_coverage(
     patients = len(set(keys))
     if len(keys) != len(low) or patients < 2:
         raise ValueError(f"{len(low)} cases in {patients} groups: at least two groups, and a group per case, are needed")
-    fold = deal(keys, patients if folds is None else folds, seed)
+    fold = group_folds(keys, patients if folds is None else folds, seed)
     new_low, new_high = np.empty(len(low)), np.empty(len(low))
     for number in np.unique(fold):
         out = fold == number

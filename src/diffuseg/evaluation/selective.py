@@ -17,7 +17,7 @@ from diffuseg.evaluation.statistics import Interval, bootstrap_of
 NEGLIGIBLE = 0.01  # what is less likely is taken for absent, or the many voxels of a background would add up to an organ
 
 
-def doubt(probability: Float[np.ndarray, "k *s"], mask: Integer[np.ndarray, "*s"]) -> float:
+def expected_dice_loss(probability: Float[np.ndarray, "k *s"], mask: Integer[np.ndarray, "*s"]) -> float:
     """1 minus the Dice that the probabilities themselves expect of the mask: the uncertainty of a case, in [0, 1].
 
     probability [k, *s] sums to 1 over k; mask [*s] holds class indices. Per foreground class, with M its voxels in the

@@ -112,7 +112,7 @@ def bootstrap_of(
     return Interval(whole, float(low), float(high))
 
 
-def deal(groups: Sequence[Hashable], folds: int, seed: int = 0) -> Int[np.ndarray, " n"]:
+def group_folds(groups: Sequence[Hashable], folds: int, seed: int = 0) -> Int[np.ndarray, " n"]:
     """The fold of each case, [n], 0 .. folds - 1: groups shuffled and dealt out, so that none is in two folds.
 
     Refuses fewer than two folds, and more than there are groups.

@@ -8,8 +8,8 @@ from typing import Any
 
 from diffuseg.atomic_io import check_writable
 from diffuseg.data import io
-from diffuseg.data.layout import read_json, some, visible
-from diffuseg.data.outputs import BEFORE, KEPT, SETTINGS, beside, is_record, without_results
+from diffuseg.data.layout import ellipsize, list_files, read_json
+from diffuseg.data.outputs import BEFORE, KEPT, SETTINGS, is_record, sidecar_name, without_results
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model, file_digests
 from diffuseg.inference.prediction import ending_for, save
@@ -116,13 +116,13 @@ def _files(item: Path) -> list[Path]:
     if not images:
         folders = [path for path in sorted(item.iterdir()) if path.is_dir() and not path.name.startswith("labels")]
         below = [path.name for path in folders if _images(path)]
-        do = f"There are some in {some(below)}: name the folder." if below else f"Known endings: {' '.join(io.ENDINGS)}"
+        do = f"There are some in {ellipsize(below)}: name the folder." if below else f"Known endings: {' '.join(io.ENDINGS)}"
         raise UserError("there is no image in this folder", file=item, do=do)
     return images
 
 
 def _images(folder: Path) -> list[Path]:
-    return without_results([path for path in visible(folder) if path.name.lower().endswith(io.ENDINGS)])
+    return without_results([path for path in list_files(folder) if path.name.lower().endswith(io.ENDINGS)])
 
 
 def _finished(out: Path, case: str, paths: Sequence[Path], asked: dict[str, Any], keep: set[str]) -> str | None:
@@ -133,7 +133,7 @@ def _finished(out: Path, case: str, paths: Sequence[Path], asked: dict[str, Any]
     ending = ending_for(paths[0])
     record, mask = out / f"{case}.json", out / (case + ending)
     if not record.exists():
-        if mask.exists() and not (out / beside(case, "entropy", ending)).exists():
+        if mask.exists() and not (out / sidecar_name(case, "entropy", ending)).exists():
             raise UserError("is there, but no result of this program", file=mask, do="Choose another folder, or --overwrite")
         return None
     before = read_json(record)
@@ -155,14 +155,14 @@ def _kept(out: Path, case: str, ending: str) -> set[str]:
     """What of draws and steps a finished case has: its record names them, and they are still there."""
     record = out / f"{case}.json"
     named = read_json(record).get("kept", {}) if record.exists() else {}
-    return {what for what in KEPT if what in named and (out / beside(case, what, ending)).exists()}
+    return {what for what in KEPT if what in named and (out / sidecar_name(case, what, ending)).exists()}
 
 
 def _refuse_collisions(cases: dict[str, tuple[Path, ...]], out: Path) -> None:
     inputs = {path.resolve() for paths in cases.values() for path in paths}
     for case, paths in cases.items():
         ending = ending_for(paths[0])
-        for name in (case + ending, *(beside(case, what, ending) for what in ("prob", "entropy", *KEPT))):
+        for name in (case + ending, *(sidecar_name(case, what, ending) for what in ("prob", "entropy", *KEPT))):
             if (out / name).resolve() in inputs:
                 raise UserError("a result would take the place of this input", file=out / name, do="Choose another --out")
             other = io.case_of(name, io.ending_of(name))

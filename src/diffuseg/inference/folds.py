@@ -1,7 +1,7 @@
 """The cases on which a trained model may be judged or calibrated: those of a validation fold, never those of its training."""
 
 from diffuseg.checkpoint import seen_in
-from diffuseg.data.dataset import Dataset, splits, spread
+from diffuseg.data.dataset import Dataset, evenly_spaced, splits
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model
 
@@ -27,7 +27,7 @@ def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, li
     """
     refuse_other_classes(model, dataset)
     fold = own_fold(model) if fold is None else fold
-    cases = spread(cases_of(dataset, fold)["val"], limit)
+    cases = evenly_spaced(cases_of(dataset, fold)["val"], limit)
     files = {case.id: case.images[0] for case in dataset.cases}
     for case in cases:
         if seen_in(model.meta, files[case]) == "training":

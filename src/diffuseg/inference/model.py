@@ -21,7 +21,7 @@ from diffuseg.data.transforms import GridTransform, maps_to_native, to_grid, to_
 from diffuseg.device import Precision, choose_device, choose_precision
 from diffuseg.diffusion.samplers import timesteps
 from diffuseg.errors import UserError
-from diffuseg.evaluation.selective import doubt
+from diffuseg.evaluation.selective import expected_dice_loss
 from diffuseg.inference.calibration import Calibration, calibration_record, read_calibration
 from diffuseg.inference.ensemble import Ensemble, interval
 from diffuseg.inference.fusion import fusion
@@ -29,7 +29,7 @@ from diffuseg.inference.prediction import Prediction
 from diffuseg.inference.recorder import DrawRecorder
 from diffuseg.methods import Method
 from diffuseg.methods.base import ImageLabel
-from diffuseg.types import Image
+from diffuseg.types import Image, voxel_ml
 
 NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
 STATE_BYTES = 2**28  # of the noisy masks that are denoised together; a sampler holds a few such tensors
@@ -81,7 +81,7 @@ class Model:
             raise UserError(f"{draws} draws: at least one is needed")
         fusion(fuse)
         self._refuse_label(label)
-        chosen = {name: getattr(self.method.config, name) for name in self.method.drawing}
+        chosen = {name: getattr(self.method.config, name) for name in self.method.inference_settings}
         rest = {"label": label, "options": json.loads(json.dumps(chosen))}  # as they will be read again: lists, no tuples
         if not self.method.generative:
             return {"model": self.hash, "draws": 1, "seed": None, "steps": 1, "sampler": None, "fuse": "mean"} | rest
@@ -126,13 +126,13 @@ class Model:
         if keep_steps and self.method.supervision != "mask":
             raise UserError(f"{self.name} has no steps of a mask to keep", do="Leave out --save-steps")
         image, digests = self._image(image), file_digests(image)
-        x, placement = to_grid(image, self.plan)
-        digest = content(image, placement)
+        x, transform = to_grid(image, self.plan)
+        digest = content_digest(image, transform)
         seeds = [draw_seed(seed, digest, i) for i in range(asked["draws"])]
-        conclude = lambda evidence: self.method.conclude(evidence, x, asked["sampler"], asked["steps"])
+        conclude = lambda evidence: self.method.finalize_draw(evidence, x, asked["sampler"], asked["steps"])
         ensemble, fused = Ensemble(conclude), fusion(asked["fuse"])
         levels = self._levels(asked["steps"]) if keep_steps else []
-        kept = DrawRecorder(placement, self._values(), keep_draws * len(seeds), levels)
+        kept = DrawRecorder(transform, self._values(), keep_draws * len(seeds), levels)
         how = {"steps": asked["steps"], "sampler": asked["sampler"], "chunk": self.together(x.shape[1:])}
         how |= {"on_denoised": kept.step} if keep_steps else {}
         with self.precision.autocast(self.device):
@@ -144,29 +144,29 @@ class Model:
                 kept.draw(concluded)
                 if on_draw is not None:
                     on_draw(ensemble.draws, len(seeds))
-        probability = to_native(ensemble.mean, placement)
+        probability = to_native(ensemble.mean, transform)
         if not np.isfinite(probability).all():
             raise UserError(f"{self.name} gives NaN or infinite probabilities", do="Its training went wrong: train it again")
-        shares = probability if asked["fuse"] == "mean" else to_native(fused.shares(ensemble.mean), placement)
+        shares = probability if asked["fuse"] == "mean" else to_native(fused.shares(ensemble.mean), transform)
         chosen = shares.argmax(0)
         mask = self._values()[chosen]
-        provenance = self._volumes(mask, probability, image, placement, ensemble) | asked | kept.record()
+        provenance = self._volumes(mask, probability, image, transform, ensemble) | asked | kept.record()
         provenance["agreement"] = self._by_class(ensemble.agreement())
-        provenance["doubt"] = round(doubt(probability, chosen), 6)
+        provenance["doubt"] = round(expected_dice_loss(probability, chosen), 6)
         if calibrate and self.calibration is not None:
             probability = self._calibrate(self.calibration, probability, provenance)
-        provenance |= self._provenance(image, placement, x.shape[1:]) | {"image_digests": digests}
+        provenance |= self._provenance(image, transform, x.shape[1:]) | {"image_digests": digests}
         provenance["recommended"] = self.recommended(draws, steps, sampler) is not None
         provenance["seeds"] = seeds if self.method.generative else []
         provenance |= self._cost(asked, verdict)
         provenance["seconds"] = round(time.monotonic() - started, 2)
-        uncertainty = self._uncertainty(ensemble, placement)
+        uncertainty = self._uncertainty(ensemble, transform)
         return Prediction(mask, probability, uncertainty, image, provenance, kept.draws, kept.steps)
 
-    def _uncertainty(self, ensemble: Ensemble, placement: GridTransform) -> dict[str, np.ndarray]:
+    def _uncertainty(self, ensemble: Ensemble, transform: GridTransform) -> dict[str, np.ndarray]:
         """The maps of the draws by name, on the image's own voxels."""
         maps = ensemble.uncertainty()
-        return dict(zip(maps, maps_to_native(torch.stack(list(maps.values())), placement), strict=True))
+        return dict(zip(maps, maps_to_native(torch.stack(list(maps.values())), transform), strict=True))
 
     def _by_class(self, values: Sequence[float | None]) -> dict[str, float | None]:
         """Foreground classes by name; values are in the order of the classes, background first."""
@@ -182,7 +182,7 @@ class Model:
     def _verdict(self, x: torch.Tensor, label: str | None) -> ImageLabel | None:
         """What the image shows, as told or as the method decides; None where the method needs no such decision."""
         if label is None:
-            return self.method.judge(x)
+            return self.method.classify_image(x)
         return ImageLabel(self.plan.names.index(label), "as told", {}, 0)
 
     def _cost(self, asked: dict[str, Any], verdict: ImageLabel | None) -> dict[str, Any]:
@@ -193,7 +193,7 @@ class Model:
         name = self.plan.names[verdict.label]
         shown = {"label": name, "decided_by": verdict.by, "scores": verdict.scores, "network_evaluations": verdict.evaluations}
         drawn = asked["draws"] * each if verdict.label else 0  # nothing to look for
-        return {"image_label": shown, "network_evaluations": verdict.evaluations + drawn, "note": self.method.note}
+        return {"image_label": shown, "network_evaluations": verdict.evaluations + drawn, "note": self.method.disclaimer}
 
     def _calibrate(self, calibration: Calibration, probability: np.ndarray, provenance: dict[str, Any]) -> np.ndarray:
         """Tempered probabilities; provenance gets wider intervals and a verdict. Neither where the settings are others."""
@@ -239,14 +239,14 @@ class Model:
         return Image(array[None] if array.ndim == axes else array)
 
     def _volumes(
-        self, mask: np.ndarray, native: np.ndarray, image: Image, placement: GridTransform, ensemble: Ensemble
+        self, mask: np.ndarray, native: np.ndarray, image: Image, transform: GridTransform, ensemble: Ensemble
     ) -> dict[str, Any]:
         """Per foreground class: ml of the mask, and the 90 % interval of the draws' own masks.
 
         Draws are counted on the model's grid. Interpolating back changes the volume of what is small or thin, so each count is
         taken as many times as the mean's mask is larger on the image's own voxels: without resampling, exactly once.
         """
-        voxel, grid_voxel = voxel_ml(image.affine, image.dims), voxel_ml(placement.grid_affine, image.dims)
+        voxel, grid_voxel = voxel_ml(image.affine, image.dims), voxel_ml(transform.grid_affine, image.dims)
         names = self.plan.names
         volume = {n: round(int((mask == self.plan.labels[n]).sum()) * voxel, 6) for n in names[1:]}
         own, grid = (np.bincount(p.argmax(0).ravel(), minlength=len(names)) for p in (native, ensemble.mean.cpu().numpy()))
@@ -260,8 +260,8 @@ class Model:
             note += "; a picture has no thickness, 1 mm is assumed"
         return {"volume_ml": volume, "volume_ml_90": {n: spread[n] for n in names[1:]}, "volume_note": note}
 
-    def _provenance(self, image: Image, placement: GridTransform, grid: Sequence[int]) -> dict[str, Any]:
-        spacing = np.linalg.norm(placement.grid_affine[:3, : image.dims], axis=0).round(6).tolist()
+    def _provenance(self, image: Image, transform: GridTransform, grid: Sequence[int]) -> dict[str, Any]:
+        spacing = np.linalg.norm(transform.grid_affine[:3, : image.dims], axis=0).round(6).tolist()
         return {
             "model_name": self.name,
             "method": self.meta.get("method"),
@@ -304,14 +304,14 @@ def packaged() -> list[str]:
     return sorted(item.name.removesuffix(".safetensors") for item in folder.iterdir() if item.name.endswith(".safetensors"))
 
 
-def content(image: Image, placement: GridTransform) -> str:
+def content_digest(image: Image, transform: GridTransform) -> str:
     """A digest of the intensities of an image, as read, and of its size on the model's grid.
 
     Values are sorted: an image that is stored turned or flipped gives the same noise on the grid. What is read is exact,
     unlike what is resampled, whose last bits differ between processors.
     """
     values = np.sort(image.data.astype(np.float32).reshape(len(image.data), -1) + 0.0, axis=1)  # + 0: no -0
-    return hashlib.sha256(repr((values.shape, placement.grid)).encode() + values.tobytes()).hexdigest()
+    return hashlib.sha256(repr((values.shape, transform.grid)).encode() + values.tobytes()).hexdigest()
 
 
 def file_digests(image: Readable) -> list[str]:
@@ -325,13 +325,6 @@ def file_digests(image: Readable) -> list[str]:
 def draw_seed(seed: int, digest: str, i: int) -> int:
     """The seed of draw i of one image: independent of the other draws and of other images. 48 bits, exact in any JSON."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{digest}/{i}".encode()).digest()[:6], "big")
-
-
-def voxel_ml(affine: np.ndarray, dims: int) -> float:
-    """Volume of a voxel in ml; the pixel of a picture is taken to be 1 mm thick."""
-    if dims == 3:
-        return float(abs(np.linalg.det(affine[:3, :3]))) / 1000
-    return float(np.prod(np.linalg.norm(affine[:3, :dims], axis=0))) / 1000
 
 
 def _load(path: Path, name: str | None, device: torch.device, options: Sequence[str]) -> Model:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from diffuseg.atomic_io import write_json
 from diffuseg.data import io
-from diffuseg.data.outputs import KEPT, beside, probability_names
+from diffuseg.data.outputs import KEPT, probability_names, sidecar_name
 from diffuseg.data.pictures import LOSSY
 from diffuseg.errors import UserError
 from diffuseg.types import Image
@@ -69,12 +69,12 @@ def save(prediction: Prediction, folder: Path, case: str | None = None, ending: 
     mask = folder / (case + ending)
     _write_kept(prediction, folder, case, ending)
     for name, probability in _probabilities(prediction, ending):
-        io.write(folder / beside(case, name, ending), probability, prediction.image)
+        io.write(folder / sidecar_name(case, name, ending), probability, prediction.image)
     entropy, unit = prediction.uncertainty["entropy"], "nats"
     if ending == ".png":
         classes = len(prediction.probability)
         entropy, unit = np.clip(entropy / math.log(classes), 0, 1), f"fraction of log({classes}) nats"
-    io.write(folder / beside(case, "entropy", ending), entropy, prediction.image)
+    io.write(folder / sidecar_name(case, "entropy", ending), entropy, prediction.image)
     io.write(mask, prediction.mask, prediction.image)  # after its maps: a mask without them is not ours to replace
     write_json(record, {"case": case} | prediction.provenance | {"entropy_unit": unit})
     return mask
@@ -96,9 +96,9 @@ def _probabilities(prediction: Prediction, ending: str) -> list[tuple[str, np.nd
 
 def _write_kept(prediction: Prediction, folder: Path, case: str, ending: str) -> None:
     """Write the draws and steps that were kept; those of an earlier prediction must not stay beside the new mask."""
-    ours = (folder / beside(case, "entropy", ending)).exists()
+    ours = (folder / sidecar_name(case, "entropy", ending)).exists()
     for what, planes in zip(KEPT, (prediction.draws, prediction.steps), strict=True):
-        path = folder / beside(case, what, ending)
+        path = folder / sidecar_name(case, what, ending)
         if planes is not None:
             io.write(path, planes, prediction.image)
         elif ours:

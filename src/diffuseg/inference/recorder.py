@@ -26,12 +26,12 @@ class DrawRecorder:
     steps   [steps, *s] probability of the foreground in percent, step after step; None where there are no levels
     """
 
-    def __init__(self, placement: GridTransform, values: Num[np.ndarray, " k"], draws: int, levels: Sequence[int]) -> None:
-        self._placement, self._values = placement, values
+    def __init__(self, transform: GridTransform, values: Num[np.ndarray, " k"], draws: int, levels: Sequence[int]) -> None:
+        self._placement, self._values = transform, values
         self._drawn, self._seen = 0, set[int]()
-        self.levels = spread(levels, MOST_STEPS)
-        self.draws = np.zeros((draws, *placement.native), values.dtype) if draws else None
-        self.steps = np.zeros((len(self.levels), *placement.native), np.uint8) if self.levels else None
+        self.levels = evenly_spaced(levels, MOST_STEPS)
+        self.draws = np.zeros((draws, *transform.native), values.dtype) if draws else None
+        self.steps = np.zeros((len(self.levels), *transform.native), np.uint8) if self.levels else None
 
     def draw(self, probability: Float[Tensor, "k *s"]) -> None:
         """Take in one draw: its mask is the class that is most probable after the way back to the image's voxels."""
@@ -52,7 +52,7 @@ class DrawRecorder:
         return {"kept": {name: value for name, value in kept.items() if value}} if any(kept.values()) else {}
 
 
-def spread(levels: Sequence[int], most: int) -> list[int]:
+def evenly_spaced(levels: Sequence[int], most: int) -> list[int]:
     """At most `most` (two or more) of the levels, evenly spread, the first and the last among them."""
     if len(levels) <= most:
         return list(levels)

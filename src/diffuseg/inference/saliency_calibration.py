@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from diffuseg.checkpoint import amend_meta, seen_in
 from diffuseg.data.batches import Batches
-from diffuseg.data.dataset import Dataset, open_dataset, spread
+from diffuseg.data.dataset import Dataset, evenly_spaced, open_dataset
 from diffuseg.data.labels import read_labels
 from diffuseg.errors import UserError
 from diffuseg.inference.folds import cases_of, own_fold, refuse_other_classes
@@ -61,7 +61,7 @@ def reference_of(
     name, steps = method.sampling(None, None)
     trained = cases_of(dataset, own_fold(model))["train"]
     refuse_strangers(model, dataset, trained)
-    of = {y: spread([case for case in trained if labels[case] == y], most) for y in range(model.plan.classes)}
+    of = {y: evenly_spaced([case for case in trained if labels[case] == y], most) for y in range(model.plan.classes)}
     for y, cases in of.items():
         if not cases:
             raise UserError(f"the training fold has no image of {model.plan.names[y]}", file=dataset.folder)

@@ -77,10 +77,10 @@ class Method(nn.Module, ABC):
     """
 
     supervision: ClassVar[Literal["mask", "image_label"]] = "mask"
-    images: ClassVar[bool] = False
+    models_images: ClassVar[bool] = False
     generative: ClassVar[bool] = True
-    drawing: ClassVar[tuple[str, ...]] = ()
-    note: ClassVar[str] = ""
+    inference_settings: ClassVar[tuple[str, ...]] = ()
+    disclaimer: ClassVar[str] = ""
     config_class: ClassVar[type[MethodConfig]] = MethodConfig
     default_steps: int = 1
     default_sampler: str = "ancestral"
@@ -128,11 +128,11 @@ class Method(nn.Module, ABC):
         """Evaluations of the network that a draw of one tile costs."""
         return steps
 
-    def judge(self, image: Float[Tensor, "c *s"]) -> ImageLabel | None:
+    def classify_image(self, image: Float[Tensor, "c *s"]) -> ImageLabel | None:
         """What the image as a whole shows, where a method decides that first; None where it does not."""
         return None
 
-    def conclude(
+    def finalize_draw(
         self,
         evidence: Float[Tensor, "k *s"],
         image: Float[Tensor, "c *s"],
@@ -242,7 +242,7 @@ def to_probability(x_0: Float[Tensor, "n k *s"]) -> Float[Tensor, "n k *s"]:
     return p / p.sum(1, keepdim=True)
 
 
-def signed(mask: Float[Tensor, "b k *s"]) -> Float[Tensor, "b k *s"]:
+def mask_to_x(mask: Float[Tensor, "b k *s"]) -> Float[Tensor, "b k *s"]:
     """One-hot {0, 1} to the data range {-1, 1} of the diffusion."""
     return 2 * mask - 1
 

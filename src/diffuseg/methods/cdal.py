@@ -17,7 +17,7 @@ from torch import Tensor
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, noise_of, randn_like, recycled, sample_timesteps, signed
+from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, mask_to_x, noise_of, randn_like, recycled, sample_timesteps
 from diffuseg.methods.losses import cross_entropy, soft_dice_loss, squared_error
 from diffuseg.networks.blocks import Mapping
 from diffuseg.networks.discriminator import Discriminator
@@ -143,7 +143,7 @@ class CDAL(MaskMethod):
 
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         assert batch.mask is not None
-        x_0 = signed(batch.mask)
+        x_0 = mask_to_x(batch.mask)
         if phase.name == "discriminator":
             return self._discriminator_loss(x_0, batch.image, rng)
         if phase.name == "r1":

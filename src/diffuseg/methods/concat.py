@@ -13,7 +13,7 @@ from torch import Tensor
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.parameterization import target, to_x0
 from diffuseg.diffusion.schedule import SCHEDULES
-from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, randn_like, sample_timesteps, signed
+from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, mask_to_x, randn_like, sample_timesteps
 from diffuseg.methods.losses import squared_error
 from diffuseg.networks.unet import UNet
 from diffuseg.types import Batch
@@ -56,7 +56,7 @@ class Concat(MaskMethod):
 
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         assert batch.mask is not None
-        x_0 = signed(batch.mask)
+        x_0 = mask_to_x(batch.mask)
         t = sample_timesteps(len(x_0), self.schedule.T, hardest=0.0, rng=rng).to(x_0.device)
         noise = randn_like(x_0, rng)
         x_t = self.schedule.q_sample(x_0, t, noise)

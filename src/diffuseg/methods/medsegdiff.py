@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
-from diffuseg.methods.base import Phase, randn_like, signed
+from diffuseg.methods.base import Phase, mask_to_x, randn_like
 from diffuseg.methods.denoising import DenoisingConfig, MaskDenoising
 from diffuseg.methods.losses import squared_error
 from diffuseg.methods.tiles import Features
@@ -197,7 +197,7 @@ class MedSegDiff(MaskDenoising):
 
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         assert batch.mask is not None
-        x_0, features = signed(batch.mask), self.encode(batch.image)
+        x_0, features = mask_to_x(batch.mask), self.encode(batch.image)
         total, log = self.denoising_loss(x_0, batch.mask, features, rng)
         if self.config.calibration:
             # The image branch beside noise alone, t = T: what it knows without being shown the mask.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
-from diffuseg.methods.base import Phase, signed
+from diffuseg.methods.base import Phase, mask_to_x
 from diffuseg.methods.denoising import DenoisingConfig, MaskDenoising
 from diffuseg.methods.losses import cross_entropy, soft_dice_loss
 from diffuseg.methods.tiles import Features
@@ -173,7 +173,7 @@ class MedSegDiffV2(MaskDenoising):
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         assert batch.mask is not None
         if phase.name == "noise":
-            return self.denoising_loss(signed(batch.mask), batch.mask, self.encode(batch.image), rng)
+            return self.denoising_loss(mask_to_x(batch.mask), batch.mask, self.encode(batch.image), rng)
         logits = self.condition.segment(batch.image).float()
         dice, entropy = soft_dice_loss(logits.softmax(1), batch.mask).mean(), cross_entropy(logits, batch.mask).mean()
         return dice + self.config.beta * entropy, {"dice": dice.detach(), "cross_entropy": entropy.detach()}

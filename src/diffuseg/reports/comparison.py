@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffuseg.atomic_io import check_writable, nan_to_none, write_json
-from diffuseg.data.layout import some
+from diffuseg.data.layout import ellipsize
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.significance import FLIPS, cohens_d, first_places, holm, rank_biserial, sign_flip_test
@@ -95,7 +95,9 @@ def compare(
     refuse_unlike(evaluations, allow_seen)
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown or not metrics:
-        raise UserError(f"{'unknown metric ' + some(unknown) if unknown else 'no metric'}", do=f"Known: {', '.join(METRICS)}")
+        raise UserError(
+            f"{'unknown metric ' + ellipsize(unknown) if unknown else 'no metric'}", do=f"Known: {', '.join(METRICS)}"
+        )
     metrics = list(dict.fromkeys(metrics))
     classes = evaluations[0].classes
     if label is not None and label not in classes:
@@ -242,7 +244,7 @@ def _notes(evaluations: list[Written], differences: list[Difference]) -> list[st
     missing = first.summary.get("missing", [])
     if missing:
         without = pluralize(len(missing), "labelled case without a prediction is", "labelled cases without a prediction are")
-        lines.append(f"{without} in no number: {some(missing)}.")
+        lines.append(f"{without} in no number: {ellipsize(missing)}.")
     if len(differences) * 2.0 ** (1 - max(d.patients for d in differences)) >= LEVEL:
         lines.append(f"So few patients cannot show any difference in {tests}, however large it is.")
     left_out = max(d.unpaired for d in differences)

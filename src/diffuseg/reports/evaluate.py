@@ -16,8 +16,8 @@ import numpy as np
 from diffuseg.atomic_io import atomic_write, check_writable, nan_to_none, write_json
 from diffuseg.data.dataset import patients
 from diffuseg.data.io import LOSSLESS, case_of, ending_of, grid_fault, read_mask
-from diffuseg.data.layout import Case, Dataset, label_values, read_json, some, visible
-from diffuseg.data.outputs import BESIDE, record_of
+from diffuseg.data.layout import Case, Dataset, ellipsize, label_values, list_files, read_json
+from diffuseg.data.outputs import SIDECAR, record_of
 from diffuseg.data.raters import MAJORITY, fused, rater_count, rater_files, read_raters
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import METRICS, Empty, Rule, measure
@@ -73,7 +73,7 @@ def evaluate(
     if not rows:
         raise UserError(f"none of {pluralize(len(pairs), 'case')} could be compared: {faults[0]}", file=pred_dir)
     missing = [case for case in truths if case not in found]
-    unlabelled = [case for case in found if case not in truths and not BESIDE.fullmatch(case)]
+    unlabelled = [case for case in found if case not in truths and not SIDECAR.fullmatch(case)]
     summary = {
         "cases": len({row.case for row in rows}),
         "labelled": len(truths),
@@ -109,7 +109,7 @@ def truths_in(folder: Path) -> dict[str, tuple[Path, ...]]:
     description = folder.resolve().parent / "dataset.json"
     extra = read_json(description) if description.is_file() else {}
     raters = rater_count(extra, description) if isinstance(extra, dict) else 0
-    rated = rater_files(visible(folder), LOSSLESS[0], raters) if raters else {}
+    rated = rater_files(list_files(folder), LOSSLESS[0], raters) if raters else {}
     return dict(sorted(rated.items())) or {case: (path,) for case, path in masks_in(folder).items()}
 
 
@@ -128,7 +128,7 @@ def masks_in(folder: Path) -> dict[str, Path]:
     """Mask files by case; of several files of one case the one whose ending stands first in LOSSLESS."""
     if not folder.is_dir():
         raise UserError("no such folder", file=folder)
-    files = [path for path in visible(folder) if path.name.lower().endswith(LOSSLESS)]
+    files = [path for path in list_files(folder) if path.name.lower().endswith(LOSSLESS)]
     if not files:
         raise UserError("there is no mask in this folder", file=folder, do=f"Expected <case> with {' '.join(LOSSLESS)}")
     files.sort(key=lambda path: LOSSLESS.index(ending_of(path)), reverse=True)
@@ -172,7 +172,7 @@ def _compare(
     for mask, file in (*zip(raters.data, truth_paths, strict=True), (prediction.data, path)):
         odd = sorted(set(np.unique(mask).tolist()) - set(labels.values()))
         if odd:
-            raise UserError(f"label values {some(map(str, odd))} are not in dataset.json", file=file)
+            raise UserError(f"label values {ellipsize(map(str, odd))} are not in dataset.json", file=file)
     intervals = {}
     try:
         intervals = _intervals(path.with_name(f"{case}.json"))
@@ -206,7 +206,7 @@ def _unheld(predictions: dict[str, Path], labels: dict[str, int], labels_dir: Pa
         return ""
     description = labels_dir.resolve().parent / "dataset.json"
     why = "names no such class" if description.is_file() else "is not there to say which label values these are"
-    return f"Predicted volume intervals of {some(unknown)} are held against no true volume: {description} {why}."
+    return f"Predicted volume intervals of {ellipsize(unknown)} are held against no true volume: {description} {why}."
 
 
 def _seen(predictions: dict[str, Path]) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Float
 
 from diffuseg.data.io import ending_of, grid_fault, read_mask
-from diffuseg.data.layout import some
-from diffuseg.data.outputs import beside, probability_names, record_of
+from diffuseg.data.layout import ellipsize
+from diffuseg.data.outputs import probability_names, record_of, sidecar_name
 from diffuseg.data.raters import fused, read_raters
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import MEASURES, Reliability, band, class_indices, measures, reliability, sample
-from diffuseg.evaluation.selective import doubt, rejection
+from diffuseg.evaluation.selective import expected_dice_loss, rejection
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean
 from diffuseg.reports.report import on_grid_of
 from diffuseg.reports.written import Written
@@ -70,7 +70,7 @@ def judge(
             left_out.append(f"{case}: {fault}")
         on_case()
     if absent and (found or left_out):
-        left_out.append(f"{pluralize(len(absent), 'case')} without probabilities: {some(absent)}")
+        left_out.append(f"{pluralize(len(absent), 'case')} without probabilities: {ellipsize(absent)}")
     return (_judged(evaluation, found) if found else None), left_out
 
 
@@ -94,7 +94,7 @@ def probability_of(case: str, mask: Image, file: Path, labels: dict[str, int]) -
     probabilities: below 0, or more than 1 in all.
     """
     ending = ending_of(file)
-    files = [file.with_name(beside(case, name, ending)) for name in probability_names(labels, ending)]
+    files = [file.with_name(sidecar_name(case, name, ending)) for name in probability_names(labels, ending)]
     if not any(path.is_file() for path in files):
         return None
     foreground = np.concatenate([on_grid_of(mask, path).data for path in files]).astype(np.float32)
@@ -130,7 +130,7 @@ def _case(
         raise UserError(str(fault), file=file) from None
     wheres = {"image": np.ones(right.shape, bool), "band": band(right, truth.spacing)}
     value = record_of(file.parent, case).get("doubt")
-    value = float(value) if isinstance(value, int | float) and np.isfinite(value) else doubt(p, chosen)
+    value = float(value) if isinstance(value, int | float) and np.isfinite(value) else expected_dice_loss(p, chosen)
     return {region: sample(p, right, where, VOXELS) for region, where in wheres.items()}, value
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from diffuseg.atomic_io import atomic_write
 from diffuseg.data.io import ENDINGS, ending_of, grid_fault, read_image, read_mask
-from diffuseg.data.layout import visible
+from diffuseg.data.layout import list_files
 from diffuseg.data.outputs import record_of
 from diffuseg.data.raters import fused, read_raters
 from diffuseg.errors import UserError
@@ -131,7 +131,7 @@ def stacked(pictures: Sequence[bytes]) -> bytes:
 def image_of(folder: Path, case: str) -> Path | None:
     """The image of a case, or its first channel."""
     names = {f"{case}{number}{ending}" for number in ("", "_0000") for ending in ENDINGS}
-    return next((path for path in visible(folder) if path.name in names), None)
+    return next((path for path in list_files(folder) if path.name in names), None)
 
 
 def with_maps(case: str, file: Path, classes: int) -> tuple[Image, np.ndarray | None, np.ndarray | None]:
@@ -140,7 +140,7 @@ def with_maps(case: str, file: Path, classes: int) -> tuple[Image, np.ndarray | 
     In a .png, which holds fractions of 1 in 16 bits, there is a file per class, and entropy is a part of its maximum.
     """
     mask, ending = read_mask(file), ending_of(file)
-    named = [path for path in visible(file.parent) if path.name.lower().endswith(ending)]
+    named = [path for path in list_files(file.parent) if path.name.lower().endswith(ending)]
     parts = [fitting(path, mask) for path in named if path.name.startswith(f"{case}_prob")]
     entropy = fitting(file.with_name(f"{case}_entropy{ending}"), mask)
     one, top = (65535, math.log(classes)) if ending == ".png" else (1, 1.0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from diffuseg.data.layout import some
+from diffuseg.data.layout import ellipsize
 from diffuseg.evaluation.metrics import METRICS, Score
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean
 from diffuseg.text import pluralize
@@ -122,14 +122,14 @@ def notes(evaluation: Evaluation) -> list[str]:
         (evaluation.faults, "file is faulty: what it holds is in no mean", "files are faulty: what they hold is in no mean"),
     ):
         if names:
-            lines.append(f"{pluralize(len(names), one, several)}: {some(names)}.")
+            lines.append(f"{pluralize(len(names), one, several)}: {ellipsize(names)}.")
     if summary["unheld_intervals"]:
         lines.append(summary["unheld_intervals"])
     for side in ("training", "validation"):
         if summary["seen"][side]:
             names = summary["seen"][side]
             met = pluralize(len(names), "case was", "cases were")
-            lines.append(f"{met} in the {side} of the model, so no test of it: {some(names)}.")
+            lines.append(f"{met} in the {side} of the model, so no test of it: {ellipsize(names)}.")
     return lines
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diffuseg.data.layout import read_json, some
+from diffuseg.data.layout import ellipsize, read_json
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.text import pluralize
@@ -111,14 +111,16 @@ def refuse_unlike(evaluations: Sequence[Written], allow_seen: bool = False) -> N
         _refuse_other("classes", set(first.classes), set(other.classes), first, other)
         odd = [case for case, label in first.values if first.truth_ml[case, label] != other.truth_ml[case, label]]
         if odd:
-            raise UserError(f"true volumes are not those of {first.folder}: {some(dict.fromkeys(odd))}", file=other.folder)
+            raise UserError(f"true volumes are not those of {first.folder}: {ellipsize(dict.fromkeys(odd))}", file=other.folder)
         if first.patients != other.patients:
             raise UserError(f"its patients are not those of {first.folder}", file=other.folder, do="Evaluate both again")
     for side in () if allow_seen else ("training", "validation"):
         for evaluation in evaluations:
             seen = evaluation.seen(side)
             if seen:
-                what = f"its model met {len(seen)} of {pluralize(len(evaluation.cases), 'case')} in its {side}: {some(seen)}"
+                what = (
+                    f"its model met {len(seen)} of {pluralize(len(evaluation.cases), 'case')} in its {side}: {ellipsize(seen)}"
+                )
                 raise UserError(what, file=evaluation.folder, do="Compare on other cases, or say --allow-seen")
 
 
@@ -131,8 +133,8 @@ RULES_IN_COMMON = (
 def _refuse_other(what: str, ones: set[str], others: set[str], first: Written, other: Written) -> None:
     if ones == others:
         return
-    lacks = [f"it lacks {some(sorted(ones - others))}"] if ones - others else []
-    more = [f"it has {some(sorted(others - ones))}"] if others - ones else []
+    lacks = [f"it lacks {ellipsize(sorted(ones - others))}"] if ones - others else []
+    more = [f"it has {ellipsize(sorted(others - ones))}"] if others - ones else []
     message = f"its {what} are not those of {first.folder}: {' and '.join(lacks + more)}"
     raise UserError(message, file=other.folder, do=f"Evaluate both on the same {what}")
 

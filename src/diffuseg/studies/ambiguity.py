@@ -28,11 +28,11 @@ from diffuseg.evaluation.ambiguity_baselines import held_out_rater, one_rater, p
 from diffuseg.evaluation.calibration_metrics import band, ece
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.multirater import Draws, Raters, collective_insight, ged, ged_by_draws, hm_iou, pairwise_iou, soft_dice
-from diffuseg.evaluation.selective import aurc, doubt, excess_aurc
+from diffuseg.evaluation.selective import aurc, excess_aurc, expected_dice_loss
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES, bootstrap_mean, bootstrap_of
 from diffuseg.inference.folds import own_fold, validation_cases
 from diffuseg.inference.fusion import best_overlap
-from diffuseg.inference.model import Model, content, draw_seed
+from diffuseg.inference.model import Model, content_digest, draw_seed
 from diffuseg.text import pluralize
 from diffuseg.types import Image
 
@@ -141,13 +141,13 @@ def draw_masks(
     masks = np.zeros((draws, *image.shape), np.uint8 if models[0].plan.classes < 256 else np.int16)
     mean = np.zeros((models[0].plan.classes, *image.shape), np.float32)
     for first, model in enumerate(models):
-        x, placement = to_grid(image, model.plan)
-        digest, own = content(image, placement), range(first, draws, len(models))
+        x, transform = to_grid(image, model.plan)
+        digest, own = content_digest(image, transform), range(first, draws, len(models))
         how = {"steps": steps, "sampler": sampler, "chunk": model.together(x.shape[1:])}
         with model.precision.autocast(model.device):
             maps = model.method.draw(x.to(model.device), [draw_seed(seed, digest, i) for i in own], **how)
             for i, p in zip(own, maps, strict=True):
-                native = to_native(p, placement)
+                native = to_native(p, transform)
                 masks[i] = native.argmax(0)
                 mean += native / draws
     return masks, mean
@@ -174,7 +174,7 @@ def score_case(
         "dice_fused": against(best_overlap(draws, len(mean))),
         "ece": whole,
         "ece_band": edge,
-        "doubt": doubt(mean, mask),
+        "doubt": expected_dice_loss(mean, mask),
     }
     return Rated(case, patient, (len(raters), empty), sources, _single(draws, raters, labels), of_mean)
 

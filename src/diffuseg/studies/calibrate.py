@@ -34,11 +34,12 @@ from diffuseg.evaluation.calibration_metrics import (
 from diffuseg.evaluation.conformal import Coverage, Widening, calibrate_interval, covered, cross_coverage, expected_coverage
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.selective import rejection, threshold_for_fraction
-from diffuseg.evaluation.statistics import Interval, bootstrap_mean, deal, paired_difference
+from diffuseg.evaluation.statistics import Interval, bootstrap_mean, group_folds, paired_difference
 from diffuseg.inference.calibration import SETTINGS, Calibration
 from diffuseg.inference.folds import own_fold, validation_cases
-from diffuseg.inference.model import Model, voxel_ml
+from diffuseg.inference.model import Model
 from diffuseg.text import pluralize
+from diffuseg.types import voxel_ml
 
 ALPHA, FRACTION = 0.1, 0.2  # of cases whose volume may be outside; of cases that are to be looked at
 HALVES = 20  # patients: with fewer, half of them cannot calibrate an interval, and one is left out at a time
@@ -116,7 +117,7 @@ def measure_calibration(
             on_case(number + 1, len(cases))
     if not any(len(case.voxels["band"][1]) for case in judged):
         raise UserError("no case has anything but background", file=folder, do="There is nothing to calibrate on")
-    half, temperature = deal(of, 2), _temperature(judged)
+    half, temperature = group_folds(of, 2), _temperature(judged)
     temperatures = _cross_fitted(judged, half)
     coverage, widening = _intervals(judged, of, voxel)
     risk, doubt = (np.array([getattr(case, name) for case in judged]) for name in ("risk", "doubt"))

@@ -25,7 +25,7 @@ from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean
 from diffuseg.inference.ensemble import Ensemble
 from diffuseg.inference.folds import own_fold, validation_cases
-from diffuseg.inference.model import Model, content, draw_seed
+from diffuseg.inference.model import Model, content_digest, draw_seed
 from diffuseg.methods import Method
 from diffuseg.text import pluralize
 
@@ -213,16 +213,16 @@ def _score(
     model: Model, whole: FullCase, steps: int, draws: Sequence[int], sampler: str, seed: int
 ) -> dict[int, tuple[float, float, float]]:
     """Number of draws -> (Dice, NLL, Brier score) of the mean of the first so many draws, on native voxels."""
-    digest = content(whole.native, whole.placement)
+    digest = content_digest(whole.native, whole.transform)
     seeds = [draw_seed(seed, digest, i) for i in range(max(draws))]
     chunk = model.together(whole.image.shape[1:])
-    ensemble, found = Ensemble(lambda evidence: model.method.conclude(evidence, whole.image, sampler, steps)), {}
+    ensemble, found = Ensemble(lambda evidence: model.method.finalize_draw(evidence, whole.image, sampler, steps)), {}
     near = band(whole.truth, whole.native.spacing)
     with model.precision.autocast(model.device):
         for p in model.method.draw(whole.image.to(model.device), seeds, steps=steps, sampler=sampler, chunk=chunk):
             ensemble.add(p)
             if ensemble.draws in draws:
-                found[ensemble.draws] = _quality(to_native(ensemble.mean, whole.placement), whole.truth, near)
+                found[ensemble.draws] = _quality(to_native(ensemble.mean, whole.transform), whole.truth, near)
     return found
 
 

@@ -181,7 +181,7 @@ def _plan(settings: TrainSettings, dataset: Dataset, preset: dict[str, Any], wis
         asked = override(from_dict(Plan, to_dict(make_plan(dataset, found)) | preset), wishes)
         names = {*preset, *(wish.partition("=")[0] for wish in wishes)}
         chosen = {name: getattr(asked, name) for name in names}
-        if METHODS[settings.method].images and "augmentation" not in names:
+        if METHODS[settings.method].models_images and "augmentation" not in names:
             plan = make_plan(dataset, found, **chosen, augmentation="flips")
             why = "A model of the images would also learn the bias, blur and noise that augmentation makes up."
             plan = replace(plan, reasons=plan.reasons | {"augmentation": why})

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from diffuseg.data.batches import Batches
-from diffuseg.data.dataset import Dataset, spread
+from diffuseg.data.dataset import Dataset, evenly_spaced
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import to_native
 from diffuseg.evaluation.metrics import dice
@@ -30,7 +30,7 @@ class Validation:
     @property
     def chosen(self) -> list[str]:
         """All cases, or `limit` of them spread evenly."""
-        return spread(self.cases, self.limit)
+        return evenly_spaced(self.cases, self.limit)
 
 
 @dataclass
@@ -102,7 +102,7 @@ def by_label(method: Any, source: Batches, validation: Validation) -> HeldOut:
     assert labels is not None
     own, right = [], []
     for number, case in enumerate(validation.chosen):
-        errors = method.held_out(source.image(case).to(device), validation.seed + number)
+        errors = method.class_errors(source.image(case).to(device), validation.seed + number)
         own.append(float(errors[labels[case]]))
         right.append(int(errors.argmin()) == labels[case])
     return HeldOut(float(np.mean(own)), float(np.mean(right)), len(own))
@@ -120,7 +120,7 @@ def by_mask(method: Method, source: Batches, validation: Validation) -> Result:
     for number, case in enumerate(validation.chosen):
         whole = source.whole(case)
         seeds = [validation.seed + 1000 * number + i for i in range(DRAWS if number < PICTURED else 1)]
-        maps = [to_native(p.cpu(), whole.placement) for p in method.draw(whole.image.to(device), seeds)]
+        maps = [to_native(p.cpu(), whole.transform) for p in method.draw(whole.image.to(device), seeds)]
         hard = [p.argmax(0) for p in maps]
         scores.append([dice(hard[0] == k, whole.truth == k) for k in range(1, plan.classes)])
         if number < PICTURED:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.data import io
-from diffuseg.data.layout import some
-from diffuseg.data.outputs import beside, probability_names, records
+from diffuseg.data.layout import ellipsize
+from diffuseg.data.outputs import probability_names, records, sidecar_name
 from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.errors import UserError
 from diffuseg.reports.figures import OKABE_ITO
@@ -116,7 +116,7 @@ def find_cases(folder: Path, images: Path | None = None, only: str | None = None
     if only in odd or not known:
         raise odd.get(only or "", next(iter(odd.values())))
     if only is not None and only not in known:
-        raise UserError(f"there is no case {only!r}", file=folder, do=f"There are {some(known)}")
+        raise UserError(f"there is no case {only!r}", file=folder, do=f"There are {ellipsize(known)}")
     cases = [_case(folder, name, record, images) for name, record in known.items() if only in (None, name)]
     without = [Case(name, {}, (), (_within(folder, fault),)) for name, fault in odd.items() if only is None]
     if not any(case.layers for case in cases):
@@ -135,7 +135,7 @@ def _case(folder: Path, name: str, record: dict[str, Any], images: Path | None) 
     except UserError as fault:
         return Case(name, {}, (), (_within(folder, fault),))
     labels = record["labels"]
-    ending = next((end for end in io.LOSSLESS if (folder / beside(name, "entropy", end)).exists()), None)
+    ending = next((end for end in io.LOSSLESS if (folder / sidecar_name(name, "entropy", end)).exists()), None)
     if ending is None:
         return Case(name, record, (), ("Its mask and maps are not here.",))
     layers = [
@@ -163,7 +163,7 @@ def _probabilities(folder: Path, case: str, ending: str, labels: dict[str, int])
     stored = 65535.0 if ending == ".png" else 1.0
     made = []
     for number, name in enumerate(classes):
-        file = folder / beside(case, names[number if len(names) > 1 else 0], ending)
+        file = folder / sidecar_name(case, names[number if len(names) > 1 else 0], ending)
         plane = 0 if len(names) > 1 else number
         made.append(Layer(f"prob{number}", f"Probability of {name}", "scale", file, plane, "", 1.0, stored))
     return made
@@ -173,7 +173,9 @@ def _entropy(folder: Path, case: str, ending: str, classes: int) -> list[Layer]:
     top = math.log(classes)
     stored = 65535.0 if ending == ".png" else top
     return [
-        Layer("entropy", "Uncertainty (entropy)", "scale", folder / beside(case, "entropy", ending), 0, "nats", top, stored)
+        Layer(
+            "entropy", "Uncertainty (entropy)", "scale", folder / sidecar_name(case, "entropy", ending), 0, "nats", top, stored
+        )
     ]
 
 
@@ -181,11 +183,11 @@ def _kept(folder: Path, case: str, ending: str, record: dict[str, Any]) -> list[
     kept, made = record.get("kept") or {}, []
     if kept.get("draws"):
         frames = tuple(f"draw {i + 1} of {kept['draws']}" for i in range(kept["draws"]))
-        made.append(Layer("draws", "Draws", "labels", folder / beside(case, "draws", ending), frames=frames))
+        made.append(Layer("draws", "Draws", "labels", folder / sidecar_name(case, "draws", ending), frames=frames))
     if kept.get("steps"):
         levels = kept["steps"]
         frames = tuple(f"step {i + 1} of {len(levels)}, noise level {t}" for i, t in enumerate(levels))
-        file = folder / beside(case, "steps", ending)
+        file = folder / sidecar_name(case, "steps", ending)
         made.append(Layer("steps", "Steps of the first draw", "scale", file, None, "%", 100.0, 100.0, frames))
     return made
 

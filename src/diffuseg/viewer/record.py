@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.data import io
-from diffuseg.data.layout import label_values, read_json, visible
-from diffuseg.data.outputs import BEFORE, SETTINGS, beside, records
+from diffuseg.data.layout import label_values, list_files, read_json
+from diffuseg.data.outputs import BEFORE, SETTINGS, records, sidecar_name
 from diffuseg.errors import UserError
 
 MOST = 10_000  # draws or steps of a case
@@ -26,8 +26,8 @@ def sound(record: dict[str, Any], file: Path) -> tuple[dict[str, Any], list[str]
 def unread(folder: Path) -> dict[str, UserError]:
     """Cases of a folder that have results, but no record that can be read: by name, why."""
     known = records(folder)
-    names = [path.stem for path in visible(folder) if path.suffix == ".json" and path.stem not in known]
-    named = [name for name in names if any((folder / beside(name, "entropy", end)).exists() for end in io.LOSSLESS)]
+    names = [path.stem for path in list_files(folder) if path.suffix == ".json" and path.stem not in known]
+    named = [name for name in names if any((folder / sidecar_name(name, "entropy", end)).exists() for end in io.LOSSLESS)]
     return {name: _fault(folder / f"{name}.json") for name in named}
 
 

@@ -59,7 +59,7 @@ class WeakMethod(Method):
     """
 
     supervision: ClassVar[Literal["mask", "image_label"]] = "image_label"
-    note = "probabilities are a logistic function of a map, one half at its threshold: they are not calibrated"
+    disclaimer = "probabilities are a logistic function of a map, one half at its threshold: they are not calibrated"
     scale: Tensor
     reference: Reference | None = None
 
@@ -70,11 +70,11 @@ class WeakMethod(Method):
         self.register_buffer("scale", torch.tensor(scale).reshape(-1, *[1] * plan.dims), persistent=False)
 
     @abstractmethod
-    def held_out(self, image: Float[Tensor, "c *s"], seed: int) -> Float[Tensor, " k"]:
+    def class_errors(self, image: Float[Tensor, "c *s"], seed: int) -> Float[Tensor, " k"]:
         """How badly each class fits an image that was not trained on, lower is better; noise comes from the seed alone."""
 
     @abstractmethod
-    def judge(self, image: Float[Tensor, "c *s"]) -> ImageLabel:
+    def classify_image(self, image: Float[Tensor, "c *s"]) -> ImageLabel:
         """What the image as a whole shows, a function of the image alone."""
 
     @abstractmethod
@@ -103,7 +103,7 @@ class WeakMethod(Method):
         self.eval()
         self.refuse_slices(image)
         name, steps = self.sampling(sampler, steps)
-        y = self.judge(image).label if label is None else label
+        y = self.classify_image(image).label if label is None else label
         maps, border = None, self.border(y, name, steps)
         if y:
             maps = self.maps(image, seeds, y, name, steps, chunk, on_step)
@@ -139,7 +139,7 @@ class WeakMethod(Method):
 
     def how(self, name: str, steps: int) -> dict[str, Any]:
         """All that decides a map besides image and noise, as JSON has it."""
-        free = {field: getattr(self.config, field) for field in self.drawing if field not in AFTERWARDS}
+        free = {field: getattr(self.config, field) for field in self.inference_settings if field not in AFTERWARDS}
         return json.loads(json.dumps(free | {"map": name, "steps": steps}))
 
     def border(self, y: int, name: str, steps: int) -> float | None:
@@ -152,7 +152,7 @@ class WeakMethod(Method):
         """The largest evidence of a map, smoothed as before a cut: in (-1, 1), about one half at the border."""
         return float(softened(evidence(m, border), self.config.smooth).max())
 
-    def judge_by_map(self, image: Float[Tensor, "c *s"]) -> ImageLabel | None:
+    def classify_by_map(self, image: Float[Tensor, "c *s"]) -> ImageLabel | None:
         """The class whose map stands out most, if any does more than in most images without it; None without a reference."""
         name, steps = self.sampling(None, None)
         scores = {self.plan.names[0]: 0.0}
@@ -165,7 +165,7 @@ class WeakMethod(Method):
         label = max(range(self.plan.classes), key=lambda y: scores[self.plan.names[y]])
         return ImageLabel(label, "map", scores, NOISES * self.evaluations(name, steps) * (self.plan.classes - 1))
 
-    def conclude(
+    def finalize_draw(
         self,
         evidence: Float[Tensor, "k *s"],
         image: Float[Tensor, "c *s"],

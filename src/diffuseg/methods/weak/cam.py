@@ -57,7 +57,7 @@ class CAM(WeakMethod):
     generative: ClassVar[bool] = False
     config_class = CAMConfig
     config: CAMConfig
-    drawing = free_settings(CAMMapConfig)
+    inference_settings = free_settings(CAMMapConfig)
 
     def __init__(self, plan: Plan, config: CAMConfig) -> None:
         super().__init__(plan, config)
@@ -78,14 +78,14 @@ class CAM(WeakMethod):
         return F.cross_entropy(logits, batch.label.long()), {"right": right}
 
     @torch.no_grad()
-    def held_out(self, image: Float[Tensor, "c *s"], seed: int) -> Float[Tensor, " k"]:
+    def class_errors(self, image: Float[Tensor, "c *s"], seed: int) -> Float[Tensor, " k"]:
         """-log p of each class."""
         self.eval()
         return -self.classifier((image * self.scale)[None]).float().log_softmax(1)[0]
 
-    def judge(self, image: Float[Tensor, "c *s"]) -> ImageLabel:
+    def classify_image(self, image: Float[Tensor, "c *s"]) -> ImageLabel:
         self.refuse_slices(image)
-        scores = -self.held_out(image, 0)
+        scores = -self.class_errors(image, 0)
         label = int(scores.argmax()) if self.config.decide == "classifier" else 1 + int(scores[1:].argmax())
         names = self.plan.names
         return ImageLabel(label, self.config.decide, dict(zip(names, scores.tolist(), strict=True)), 1)

@@ -122,10 +122,10 @@ class CDMConfig(MapConfig):
 class CDM(WeakMethod):
     """eps_theta(x_t, t, f(y)) over images; masks come out of how much f(y) matters, where."""
 
-    images = True
+    models_images = True
     config_class = CDMConfig
     config: CDMConfig
-    drawing = free_settings(MapConfig)
+    inference_settings = free_settings(MapConfig)
 
     def __init__(self, plan: Plan, config: CDMConfig) -> None:
         super().__init__(plan, config)
@@ -190,7 +190,7 @@ class CDM(WeakMethod):
         return squared_error(output, target(self.config.predict, x_0, noise, self.schedule.at(t, x_0)))
 
     @torch.no_grad()
-    def held_out(self, image: Float[Tensor, "c *s"], seed: int) -> Float[Tensor, " k"]:
+    def class_errors(self, image: Float[Tensor, "c *s"], seed: int) -> Float[Tensor, " k"]:
         """The denoising error of an image under each class: mean over levels, with the same noise for all classes."""
         self.eval()
         n, k = HELD_OUT_LEVELS, self.plan.classes
@@ -271,12 +271,12 @@ class CDM(WeakMethod):
         return read | ({"support": c.support} if name == "levels" else {})
 
     @torch.no_grad()
-    def judge(self, image: Float[Tensor, "c *s"]) -> ImageLabel:
+    def classify_image(self, image: Float[Tensor, "c *s"]) -> ImageLabel:
         """What the image shows, a function of the image alone: noise comes from fixed seeds."""
         self.eval()
         self.refuse_slices(image)
         names, c = self.plan.names, self.config
-        by_map = self.judge_by_map(image) if c.decide in ("auto", "map") else None
+        by_map = self.classify_by_map(image) if c.decide in ("auto", "map") else None
         if by_map is not None:
             return by_map
         if c.decide == "map":
@@ -287,7 +287,7 @@ class CDM(WeakMethod):
             x_t = self.schedule.q_sample(x_0, t, randn_like(x_0, torch.Generator().manual_seed(0)))
             scores, calls = self.logits(x_t, t).log_softmax(1).mean(0), HELD_OUT_LEVELS
         else:
-            scores = -torch.stack([self.held_out(image, seed) for seed in range(JUDGED)]).mean(0)
+            scores = -torch.stack([self.class_errors(image, seed) for seed in range(JUDGED)]).mean(0)
             calls = JUDGED * HELD_OUT_LEVELS * self.plan.classes
         label = int(scores.argmax()) if c.decide != "present" else 1 + int(scores[1:].argmax())
         by = "diffusion" if c.decide == "auto" else c.decide

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffuseg.methods import Method
-from diffuseg.methods.base import MaskMethod, signed
+from diffuseg.methods.base import MaskMethod, mask_to_x
 
 
 def draws(
@@ -94,4 +94,4 @@ def _as_state(mask: Int[Tensor, "*o"], method: MaskMethod, x_t: Float[Tensor, "n
         source.append(slice((have - n) // 2, (have - n) // 2 + n))
         target.append(slice((want - n) // 2, (want - n) // 2 + n))
     classes[tuple(target)] = mask[tuple(source)].cpu()
-    return signed(F.one_hot(classes, plan.classes).movedim(-1, 0)[None].float()).to(x_t.device)
+    return mask_to_x(F.one_hot(classes, plan.classes).movedim(-1, 0)[None].float()).to(x_t.device)

@@ -13,7 +13,7 @@ from diffuseg.evaluation.calibration_metrics import band, nll
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.statistics import bootstrap_mean, paired_difference
 from diffuseg.inference.ensemble import Ensemble
-from diffuseg.inference.model import Model, content, draw_seed
+from diffuseg.inference.model import Model, content_digest, draw_seed
 from diffuseg.methods import Method
 from diffuseg.studies.audit.controls import draws
 from diffuseg.studies.audit.rows import Row
@@ -29,7 +29,7 @@ def measure_case(run: Model, methods: Sequence[Method], row: Row, whole: FullCas
     nll      of that mean, in the band round the true border, nats; NaN without a border
     changed  voxels on which two draws differ, mean over pairs, as a share of the object; 0 for a single draw
     """
-    digest = content(whole.native, whole.placement)
+    digest = content_digest(whole.native, whole.transform)
     seeds = [draw_seed(0, digest, i) for i in range(row.draws)]
     sampler = run.method.default_sampler
     ensemble, masks, truth = Ensemble(), [], whole.truth
@@ -38,8 +38,8 @@ def measure_case(run: Model, methods: Sequence[Method], row: Row, whole: FullCas
         image = whole.image.to(run.device)
         for p in draws(methods, row.sampling, image, other.mask, seeds, row.steps, sampler, chunk):
             ensemble.add(p)
-            masks.append(to_native(p, whole.placement).argmax(0).astype(np.uint16))
-    p = to_native(ensemble.mean, whole.placement)
+            masks.append(to_native(p, whole.transform).argmax(0).astype(np.uint16))
+    p = to_native(ensemble.mean, whole.transform)
     overlap = lambda mask: float(np.mean([dice(mask == k, truth == k, "one") for k in range(1, len(p))]))
     differing = [(a != b).sum() for a, b in combinations(masks, 2)]
     return {
