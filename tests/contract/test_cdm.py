@@ -178,7 +178,7 @@ def test_the_class_that_denoises_best_is_what_an_image_shows():
     errors[1] = 0.6
     verdict = method.classify_image(torch.zeros(1, 20, 24))
     assert verdict.label == 0 and verdict.scores["background"] == pytest.approx(-0.515)
-    assert with_options(method, "decide=present").judge(torch.zeros(1, 20, 24)).label == 1
+    assert with_options(method, "decide=present").classify_image(torch.zeros(1, 20, 24)).label == 1
 
 
 def test_a_judgement_is_a_function_of_the_image():
