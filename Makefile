@@ -8,7 +8,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SMALL := --set plan.widths=8,16,32,64 --set discriminator_widths=8,8,16,32 --set train.validation_cases=4
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: demo test test-all lint types check tables clean
+.PHONY: demo test test-all golden lint types check tables clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ test: $(VENV)/.installed-dev   ## the fast tests
 
 test-all: $(VENV)/.installed-dev   ## every test
 	$(THREADS) $(BIN)/python -m pytest -n 2
+
+golden: $(VENV)/.installed-dev   ## write anew what tests/golden holds later versions against
+	$(THREADS) $(BIN)/python -m tests.golden.make
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks
