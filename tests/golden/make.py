@@ -39,15 +39,15 @@ from typer.testing import CliRunner
 
 # All that is imported of the library: a module that moves is mended here and nowhere else.
 import diffuseg
+from diffuseg.checkpoint import load_checkpoint, save_checkpoint
 from diffuseg.cli import app
 from diffuseg.config import override
 from diffuseg.data.plan import Plan
 from diffuseg.data.synthetic import make_dataset
+from diffuseg.device import Precision
 from diffuseg.diffusion.samplers import SAMPLERS
 from diffuseg.methods import METHODS
-from diffuseg.methods.cdm import MAPS
-from diffuseg.precision import Precision
-from diffuseg.train.checkpoint import load_checkpoint, save_checkpoint
+from diffuseg.methods.weak.cdm import MAPS
 from diffuseg.types import Batch
 
 HERE = Path(__file__).parent
@@ -133,7 +133,7 @@ def drawn(method: Any, grid: str, seeds: tuple[int, ...] = SEEDS, **how: Any) ->
     with torch.no_grad():  # pytest's wrappers of checked functions take the decorator off generators
         maps = torch.stack(list(method.draw(x, seeds=list(seeds), **how)))
         if method.supervision == "image_label":
-            maps = torch.cat([maps, method.conclude(maps.mean(0), x, how.get("sampler"), how.get("steps"))[None]])
+            maps = torch.cat([maps, method.finalize_draw(maps.mean(0), x, how.get("sampler"), how.get("steps"))[None]])
     return maps.float().numpy()
 
 
