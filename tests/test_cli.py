@@ -59,7 +59,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def test_importing_the_commands_imports_nothing_heavy():
-    heavy = ("torch", "monai", "matplotlib", "nibabel", "scipy", "SimpleITK", "lightning", "numpy", "rich.progress")
+    heavy = ("torch", "monai", "matplotlib", "nibabel", "scipy", "SimpleITK", "numpy", "rich.progress")
     code = f"import sys, diffuseg, diffuseg.cli; print([name for name in {heavy!r} if name in sys.modules])"
     source = str(Path(diffuseg.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": source}

@@ -19,7 +19,7 @@ from diffuseg.data.transforms import to_grid
 from diffuseg.methods import METHODS
 from diffuseg.methods.weak.base import SCALE
 from diffuseg.train import loop
-from diffuseg.train.setup import TrainSettings, prepare
+from diffuseg.train.setup import TrainSettings, set_up
 from diffuseg.train.validate import HeldOut, validate
 from tests.train.tiny import call, options, refused, same_weights
 
@@ -74,7 +74,7 @@ def test_a_data_set_without_masks_trains_and_validates(pictures, tmp_path):
 )
 def test_a_model_of_images_does_not_learn_made_up_intensities_unless_asked_to(pictures, tmp_path, method, wish, kind):
     wishes = [*wishes_of(method), *wish]
-    plan = prepare(TrainSettings(pictures, method, tmp_path / "run", steps=1, set=wishes, device="cpu")).plan
+    plan = set_up(TrainSettings(pictures, method, tmp_path / "run", steps=1, set=wishes, device="cpu")).plan
     assert plan.augmentation == kind and (kind == "mr" or "would also learn" in plan.reasons["augmentation"])
 
 
@@ -168,7 +168,7 @@ def test_a_training_without_a_border_says_so(pictures, tmp_path, monkeypatch):
 
 def test_the_average_follows_batch_statistics_by_hand(pictures, tmp_path):
     wishes = [*wishes_of("cam"), "train.ema=0.25"]
-    run = prepare(TrainSettings(pictures, "cam", tmp_path, steps=9, set=wishes, device="cpu", precision="fp32"))
+    run = set_up(TrainSettings(pictures, "cam", tmp_path, steps=9, set=wishes, device="cpu", precision="fp32"))
     running = lambda method: {key: v.double() for key, v in method.state_dict().items() if ".running_" in key}
     expected, start = running(run.average), running(run.average)
     for n, batch in enumerate(run.batches.iterate(0, 4)):
@@ -190,7 +190,7 @@ def test_a_data_set_without_masks_has_a_plan(pictures, tmp_path):
 
 
 def test_validation_reads_no_mask_and_repeats_itself(pictures, tmp_path):
-    run = prepare(TrainSettings(pictures, "cdm", tmp_path / "run", steps=1, set=WISHES, device="cpu", precision="fp32"))
+    run = set_up(TrainSettings(pictures, "cdm", tmp_path / "run", steps=1, set=WISHES, device="cpu", precision="fp32"))
     first, again = (validate(run.average, run.batches, run.validation) for _ in range(2))
     assert isinstance(first, HeldOut) and first == again and first.score == -first.error
     assert 0 <= first.right_label <= 1

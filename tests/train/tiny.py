@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from diffuseg.cli import app
-from diffuseg.train.setup import Run, TrainSettings, prepare
+from diffuseg.train.setup import TrainSettings, TrainState, set_up
 
 PLAN = ["plan.patch=8,8,8", "plan.widths=4,8", "plan.batch=2"]
 METHOD = {
@@ -23,8 +23,8 @@ def settings(data: Path, out: Path, method: str = "unet", *wishes: str, steps: i
     return TrainSettings(data, method, out, steps=steps, set=[*PLAN, *METHOD[method], *wishes], **(fixed | changes))
 
 
-def start(data: Path, out: Path, method: str = "unet", *wishes: str, **changes: Any) -> Run:
-    return prepare(settings(data, out, method, *wishes, **changes))
+def start(data: Path, out: Path, method: str = "unet", *wishes: str, **changes: Any) -> TrainState:
+    return set_up(settings(data, out, method, *wishes, **changes))
 
 
 def options(data: Path, out: Path, method: str = "unet", *wishes: str, steps: int = 4) -> list[str]:

@@ -20,13 +20,13 @@ __all__ = [
     "Case",
     "Dataset",
     "check",
+    "check_patient_leakage",
     "find_images",
     "load_case",
     "load_image",
     "load_raters",
     "open_dataset",
     "patients",
-    "refuse_leaks",
     "splits",
 ]
 
@@ -75,7 +75,7 @@ def check(dataset: Dataset) -> list[str]:
         if path not in known and path.name.lower().endswith(ENDINGS):
             do = "Masks of this set are named <case>_rater<k>" if "raters" in dataset.extra else None
             faults.append(UserError("there is no image for this mask", file=path, do=do))
-    _attempt(lambda: refuse_leaks(dataset), faults)
+    _attempt(lambda: check_patient_leakage(dataset), faults)
     return [str(fault) for fault in faults]
 
 
@@ -230,7 +230,7 @@ def _side(fold: object, side: str, where: str) -> list[str]:
     return cases
 
 
-def refuse_leaks(dataset: Dataset) -> None:
+def check_patient_leakage(dataset: Dataset) -> None:
     """Refuse folds that have cases of one patient in train and in val."""
     of, _ = patients(dataset)
     for number, fold in enumerate(splits(dataset)):

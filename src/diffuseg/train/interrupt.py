@@ -8,26 +8,26 @@ from typing import Any
 
 
 class Interrupt:
-    """While it is entered, a first Ctrl-C only sets `asked` and is told to `told`; a second one is a KeyboardInterrupt at once.
+    """While it is entered, a first Ctrl-C sets `requested` and calls `on_request`; a second one is a KeyboardInterrupt at once.
 
     Python delivers signals to the main thread: in any other thread this does nothing.
     """
 
-    def __init__(self, told: Callable[[], None] = lambda: None) -> None:
-        self.asked, self.told = False, told
-        self.before: Any = None
+    def __init__(self, on_request: Callable[[], None] = lambda: None) -> None:
+        self.requested, self.on_request = False, on_request
+        self.previous: Any = None
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGINT, self._ask)
+            self.previous = signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
-        self.told()
+        self.requested = True
+        self.on_request()

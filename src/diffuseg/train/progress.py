@@ -6,16 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as Bar,
-)
+import rich.progress
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from diffuseg.atomic_io import atomic_write
 from diffuseg.errors import UserError
@@ -33,10 +25,10 @@ class Progress:
         self.out, self.step, self.shown, self.minutes = out, step, shown, minutes
         self.text, self.score = "", ""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bar = Bar(*columns, TextColumn("left"), TimeRemainingColumn(), disable=not shown)
+        self.bar = rich.progress.Progress(*columns, TextColumn("left"), TimeRemainingColumn(), disable=not shown)
         total = steps if minutes is None else int(60 * minutes)
         self.task = self.bar.add_task("training", total=total, completed=step if minutes is None else 0)
-        self.looking: Any = None
+        self.saliency_task: Any = None
         self.rows: list[dict[str, Any]] = _read(out / "log.csv", step) if shown else []
 
     def __enter__(self) -> "Progress":
@@ -73,11 +65,11 @@ class Progress:
         done = step if self.minutes is None else seconds
         self.bar.update(self.task, completed=done, description=f"{self.text}  {self.score}".strip() or "training")
 
-    def compared(self, done: int, total: int) -> None:
-        """After the training: so many of its images have been looked at."""
-        if self.looking is None:
-            self.looking = self.bar.add_task("maps of training images", total=total)
-        self.bar.update(self.looking, completed=done)
+    def saliency_measured(self, done: int, total: int) -> None:
+        """After the training: the maps of so many training images are measured."""
+        if self.saliency_task is None:
+            self.saliency_task = self.bar.add_task("maps of training images", total=total)
+        self.bar.update(self.saliency_task, completed=done)
 
     def validated(self, step: int, seconds: float, result: Any) -> None:
         """A validation is done: score, row, picture."""
@@ -109,7 +101,7 @@ def _read(path: Path, step: int) -> list[dict[str, Any]]:
     if not path.exists() or step == 0:
         return []
     try:
-        with path.open() as file:
+        with path.open(encoding="utf-8", newline="") as file:
             rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
         return [row for row in rows if int(row["step"]) <= step]
     except (ValueError, KeyError, TypeError, csv.Error):

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,22 @@ from diffuseg.atomic_io import write_json
 from diffuseg.checkpoint import image_digest
 from diffuseg.config import from_dict, override, to_dict
 from diffuseg.data.batches import Batches
-from diffuseg.data.dataset import Dataset, open_dataset, refuse_leaks, splits
+from diffuseg.data.dataset import Dataset, check_patient_leakage, open_dataset, splits
 from diffuseg.data.labels import check_labels, read_labels
 from diffuseg.data.layout import read_json
 from diffuseg.data.plan import Plan, check_plan, fingerprint, load_plan, make_plan, save_plan
-from diffuseg.device import Precision, choose_device, choose_precision
+from diffuseg.device import Precision, choose_precision
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS, Method
 from diffuseg.methods.presets import PRESETS, method_of
+from diffuseg.train.distributed import Processes, join_processes
 from diffuseg.train.state import Optimisers
 from diffuseg.train.validate import Validation
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What `diffuseg train` was asked for. `set` holds key=value strings for method, plan ("plan.") and training ("train.")."""
+    """The options of `diffuseg train`. `set` holds key=value strings for method, plan ("plan.") and training ("train.")."""
 
     dataset: Path
     method: str
@@ -70,7 +70,7 @@ class TrainConfig:
 
 
 @dataclass
-class Run:
+class TrainState:
     """A training under way.
 
     seconds     of wall time, with those of earlier sittings
@@ -79,7 +79,7 @@ class Run:
     """
 
     settings: TrainSettings
-    recipe: TrainConfig
+    config: TrainConfig
     plan: Plan
     method: Method
     average: Method
@@ -87,7 +87,7 @@ class Run:
     batches: Batches
     validation: Validation
     precision: Precision
-    fabric: Any
+    processes: Processes
     meta: dict[str, Any]
     steps: int
     step: int = 0
@@ -96,8 +96,45 @@ class Run:
     best: float = -math.inf
 
 
-def prepare(settings: TrainSettings) -> Run:
-    """Everything `train` works with; refuses what its docstring says."""
+def set_up(settings: TrainSettings) -> TrainState:
+    """Everything that `train` works with.
+
+    Raises:
+        UserError: as `train` says.
+    """
+    dataset, fold, labels = _open_data(settings)
+    _check_options(settings)
+    processes = join_processes(settings.device)
+    precision = choose_precision(processes.device, settings.precision)
+    plan, method_config, config = _configure(settings, dataset)
+    _check_config(config)
+    torch.manual_seed(settings.seed)  # initial weights; everything later has generators of its own
+    method = METHODS[settings.method](plan, method_config).to(processes.device)
+    processes.broadcast_weights(method)
+    if method.generative:
+        method.sampling(None, None)
+    average = copy.deepcopy(method).requires_grad_(False)
+    if processes.is_first:  # one for all: a second would find the folder taken
+        _reserve_folder(settings, plan, method_config, config, fold, labels)
+    processes.barrier()
+    return TrainState(
+        settings=settings,
+        config=config,
+        plan=plan,
+        method=method,
+        average=average,
+        optimisers=_optimisers(method, config),
+        batches=Batches(dataset, fold["train"], plan, settings.seed, labels=labels),
+        validation=Validation(dataset, fold["val"], plan, settings.seed, config.validation_cases),
+        precision=precision,
+        processes=processes,
+        meta=_provenance(settings, dataset, fold),
+        steps=_steps(settings, plan),
+    )
+
+
+def _open_data(settings: TrainSettings) -> tuple[Dataset, dict[str, list[str]], dict[str, int] | None]:
+    """The data set, the cases of the fold, and the image-level labels if the method learns from these."""
     if settings.method not in METHODS:
         raise UserError(f"unknown method {settings.method!r}", do=f"Known: {', '.join(METHODS)}")
     if settings.preset is not None and settings.preset not in PRESETS:
@@ -106,108 +143,86 @@ def prepare(settings: TrainSettings) -> Run:
         raise UserError(f"the preset {settings.preset} is one of --method {method_of(settings.preset)}, not {settings.method}")
     dataset = open_dataset(settings.dataset, masks=METHODS[settings.method].supervision == "mask")
     folds = splits(dataset)
-    refuse_leaks(dataset)
+    check_patient_leakage(dataset)
     if not 0 <= settings.fold < len(folds):
         raise UserError(f"there is no fold {settings.fold}", do=f"Folds are 0 to {len(folds) - 1}.")
     fold = folds[settings.fold]
-    labels = _labels(settings, dataset, fold)
+    return dataset, fold, _labels(settings, dataset, fold)
+
+
+def _check_options(settings: TrainSettings) -> None:
     if settings.max_minutes is not None and not 0 < settings.max_minutes < math.inf:
-        raise UserError(f"--max-minutes {settings.max_minutes}: some time is needed, and an end of it")
-    fabric = _fabric(settings.device)
-    precision = choose_precision(fabric.device, settings.precision)
-    plan, config, recipe = _configure(settings, dataset)
+        raise UserError(f"--max-minutes {settings.max_minutes}: give a positive, finite time")
+    if settings.steps is not None and settings.steps < 1:
+        raise UserError(f"--steps {settings.steps}: at least one step is needed")
+    if settings.seed < 0:
+        raise UserError("--seed is 0 or more")
+    if settings.validate_every is not None and settings.validate_every < 1:
+        raise UserError("--val-every is at least 1")
+
+
+def _check_config(config: TrainConfig) -> None:
+    """Refuse numbers that would fail only in the loop."""
+    bounds = {
+        "save_every": (1, math.inf),
+        "log_every": (1, math.inf),
+        "validation_cases": (0, math.inf),
+        "warmup": (0, math.inf),
+        "weight_decay": (0, math.inf),
+        "clip": (0, math.inf),
+        "ema": (0, 1),
+        "floor": (0, 1),
+    }
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            rule = f"is {low} or more" if high == math.inf else f"is between {low} and {high}"
+            raise UserError(f"train.{name} {rule}, not {value}")
+
+
+def _steps(settings: TrainSettings, plan: Plan) -> int:
+    """Steps of the training: as asked for, without end where a time is given, else the plan's."""
     if settings.steps is not None:
-        steps = settings.steps
-    else:
-        steps = plan.steps if settings.max_minutes is None else 10**9
-    if steps < 1:
-        raise UserError(f"--steps {steps}: at least one step is needed")
-    torch.manual_seed(settings.seed)  # initial weights; everything later has generators of its own
-    method = METHODS[settings.method](plan, config)
-    method = fabric.broadcast(method) if fabric.world_size > 1 else method
-    method = method.to(fabric.device)
-    average = copy.deepcopy(method).requires_grad_(False)
-    _check(settings, recipe, method)
-    if fabric.is_global_zero:  # one claims for all: a second would find the folder taken
-        _claim(settings, plan, config, recipe, fold, labels)
-    fabric.barrier()
-    return Run(
-        settings, recipe, plan, method, average, _optimisers(method, recipe),
-        Batches(dataset, fold["train"], plan, settings.seed, labels=labels),
-        Validation(dataset, fold["val"], plan, settings.seed, recipe.validation_cases),
-        precision, fabric, _meta(settings, dataset, fold), steps,
-    )  # fmt: skip
-
-
-def _fabric(device: str | None) -> Any:
-    """CPU, one GPU, or under torchrun all the processes it started."""
-    from lightning.fabric import Fabric
-
-    accelerator = choose_device(device).type
-    local, nodes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("GROUP_WORLD_SIZE", 1))
-    distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    devices: Any = local
-    if accelerator == "cuda" and not distributed and device and ":" in device:
-        devices = [int(device.split(":")[1])]
-    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy="ddp" if distributed else "auto")
-    if distributed:
-        fabric.launch()
-    return fabric
+        return settings.steps
+    return plan.steps if settings.max_minutes is None else 10**9
 
 
 def _configure(settings: TrainSettings, dataset: Dataset) -> tuple[Plan, Any, TrainConfig]:
-    """Plan, method settings and recipe: defaults, then the preset, then --set."""
+    """Plan, settings of the method and of the training: defaults, then the preset, then --set."""
     preset = PRESETS[settings.preset] if settings.preset else {}
-    config = from_dict(METHODS[settings.method].config_class, preset.get("config", {}))
-    recipe = from_dict(TrainConfig, preset.get("train", {}))
-    wishes: dict[str, list[str]] = {"plan": [], "train": [], "": []}
-    for wish in settings.set:
-        room, dot, rest = wish.partition(".")
-        known = dot and room in wishes and "=" not in room
-        wishes[room if known else ""].append(rest if known else wish)
-    plan = _plan(settings, dataset, preset.get("plan", {}), wishes["plan"])
-    return plan, override(config, wishes[""]), override(recipe, wishes["train"])
+    method_config = from_dict(METHODS[settings.method].config_class, preset.get("config", {}))
+    config = from_dict(TrainConfig, preset.get("train", {}))
+    overrides: dict[str, list[str]] = {"plan": [], "train": [], "": []}
+    for assignment in settings.set:
+        group, dot, rest = assignment.partition(".")
+        if dot and group in overrides and "=" not in group:
+            overrides[group].append(rest)
+        else:
+            overrides[""].append(assignment)
+    plan = _plan(settings, dataset, preset.get("plan", {}), overrides["plan"])
+    return plan, override(method_config, overrides[""]), override(config, overrides["train"])
 
 
-def _plan(settings: TrainSettings, dataset: Dataset, preset: dict[str, Any], wishes: list[str]) -> Plan:
-    """The plan of a file with what is asked for put in; or made from the data, where what depends on a wish follows it."""
+def _plan(settings: TrainSettings, dataset: Dataset, preset: dict[str, Any], overrides: list[str]) -> Plan:
+    """The plan of a file with the overrides put in; or made from the data, where later decisions follow the overrides."""
     if settings.plan is not None:
         given = load_plan(settings.plan)
-        plan = override(from_dict(Plan, to_dict(given) | preset), wishes)
+        plan = override(from_dict(Plan, to_dict(given) | preset), overrides)
         changed = [key for key, value in vars(plan).items() if value != getattr(given, key)]
         plan = replace(plan, reasons=plan.reasons | dict.fromkeys(changed, "as asked for"))
     else:
-        found = fingerprint(dataset)
-        asked = override(from_dict(Plan, to_dict(make_plan(dataset, found)) | preset), wishes)
-        names = {*preset, *(wish.partition("=")[0] for wish in wishes)}
-        chosen = {name: getattr(asked, name) for name in names}
+        measured = fingerprint(dataset)
+        overridden = override(from_dict(Plan, to_dict(make_plan(dataset, measured)) | preset), overrides)
+        names = {*preset, *(assignment.partition("=")[0] for assignment in overrides)}
+        chosen = {name: getattr(overridden, name) for name in names}
         if METHODS[settings.method].models_images and "augmentation" not in names:
-            plan = make_plan(dataset, found, **chosen, augmentation="flips")
+            plan = make_plan(dataset, measured, **chosen, augmentation="flips")
             why = "A model of the images would also learn the bias, blur and noise that augmentation makes up."
             plan = replace(plan, reasons=plan.reasons | {"augmentation": why})
         else:
-            plan = make_plan(dataset, found, **chosen)
+            plan = make_plan(dataset, measured, **chosen)
     check_plan(plan)
     return plan
-
-
-def _check(settings: TrainSettings, recipe: TrainConfig, method: Method) -> None:
-    """Refuse numbers that only the loop would stumble over."""
-    rules = {
-        "--seed is 0 or more": settings.seed >= 0,
-        "--val-every is at least 1": settings.validate_every is None or settings.validate_every >= 1,
-        "train.save_every and train.log_every are at least 1": min(recipe.save_every, recipe.log_every) >= 1,
-        "train.validation_cases is 0 or more": recipe.validation_cases >= 0,
-        "train.ema is between 0 and 1": 0 <= recipe.ema <= 1,
-        "train.floor is between 0 and 1": 0 <= recipe.floor <= 1,
-        "train.weight_decay and train.clip are 0 or more": min(recipe.weight_decay, recipe.clip) >= 0,
-        "train.warmup is 0 or more": recipe.warmup >= 0,
-    }
-    for rule, holds in rules.items():
-        if not holds:
-            raise UserError(rule)
-    if method.generative:
-        method.sampling(None, None)
 
 
 def _labels(settings: TrainSettings, dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, int] | None:
@@ -221,39 +236,40 @@ def _labels(settings: TrainSettings, dataset: Dataset, fold: dict[str, list[str]
     return labels
 
 
-def _claim(
+def _reserve_folder(
     settings: TrainSettings,
     plan: Plan,
-    config: Any,
-    recipe: TrainConfig,
+    method_config: Any,
+    config: TrainConfig,
     fold: dict[str, list[str]],
     labels: dict[str, int] | None,
 ) -> None:
     """Take the out folder, or make sure that a resumed run is the same run."""
-    out, asked = settings.out, {
+    out, file = settings.out, settings.out / "run.json"
+    record = {
         "method": settings.method, "fold": settings.fold, "seed": settings.seed, "steps": settings.steps,
-        "plan": to_dict(plan), "config": to_dict(config), "train": to_dict(recipe), "cases": fold, "image_labels": labels,
+        "plan": to_dict(plan), "config": to_dict(method_config), "train": to_dict(config), "cases": fold,
+        "image_labels": labels,
     }  # fmt: skip
-    record = out / "run.json"
-    if record.exists():
-        if not settings.resume:
-            raise UserError("already holds a run", file=out, do="Give --resume to continue it, or another --out.")
-        before = read_json(record)
-        if not isinstance(before, dict):
-            raise UserError("is no record of a run", file=record, do="Start again in another --out.")
-        before, now = _comparable(before, config), _comparable(asked, config)
-        changed = [key for key in now if before.get(key) != now[key]]
-        if changed:
-            raise UserError(f"--resume with another {', '.join(changed)} than the run was started with", file=out)
+    if not file.exists():
+        save_plan(plan, out / "plan.json")
+        write_json(file, record)
         return
-    save_plan(plan, out / "plan.json")
-    write_json(record, asked)
+    if not settings.resume:
+        raise UserError("already holds a run", file=out, do="Give --resume to continue it, or another --out.")
+    previous = read_json(file)
+    if not isinstance(previous, dict):
+        raise UserError("is no record of a run", file=file, do="Start again in another --out.")
+    before, now = _comparable(previous, method_config), _comparable(record, method_config)
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        raise UserError(f"--resume with another {', '.join(changed)} than the run was started with", file=out)
 
 
-def _comparable(record: dict[str, Any], config: Any) -> dict[str, Any]:
+def _comparable(record: dict[str, Any], method_config: Any) -> dict[str, Any]:
     """A run's record with the defaults of settings that are newer than it, and without reasons, which decide nothing."""
     filled = json.loads(json.dumps(record))
-    for key, cls in {"plan": Plan, "config": type(config), "train": TrainConfig}.items():
+    for key, cls in {"plan": Plan, "config": type(method_config), "train": TrainConfig}.items():
         if isinstance(filled.get(key), dict):
             defaults = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
             filled[key] = json.loads(json.dumps(defaults)) | filled[key]
@@ -261,20 +277,20 @@ def _comparable(record: dict[str, Any], config: Any) -> dict[str, Any]:
     return filled
 
 
-def _optimisers(method: Method, recipe: TrainConfig) -> Optimisers:
+def _optimisers(method: Method, config: TrainConfig) -> Optimisers:
     """One AdamW per set of modules; phases that train the same modules share it."""
-    found: Optimisers = {}
+    optimisers: Optimisers = {}
     for phase in method.phases:
         parameters = [p for name in phase.modules for p in method.get_submodule(name).parameters()]
-        found.setdefault(
+        optimisers.setdefault(
             "+".join(phase.modules),
-            torch.optim.AdamW(parameters, phase.learning_rate, phase.betas, weight_decay=recipe.weight_decay),
+            torch.optim.AdamW(parameters, phase.learning_rate, phase.betas, weight_decay=config.weight_decay),
         )
-    return found
+    return optimisers
 
 
-def _meta(settings: TrainSettings, dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, Any]:
-    """Where a checkpoint came from: its training and validation cases by hash, so that nobody tests on them unawares."""
+def _provenance(settings: TrainSettings, dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, Any]:
+    """Where a checkpoint came from: its training and validation cases by hash, so that a test on them is noticed."""
     by_id = {case.id: case for case in dataset.cases}
     digest = lambda case: image_digest(by_id[case].images[0])
     return {
