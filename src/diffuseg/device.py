@@ -9,7 +9,7 @@ import torch
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
 
-Wish = Literal["auto", "bf16", "fp32"]
+PrecisionName = Literal["auto", "bf16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,25 @@ def choose_device(name: str | None = None) -> torch.device:
     return torch.device(name)
 
 
-def choose_precision(device: torch.device, wish: str = "auto") -> Precision:
-    """bfloat16 where the hardware multiplies it natively, float32 elsewhere; a wish other than "auto" is obeyed.
+def choose_precision(device: torch.device, name: str = "auto") -> Precision:
+    """bfloat16 where the hardware multiplies it natively, float32 elsewhere; a name other than "auto" is obeyed.
 
-    Refuses wishes that are not "auto", "bf16" or "fp32".
+    Refuses names that are not "auto", "bf16" or "fp32".
     """
-    if wish not in get_args(Wish):
-        raise UserError(f"unknown precision {wish!r}", do=f"Known: {', '.join(get_args(Wish))}")
-    if wish == "bf16":
+    if name not in get_args(PrecisionName):
+        raise UserError(f"unknown precision {name!r}", do=f"Known: {', '.join(get_args(PrecisionName))}")
+    if name == "bf16":
         return Precision(torch.bfloat16, "bf16, as asked for")
-    if wish == "fp32":
+    if name == "fp32":
         return Precision(torch.float32, "fp32, as asked for")
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision(torch.bfloat16, "bf16: the GPU has it")
         return Precision(torch.float32, "fp32: the GPU has no bf16")
     if device.type == "cpu":
-        found = [name for name, query in _CPU_BF16.items() if getattr(torch.cpu, query, lambda: False)()]
-        if found:
-            return Precision(torch.bfloat16, f"bf16: the processor has {' and '.join(found)}")
+        features = [name for name, query in _CPU_BF16.items() if getattr(torch.cpu, query, lambda: False)()]
+        if features:
+            return Precision(torch.bfloat16, f"bf16: the processor has {' and '.join(features)}")
         return Precision(torch.float32, "fp32: the processor has neither AVX512-BF16 nor AMX")
     return Precision(torch.float32, f"fp32: bf16 is not used on {device.type}")
 

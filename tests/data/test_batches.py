@@ -218,7 +218,7 @@ def test_memory_is_used_up_to_its_limit_and_not_beyond(folder):
     source = batches(folder, cache_bytes=3 * one)
     for step in range(8):
         source.batch(step)
-    assert 0 < source._cache.used <= 3 * one and 0 < len(source._cache.kept) < 5
+    assert 0 < source._cache.used <= 3 * one and 0 < len(source._cache.values) < 5
 
 
 def test_waiting_is_measured_and_the_loader_leaves_the_threads_of_the_training_alone(folder):

@@ -17,7 +17,7 @@ from scipy import stats
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import check, load_case, load_raters, open_dataset
 from diffuseg.data.plan import Plan, explain, fingerprint, make_plan
-from diffuseg.data.raters import fused, rater_files
+from diffuseg.data.raters import fuse_raters, rater_files
 from diffuseg.errors import UserError
 
 SHAPE = (12, 10)
@@ -146,20 +146,20 @@ def pluralize(votes: list[int], how: str) -> int:
 @settings(max_examples=150, deadline=None)
 @given(masks=MASKS, how=st.sampled_from(["majority", "union", "intersection"]), seed=st.integers(0, 9))
 def test_fusions_agree_with_counting_voxel_by_voxel_in_whatever_order(masks, how, seed):
-    result = fused(masks, how)
+    result = fuse_raters(masks, how)
     assert result.dtype == masks.dtype
     for place in itertools.product(range(3), range(4)):
         expected = pluralize(masks[(slice(None), *place)].tolist(), how) if len(masks) > 1 else masks[(0, *place)]
         assert result[place] == expected
-    assert np.array_equal(result, fused(np.random.default_rng(seed).permutation(masks), how))
+    assert np.array_equal(result, fuse_raters(np.random.default_rng(seed).permutation(masks), how))
 
 
 def test_a_tie_is_foreground_and_an_empty_mask_is_a_vote_for_background():
     lesion, nothing = np.ones((1, 1), int), np.zeros((1, 1), int)
-    ask = lambda yes, no: int(fused(np.stack([lesion] * yes + [nothing] * no))[0, 0])
+    ask = lambda yes, no: int(fuse_raters(np.stack([lesion] * yes + [nothing] * no))[0, 0])
     assert [ask(4, 0), ask(3, 1), ask(2, 2), ask(1, 3), ask(0, 4), ask(1, 1), ask(1, 2)] == [1, 1, 1, 0, 0, 1, 0]
     with pytest.raises(ValueError, match="no mask"):
-        fused(np.zeros((0, 1, 1), int))
+        fuse_raters(np.zeros((0, 1, 1), int))
 
 
 def test_majority_agrees_with_simpleitk_where_there_is_no_tie():
@@ -168,7 +168,7 @@ def test_majority_agrees_with_simpleitk_where_there_is_no_tie():
     votes = [sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in masks]
     undecided = 9
     theirs = sitk.GetArrayFromImage(sitk.LabelVoting(votes, undecided))
-    ours = fused(masks)
+    ours = fuse_raters(masks)
     assert np.array_equal(ours[theirs != undecided], theirs[theirs != undecided]) and (theirs == undecided).any()
     assert (ours[theirs == undecided] > 0).all()
 
@@ -182,7 +182,7 @@ def test_the_truth_of_a_case_is_the_majority(tmp_path):
     expected[3:9, 6] = 0  # ... or for background: one each for 1 and 2, two for none
     assert np.array_equal(truth.data[0], expected)
     whole = Batches(dataset, ["a"], plan()).whole("a")
-    assert np.array_equal(whole.truth, truth.data[0]) and np.array_equal(fused(masks.data), truth.data[0])
+    assert np.array_equal(whole.truth, truth.data[0]) and np.array_equal(fuse_raters(masks.data), truth.data[0])
     assert np.array_equal(whole.mask.numpy(), whole.truth)
 
 
@@ -224,8 +224,8 @@ def test_a_fusion_is_what_every_step_learns_from(tmp_path, how):
     for step in range(3):
         batch = source.batch(step)
         for mask, case in zip(batch.mask.argmax(1).numpy(), batch.cases, strict=True):
-            assert np.array_equal(mask, fused(masks[case], how))
-            assert np.array_equal(source.whole(case).truth, fused(masks[case]))  # the truth is not changed by it
+            assert np.array_equal(mask, fuse_raters(masks[case], how))
+            assert np.array_equal(source.whole(case).truth, fuse_raters(masks[case]))  # the truth is not changed by it
 
 
 def test_the_plan_says_what_it_does_with_raters(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuseg.data.plan import Plan
-from diffuseg.data.transforms import class_indices, largest, maps_to_native, mask_to_grid, to_grid, to_native
+from diffuseg.data.transforms import argmax_maps, class_indices, maps_to_native, mask_to_grid, to_grid, to_native
 from diffuseg.errors import UserError
 from diffuseg.types import Image
 
@@ -219,7 +219,7 @@ def test_spacing_that_differs_only_by_rounding_is_not_resampled():
 @given(k=st.integers(1, 5), seed=st.integers(0, 999))
 def test_the_largest_share_wins_and_the_first_of_equals(k, seed):
     shares = torch.from_numpy(np.random.default_rng(seed).integers(0, 3, (k, 4, 5)).astype(np.float32))
-    assert np.array_equal(largest(shares).numpy(), shares.numpy().argmax(0))
+    assert np.array_equal(argmax_maps(shares).numpy(), shares.numpy().argmax(0))
 
 
 # Pictures

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from diffuseg.atomic_io import nan_to_none
 from diffuseg.data.dataset import load_raters, open_dataset, splits
-from diffuseg.data.raters import fused
+from diffuseg.data.raters import fuse_raters
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.multirater import ged, pairwise_iou
@@ -114,7 +114,7 @@ def test_a_model_that_is_the_raters_reaches_the_closed_form(measured, data):
         assert scores["hm_iou"] == scores["maximum_dice"] == 1
         assert scores["soft_dice"] == pytest.approx(1)
         assert "ged_32" not in scores and case.raters == (RATERS, int((~raters.any((1, 2))).sum()))
-        majority = fused(raters.astype(int)) == 1
+        majority = fuse_raters(raters.astype(int)) == 1
         assert case.mean["dice"] == dice(raters.mean(0) > 0.5, majority, "one")  # of equal probabilities, background
         assert case.mean["ece"] == pytest.approx(0, abs=1e-6) and case.mean["ece_band"] == pytest.approx(0, abs=1e-6)
 

@@ -16,7 +16,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from diffuseg.data.plan import Plan
-from diffuseg.data.transforms import largest
+from diffuseg.data.transforms import argmax_maps
 
 LINEAR = {2: "bilinear", 3: "trilinear"}
 FLAT = 3.0  # ratio of spacings above which a volume is only turned within its planes
@@ -47,7 +47,7 @@ def augment(
         grid = F.affine_grid(theta[None], [1, 1, *plan.patch], align_corners=False)
         both = F.grid_sample(torch.cat([image, mask])[None], grid, padding_mode="border", align_corners=False)[0]
         image, share = both[: len(image)], both[len(image) :]
-        mask = torch.zeros_like(share).scatter_(0, largest(share)[None], 1.0) if len(share) else share
+        mask = torch.zeros_like(share).scatter_(0, argmax_maps(share)[None], 1.0) if len(share) else share
     else:
         image, mask = _middle(image, plan.patch), _middle(mask, plan.patch)
     axes = [1 + axis for axis in plan.flips if rng.random() < 0.5]
@@ -71,19 +71,19 @@ def _affine(plan: Plan, region: tuple[int, ...], rng: Generator) -> Float[Tensor
     """What F.affine_grid takes: the patch's place in the region after a random rotation, zoom and shift."""
     dims, spacing = len(region), np.ones(len(region))
     if plan.spacing is not None:
-        wished = list(plan.spacing)
-        if len(wished) > dims:
-            del wished[plan.slice_axis]
-        spacing = np.array(wished)
+        spacings = list(plan.spacing)
+        if len(spacings) > dims:
+            del spacings[plan.slice_axis]
+        spacing = np.array(spacings)
     rotation = np.eye(dims)
     for a in range(dims):
         for b in range(a + 1, dims):
             angle = np.deg2rad(rng.uniform(-1, 1) * DEGREES[plan.augmentation])
             if max(spacing[a], spacing[b]) > FLAT * min(spacing[a], spacing[b]):
                 continue
-            turn = np.eye(dims)
-            turn[[a, a, b, b], [a, b, a, b]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
-            rotation = rotation @ turn
+            plane = np.eye(dims)
+            plane[[a, a, b, b], [a, b, a, b]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+            rotation = rotation @ plane
     zoom = rng.uniform(0.85, 1.2) * rng.uniform(0.95, 1.05, dims)
     voxels = np.diag(1 / spacing) @ rotation @ np.diag(spacing / zoom)
     size, patch = np.array(region), np.array(plan.patch)

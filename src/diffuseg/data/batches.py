@@ -15,8 +15,8 @@ from torch import Tensor
 from diffuseg.data.augment import augment
 from diffuseg.data.dataset import Dataset, load_case, load_image, load_raters
 from diffuseg.data.plan import Plan
-from diffuseg.data.raters import fused
-from diffuseg.data.transforms import GridTransform, class_indices, mask_to_grid, middle, to_grid
+from diffuseg.data.raters import fuse_raters
+from diffuseg.data.transforms import GridTransform, central_window, class_indices, mask_to_grid, to_grid
 from diffuseg.errors import UserError
 from diffuseg.types import Batch, Image
 
@@ -59,13 +59,13 @@ class _Cache:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
-        self.kept: dict[tuple[str, str], object] = {}
+        self.values: dict[tuple[str, str], object] = {}
         self.lock = threading.Lock()
 
-    def keep(self, key: tuple[str, str], value: object, size: int) -> None:
+    def add(self, key: tuple[str, str], value: object, size: int) -> None:
         with self.lock:
-            if key not in self.kept and self.used + size <= self.limit:
-                self.kept[key] = value
+            if key not in self.values and self.used + size <= self.limit:
+                self.values[key] = value
                 self.used += size
 
 
@@ -87,9 +87,9 @@ class Batches:
     ) -> None:  # fmt: skip
         if not case_ids:
             raise ValueError("no case to make batches of")
-        known = {case.id: case for case in dataset.cases}
+        by_id = {case.id: case for case in dataset.cases}
         self.dataset, self.plan, self.seed, self.labels = dataset, plan, seed, labels
-        self.cases = {case_id: known[case_id] for case_id in case_ids}
+        self.cases = {case_id: by_id[case_id] for case_id in case_ids}
         self.waited = self.total = 0.0
         self._cache = _Cache(cache_bytes)
 
@@ -119,51 +119,51 @@ class Batches:
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
             ahead = thread.submit(self.batch, start, rank, world) if start < stop else None
             for step in range(start, stop):
-                asked = time.perf_counter()
+                started = time.perf_counter()
                 assert ahead is not None
                 batch = ahead.result()
-                self.waited += time.perf_counter() - asked
+                self.waited += time.perf_counter() - started
                 ahead = thread.submit(self.batch, step + 1, rank, world) if step + 1 < stop else None
                 yield batch
-                self.total += time.perf_counter() - asked
+                self.total += time.perf_counter() - started
 
     def whole(self, case_id: str) -> FullCase:
         """A whole case in its native geometry and on the plan's grid."""
         key = ("whole", case_id)
-        if key in self._cache.kept:
-            return self._cache.kept[key]  # type: ignore[return-value]
+        if key in self._cache.values:
+            return self._cache.values[key]  # type: ignore[return-value]
         native, mask = load_case(self.dataset, self.cases[case_id])
         image, transform = to_grid(native, self.plan)
         whole = FullCase(native, image, mask_to_grid(mask, self.plan, transform), transform, class_indices(mask, self.plan))
-        self._cache.keep(key, whole, native.data.nbytes + whole.truth.nbytes + 4 * image.numel() + 8 * whole.mask.numel())
+        self._cache.add(key, whole, native.data.nbytes + whole.truth.nbytes + 4 * image.numel() + 8 * whole.mask.numel())
         return whole
 
     def image(self, case_id: str) -> Float[Tensor, "c *s"]:
         """A whole image on the plan's grid, without its mask."""
         key = ("image", case_id)
-        if key in self._cache.kept:
-            return self._cache.kept[key].float()  # type: ignore[attr-defined]
+        if key in self._cache.values:
+            return self._cache.values[key].float()  # type: ignore[attr-defined]
         image = to_grid(load_image(self.dataset, self.cases[case_id]), self.plan)[0].half()
-        self._cache.keep(key, image, 2 * image.numel())
+        self._cache.add(key, image, 2 * image.numel())
         return image.float()
 
     def _prepared(self, case_id: str) -> _CachedCase:
         key = ("patches", case_id)
-        if key in self._cache.kept:
-            return self._cache.kept[key]  # type: ignore[return-value]
+        if key in self._cache.values:
+            return self._cache.values[key]  # type: ignore[return-value]
         native, masks = load_raters(self.dataset, self.cases[case_id])
         plan = self.plan
         margin = _margin(max(plan.patch), plan)
         wide = plan if plan.crop is None else replace(plan, crop=tuple(n + 2 * margin for n in plan.crop))
         image, transform = to_grid(native, wide)
-        data = masks.data if plan.raters == "random" else fused(masks.data, plan.raters)[None]
+        data = masks.data if plan.raters == "random" else fuse_raters(masks.data, plan.raters)[None]
         classes = [mask_to_grid(replace(masks, data=mask[None]), plan, transform).numpy() for mask in data]
-        start, size = middle(image.shape[1:], plan.crop)
+        start, size = central_window(image.shape[1:], plan.crop)
         small = torch.from_numpy(np.stack(classes).astype(np.uint8 if plan.classes < 256 else np.int16))
         points = [[p for k in range(1, plan.classes) if len(p := _points(c == k, start, size))] for c in classes]
         prepared = _CachedCase(image.half(), small, points, float(image.min()), start, size)
-        held = sum(p.nbytes for of_mask in points for p in of_mask)
-        self._cache.keep(key, prepared, 2 * image.numel() + small.numel() * small.element_size() + held)
+        point_bytes = sum(p.nbytes for of_mask in points for p in of_mask)
+        self._cache.add(key, prepared, 2 * image.numel() + small.numel() * small.element_size() + point_bytes)
         return prepared
 
     def _case_at(self, position: int) -> str:

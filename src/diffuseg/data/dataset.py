@@ -11,7 +11,7 @@ import numpy as np
 
 from diffuseg.data.io import ENDINGS, grid_fault, read_image, read_mask
 from diffuseg.data.layout import Case, Dataset, ellipsize, find_images, list_files, open_dataset, read_json, read_table
-from diffuseg.data.raters import fused
+from diffuseg.data.raters import fuse_raters
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
 from diffuseg.types import Image
@@ -36,17 +36,17 @@ T = TypeVar("T")
 def load_image(dataset: Dataset, case: Case) -> Image:
     """Read a case without its mask: float32 [c, *s]. Refuses what `read_image` refuses, and another number of channels."""
     image = read_image(case.images)
-    _refuse_channels(dataset, case, image)
+    _check_channels(dataset, case, image)
     return image
 
 
 def load_case(dataset: Dataset, case: Case) -> tuple[Image, Image]:
     """Read a case: image float32 [c, *s] and mask int [1, *s] on one grid, label values as in dataset.json.
 
-    The mask of several raters is their majority vote (`raters.fused`). Refuses what `load_raters` does.
+    The mask of several raters is their majority vote (`raters.fuse_raters`). Refuses what `load_raters` does.
     """
     image, masks = load_raters(dataset, case)
-    return image, replace(masks, data=fused(masks.data)[None])
+    return image, replace(masks, data=fuse_raters(masks.data)[None])
 
 
 def load_raters(dataset: Dataset, case: Case) -> tuple[Image, Image]:
@@ -93,23 +93,23 @@ def patients(dataset: Dataset) -> tuple[dict[str, str], str]:
         if not isinstance(listed, dict):
             raise UserError('"patients" must be {"case": "patient", ...}', file=description)
         file, rule = description, "patients as listed in dataset.json"
-        found = {str(case): str(patient) for case, patient in listed.items()}
+        patient_of = {str(case): str(patient) for case, patient in listed.items()}
     elif table.is_file():
         file, rule = table, "patients as listed in patients.csv"
-        found = _read_patients(table)
+        patient_of = _read_patients(table)
     elif pattern is not None:
         file, rule = description, f"patient = the part of a case's name that matches {pattern}"
         try:
             matches = {name: re.search(pattern, name) for name in names}
         except (re.error, TypeError) as error:
             raise UserError(f"patient_pattern {pattern!r} is no regular expression ({error})", file=file) from None
-        found = {name: match[1] if match.re.groups else match[0] for name, match in matches.items() if match}
+        patient_of = {name: match[1] if match.re.groups else match[0] for name, match in matches.items() if match}
     else:
         return {name: name for name in names}, "each case is taken for a patient of its own"
-    lacking = [name for name in names if not found.get(name)]
+    lacking = [name for name in names if not patient_of.get(name)]
     if lacking:
         raise UserError(f"no patient for {ellipsize(lacking)}", file=file)
-    return {name: found[name] for name in names}, rule
+    return {name: patient_of[name] for name in names}, rule
 
 
 def splits(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[dict[str, list[str]]]:
@@ -122,8 +122,8 @@ def splits(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[dict[str, li
     file = dataset.folder / "splits_final.json"
     if file.is_file():
         return _read_splits(dataset)
-    of, _ = patients(dataset)
-    counts = Counter(of.values())
+    patient_of, _ = patients(dataset)
+    counts = Counter(patient_of.values())
     folds = min(folds, len(counts))
     if folds < 2:
         raise UserError("validation needs cases of at least 2 patients", file=dataset.folder, do="Add cases")
@@ -134,8 +134,8 @@ def splits(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[dict[str, li
         sizes[fold_of[patient]] += counts[patient]
     return [
         {
-            "train": [case.id for case in dataset.cases if fold_of[of[case.id]] != fold],
-            "val": [case.id for case in dataset.cases if fold_of[of[case.id]] == fold],
+            "train": [case.id for case in dataset.cases if fold_of[patient_of[case.id]] != fold],
+            "val": [case.id for case in dataset.cases if fold_of[patient_of[case.id]] == fold],
         }
         for fold in range(folds)
     ]
@@ -157,7 +157,7 @@ def _examine(dataset: Dataset, case: Case) -> tuple[Image | None, list[Image], l
     read = [_attempt(lambda path=path: read_mask(path), faults) for path in case.masks]
     masks = [mask for mask in read if mask is not None]
     if image is not None:
-        _attempt(lambda: _refuse_channels(dataset, case, image), faults)
+        _attempt(lambda: _check_channels(dataset, case, image), faults)
     for mask in masks:
         fault = None if image is None else grid_fault(image, mask)
         if fault is not None:
@@ -183,7 +183,7 @@ def _odd_labels(dataset: Dataset, mask: Image) -> list[UserError]:
     ]
 
 
-def _refuse_channels(dataset: Dataset, case: Case, image: Image) -> None:
+def _check_channels(dataset: Dataset, case: Case, image: Image) -> None:
     if len(image.data) != len(dataset.channels):
         names = ", ".join(dataset.channels)
         what = f"{pluralize(len(image.data), 'channel')}, but dataset.json names {len(dataset.channels)} ({names})"
@@ -232,9 +232,9 @@ def _side(fold: object, side: str, where: str) -> list[str]:
 
 def check_patient_leakage(dataset: Dataset) -> None:
     """Refuse folds that have cases of one patient in train and in val."""
-    of, _ = patients(dataset)
+    patient_of, _ = patients(dataset)
     for number, fold in enumerate(splits(dataset)):
-        both = sorted({of[case] for case in fold["train"]} & {of[case] for case in fold["val"]})
+        both = sorted({patient_of[case] for case in fold["train"]} & {patient_of[case] for case in fold["val"]})
         if both:
             raise UserError(
                 f"fold {number} has patients in train and in val: {ellipsize(both)}", file=dataset.folder / "splits_final.json"

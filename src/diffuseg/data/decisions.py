@@ -1,6 +1,6 @@
 """What follows from a fingerprint: one function per setting of a plan, each with the reason that is shown to the user.
 
-A decision sees those that were made before it, so a wish changes what depends on it.
+A decision sees those that were made before it, so an override changes what depends on it.
 """
 
 import math
@@ -116,7 +116,7 @@ def _patch(f: Fingerprint, d: dict[str, Any]) -> Choice:
     spacing = d["spacing"] or f.spacing_median
     size = [n * s / w for n, s, w in zip(f.size_median, f.spacing_median, spacing, strict=True)]
     if d["crop"] is not None and len(d["crop"]) == len(size):
-        size = [min(n, float(wished)) for n, wished in zip(size, d["crop"], strict=True)]
+        size = [min(n, float(limit)) for n, limit in zip(size, d["crop"], strict=True)]
     whole = "The median case" if d["crop"] is None else "What the crop leaves of the median case"
     if d["dims"] == 2 and f.dims == 3:
         del size[d["slice_axis"]]

@@ -68,12 +68,12 @@ def fingerprint(dataset: Dataset) -> Fingerprint:
             count = int((labelled == value).sum())
             counts[label] += count
             present[label] += count > 0
-    of, rule = patients(dataset)
+    patient_of, rule = patients(dataset)
     total, masks = sum(counts.values()), [len(case.masks) for case in dataset.cases]
     low, high = np.min([low for low, _ in extremes], 0), np.max([high for _, high in extremes], 0)
     return Fingerprint(
         cases=len(dataset.cases),
-        patients=len(set(of.values())),
+        patients=len(set(patient_of.values())),
         patient_rule=rule,
         dims=int(dims or 0),
         size_median=_plain(np.median(sizes, 0)),
@@ -103,15 +103,15 @@ def _geometry(image: Image) -> tuple[np.ndarray, np.ndarray, str]:
 def _sample(flat: np.ndarray, labelled: np.ndarray) -> tuple[np.ndarray, bool]:
     """Up to SAMPLED voxels [c, n] at regular intervals, and whether they are foreground."""
     chosen = np.flatnonzero(labelled)
-    found = len(chosen) > 0
-    if not found:
+    labelled_any = len(chosen) > 0
+    if not labelled_any:
         chosen = np.arange(flat.shape[1])
-    return flat[:, chosen[:: -(-len(chosen) // SAMPLED)]].astype(np.float64), found
+    return flat[:, chosen[:: -(-len(chosen) // SAMPLED)]].astype(np.float64), labelled_any
 
 
 def _statistics(samples: list[tuple[np.ndarray, bool]], low: np.ndarray, high: np.ndarray) -> tuple[dict[str, float], ...]:
-    anywhere = any(found for _, found in samples)
-    voxels = np.concatenate([sample for sample, found in samples if found or not anywhere], 1)
+    anywhere = any(labelled_any for _, labelled_any in samples)
+    voxels = np.concatenate([sample for sample, labelled_any in samples if labelled_any or not anywhere], 1)
     percentiles = np.percentile(voxels, (0.5, 50, 99.5), axis=1)
     rows = zip(low, high, *percentiles, voxels.mean(1), voxels.std(1), strict=True)
     names = ("minimum", "maximum", "low", "median", "high", "mean", "std")

@@ -32,7 +32,7 @@ LOSSLESS = NIFTI + pictures.LOSSLESS + ITK
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-class Contents(NamedTuple):
+class FileContents(NamedTuple):
     """What one file holds: voxels [c, *s], voxel -> RAS mm, and the header to write it back with."""
 
     data: np.ndarray
@@ -69,7 +69,7 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
     for file, part in zip(files, parts, strict=True):
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
             array = np.asarray(part.data, np.float32)
-        _refuse_not_finite(array, file)
+        _check_finite(array, file)
         arrays.append(array)
     image = Image(np.concatenate(arrays[:1]), parts[0].affine, files[0], parts[0].header)
     for file, part, array in zip(files[1:], parts[1:], arrays[1:], strict=True):
@@ -94,7 +94,7 @@ def read_mask(path: Path | str) -> Image:
     if len(data) != 1:
         raise UserError(f"a mask has one channel, this file has {len(data)}", file=file, do="Store label values as grey")
     if not np.issubdtype(data.dtype, np.integer):
-        _refuse_not_finite(data, file)
+        _check_finite(data, file)
         odd = data[data != np.rint(data)]
         if odd.size:
             raise UserError(
@@ -129,7 +129,7 @@ def write(path: Path | str, array: np.ndarray, like: Image) -> None:
         raise UserError("results are not written to lossy files", file=path, do="Choose .png or .tif")
     if array.shape != like.shape and array.shape[1:] != like.shape:
         raise ValueError(f"array {array.shape} does not lie on the grid {like.shape}")
-    planes = _storable(array[None] if array.shape == like.shape else array)
+    planes = _smallest_dtype(array[None] if array.shape == like.shape else array)
     if ending in pictures.LOSSLESS:
         save: Callable[[Path], None] = lambda aside: pictures.write(aside, planes, path)
     elif ending in ITK:
@@ -157,7 +157,7 @@ def grid_fault(one: Image, other: Image) -> str | None:
     return f"affine {text(other.affine)} is not {text(one.affine)}: up to {shift:.3g} mm apart"
 
 
-def _read(file: Path, mask: bool) -> Contents:
+def _read(file: Path, mask: bool) -> FileContents:
     ending = ending_of(file)
     if not file.is_file():
         raise UserError("no such file", file=file)
@@ -169,7 +169,7 @@ def _read(file: Path, mask: bool) -> Contents:
         elif ending in ITK:
             contents = _read_itk(file)
         else:
-            contents = Contents(pictures.read(file, mask), np.eye(4))
+            contents = FileContents(pictures.read(file, mask), np.eye(4))
     except (UserError, MemoryError):
         raise
     except Exception as error:  # decoders raise anything at all on a broken file
@@ -182,13 +182,13 @@ def _read(file: Path, mask: bool) -> Contents:
     return contents
 
 
-def _refuse_not_finite(array: np.ndarray, file: Path) -> None:
+def _check_finite(array: np.ndarray, file: Path) -> None:
     bad = array.size - int(np.isfinite(array).sum())
     if bad:
         raise UserError(f"NaN or infinite values: {bad} of {array.size}", file=file, do="Replace them")
 
 
-def _storable(array: np.ndarray) -> np.ndarray:
+def _smallest_dtype(array: np.ndarray) -> np.ndarray:
     if np.issubdtype(array.dtype, np.floating):
         return np.asarray(array, np.float32)
     low, high = int(array.min()), int(array.max())
@@ -198,7 +198,7 @@ def _storable(array: np.ndarray) -> np.ndarray:
     raise ValueError(f"values from {low} to {high} do not fit 32 bits")
 
 
-def _read_nifti(file: Path) -> Contents:
+def _read_nifti(file: Path) -> FileContents:
     raw = file.read_bytes()
     if raw[:2] == b"\x1f\x8b":
         raw = gzip.decompress(raw)  # to the end: unlike nibabel, this verifies the checksum
@@ -213,7 +213,7 @@ def _read_nifti(file: Path) -> Contents:
     if not 2 <= data.ndim <= 4:
         raise UserError(f"an image has 2 or 3 axes and channels, this file has shape {image.shape}", file=file)
     channels_first = np.moveaxis(data, 3, 0) if data.ndim == 4 else data[None]
-    return Contents(channels_first, np.asarray(image.affine, np.float64), image.header)
+    return FileContents(channels_first, np.asarray(image.affine, np.float64), image.header)
 
 
 def _write_nifti(aside: Path, planes: np.ndarray, like: Image) -> None:
@@ -246,7 +246,7 @@ def _itk() -> Any:
     return SimpleITK
 
 
-def _read_itk(file: Path) -> Contents:
+def _read_itk(file: Path) -> FileContents:
     image = _itk().ReadImage(str(file))
     dims = image.GetDimension()
     if dims > 3 or "complex" in image.GetPixelIDTypeAsString():
@@ -257,7 +257,7 @@ def _read_itk(file: Path) -> Contents:
     affine = np.eye(4)
     affine[:dims, :dims] = np.array(image.GetDirection()).reshape(dims, dims) * image.GetSpacing()
     affine[:dims, 3] = image.GetOrigin()
-    return Contents(data, LPS_TO_RAS @ affine)
+    return FileContents(data, LPS_TO_RAS @ affine)
 
 
 def _write_itk(aside: Path, planes: np.ndarray, like: Image) -> None:

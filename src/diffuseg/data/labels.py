@@ -20,12 +20,12 @@ def read_labels(dataset: Dataset, table: Path | None = None) -> dict[str, int]:
     if table is None and (dataset.folder / TABLE).is_file():
         table = dataset.folder / TABLE
     if table is not None:
-        found, file = _read_table(table, dataset.labels), table
+        label_of, file = _read_table(table, dataset.labels), table
     else:
         names = list(dataset.labels)
         folders = {case.id: case.images[0].parent.name for case in dataset.cases}
-        found, file = {case: names.index(name) for case, name in folders.items() if name in names}, dataset.folder
-    lacking = [case.id for case in dataset.cases if case.id not in found]
+        label_of, file = {case: names.index(name) for case, name in folders.items() if name in names}, dataset.folder
+    lacking = [case.id for case in dataset.cases if case.id not in label_of]
     if lacking:
         do = "Give --labels a table with the columns case and label, or sort the images into imagesTr/<class>/"
         raise UserError(
@@ -33,7 +33,7 @@ def read_labels(dataset: Dataset, table: Path | None = None) -> dict[str, int]:
             file=file,
             do=do,
         )
-    return {case.id: found[case.id] for case in dataset.cases}
+    return {case.id: label_of[case.id] for case in dataset.cases}
 
 
 def check_labels(labels: dict[str, int], cases: list[str], classes: list[str]) -> None:
@@ -50,27 +50,27 @@ def _read_table(table: Path, labels: dict[str, int]) -> dict[str, int]:
     if not table.is_file():
         raise UserError("no such table of labels", file=table)
     names = list(labels)
-    known = {str(value): index for index, value in enumerate(labels.values())} | {name: i for i, name in enumerate(names)}
+    index_of = {str(value): index for index, value in enumerate(labels.values())} | {name: i for i, name in enumerate(names)}
     rows, columns = read_table(table)
     single = "label" in columns
     if "case" not in columns or not (single or set(names[1:]) <= columns):
         raise UserError(f"it needs the columns case and label, or case and {', '.join(names[1:])}", file=table)
-    found: dict[str, int] = {}
+    label_of: dict[str, int] = {}
     for row in rows:
-        case, text = row["case"], row["label"] if single else _marked(row, names)
-        if text is None or text not in known:
+        case, text = row["case"], row["label"] if single else _only_marked_class(row, names)
+        if text is None or text not in index_of:
             what = (
                 f"case {case}: {text!r} is no class"
                 if single
                 else f"case {case}: each class is 0 or 1, and one of them at most 1"
             )
             raise UserError(what, file=table, do=f"Known: {', '.join(f'{value} {name}' for name, value in labels.items())}")
-        if found.setdefault(case, known[text]) != known[text]:
+        if label_of.setdefault(case, index_of[text]) != index_of[text]:
             raise UserError(f"case {case} has two labels", file=table)
-    return found
+    return label_of
 
 
-def _marked(row: dict[str, str], names: list[str]) -> str | None:
+def _only_marked_class(row: dict[str, str], names: list[str]) -> str | None:
     """The class whose column says 1, the background where none does; None where they say anything else."""
     marked = [name for name in names[1:] if row[name] == "1"]
     if len(marked) > 1 or any(row[name] not in ("0", "1") for name in names[1:]):

@@ -78,10 +78,10 @@ class Plan:
         return len(self.channels) * (2 * self.context + 1)
 
 
-def make_plan(dataset: Dataset, fingerprint: Fingerprint, **wishes: Any) -> Plan:
-    """The plan that follows from a fingerprint, with the reason for each setting; wishes are settings taken as they are.
+def make_plan(dataset: Dataset, fingerprint: Fingerprint, **overrides: Any) -> Plan:
+    """The plan that follows from a fingerprint, with the reason for each setting; overrides are settings taken as they are.
 
-    What depends on a wish follows it (dims=2 also gives 2-D patches). Refuses unknown settings and what does not fit.
+    What depends on an override follows it (dims=2 also gives 2-D patches). Refuses unknown settings and what does not fit.
     """
     known = {
         "dataset": dataset.name,
@@ -89,18 +89,18 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, **wishes: Any) -> Plan
         "labels": dataset.labels,
         "file_ending": dataset.file_ending,
     }
-    for name in known.keys() & wishes.keys():
-        if from_dict(Plan, known | {name: wishes[name]}) != from_dict(Plan, known):
-            raise UserError(f"{name} comes from dataset.json and not from a wish", file=dataset.folder / "dataset.json")
-    asked = from_dict(Plan, known | wishes)
+    for name in known.keys() & overrides.keys():
+        if from_dict(Plan, known | {name: overrides[name]}) != from_dict(Plan, known):
+            raise UserError(f"{name} comes from dataset.json and not from a setting", file=dataset.folder / "dataset.json")
+    overridden = from_dict(Plan, known | overrides)
     for name in ("batch", "steps", "patch", "widths", "spacing", "crop"):  # decisions divide by them
-        value = getattr(asked, name)
+        value = getattr(overridden, name)
         if value is not None and min(value if isinstance(value, tuple) else (value,), default=0) <= 0:
             raise UserError(f"{name} must be positive, at least 1 where it counts something; it is {_text(value)}")
     chosen, reasons = dict(known), {name: "as in dataset.json" for name in known}
     for name, decide in DECISIONS.items():
-        if name in wishes:
-            chosen[name], reasons[name] = getattr(asked, name), "as asked for"
+        if name in overrides:
+            chosen[name], reasons[name] = getattr(overridden, name), "as asked for"
         else:
             chosen[name], reasons[name] = decide(fingerprint, chosen)
     plan = from_dict(Plan, chosen | {"reasons": reasons})

@@ -62,7 +62,7 @@ def read_raters(paths: Sequence[Path]) -> Image:
     return replace(masks[0], data=np.concatenate([mask.data for mask in masks]))
 
 
-def fused(masks: Integer[np.ndarray, "m *s"], how: Fusion = "majority") -> Integer[np.ndarray, "*s"]:
+def fuse_raters(masks: Integer[np.ndarray, "m *s"], how: Fusion = "majority") -> Integer[np.ndarray, "*s"]:
     """One label map of those of m raters, label values with background 0.
 
     majority      the label that most raters give; background only where it has more votes than any other label. So with one

@@ -1,7 +1,7 @@
 """From a file's voxels to the grid of a plan, and back.
 
 Turning and flipping (nibabel) only moves voxels. Resampling keeps the extent of the volume: n voxels become
-round(n * spacing / wished spacing), so the way back is the same map and ends on exactly n voxels. MONAI's Spacing keeps
+round(n * spacing / target spacing), so the way back is the same map and ends on exactly n voxels. MONAI's Spacing keeps
 the centre of the first voxel instead, so its grid covers another extent and the way back has to guess at its border.
 """
 
@@ -31,14 +31,14 @@ class GridTransform:
     """Where a case on the plan's grid came from.
 
     native    spatial shape of the file; affine: its voxel -> world map
-    turn      per file axis: the grid axis that it becomes, and 1 or -1 where it is flipped; None for 2-D pictures
-    oriented  shape after turning; grid: shape after resampling
+    reorientation  per file axis: the grid axis that it becomes, and 1 or -1 where it is flipped; None for 2-D pictures
+    oriented  shape after reorientation; grid: shape after resampling
     start     first voxel of what is kept of that (plan.crop); kept: its shape; grid_affine: its voxel -> world map
     """
 
     native: tuple[int, ...]
     affine: np.ndarray
-    turn: np.ndarray | None
+    reorientation: np.ndarray | None
     oriented: tuple[int, ...]
     grid: tuple[int, ...]
     start: tuple[int, ...]
@@ -53,31 +53,31 @@ class GridTransform:
 
 def grid_transform(image: Image, plan: Plan) -> GridTransform:
     """How a case comes to the plan's grid; refuses an image with other axes or channels than the plan was made for."""
-    _refuse_other_kind(image, plan)
-    affine, shape, turn = image.affine, image.shape, None
+    _check_kind(image, plan)
+    affine, shape, reorientation = image.affine, image.shape, None
     if plan.orientation is not None:
         ornt = nib.orientations
-        turn = ornt.ornt_transform(ornt.io_orientation(affine), ornt.axcodes2ornt(tuple(plan.orientation)))
-        affine = affine @ ornt.inv_ornt_aff(turn, shape)
-        shape = tuple(int(shape[axis]) for axis in np.argsort(turn[:, 0]))
+        reorientation = ornt.ornt_transform(ornt.io_orientation(affine), ornt.axcodes2ornt(tuple(plan.orientation)))
+        affine = affine @ ornt.inv_ornt_aff(reorientation, shape)
+        shape = tuple(int(shape[axis]) for axis in np.argsort(reorientation[:, 0]))
     oriented, grid = shape, shape
     if plan.spacing is not None:
         spacing = np.linalg.norm(affine[:3, : len(shape)], axis=0)
-        wished = np.array(plan.spacing)
-        if (np.abs(spacing / wished - 1) > SAME).any():
-            grid = tuple(_samples(n, s / w) for n, s, w in zip(shape, spacing.tolist(), wished.tolist(), strict=True))
+        target = np.array(plan.spacing)
+        if (np.abs(spacing / target - 1) > SAME).any():
+            grid = tuple(_samples(n, s / w) for n, s, w in zip(shape, spacing.tolist(), target.tolist(), strict=True))
             affine = affine @ _zoom(shape, grid)
-    start, kept = middle(grid, plan.crop)
+    start, kept = central_window(grid, plan.crop)
     shift = np.eye(4)
     shift[: len(start), 3] = start
-    return GridTransform(image.shape, image.affine, turn, oriented, grid, start, kept, affine @ shift)
+    return GridTransform(image.shape, image.affine, reorientation, oriented, grid, start, kept, affine @ shift)
 
 
-def middle(shape: Sequence[int], crop: Sequence[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def central_window(shape: Sequence[int], crop: Sequence[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """First voxel and size of the middle `crop` voxels of a grid; an axis that is not longer is kept whole."""
     if crop is None:
         return (0,) * len(shape), tuple(shape)
-    kept = tuple(min(n, wished) for n, wished in zip(shape, crop, strict=True))
+    kept = tuple(min(n, target) for n, target in zip(shape, crop, strict=True))
     return tuple((n - k) // 2 for n, k in zip(shape, kept, strict=True)), kept
 
 
@@ -87,7 +87,7 @@ def to_grid(image: Image, plan: Plan) -> tuple[Float[Tensor, "c *s"], GridTransf
     Returns float32 [c, *s] and what undoes it. Refuses an image with other axes or channels than the plan was made for.
     """
     transform = grid_transform(image, plan)
-    data = _turn(image.data, transform.turn)
+    data = _reorient(image.data, transform.reorientation)
     x = torch.from_numpy(data.astype(np.float32, order="C"))
     x = torch.stack([_normalise(channel, plan, number) for number, channel in enumerate(x)])
     return _resize(x, transform.grid)[(slice(None), *transform.window)], transform
@@ -101,23 +101,23 @@ def class_indices(mask: Image, plan: Plan) -> Int[np.ndarray, "*s"]:
 def rater_indices(masks: Image, plan: Plan) -> Int[np.ndarray, "m *s"]:
     """The same for the masks of m raters [m, *s]."""
     values = np.array(sorted(plan.labels.values()))
-    found = np.searchsorted(values, masks.data).clip(max=len(values) - 1)
-    odd = masks.data[values[found] != masks.data]
-    if odd.size:
-        raise UserError(f"label value {odd.flat[0]} is not one of the plan's ({values.tolist()})", file=masks.source)
-    return found
+    indices = np.searchsorted(values, masks.data).clip(max=len(values) - 1)
+    unknown = masks.data[values[indices] != masks.data]
+    if unknown.size:
+        raise UserError(f"label value {unknown.flat[0]} is not one of the plan's ({values.tolist()})", file=masks.source)
+    return indices
 
 
 def mask_to_grid(mask: Image, plan: Plan, transform: GridTransform) -> Int[Tensor, "*s"]:
     """Class indices 0..k-1 [*s] on the grid: where it is resampled, the class whose linear interpolation is largest."""
-    classes = torch.from_numpy(_turn(class_indices(mask, plan)[None], transform.turn)[0])
+    classes = torch.from_numpy(_reorient(class_indices(mask, plan)[None], transform.reorientation)[0])
     if transform.grid == transform.oriented:
         return classes[transform.window]
     # One class at a time: all of them would be k volumes of float32.
-    return largest(_resize((classes == k).float()[None], transform.grid)[0][transform.window] for k in range(plan.classes))
+    return argmax_maps(_resize((classes == k).float()[None], transform.grid)[0][transform.window] for k in range(plan.classes))
 
 
-def largest(shares: Iterable[Float[Tensor, "*s"]]) -> Int[Tensor, "*s"]:
+def argmax_maps(shares: Iterable[Float[Tensor, "*s"]]) -> Int[Tensor, "*s"]:
     """The number of the largest of several maps at each voxel, the first where they are equal; much faster than argmax(0)."""
     maps = iter(shares)
     best = next(maps)
@@ -133,15 +133,15 @@ def to_native(probability: Float[Tensor, "k *s"], transform: GridTransform) -> F
 
     What the plan crops away is background.
     """
-    return _back(probability, transform, background=1.0)
+    return _resample_to_native(probability, transform, background=1.0)
 
 
 def maps_to_native(maps: Float[Tensor, "m *s"], transform: GridTransform) -> Float[np.ndarray, "m *n"]:
     """The same for maps that are no probabilities, such as an entropy; 0 in what the plan crops away."""
-    return _back(maps, transform, background=0.0)
+    return _resample_to_native(maps, transform, background=0.0)
 
 
-def _back(x: Tensor, transform: GridTransform, background: float) -> np.ndarray:
+def _resample_to_native(x: Tensor, transform: GridTransform, background: float) -> np.ndarray:
     x = x.detach().float().cpu()
     if transform.kept != transform.grid:
         whole = x.new_zeros(len(x), *transform.grid)
@@ -149,15 +149,15 @@ def _back(x: Tensor, transform: GridTransform, background: float) -> np.ndarray:
         whole[(slice(None), *transform.window)] = x
         x = whole
     array = _resize(x, transform.oriented).numpy()
-    if transform.turn is None:
+    if transform.reorientation is None:
         return array
-    return _turn(array, nib.orientations.ornt_transform(_STRAIGHT, transform.turn))
+    return _reorient(array, nib.orientations.ornt_transform(_STRAIGHT, transform.reorientation))
 
 
 _STRAIGHT = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
 
 
-def _refuse_other_kind(image: Image, plan: Plan) -> None:
+def _check_kind(image: Image, plan: Plan) -> None:
     volumes = plan.orientation is not None or plan.dims == 3
     if volumes and image.dims != 3:
         raise UserError(f"a picture of shape {image.shape}, but the plan is for volumes", file=image.source)
@@ -177,10 +177,10 @@ def _samples(n: int, factor: float) -> int:
     return 1 if n == 1 else max(1, round(n * factor))
 
 
-def _turn(data: np.ndarray, turn: np.ndarray | None) -> np.ndarray:
-    if turn is None:
+def _reorient(data: np.ndarray, reorientation: np.ndarray | None) -> np.ndarray:
+    if reorientation is None:
         return data
-    return np.moveaxis(nib.orientations.apply_orientation(np.moveaxis(data, 0, -1), turn), -1, 0).copy()
+    return np.moveaxis(nib.orientations.apply_orientation(np.moveaxis(data, 0, -1), reorientation), -1, 0).copy()
 
 
 def _zoom(before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
@@ -205,10 +205,10 @@ def _normalise(x: Float[Tensor, "*s"], plan: Plan, channel: int) -> Float[Tensor
     how = plan.normalisation[channel]
     if how == "zscore":
         return _zscore(x)
-    known = plan.intensity[channel]
+    statistics = plan.intensity[channel]
     if how == "ct":
-        return (x.clamp(known["low"], known["high"]) - known["mean"]) / max(known["std"], 1e-6)
-    low, high = known["low"], known["high"]
+        return (x.clamp(statistics["low"], statistics["high"]) - statistics["mean"]) / max(statistics["std"], 1e-6)
+    low, high = statistics["low"], statistics["high"]
     return (2 * (x - low) / (high - low) - 1).clamp(-1, 1)
 
 

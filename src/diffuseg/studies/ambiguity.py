@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from diffuseg.checkpoint import versions
 from diffuseg.data.dataset import Dataset, load_raters, open_dataset, patients
-from diffuseg.data.raters import MAJORITY, fused
+from diffuseg.data.raters import MAJORITY, fuse_raters
 from diffuseg.data.transforms import rater_indices, to_grid, to_native
 from diffuseg.errors import UserError
 from diffuseg.evaluation.ambiguity_baselines import held_out_rater, one_rater, pixelwise_draws, resampled_raters
@@ -163,7 +163,7 @@ def score_case(
     for name, masks in _sources(draws, mean, raters, seed):
         scores = [_scores(some, p, raters, labels, counts) for some, p in masks]
         sources[name] = {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}
-    truth, mask = fused(raters), mean.argmax(0)
+    truth, mask = fuse_raters(raters), mean.argmax(0)
     p, together = np.repeat(mean[:, None], len(raters), axis=1), raters.astype(np.int64)
     near = np.any([band(rater, spacing) for rater in raters], axis=0)
     against = lambda mask: float(np.mean([dice(mask == k, truth == k, "one") for k in labels]))

@@ -16,7 +16,7 @@ from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.errors import UserError
 from diffuseg.reports.figures import OKABE_ITO
 from diffuseg.reports.report import image_of
-from diffuseg.viewer.record import sound, unread
+from diffuseg.viewer.record import unreadable_records, valid_record
 
 RECORDED = {"model_name": "Model", "model": "Checkpoint", "method": "Method", "draws": "Draws", "steps": "Steps"}
 RECORDED |= {
@@ -110,7 +110,7 @@ def find_cases(folder: Path, images: Path | None = None, only: str | None = None
     for place in (folder, *([images] if images else [])):
         if not place.is_dir():
             raise UserError("no such folder", file=place)
-    known, odd = records(folder), unread(folder)
+    known, odd = records(folder), unreadable_records(folder)
     if not known and not odd:
         raise UserError("there is no result in this folder", file=folder, do="Give one that `diffuseg predict` wrote")
     if only in odd or not known:
@@ -131,7 +131,7 @@ def _within(folder: Path, fault: UserError) -> str:
 
 def _case(folder: Path, name: str, record: dict[str, Any], images: Path | None) -> Case:
     try:
-        record, faults = sound(record, folder / f"{name}.json")
+        record, faults = valid_record(record, folder / f"{name}.json")
     except UserError as fault:
         return Case(name, {}, (), (_within(folder, fault),))
     labels = record["labels"]

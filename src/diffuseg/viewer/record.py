@@ -12,7 +12,7 @@ from diffuseg.errors import UserError
 MOST = 10_000  # draws or steps of a case
 
 
-def sound(record: dict[str, Any], file: Path) -> tuple[dict[str, Any], list[str]]:
+def valid_record(record: dict[str, Any], file: Path) -> tuple[dict[str, Any], list[str]]:
     """A record without its odd parts, and a line that names these; its labels by rising value.
 
     Refuses labels that are no classes: without them nothing can be shown.
