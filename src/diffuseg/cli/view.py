@@ -46,7 +46,7 @@ def view(
     from diffuseg.viewer.server import doorway, open_server, serve
 
     server, address = open_server(cases, port)
-    with doorway(address) if browser else nullcontext() as door:
+    with server, doorway(address) if browser else nullcontext() as door:
 
         def ready() -> None:
             typer.echo(f"{address}  shows {count} to this machine alone; Ctrl-C ends it")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from diffuseg.data.io import ending_of, grid_fault, read_mask
 from diffuseg.data.layout import ellipsize
 from diffuseg.data.outputs import probability_names, record_of, sidecar_name
-from diffuseg.data.raters import fused, read_raters
+from diffuseg.data.raters import fuse_raters, read_raters
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import MEASURES, Reliability, band, class_indices, measures, reliability, sample
 from diffuseg.evaluation.selective import expected_dice_loss, rejection
@@ -125,7 +125,7 @@ def _case(
         raise UserError(f"its {fault} (of {truth_files[0]})", file=file)
     values = sorted({0, *labels.values()})
     try:
-        right, chosen = (class_indices(values_of, values) for values_of in (fused(truth.data), mask.data[0]))
+        right, chosen = (class_indices(values_of, values) for values_of in (fuse_raters(truth.data), mask.data[0]))
     except ValueError as fault:
         raise UserError(str(fault), file=file) from None
     wheres = {"image": np.ones(right.shape, bool), "band": band(right, truth.spacing)}

@@ -14,7 +14,7 @@ from diffuseg.atomic_io import atomic_write
 from diffuseg.data.io import ENDINGS, ending_of, grid_fault, read_image, read_mask
 from diffuseg.data.layout import list_files
 from diffuseg.data.outputs import record_of
-from diffuseg.data.raters import fused, read_raters
+from diffuseg.data.raters import fuse_raters, read_raters
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.reports.evaluate import images_beside
@@ -97,7 +97,7 @@ def case_pictures(evaluation: Evaluation, images: Path | None = None) -> list[tu
         image = fitting(image_of(images or images_beside(files[0].parent), case), mask)
         title = f"{which} case: {case}, Dice {scores[case]:.3f}"
         scan = None if image is None else image.data
-        png = case_figure(scan, fused(truth.data), mask.data[0], probability, entropy, title, truth.spacing, labels)
+        png = case_figure(scan, fuse_raters(truth.data), mask.data[0], probability, entropy, title, truth.spacing, labels)
         pictures.append((title, png))
     return pictures
 

@@ -13,7 +13,7 @@ import numpy as np
 from diffuseg import __version__
 from diffuseg.atomic_io import atomic_write, check_writable
 from diffuseg.data.outputs import record_of
-from diffuseg.data.raters import fused, read_raters
+from diffuseg.data.raters import fuse_raters, read_raters
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import MEASURES, usual_radius
 from diffuseg.evaluation.metrics import METRICS
@@ -204,7 +204,7 @@ def _picture(sides: Sequence[Side], case: str, dice: Sequence[float]) -> str:
             rows.append({"title": f"{side.letter}: Dice {value:.3f}"} | maps)
             image = image or fitting(image_of(side.images, case), mask)
         scan = None if image is None else image.data
-        png = cases_figure(scan, fused(truth.data), rows, truth.spacing, labels)
+        png = cases_figure(scan, fuse_raters(truth.data), rows, truth.spacing, labels)
     except (UserError, ValueError):
         return ""
     return base64.b64encode(png).decode()

@@ -23,7 +23,7 @@ def valid_record(record: dict[str, Any], file: Path) -> tuple[dict[str, Any], li
     return kept, [f"Not shown, since its record is odd there: {', '.join(odd)}."] if odd else []
 
 
-def unread(folder: Path) -> dict[str, UserError]:
+def unreadable_records(folder: Path) -> dict[str, UserError]:
     """Cases of a folder that have results, but no record that can be read: by name, why."""
     known = records(folder)
     names = [path.stem for path in list_files(folder) if path.suffix == ".json" and path.stem not in known]
