@@ -8,7 +8,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SMALL := --set plan.widths=8,16,32,64 --set discriminator_widths=8,8,16,32 --set train.validation_cases=4
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: demo test test-all lint types check tables clean
+.PHONY: demo test test-all coverage lint types check tables docs package clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) --editable ".[docs]"
 	@touch $@
 
 demo: $(VENV)/.installed   ## synthetic volumes, three to five minutes of training, prediction, evaluation, one page
@@ -34,8 +38,8 @@ test-all: $(VENV)/.installed-dev   ## every test
 	$(THREADS) $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks tools
+	$(BIN)/ruff format --check src tests benchmarks tools
 	$(BIN)/python -m benchmarks.table --check
 	$(BIN)/python -m benchmarks.figures --check
 
@@ -47,6 +51,13 @@ check: lint types test   ## what CI runs
 tables: $(VENV)/.installed-dev   ## render the tables and curves of README and docs from benchmarks/results
 	$(BIN)/python -m benchmarks.table
 	$(BIN)/python -m benchmarks.figures
+
+# the builder of the site: mkdocs or zensical
+SITE ?= mkdocs
+
+docs: $(VENV)/.installed-docs   ## the site of the documentation, in build/site; any warning is an error
+	$(BIN)/python -m tools.site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/$(SITE) build --clean --strict
 
 clean:
 	rm -rf $(VENV) demo build dist src/*.egg-info
