@@ -8,7 +8,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SMALL := --set plan.widths=8,16,32,64 --set discriminator_widths=8,8,16,32 --set train.validation_cases=4
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: demo test test-all coverage lint types check tables docs package clean
+.PHONY: demo test test-all test-slow coverage lint types check tables docs package clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,13 @@ test: $(VENV)/.installed-dev   ## the fast tests
 test-all: $(VENV)/.installed-dev   ## every test
 	$(THREADS) $(BIN)/python -m pytest -n 2
 
+test-slow: $(VENV)/.installed-dev   ## those that take minutes
+	$(THREADS) $(BIN)/python -m pytest -n 2 -m slow
+
+coverage: $(VENV)/.installed-dev   ## the fast tests again, and how much of each package they run
+	$(THREADS) $(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=json
+	$(BIN)/python -m tools.coverage_gate
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks tools
 	$(BIN)/ruff format --check src tests benchmarks tools
@@ -58,6 +65,11 @@ SITE ?= mkdocs
 docs: $(VENV)/.installed-docs   ## the site of the documentation, in build/site; any warning is an error
 	$(BIN)/python -m tools.site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/$(SITE) build --clean --strict
+
+package: $(VENV)/.installed-dev   ## wheel and sdist in dist/, each installed in a bare environment and tried there
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m tools.package dist
 
 clean:
 	rm -rf $(VENV) demo build dist src/*.egg-info
