@@ -48,7 +48,7 @@ BEFOREHAND = {  # not fitted here; that 0.97 and one voxel of smoothing suit suc
     "published: Otsu": Binarization(smooth=0.0, threshold="otsu", image=False, largest=False),
     "published: Otsu, largest": Binarization(smooth=0.0, threshold="otsu", image=False),
     "quantile 0.97, largest": Binarization(threshold="quantile", image=False),
-    "as `predict` does": Binarization(),  # with the border of the negatives here; where there is none, the quantile of each image
+    "as `predict` does": Binarization(),  # with the border of the negatives; where there is none, the quantile of each image
 }
 CDM: dict[str, tuple[str, ...]] = {
     "levels": (),

@@ -123,7 +123,7 @@ def test_borders_and_peaks_are_those_of_each_class_by_hand(folder, checkpoint):
         soft = [gaussian_filter(value(case, y), SMOOTH, mode="nearest") for case in trained["background"]]
         assert found.null_threshold[kind] == pytest.approx(
             np.quantile(soft, 0.99), rel=2e-3
-        )  # images are kept in half precision
+        )  # half precision
         low, high = (
             [smoothed_share(case, y, found.null_threshold[kind]).max() for case in trained[shown]]
             for shown in ("background", kind)
