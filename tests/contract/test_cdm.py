@@ -1,12 +1,17 @@
 """CDM beyond the contract: its losses, its guidance, what it decides about an image, and predictions from checkpoints."""
 
+import json
+import logging
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from diffuseg.checkpoint import save_checkpoint
+from diffuseg.cli import app
 from diffuseg.config import override
 from diffuseg.data.transforms import to_grid
 from diffuseg.errors import UserError
@@ -390,3 +395,22 @@ def test_a_model_trained_for_a_minute_finds_the_disc_with_the_right_sign(brightn
         mask = method.finalize_draw(evidence, image)[1] > 0.5
         scores.append(2 * float((mask & disc).sum()) / float(mask.sum() + disc.sum()))
     assert np.mean(scores) > 0.6
+
+
+def test_the_kind_of_map_is_chosen_by_map_and_still_by_its_former_names(checkpoint, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("diffuseg.config._WARNED", set())
+    PIL.Image.fromarray((IMAGE * 40 + 100).clip(0, 255).astype(np.uint8)).save(tmp_path / "a_0000.png")
+
+    def mask(name: str, *options: object) -> tuple[bytes, str]:
+        call = ["predict", checkpoint, tmp_path / "a_0000.png", "--out", tmp_path / name, "--label", "class1", *options]
+        done = CliRunner().invoke(app, [str(a) for a in [*call, "--draws", 1, "--steps", 2, "--device", "cpu"]])
+        assert done.exit_code == 0, done.output
+        record = json.loads((tmp_path / name / "a.json").read_text())
+        return next((tmp_path / name).glob("a.png")).read_bytes(), record["sampler"]
+
+    new = mask("new", "--map", "published")
+    assert new[1] == "published" and not caplog.records
+    with caplog.at_level(logging.WARNING):
+        assert mask("old", "--sampler", "accumulated") == mask("again", "--sampler", "accumulated") == new
+    assert [record.getMessage() for record in caplog.records] == ["--sampler accumulated: now called --map published"]
+    assert new != mask("default")
