@@ -121,9 +121,7 @@ def test_borders_and_peaks_are_those_of_each_class_by_hand(folder, checkpoint):
     trained = {kind: [c for c in CASES if kind_of(c) == kind and c[-1] != "0"] for kind in LABELS}
     for y, kind in ((1, "spot"), (2, "bar")):
         soft = [gaussian_filter(value(case, y), SMOOTH, mode="nearest") for case in trained["background"]]
-        assert found.null_threshold[kind] == pytest.approx(
-            np.quantile(soft, 0.99), rel=2e-3
-        )  # half precision
+        assert found.null_threshold[kind] == pytest.approx(np.quantile(soft, 0.99), rel=2e-3)  # half precision
         low, high = (
             [smoothed_share(case, y, found.null_threshold[kind]).max() for case in trained[shown]]
             for shown in ("background", kind)

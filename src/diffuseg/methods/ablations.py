@@ -48,11 +48,10 @@ class AblatedCDALConfig(CDALConfig):
     x_t: Literal["diffusion", "noise", "other_case"] = "diffusion"
 
 
-class AblatedCDAL(CDAL):
+class AblatedCDAL(CDAL[AblatedCDALConfig]):
     """cDAL, and the controls that hide the mask in x_t from its generator."""
 
     config_class = AblatedCDALConfig
-    config: AblatedCDALConfig
 
     def __init__(self, plan: Plan, config: AblatedCDALConfig) -> None:
         super().__init__(plan, config)

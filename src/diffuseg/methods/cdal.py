@@ -7,7 +7,7 @@ becomes a spatial attention map. Notation: timesteps t = 1..T, s = t - 1 (the pa
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -84,12 +84,15 @@ class CDALConfig(MaskConfig):
     betas: tuple[float, float] = setting((0.9, 0.99), 0, 0.9999)
 
 
-class CDAL(MaskMethod[CDALConfig]):
+CDALSettings = TypeVar("CDALSettings", bound=CDALConfig)
+
+
+class CDAL(MaskMethod[CDALSettings]):
     """G(x_t, t, I, z) -> x0_hat, D(x_s, x_t, t [, I]) -> logit, and the posterior q(x_s | x_t, x0_hat) between steps."""
 
     config_class = CDALConfig
 
-    def __init__(self, plan: Plan, config: CDALConfig) -> None:
+    def __init__(self, plan: Plan, config: CDALSettings) -> None:
         super().__init__(plan, config)
         k, c = plan.classes, plan.image_channels
         self.schedule = NoiseSchedule.variance_preserving(config.T, config.beta_min, config.beta_max).scaled(config.input_scale)
