@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from diffuseg.data.io import write
+from diffuseg.data.io import read_image, write
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import dice, hd95, nsd
 from diffuseg.evaluation.statistics import bootstrap_mean
 from diffuseg.reports.evaluate import Evaluation, evaluate, table
 from diffuseg.reports.report import case_pictures, write_page
 from diffuseg.types import Image
+from tests.inference.oracle import make_model
 
 SPACING = (1.0, 2.0, 3.0)
 AFFINE = np.diag([-1.0, 2.0, 3.0, 1.0])
@@ -306,3 +307,23 @@ def test_what_cannot_be_evaluated_is_refused(break_it: object, says: str, folder
 def test_impossible_settings_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="distance in mm"):
         evaluate(*folders, tmp_path / "out", nsd_tolerance=-1.0)
+
+
+def test_predict_and_evaluate_mean_the_same_volume_on_a_sheared_grid(tmp_path: Path) -> None:
+    """A gantry tilt of 20 degrees: slices lie askew, and a voxel is smaller than the product of its spacings."""
+    tilt = np.deg2rad(20)
+    affine = np.diag([0.8, 1.0, 2.0, 1.0])
+    affine[:3, 2] = [0.0, 2.0 * np.sin(tilt), 2.0 * np.cos(tilt)]
+    scan = np.zeros((12, 11, 10), np.float32)
+    scan[3:9, 2:8, 3:7] = 10.0
+    put(tmp_path / "images" / "a.nii.gz", scan, affine)
+    predicted = make_model().predict(read_image(tmp_path / "images" / "a.nii.gz"), draws=2)
+    predicted.save(tmp_path / "predictions")
+    put(tmp_path / "labels" / "a.nii.gz", predicted.mask.astype(np.int16), affine)
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "organ": 3}}))
+    score = evaluate(tmp_path / "predictions", tmp_path / "labels", tmp_path / "out").rows[0].score
+    voxels = int((predicted.mask == 3).sum())
+    assert score.truth_ml == pytest.approx(voxels * 0.8 * 2.0 * np.cos(tilt) / 1000, rel=1e-6) and voxels > 100
+    # predict writes volumes to the sixth digit
+    assert round(score.prediction_ml, 6) == pytest.approx(predicted.provenance["volume_ml"]["organ"], abs=1e-9)
+    assert score.values["volume_error"] == 0

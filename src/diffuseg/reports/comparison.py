@@ -251,7 +251,7 @@ def _notes(evaluations: list[Written], differences: list[Difference]) -> list[st
     if left_out:
         lines.append(
             f"Up to {pluralize(left_out, 'case')} with a class that has a value in some evaluations only (in others it is in "
-            "neither mask): there it is left out of means and differences alike, so a false alarm is not pluralize. Evaluate "
+            "neither mask): there it is left out of means and differences alike, so a false alarm is not counted. Evaluate "
             "with --empty one to count it."
         )
     for evaluation in evaluations:

@@ -20,7 +20,7 @@ from diffuseg.data.layout import Case, Dataset, ellipsize, label_values, list_fi
 from diffuseg.data.outputs import SIDECAR, record_of
 from diffuseg.data.raters import MAJORITY, fused, rater_count, rater_files, read_raters
 from diffuseg.errors import UserError
-from diffuseg.evaluation.metrics import METRICS, Empty, Rule, measure
+from diffuseg.evaluation.metrics import METRICS, Empty, Grid, Rule, measure
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES
 from diffuseg.reports.summary import Evaluation, Row, summarise, table
 from diffuseg.text import pluralize
@@ -178,7 +178,7 @@ def _compare(
         intervals = _intervals(path.with_name(f"{case}.json"))
     except UserError as fault:
         faults.append(str(fault))
-    scores = measure(prediction.data[0], fused(raters.data), labels, raters.spacing, rule)
+    scores = measure(prediction.data[0], fused(raters.data), labels, Grid(raters.spacing, raters.voxel_ml), rule)
     return [Row(case, name, patient, score, intervals.get(name)) for name, score in scores.items()]
 
 
