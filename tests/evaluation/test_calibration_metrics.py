@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from diffuseg.evaluation.calibration_metrics import (
     adaptive_ece,
+    apply_temperature,
     band,
     brier,
     calibration,
@@ -18,7 +19,6 @@ from diffuseg.evaluation.calibration_metrics import (
     fit_temperature,
     nll,
     reliability,
-    tempered,
     usual_radius,
 )
 
@@ -147,19 +147,21 @@ def test_a_known_temperature_is_recovered(temperature: float) -> None:
     parts = [(probability[:, a:b].reshape(3, -1, 10), truth[a:b].reshape(-1, 10)) for a, b in ((0, 10_000), (10_000, 40_000))]
     found = fit_temperature([p for p, _ in parts], [t for _, t in parts])
     assert found == pytest.approx(temperature, rel=0.05)
-    better = tempered(probability, found)
+    better = apply_temperature(probability, found)
     assert ece(better, truth) < 0.015 and nll(better, truth) <= nll(probability, truth) + 1e-9
     assert (better.argmax(0) == probability.argmax(0)).all()
     for other in (found * 0.9, found * 1.1):
-        assert nll(better, truth) < nll(tempered(probability, other), truth)
+        assert nll(better, truth) < nll(apply_temperature(probability, other), truth)
 
 
 def test_where_the_answer_is_known_the_measures_know_it() -> None:
     probability, truth = simulated(60_000, 1.0, seed=1)
     assert ece(probability, truth) < 0.01 and adaptive_ece(probability, truth) < 0.01
-    hard = tempered(probability, 0.3)
-    assert ece(hard, truth) > 0.1 and nll(hard, truth) > nll(probability, truth) < nll(tempered(probability, 3.0), truth)
-    assert brier(hard, truth) > brier(probability, truth) < brier(tempered(probability, 3.0), truth)
+    hard = apply_temperature(probability, 0.3)
+    assert ece(hard, truth) > 0.1 and nll(hard, truth) > nll(probability, truth) < nll(
+        apply_temperature(probability, 3.0), truth
+    )
+    assert brier(hard, truth) > brier(probability, truth) < brier(apply_temperature(probability, 3.0), truth)
 
 
 @given(cases())
@@ -167,8 +169,10 @@ def test_where_the_answer_is_known_the_measures_know_it() -> None:
 def test_a_temperature_of_one_changes_nothing_and_two_make_their_product(case: tuple[np.ndarray, ...]) -> None:
     probability = np.clip(case[0], 1e-3, 1)
     probability = probability / probability.sum(0)
-    np.testing.assert_allclose(tempered(probability, 1.0), probability, atol=1e-12)
-    np.testing.assert_allclose(tempered(tempered(probability, 2.0), 1.5, 0.0), tempered(probability, 3.0), atol=1e-9)
+    np.testing.assert_allclose(apply_temperature(probability, 1.0), probability, atol=1e-12)
+    np.testing.assert_allclose(
+        apply_temperature(apply_temperature(probability, 2.0), 1.5, 0.0), apply_temperature(probability, 3.0), atol=1e-9
+    )
 
 
 def test_where_voxels_are_chosen_the_others_do_not_count() -> None:
@@ -214,7 +218,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
     with pytest.raises(ValueError, match="class 2"):
         ece(p, t, of_class=2)
     with pytest.raises(ValueError, match="above 0"):
-        tempered(p, 0.0)
+        apply_temperature(p, 0.0)
     for nothing in (([], []), ([p], [t], [t > 0])):
         with pytest.raises(ValueError, match="none"):
             fit_temperature(*nothing)

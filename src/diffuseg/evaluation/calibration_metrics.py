@@ -206,7 +206,9 @@ def calibration(
     return found
 
 
-def tempered(probability: Float[np.ndarray, "k *s"], temperature: float, floor: float = FLOOR) -> Float[np.ndarray, "k *s"]:
+def apply_temperature(
+    probability: Float[np.ndarray, "k *s"], temperature: float, floor: float = FLOOR
+) -> Float[np.ndarray, "k *s"]:
     """Probabilities p^(1/T) / sum of p^(1/T): softer for T > 1, harder for T < 1; the mask does not change.
 
     That is the softmax of log p / T, p not below the floor. Refuses T <= 0. Guo et al. (2017), eq. 9.
