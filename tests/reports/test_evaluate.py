@@ -89,6 +89,31 @@ def test_each_number_is_that_of_its_case(folders: tuple[Path, Path], tmp_path: P
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"cases.csv", "summary.json"}
 
 
+def test_what_is_read_is_what_was_written(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """To the six digits of cases.csv; and the files it was made from are found again, unless they are gone."""
+    predictions, _ = folders
+    put(predictions / "case_0003.nii.gz", np.zeros((12, 11, 10), np.int16))
+    (predictions / "case_0001.json").write_text('{"volume_ml_90": {"head": [0.1, 0.9]}}')
+    computed = evaluate(*folders, tmp_path / "out")
+    read = Evaluation.load(tmp_path / "out")
+    assert read.summary == computed.summary and read.name == computed.name == "out"
+    assert read.predictions == computed.predictions and read.truths == computed.truths
+    for one, other in zip(read.rows, computed.rows, strict=True):
+        assert (one.case, one.label, one.patient, one.score.empty) == (
+            other.case,
+            other.label,
+            other.patient,
+            other.score.empty,
+        )
+        assert one.score.values == pytest.approx(other.score.values, rel=1e-5, nan_ok=True) and one.interval == other.interval
+        assert one.score.truth_ml == pytest.approx(other.score.truth_ml, rel=1e-5)
+    before = (tmp_path / "out" / "cases.csv").read_bytes(), (tmp_path / "out" / "summary.json").read_bytes()
+    read.write()
+    assert ((tmp_path / "out" / "cases.csv").read_bytes(), (tmp_path / "out" / "summary.json").read_bytes()) == before
+    predictions.rename(tmp_path / "elsewhere")
+    assert Evaluation.load(tmp_path / "out").predictions == {}
+
+
 def test_what_is_missing_is_said_and_in_no_mean(folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, _ = folders
     every = evaluate(*folders, tmp_path / "every").per_case("dice")

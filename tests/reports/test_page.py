@@ -106,6 +106,8 @@ def test_the_parts_and_their_numbers_are_there(page, evaluations):
             for key, digits in (("dice", 3), ("hd95", 2)):
                 value = entry[key]
                 assert f"{value['mean']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]" in page
+    tables = re.findall(r"<h3>(mean of classes|tail|head &lt;b&gt;)</h3>", page)
+    assert tables == ["mean of classes", "head &lt;b&gt;", "tail"]
     found = compare(evaluations)
     assert f"{found.differences[0].adjusted:.3f}" in page and "A - B" in page
     assert "temperature 2.000, from 30 cases" in page and "<!-- B: 4 x 2 -->" in page

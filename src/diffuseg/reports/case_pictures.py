@@ -32,7 +32,7 @@ def case_pictures(evaluations: Sequence[Evaluation]) -> list[tuple[str, bytes]]:
     pictures = []
     for case, which in chosen.items():
         try:
-            png = _picture(evaluations, case, scores[case])
+            png = _picture(evaluations, case, scores[case], f"{which} case: {case}")
         except (UserError, ValueError):  # files are no longer those that were evaluated
             continue
         pictures.append((f"{which} case: {case}", png))
@@ -84,7 +84,7 @@ def _dice_of_common_cases(evaluations: Sequence[Evaluation]) -> dict[str, list[f
     return {case: values for case, values in scores.items() if all(map(math.isfinite, values))}
 
 
-def _picture(evaluations: Sequence[Evaluation], case: str, dice: Sequence[float]) -> bytes:
+def _picture(evaluations: Sequence[Evaluation], case: str, dice: Sequence[float], title: str) -> bytes:
     labels = evaluations[0].labels
     truth, rows, image = read_raters(evaluations[0].truths[case]), [], None
     for number, (one, value) in enumerate(zip(evaluations, dice, strict=True)):
@@ -95,7 +95,7 @@ def _picture(evaluations: Sequence[Evaluation], case: str, dice: Sequence[float]
         folder = one.summary.get("folders", {}).get("images")
         if image is None and folder:
             image = _readable(image_of(Path(folder), case), mask)
-    return cases_figure(None if image is None else image.data, fused(truth.data), rows, truth.spacing, labels)
+    return cases_figure(None if image is None else image.data, fused(truth.data), rows, truth.spacing, labels, title)
 
 
 def _readable(file: Path | None, mask: Image) -> Image | None:

@@ -55,6 +55,7 @@ def cases_figure(
     rows: Sequence[dict[str, Any]],
     spacing: Sequence[float] | None = None,
     labels: dict[str, int] | None = None,
+    title: str = "",
 ) -> bytes:
     """One case as one or several predictions have it, as PNG: a line each, beside the truth, in one window of one slice.
 
@@ -66,6 +67,7 @@ def cases_figure(
         rows: Each has a title, its mask [*s], and probability of the foreground and entropy (nats), [*s] or None.
         spacing: In mm per axis; gives the proportions.
         labels: Class -> value, for the legend.
+        title: Stands above all of it.
 
     Raises:
         ValueError: There is no row at all.
@@ -95,6 +97,8 @@ def cases_figure(
         axis.set_title(name, fontsize=8)
     handles = _legend({name: colours[value] for name, value in (labels or {}).items() if value})
     figure.legend(handles=handles + _legend(DIFFERENCES), loc="outside lower center", ncols=8, fontsize=8, frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=10)
     return png_of(figure)
 
 

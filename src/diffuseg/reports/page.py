@@ -21,6 +21,7 @@ from diffuseg.reports.plots import DARK, cost_plot, dot_plot, reliability_plot, 
 from diffuseg.reports.probabilities import FRACTION, ProbabilityEvaluation, evaluate_probabilities
 from diffuseg.reports.tables import difference_rows
 from diffuseg.reports.titles import (
+    ALL,
     PLOTTED,
     RECORDED,
     evaluation_letter,
@@ -163,8 +164,8 @@ def _summary(columns: Sequence[Column]) -> dict[str, Lines]:
         cells = [[name, *summary_cells(entry)] for name, entry in columns[0].evaluation.means.items()]
         return {"": [list(line) for line in zip(titles, *cells, strict=True)]}
     tables = {}
-    names = dict.fromkeys(name for column in columns for name in reversed(column.evaluation.means))
-    for name in names:  # the mean of classes first
+    names = dict.fromkeys(name for column in columns for name in column.evaluation.means)
+    for name in sorted(names, key=lambda name: name != ALL):  # the mean of classes first
         cells = []
         for column in columns:
             entry = column.evaluation.means.get(name)
