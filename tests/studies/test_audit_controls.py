@@ -9,8 +9,8 @@ from torch import Tensor
 from diffuseg.config import from_dict, override
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.methods import METHODS
+from diffuseg.methods.ablations import CONTROLS
 from diffuseg.methods.base import MaskConfig, MaskMethod
-from diffuseg.methods.controls import CONTROLS
 from diffuseg.studies.audit.controls import controlled, draws, dropping
 from tests.inference.oracle import make_plan
 

@@ -67,5 +67,5 @@ def border(
     if found is None:
         typer.echo(f"{model}: 99 % of the maps of images without the object are not above 0; nothing is written")
         return
-    for name, value in found.border.items():
-        typer.echo(f"{name}: border {value:.3g}, peak {found.peak[name]:.3f}, from {found.images} images")
+    for name, value in found.null_threshold.items():
+        typer.echo(f"{name}: border {value:.3g}, peak {found.detection_threshold[name]:.3f}, from {found.images} images")
