@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffuseg.evaluation.conformal import calibrate_interval, covered, cross_coverage, expected_coverage
+from diffuseg.evaluation.conformal import calibrate_interval, cross_coverage, expected_coverage, interval_coverage
 
 QUICK = settings(max_examples=80, deadline=None)
 ML = st.sampled_from([0.0, 0.001, 0.5, 1.0, 2.0, 3.5, 10.0])
@@ -57,7 +57,7 @@ def test_widened_intervals_hold_what_the_margin_says(
     found = calibrate_interval(low, high, truth, alpha, scale, 0.01)
     new_low, new_high = found.apply(low, high)
     assert (new_low >= 0).all() and (new_low <= new_high).all()
-    inside = covered(new_low, new_high, truth).inside
+    inside = interval_coverage(new_low, new_high, truth).inside
     if found.margin >= 0:
         assert (new_low <= low + 1e-9).all() and (new_high >= high - 1e-9).all()
         rows = zip(low, high, truth, strict=True)
@@ -81,8 +81,8 @@ def test_new_cases_are_covered_as_often_as_is_said(scale: str) -> None:
     for _ in range(300):
         low, high, true = simulated(random, (49 + 40,))
         widening = calibrate_interval(low[:49], high[:49], true[:49], 0.1, scale)
-        raw.append(covered(low[49:], high[49:], true[49:]).fraction)
-        after.append(covered(*widening.apply(low[49:], high[49:]), true[49:]).fraction)
+        raw.append(interval_coverage(low[49:], high[49:], true[49:]).fraction)
+        after.append(interval_coverage(*widening.apply(low[49:], high[49:]), true[49:]).fraction)
     assert np.mean(raw) < 0.6
     # 45 of 50 in the mean; the standard error of 300 trials is 0.004
     assert 0.885 <= np.mean(after) <= 0.915

@@ -18,8 +18,10 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.significance import cohens_d, first_places, holm, rank_biserial, sign_flip_test
 from diffuseg.evaluation.statistics import paired_difference
 from diffuseg.reports import comparison as module
-from diffuseg.reports.comparison import Comparison, compare, difference_rows, mean_rows, tables, title
+from diffuseg.reports.comparison import Comparison, compare
 from diffuseg.reports.evaluate import evaluate
+from diffuseg.reports.tables import comparison_tables, difference_rows, mean_rows
+from diffuseg.reports.titles import metric_title
 from diffuseg.types import Image
 
 CASES, CLASSES = 12, ("head", "tail")
@@ -56,7 +58,7 @@ def made(seed: int, shift: float = 0.0) -> np.ndarray:
 
 def lines_of(found: Comparison, width: int) -> list[str]:
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(*tables(found), sep="\n")
+    console.print(*comparison_tables(found), sep="\n")
     return console.export_text().splitlines()
 
 
@@ -122,7 +124,9 @@ def test_the_tables_fit_eighty_columns_with_every_number_whole(tmp_path: Path) -
     lines = lines_of(found, 80)
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
     assert all(len(line) <= 80 for line in lines)
-    assert [row[:2] for row in rows[:9]] == [[title(metric), name] for metric in found.means for name in "ABC"]
+    assert [row[:2] for row in rows[:9]] == [
+        [metric_title(metric, unsigned=True), name] for metric in found.means for name in "ABC"
+    ]
     assert [row[2:] for row in rows[:9]] == [list(row[2:]) for row in mean_rows(found)[1:]]
     pairs = ["A - B", "A - C", "B - C"] * 3
     verdicts = [dict(zip(found.names, "ABC", strict=True)).get(d.verdict, d.verdict) for d in found.differences]
@@ -177,7 +181,7 @@ def test_means_and_differences_are_those_of_the_same_cases(tmp_path: Path) -> No
 
 
 def test_the_mean_of_classes_is_over_those_that_all_have_a_value_for(tmp_path: Path) -> None:
-    """In case 4 one has a false alarm of the first class: there the second alone is compared, and the case is pluralize."""
+    """In case 4 one has a false alarm of the first class: there the second alone is compared, and the case is counted."""
     one, other = made(1), made(2)
     one[4, 0], other[4, 0] = math.nan, 0
     d = compare([put(tmp_path / "a", one), put(tmp_path / "b", other)]).differences[0]

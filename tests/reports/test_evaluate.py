@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from diffuseg.data.io import write
+from diffuseg.data.io import read_image, write
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import dice, hd95, nsd
 from diffuseg.evaluation.statistics import bootstrap_mean
-from diffuseg.reports.evaluate import Evaluation, evaluate, table
-from diffuseg.reports.report import case_pictures, write_page
+from diffuseg.reports.case_pictures import case_pictures
+from diffuseg.reports.evaluate import evaluate
+from diffuseg.reports.evaluation import Evaluation
+from diffuseg.reports.page import write_page
+from diffuseg.reports.tables import evaluation_table
 from diffuseg.types import Image
+from tests.inference.oracle import make_model
 
 SPACING = (1.0, 2.0, 3.0)
 AFFINE = np.diag([-1.0, 2.0, 3.0, 1.0])
@@ -51,7 +55,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 def printed(evaluation: Evaluation) -> str:
     console = Console(width=250, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(table(evaluation))
+    console.print(evaluation_table(evaluation))
     return console.export_text()
 
 
@@ -79,21 +83,46 @@ def test_each_number_is_that_of_its_case(folders: tuple[Path, Path], tmp_path: P
         assert found["n"] == 5
     overall = np.mean([expected["head"], expected["tail"]], axis=0)
     assert written["overall"]["dice"]["mean"] == pytest.approx(overall.mean())
-    assert list(result.per_case("dice").values()) == pytest.approx(overall)
+    assert result.per_case("dice") == pytest.approx(overall)
     assert written["nsd_tolerance_mm"] == 1.5 and written["rule"]["empty"] == "nan"
     assert {"diffuseg", "monai", "numpy", "scipy"} <= set(written["versions"])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"cases.csv", "summary.json"}
 
 
+def test_what_is_read_is_what_was_written(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """To the six digits of cases.csv; and the files it was made from are found again, unless they are gone."""
+    predictions, _ = folders
+    put(predictions / "case_0003.nii.gz", np.zeros((12, 11, 10), np.int16))
+    (predictions / "case_0001.json").write_text('{"volume_ml_90": {"head": [0.1, 0.9]}}')
+    computed = evaluate(*folders, tmp_path / "out")
+    read = Evaluation.load(tmp_path / "out")
+    assert read.summary == computed.summary and read.name == computed.name == "out"
+    assert read.predictions == computed.predictions and read.truths == computed.truths
+    for one, other in zip(read.rows, computed.rows, strict=True):
+        assert (one.case, one.label, one.patient, one.score.empty) == (
+            other.case,
+            other.label,
+            other.patient,
+            other.score.empty,
+        )
+        assert one.score.values == pytest.approx(other.score.values, rel=1e-5, nan_ok=True) and one.interval == other.interval
+        assert one.score.truth_ml == pytest.approx(other.score.truth_ml, rel=1e-5)
+    before = (tmp_path / "out" / "cases.csv").read_bytes(), (tmp_path / "out" / "summary.json").read_bytes()
+    read.write()
+    assert ((tmp_path / "out" / "cases.csv").read_bytes(), (tmp_path / "out" / "summary.json").read_bytes()) == before
+    predictions.rename(tmp_path / "elsewhere")
+    assert Evaluation.load(tmp_path / "out").predictions == {}
+
+
 def test_what_is_missing_is_said_and_in_no_mean(folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, _ = folders
-    whole = evaluate(*folders, tmp_path / "whole").per_case("dice")
+    every = evaluate(*folders, tmp_path / "every").per_case("dice")
     (predictions / "case_0001.nii.gz").unlink()
     put(predictions / "stranger.nii.gz", mask(0))
     result = evaluate(*folders, tmp_path / "out")
     assert result.missing == ["case_0001"] and result.unlabelled == ["stranger"] and not result.faults
     assert result.summary["labelled"] == 5 and result.summary["cases"] == 4
-    assert result.summary["overall"]["dice"]["mean"] == pytest.approx(np.mean([v for c, v in whole.items() if "0001" not in c]))
+    assert result.summary["overall"]["dice"]["mean"] == pytest.approx(np.delete(every, 1).mean())
     text = printed(result)
     assert "1 of 5 labelled cases has no prediction" in text and "case_0001" in text and "stranger" in text
 
@@ -143,7 +172,7 @@ def test_a_class_without_a_value_does_not_cost_its_case_the_others(folders: tupl
     for folder in folders:
         put(folder / "case_0000.nii.gz", np.where(mask(0) == 4, 0, mask(0)))
     result = evaluate(*folders, tmp_path / "out")
-    assert result.per_case("dice")["case_0000"] == 1.0 and result.summary["overall"]["dice"]["n"] == 5
+    assert result.per_case("dice")[0] == 1.0 and result.summary["overall"]["dice"]["n"] == 5
     assert result.summary["classes"]["tail"]["dice"]["n"] == 4
 
 
@@ -227,7 +256,7 @@ def test_intervals_are_over_patients_where_they_are_known(folders: tuple[Path, P
     file.write_text(json.dumps(content | {"patients": of}))
     together = evaluate(*folders, tmp_path / "b")
     values = alone.per_case("dice")
-    assert together.summary["overall"]["dice"]["low"] == pytest.approx(bootstrap_mean([*values.values()], [*of.values()]).low)
+    assert together.summary["overall"]["dice"]["low"] == pytest.approx(bootstrap_mean(values, [*of.values()]).low)
     assert together.summary["overall"]["dice"]["mean"] == pytest.approx(alone.summary["overall"]["dice"]["mean"])
     assert "over patients" in printed(together) and "over cases" in printed(alone)
     assert {row.case: row.patient for row in together.rows} == of
@@ -267,7 +296,7 @@ def test_the_truth_of_several_raters_is_their_majority(folders: tuple[Path, Path
     assert result.rows[8].score.truth_ml == pytest.approx(((tied[0] == 1) | (tied[1] == 1)).sum() * 6 / 1000)
     text = " ".join(printed(result).split())
     assert "The truth is the majority vote of the raters (a tie is foreground)." in text
-    assert len(case_pictures(result)) == 3
+    assert len(case_pictures([result])) == 3
     put(labels / "case_0000_rater1.nii.gz", mask(0) * 2)
     put(labels / "case_0001_rater2.nii.gz", mask(1)[:-1])
     faults = evaluate(*folders, tmp_path / "out").faults
@@ -280,7 +309,7 @@ def test_many_classes_become_lines(tmp_path: Path) -> None:
     put(tmp_path / "p" / "a.nii.gz", array)
     put(tmp_path / "l" / "a.nii.gz", array)
     found = evaluate(tmp_path / "p", tmp_path / "l", tmp_path / "out")
-    text, page = printed(found), write_page(tmp_path / "page.html", found, [], {}).read_text()
+    text, page = printed(found), write_page([found], tmp_path / "page.html").file.read_text()
     assert "over 1 case\n" in re.sub(" +\n", "\n", text) and "<h1>Evaluation of 1 case</h1>" in page
     assert "mean of classes" in text.split("HD95 (mm)")[1] and text.count("1.000") >= 7 * 3
 
@@ -306,3 +335,23 @@ def test_what_cannot_be_evaluated_is_refused(break_it: object, says: str, folder
 def test_impossible_settings_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="distance in mm"):
         evaluate(*folders, tmp_path / "out", nsd_tolerance=-1.0)
+
+
+def test_predict_and_evaluate_mean_the_same_volume_on_a_sheared_grid(tmp_path: Path) -> None:
+    """A gantry tilt of 20 degrees: slices lie askew, and a voxel is smaller than the product of its spacings."""
+    tilt = np.deg2rad(20)
+    affine = np.diag([0.8, 1.0, 2.0, 1.0])
+    affine[:3, 2] = [0.0, 2.0 * np.sin(tilt), 2.0 * np.cos(tilt)]
+    scan = np.zeros((12, 11, 10), np.float32)
+    scan[3:9, 2:8, 3:7] = 10.0
+    put(tmp_path / "images" / "a.nii.gz", scan, affine)
+    predicted = make_model().predict(read_image(tmp_path / "images" / "a.nii.gz"), draws=2)
+    predicted.save(tmp_path / "predictions")
+    put(tmp_path / "labels" / "a.nii.gz", predicted.mask.astype(np.int16), affine)
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "organ": 3}}))
+    score = evaluate(tmp_path / "predictions", tmp_path / "labels", tmp_path / "out").rows[0].score
+    voxels = int((predicted.mask == 3).sum())
+    assert score.truth_ml == pytest.approx(voxels * 0.8 * 2.0 * np.cos(tilt) / 1000, rel=1e-6) and voxels > 100
+    # predict writes volumes to the sixth digit
+    assert round(score.prediction_ml, 6) == pytest.approx(predicted.provenance["volume_ml"]["organ"], abs=1e-9)
+    assert score.values["volume_error"] == 0

@@ -16,7 +16,7 @@ from diffuseg.data.dataset import open_dataset, splits
 from diffuseg.data.io import write
 from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
-from diffuseg.evaluation.calibration_metrics import tempered
+from diffuseg.evaluation.calibration_metrics import apply_temperature
 from diffuseg.evaluation.conformal import Coverage, calibrate_interval
 from diffuseg.inference.calibration import Calibration, calibration_header, read_calibration
 from diffuseg.inference.model import load
@@ -133,7 +133,7 @@ def test_a_prediction_is_tempered_and_widened_and_its_mask_stays(measured, data)
     found = calibrated(measured.calibration).predict(image, draws=2)
     assert np.array_equal(found.mask, plain.mask)
     assert all(np.array_equal(found.uncertainty[name], values) for name, values in plain.uncertainty.items())
-    expected = tempered(plain.probability, measured.calibration.temperature)
+    expected = apply_temperature(plain.probability, measured.calibration.temperature)
     np.testing.assert_allclose(found.probability, expected, rtol=1e-5)
     assert np.abs(found.probability.sum(0) - 1).max() < 1e-5
     raw, wide = found.provenance["volume_ml_90_raw"], found.provenance["volume_ml_90"]

@@ -35,24 +35,28 @@ def evaluate(
     Exit code 3: some cases could not be compared, the others were.
     """
     from diffuseg.atomic_io import atomic_write
-    from diffuseg.reports.evaluate import evaluate as measure
-    from diffuseg.reports.evaluate import table
-    from diffuseg.reports.report import case_pictures, made_by, stacked, write_page
+    from diffuseg.reports.case_pictures import case_pictures, stack_pictures
+    from diffuseg.reports.evaluate import evaluate as evaluate_folders
+    from diffuseg.reports.page import write_page
+    from diffuseg.reports.tables import evaluation_table
 
     if images is not None and not images.is_dir():
         raise UserError("no such folder", file=images)
-    measured = measure(predictions, labels, out, empty.value, nsd_tolerance, images)
-    console().print(table(measured))
-    how = {"Predictions": str(predictions), "Labels": str(labels)} | made_by(predictions, measured.cases)
-    pictures = case_pictures(measured, images)
+    evaluation = evaluate_folders(predictions, labels, out, empty.value, nsd_tolerance, images)
+    console().print(evaluation_table(evaluation))
+    pictures = case_pictures([evaluation])
     if pictures:
         picture = out / "cases.png"
-        atomic_write(picture, stacked([png for _, png in pictures]))
+        atomic_write(picture, stack_pictures([png for _, png in pictures]))
         typer.echo(f"picture: {picture}")
-    typer.echo(f"page:    {write_page(out / 'index.html', measured, pictures, how)}")
-    for fault in measured.faults:
+    with ProgressBars(console(stderr=True)) as bars:
+        page = write_page([evaluation], out / "index.html", pictures=pictures, on_case=bars.measured)
+    typer.echo(f"page:    {page.file}")
+    for line in page.left_out:
+        complain(f"probabilities left out: {line}")
+    for fault in evaluation.faults:
         complain(f"failed {fault}")
-    if measured.faults:
+    if evaluation.faults:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -65,11 +69,12 @@ def compare(
     allow_seen: Annotated[bool, typer.Option("--allow-seen", help="Also cases of a model's training or validation.")] = False,
 ) -> None:
     """Compare evaluations of the same cases: paired differences, tests over patients, who would be first how often."""
-    from diffuseg.reports.comparison import DEFAULT, tables
-    from diffuseg.reports.comparison import compare as hold
+    from diffuseg.reports.comparison import DEFAULT
+    from diffuseg.reports.comparison import compare as compare_folders
+    from diffuseg.reports.tables import comparison_tables
 
-    found = hold(evaluations, out, metric or DEFAULT, label, allow_seen)
-    console().print(*tables(found), sep="\n")
+    comparison = compare_folders(evaluations, out, metric or DEFAULT, label, allow_seen)
+    console().print(*comparison_tables(comparison), sep="\n")
     if out is not None:
         typer.echo(f"{out / 'comparison.json'}: written")
 
@@ -81,15 +86,17 @@ def report(
     allow_seen: Annotated[bool, typer.Option("--allow-seen", help="As in compare.")] = False,
 ) -> None:
     """Write one page about evaluations side by side: numbers, tests, cases, calibration, rejection, cost."""
-    from diffuseg.reports.side_by_side import write_report
+    from diffuseg.reports.evaluation import load_evaluations
+    from diffuseg.reports.page import write_page
 
+    loaded = load_evaluations(evaluations)
     with ProgressBars(console(stderr=True)) as bars:
-        written = write_report(evaluations, out, allow_seen, bars.measured)
-    if written.refused:
-        typer.echo(f"not compared: {written.refused}")
-    for line in written.left_out:
+        page = write_page(loaded, out, allow_seen, on_case=bars.measured)
+    if page.refused:
+        typer.echo(f"not compared: {page.refused}")
+    for line in page.left_out:
         complain(f"probabilities left out: {line}")
-    typer.echo(f"page: {written.page}")
+    typer.echo(f"page: {page.file}")
 
 
 @app.command()

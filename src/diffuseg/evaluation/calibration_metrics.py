@@ -94,20 +94,27 @@ def reliability(
     where: Bool[np.ndarray, "*s"] | None = None,
     bins: int = BINS,
     by: Mass = "width",
-    of_class: int | None = None,
 ) -> Reliability:
     """Confidence against the share that was right, in bins of equal width or equal mass.
 
-    Confidence is the largest probability, right where that class is the true one (Guo et al. 2017); with `of_class` it is
-    the probability of this class, right where it is the true one. Bins of equal width part [0, 1]; a value on an edge
-    belongs to the upper bin. Bins of equal mass begin at quantiles of the confidences; equal confidences share a bin, so
-    there may be fewer. Refuses no bins, a class that is not there, and what does not fit together.
+    Confidence is the largest probability, right where that class is the true one (Guo et al. 2017). Bins of equal width
+    divide [0, 1]; a value on an edge belongs to the upper bin. Bins of equal mass begin at quantiles of the confidences;
+    equal confidences share a bin, so there may be fewer.
+
+    Args:
+        probability: [k, *s], summing to 1 over k.
+        truth: Class indices [*s].
+        where: The voxels that count [*s]; None for all.
+        bins: Their number.
+        by: "width" or "mass".
+
+    Raises:
+        ValueError: There is no bin, or shapes do not fit together.
     """
     p, t = _chosen(probability, truth, where)
-    if bins < 1 or (of_class is not None and not 0 <= of_class < len(p)):
-        raise ValueError(f"{bins} bins, class {of_class} of {len(p)}")
-    confidence = p.max(0) if of_class is None else p[of_class]
-    right = t == (p.argmax(0) if of_class is None else of_class)
+    if bins < 1:
+        raise ValueError(f"{bins} bins: at least one is needed")
+    confidence, right = p.max(0), t == p.argmax(0)
     if not len(t):
         nothing = np.zeros(0)
         return Reliability(nothing, nothing, nothing, nothing, nothing.astype(int))
@@ -129,10 +136,9 @@ def ece(
     truth: Integer[np.ndarray, "*s"],
     where: Bool[np.ndarray, "*s"] | None = None,
     bins: int = BINS,
-    of_class: int | None = None,
 ) -> float:
     """Expected calibration error in bins of equal width, in [0, 1], 0 is best; NaN without voxels. Guo et al. (2017), eq. 3."""
-    return reliability(probability, truth, where, bins, "width", of_class).ece
+    return reliability(probability, truth, where, bins, "width").ece
 
 
 def adaptive_ece(
@@ -140,10 +146,9 @@ def adaptive_ece(
     truth: Integer[np.ndarray, "*s"],
     where: Bool[np.ndarray, "*s"] | None = None,
     bins: int = BINS,
-    of_class: int | None = None,
 ) -> float:
     """The same in bins of equal mass: where nearly all confidences are near 1, they still get bins. Nixon et al. (2019)."""
-    return reliability(probability, truth, where, bins, "mass", of_class).ece
+    return reliability(probability, truth, where, bins, "mass").ece
 
 
 def brier(
@@ -164,13 +169,12 @@ def nll(
     probability: Float[np.ndarray, "k *s"],
     truth: Integer[np.ndarray, "*s"],
     where: Bool[np.ndarray, "*s"] | None = None,
-    floor: float = FLOOR,
 ) -> float:
-    """Mean over voxels of -log max(p(true class), floor), in nats, 0 is best; NaN without voxels."""
+    """Mean over voxels of -log max(p(true class), FLOOR), in nats, 0 is best; NaN without voxels."""
     p, t = _chosen(probability, truth, where)
     if not len(t):
         return math.nan
-    return float(-np.log(np.maximum(np.take_along_axis(p, t[None], 0)[0], floor), dtype=np.float64).mean())
+    return float(-np.log(np.maximum(np.take_along_axis(p, t[None], 0)[0], FLOOR), dtype=np.float64).mean())
 
 
 def measures(
@@ -188,25 +192,9 @@ def measures(
     }
 
 
-def calibration(
-    probability: Float[np.ndarray, "k *s"],
-    truth: Integer[np.ndarray, "*s"],
-    spacing: Sequence[float],
-    radius: float | None = None,
-    bins: int = BINS,
-) -> dict[str, dict[str, float]]:
-    """For the "image" and the "band" within `radius` mm of the true boundary: `measures`, and the number of voxels.
-
-    In the band of an image with a single class there is no value: NaN. Refuses what `band` and the measures refuse.
-    """
-    found = {}
-    for region, where in (("image", None), ("band", band(truth, spacing, radius))):
-        voxels = float(truth.size if where is None else where.sum())
-        found[region] = measures(probability, truth, where, bins) | {"voxels": voxels}
-    return found
-
-
-def tempered(probability: Float[np.ndarray, "k *s"], temperature: float, floor: float = FLOOR) -> Float[np.ndarray, "k *s"]:
+def apply_temperature(
+    probability: Float[np.ndarray, "k *s"], temperature: float, floor: float = FLOOR
+) -> Float[np.ndarray, "k *s"]:
     """Probabilities p^(1/T) / sum of p^(1/T): softer for T > 1, harder for T < 1; the mask does not change.
 
     That is the softmax of log p / T, p not below the floor. Refuses T <= 0. Guo et al. (2017), eq. 9.
@@ -221,20 +209,27 @@ def tempered(probability: Float[np.ndarray, "k *s"], temperature: float, floor: 
 def fit_temperature(
     probabilities: Sequence[Float[np.ndarray, "..."]],
     truths: Sequence[Integer[np.ndarray, "..."]],
-    wheres: Sequence[Bool[np.ndarray, "..."]] | None = None,
-    floor: float = FLOOR,
 ) -> float:
     """The one temperature that minimises the mean NLL over the voxels of validation cases, between 0.05 and 20.
 
-    Per case probability [k, *s], truth [*s] and, where given, the voxels that count [*s]. To be fitted on cases that are
-    neither trained on nor reported. The NLL has one minimum in 1/T; without any error it has none, and the result means
-    nothing. Refuses no voxels, and lists of different lengths.
+    To be fitted on cases that are neither trained on nor reported. The NLL has one minimum in 1/T; without any error it has
+    none, and the result means nothing.
+
+    Args:
+        probabilities: [k, *s] of each case.
+        truths: Class indices [*s] of each case.
+
+    Raises:
+        ValueError: There are no voxels, or lists are of different lengths.
+
+    References:
+        Guo et al., On Calibration of Modern Neural Networks (2017).
     """
-    chosen = [_chosen(p, t, where) for p, t, where in zip(probabilities, truths, wheres or [None] * len(truths), strict=True)]
+    chosen = [_chosen(p, t, None) for p, t in zip(probabilities, truths, strict=True)]
     truth = np.concatenate([t for _, t in chosen]) if chosen else np.zeros(0, int)
     if not len(truth):
         raise ValueError("a temperature is fitted to voxels; there are none")
-    logs = np.log(np.maximum(np.concatenate([p for p, _ in chosen], axis=1), floor))
+    logs = np.log(np.maximum(np.concatenate([p for p, _ in chosen], axis=1), FLOOR))
     logs -= logs.max(0)
     true = np.take_along_axis(logs, truth[None], 0)[0].mean(dtype=np.float64)
 

@@ -23,7 +23,7 @@ SMALLEST = 1e-3  # ml: a voxel of 1 mm
 
 
 @dataclass(frozen=True)
-class Widening:
+class ConformalMargin:
     """What calibration found.
 
     margin    how much each side is widened: ml, part of the predicted volume, or difference of logarithms, as `scale` says;
@@ -73,7 +73,7 @@ def calibrate_interval(
     alpha: float = 0.1,
     scale: Scale = "relative",
     smallest: float = SMALLEST,
-) -> Widening:
+) -> ConformalMargin:
     """The widening that makes intervals [low, high] of volumes hold the truth in 1 - alpha of cases; all [n], in ml.
 
     Score of a case: max(low - truth, truth - high), in ml, or over the middle of its interval ("relative"), or with
@@ -89,7 +89,7 @@ def calibrate_interval(
     scores = np.sort(_scores(low, high, truth, scale, smallest))
     rank = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)
     margin = float(scores[rank - 1]) if rank <= len(scores) else math.inf
-    return Widening(margin, scale, alpha, smallest, len(scores))
+    return ConformalMargin(margin, scale, alpha, smallest, len(scores))
 
 
 def cross_coverage(
@@ -120,10 +120,10 @@ def cross_coverage(
         out = fold == number
         widening = calibrate_interval(low[~out], high[~out], truth[~out], alpha, scale, smallest)
         new_low[out], new_high[out] = widening.apply(low[out], high[out])
-    return covered(new_low, new_high, truth)
+    return interval_coverage(new_low, new_high, truth)
 
 
-def covered(low: Volumes, high: Volumes, truth: Volumes) -> Coverage:
+def interval_coverage(low: Volumes, high: Volumes, truth: Volumes) -> Coverage:
     """Whether true volumes lie in their intervals, all [n] in ml; both ends belong to it, to a rounding error."""
     slack = 1e-9 * (1 + np.abs(truth))
     return Coverage((low - slack <= truth) & (truth <= high + slack), low, high)

@@ -3,7 +3,7 @@
 Surface measures are MONAI's; docs/evaluation.md says which definition each of them follows and what it was compared with.
 Where the class is in neither mask (`empty`):
 
-    "nan"   no value: the case is left out of the mean of this class, and pluralize
+    "nan"   no value: the case is left out of the mean of this class, and counted
     "one"   the best value: 1, or a distance of 0 mm
     "zero"  the worst value: 0, or as a distance the diagonal of the image
 
@@ -15,7 +15,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Integer
@@ -77,15 +77,24 @@ def nsd(
     return _monai("compute_surface_dice", prediction, truth, within, spacing=list(spacing), use_subvoxels=True)
 
 
-def volume(mask: Bool[np.ndarray, "*s"], spacing: Sequence[float]) -> float:
-    """Volume of a mask [*s] in ml, spacing in mm per axis; the pixels of a picture count as 1 mm thick."""
-    return int(mask.sum()) * math.prod(spacing) / 1000
+def volume(mask: Bool[np.ndarray, "*s"], voxel_ml: float) -> float:
+    """Volume of a mask in ml.
+
+    Args:
+        mask: [*s].
+        voxel_ml: Volume of a voxel in ml (`Image.voxel_ml`); on a sheared grid it is less than the product of the spacings.
+    """
+    return int(mask.sum()) * voxel_ml
 
 
-def volume_error(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], spacing: Sequence[float]) -> float:
-    """Predicted minus true volume of two masks [*s], in ml: positive where too much is marked."""
+def volume_error(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], voxel_ml: float) -> float:
+    """Predicted minus true volume of two masks [*s], in ml: positive where too much is marked.
+
+    Raises:
+        ValueError: The masks are of different shapes.
+    """
     _same_shape(prediction, truth)
-    return volume(prediction, spacing) - volume(truth, spacing)
+    return volume(prediction, voxel_ml) - volume(truth, voxel_ml)
 
 
 def relative_volume_error(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"]) -> float:
@@ -93,6 +102,13 @@ def relative_volume_error(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.nda
     _same_shape(prediction, truth)
     true = int(truth.sum())
     return (int(prediction.sum()) - true) / true if true else math.nan
+
+
+class Grid(NamedTuple):
+    """What the voxels of a mask measure: their size along each axis in mm, and their volume in ml."""
+
+    spacing: Sequence[float]
+    voxel_ml: float
 
 
 @dataclass(frozen=True)
@@ -111,17 +127,17 @@ class Metric:
     unit: str
     digits: int
     best: Literal["highest", "lowest", "zero"]
-    measure: Callable[[np.ndarray, np.ndarray, Sequence[float], Rule], float]
+    measure: Callable[[np.ndarray, np.ndarray, Grid, Rule], float]
 
 
 METRICS: dict[str, Metric] = {
-    "dice": Metric("Dice", "", 3, "highest", lambda p, t, spacing, rule: dice(p, t, rule.empty)),
-    "iou": Metric("IoU", "", 3, "highest", lambda p, t, spacing, rule: iou(p, t, rule.empty)),
-    "hd95": Metric("HD95", "mm", 2, "lowest", lambda p, t, spacing, rule: hd95(p, t, spacing, rule.empty)),
-    "nsd": Metric("NSD", "", 3, "highest", lambda p, t, spacing, rule: nsd(p, t, spacing, rule.tolerance, rule.empty)),
-    "volume_error": Metric("volume error", "ml", 3, "zero", lambda p, t, spacing, rule: volume_error(p, t, spacing)),
+    "dice": Metric("Dice", "", 3, "highest", lambda p, t, grid, rule: dice(p, t, rule.empty)),
+    "iou": Metric("IoU", "", 3, "highest", lambda p, t, grid, rule: iou(p, t, rule.empty)),
+    "hd95": Metric("HD95", "mm", 2, "lowest", lambda p, t, grid, rule: hd95(p, t, grid.spacing, rule.empty)),
+    "nsd": Metric("NSD", "", 3, "highest", lambda p, t, grid, rule: nsd(p, t, grid.spacing, rule.tolerance, rule.empty)),
+    "volume_error": Metric("volume error", "ml", 3, "zero", lambda p, t, grid, rule: volume_error(p, t, grid.voxel_ml)),
     "relative_volume_error": Metric(
-        "relative volume error", "", 3, "zero", lambda p, t, spacing, rule: relative_volume_error(p, t)
+        "relative volume error", "", 3, "zero", lambda p, t, grid, rule: relative_volume_error(p, t)
     ),
 }
 
@@ -140,10 +156,21 @@ def measure(
     prediction: Integer[np.ndarray, "*s"],
     truth: Integer[np.ndarray, "*s"],
     labels: dict[str, int],
-    spacing: Sequence[float],
+    grid: Grid,
     rule: Rule | None = None,
 ) -> dict[str, Score]:
-    """Score each class of two label maps [*s], background (0) left out; spacing in mm per axis; refuses other shapes."""
+    """Score each class of two label maps.
+
+    Args:
+        prediction: [*s].
+        truth: [*s].
+        labels: Class -> value; the background (0) is left out.
+        grid: What the voxels measure.
+        rule: The empty-mask rule and the tolerance of NSD.
+
+    Raises:
+        ValueError: The masks are of different shapes.
+    """
     _same_shape(prediction, truth)
     rule = rule or Rule()
     scores = {}
@@ -153,9 +180,9 @@ def measure(
         p, t = prediction == value, truth == value
         lacking = {(False, False): "both", (True, False): "truth", (False, True): "prediction"}
         scores[name] = Score(
-            {key: metric.measure(p, t, spacing, rule) for key, metric in METRICS.items()},
-            volume(t, spacing),
-            volume(p, spacing),
+            {key: metric.measure(p, t, grid, rule) for key, metric in METRICS.items()},
+            volume(t, grid.voxel_ml),
+            volume(p, grid.voxel_ml),
             lacking.get((bool(p.any()), bool(t.any())), ""),  # type: ignore[arg-type]
         )
     return scores

@@ -89,18 +89,6 @@ def threshold_for_fraction(uncertainty: Float[np.ndarray, " n"], fraction: float
     return float(np.sort(uncertainty)[len(uncertainty) - 1 - _sent(len(uncertainty), fraction)])
 
 
-def threshold_for_risk(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"], target: float) -> float:
-    """The largest threshold that keeps the mean risk of the validation cases at or below it within `target`.
-
-    -inf where none does: then all cases go to a human. The target is met on the validation cases, not guaranteed on others:
-    the threshold was chosen because it looked good there. Refuses what `risk_coverage` does.
-    """
-    curve = risk_coverage(risk, uncertainty)
-    last = np.append(curve.threshold[1:] > curve.threshold[:-1], True)  # cases of equal uncertainty stay together
-    meets = last & (curve.risk <= target)
-    return float(curve.threshold[meets].max()) if meets.any() else -math.inf
-
-
 REJECTION = {
     "risk": "error (1 - Dice) of all cases",
     "rest": "of the rest, the {:.0%} most uncertain sent away",

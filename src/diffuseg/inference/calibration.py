@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from diffuseg.config import from_dict
-from diffuseg.evaluation.calibration_metrics import tempered
-from diffuseg.evaluation.conformal import Widening
+from diffuseg.evaluation.calibration_metrics import apply_temperature
+from diffuseg.evaluation.conformal import ConformalMargin
 from diffuseg.text import pluralize
 
 SETTINGS = ("draws", "steps", "sampler", "fuse")  # what probabilities and intervals depend on; any seed will do
@@ -57,7 +57,7 @@ class Calibration:
 
     def temper(self, probability: Float[np.ndarray, "k *s"]) -> Float[np.ndarray, "k *s"]:
         """Probabilities with this temperature, in single precision; the largest of a voxel stays the largest."""
-        return tempered(probability, self.temperature).astype(np.float32)
+        return apply_temperature(probability, self.temperature).astype(np.float32)
 
     def widen(self, intervals: dict[str, list[float]]) -> dict[str, list[float]]:
         """Intervals [low, high] in ml by class, widened; those of classes that are not known are left as they are."""
@@ -66,7 +66,7 @@ class Calibration:
     def _widened(self, name: str, low: float, high: float) -> list[float]:
         if name not in self.widening:
             return [low, high]
-        ends = from_dict(Widening, self.widening[name]).apply(np.array([low]), np.array([high]))
+        ends = from_dict(ConformalMargin, self.widening[name]).apply(np.array([low]), np.array([high]))
         return [round(float(end[0]), 6) for end in ends]
 
 

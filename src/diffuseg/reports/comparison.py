@@ -7,15 +7,12 @@ anew. docs/evaluation.md says what each number is for.
 
 import itertools
 import math
-import string
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
 from diffuseg.atomic_io import check_writable, nan_to_none, write_json
 from diffuseg.data.layout import ellipsize
@@ -23,8 +20,8 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.significance import FLIPS, cohens_d, first_places, holm, rank_biserial, sign_flip_test
 from diffuseg.evaluation.statistics import CONFIDENCE, EQUAL, METHOD, RESAMPLES, Interval, bootstrap_mean, paired_difference
-from diffuseg.reports.summary import ALL
-from diffuseg.reports.written import Written, in_some_only, read_evaluations, refuse_unlike
+from diffuseg.reports.evaluation import Evaluation, load_evaluations
+from diffuseg.reports.titles import ALL
 from diffuseg.text import pluralize
 
 LEVEL = 0.05  # of a family of tests
@@ -86,110 +83,130 @@ def compare(
 ) -> Comparison:
     """Compare evaluations that `diffuseg evaluate` wrote; writes comparison.json to `out_dir`, if there is one.
 
-    Of one class (`label`) or of the mean of a case's classes. The tests are those of the metrics asked for, so ask only for
-    what is meant to decide. Refuses what `read_evaluations` and `refuse_unlike` do, unknown metrics and classes, and none.
+    Args:
+        folders: Where they are.
+        out_dir: Folder for comparison.json.
+        metrics: As in `compare_evaluations`, and so are `label`, `allow_seen` and `seed`.
+
+    Raises:
+        UserError: A folder holds no evaluation, and what `compare_evaluations` raises.
     """
     if out_dir is not None:
         check_writable(out_dir)
-    evaluations = read_evaluations([Path(folder) for folder in folders])
-    refuse_unlike(evaluations, allow_seen)
+    evaluations = load_evaluations(folders)
+    comparison = compare_evaluations(evaluations, metrics, label, allow_seen, seed)
+    if out_dir is not None:
+        write_json(Path(out_dir) / "comparison.json", nan_to_none(_content(comparison, evaluations, seed)))
+    return comparison
+
+
+def compare_evaluations(
+    evaluations: Sequence[Evaluation],
+    metrics: Sequence[str] = DEFAULT,
+    label: str | None = None,
+    allow_seen: bool = False,
+    seed: int = 0,
+) -> Comparison:
+    """Compare evaluations of the same cases.
+
+    The tests are those of the metrics asked for, so ask only for what is meant to decide.
+
+    Args:
+        evaluations: Two or more.
+        metrics: Keys of METRICS.
+        label: A class; None for the mean of a case's classes.
+        allow_seen: Also cases that a model has met in its training or validation.
+        seed: Of the resampling.
+
+    Raises:
+        UserError: They cannot be compared, or a metric or class is unknown.
+    """
+    check_comparable(evaluations, allow_seen)
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown or not metrics:
-        raise UserError(
-            f"{'unknown metric ' + ellipsize(unknown) if unknown else 'no metric'}", do=f"Known: {', '.join(METRICS)}"
-        )
-    metrics = list(dict.fromkeys(metrics))
-    classes = evaluations[0].classes
-    if label is not None and label not in classes:
-        raise UserError(f"there is no class {label!r}", file=evaluations[0].folder, do=f"Classes: {', '.join(classes)}")
-    patients = [evaluations[0].patients[case] for case in evaluations[0].cases]
-    odd = {metric: in_some_only(evaluations, metric) for metric in metrics}
-    scores = {m: {e.name: e.without(odd[m], m).per_case(m, label) for e in evaluations} for m in metrics}
-    left_out = {metric: len({case for case, name in odd[metric] if label in (None, name)}) for metric in metrics}
-    raw = [
-        _difference(metric, (one, ones), (other, others), patients, left_out[metric], seed)
-        for metric, values in scores.items()
-        for (one, ones), (other, others) in itertools.combinations(values.items(), 2)
-    ]
-    differences = [_decided(d, adjusted) for d, adjusted in zip(raw, holm([d.p for d in raw]), strict=True)]
-    found = Comparison(
+        what = f"unknown metric {ellipsize(unknown)}" if unknown else "no metric"
+        raise UserError(what, do=f"Known: {', '.join(METRICS)}")
+    first = evaluations[0]
+    if label is not None and label not in first.classes:
+        raise UserError(f"there is no class {label!r}", file=first.folder, do=f"Classes: {', '.join(first.classes)}")
+    patients = [first.patients[case] for case in first.cases]
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    raw = []
+    for metric in dict.fromkeys(metrics):
+        unpaired = in_some_only(evaluations, metric)
+        values = {e.name: e.without(unpaired, metric).per_case(metric, label, unsigned=True) for e in evaluations}
+        count = len({case for case, name in unpaired if label in (None, name)})
+        for one, other in itertools.combinations(values.items(), 2):
+            raw.append(_difference(metric, one, other, patients, count, seed))
+        scores[metric] = values
+    adjusted = holm([difference.p for difference in raw])
+    differences = [_decided(difference, p) for difference, p in zip(raw, adjusted, strict=True)]
+    return Comparison(
         [evaluation.name for evaluation in evaluations],
-        label or (ALL if len(classes) > 1 else classes[0]),
+        label or (ALL if len(first.classes) > 1 else first.classes[0]),
         {m: {name: bootstrap_mean(v, patients) for name, v in values.items()} for m, values in scores.items()},
         {metric: _first(metric, values, patients, seed) for metric, values in scores.items()},
         differences,
         _notes(evaluations, differences),
     )
-    if out_dir is not None:
-        write_json(Path(out_dir) / "comparison.json", nan_to_none(_content(found, evaluations, seed)))
-    return found
 
 
-def mean_rows(found: Comparison) -> list[tuple[str, ...]]:
-    """As text, first the heading: metric, evaluation, mean with interval, how often it is first."""
-    rows = [("metric", "evaluation", "mean [95 % interval]", "first")]
-    for metric, values in found.means.items():
-        for name, interval in values.items():
-            place = found.first[metric][name]
-            often = "-" if math.isnan(place) else f"{place:.0%}"
-            rows.append((title(metric), name, interval.text(METRICS[metric].digits), often))
-    return rows
+def in_some_only(evaluations: Sequence[Evaluation], metric: str) -> set[tuple[str, str]]:
+    """Cases and classes that have a value in some evaluations and none in others: a false alarm where others are empty too."""
+    valued = [{at for at, row in one.cells.items() if math.isfinite(row.score.values[metric])} for one in evaluations]
+    return set().union(*valued) - set(valued[0]).intersection(*valued)
 
 
-def difference_rows(found: Comparison) -> list[tuple[str, ...]]:
-    """As text, first the heading: metric, pair, mean with interval, p-values, sizes of effects, number of cases, the better."""
-    rows = [("metric", "difference", "mean [95 % interval]", "p", "adjusted p", "d", "rank-biserial", "n", "better")]
-    for d in found.differences:
-        numbers = (Interval(d.mean, d.low, d.high).text(METRICS[d.metric].digits), _p(d.p), _p(d.adjusted))
-        effects = (f"{d.cohens_d:.2f}", f"{d.rank_biserial:.2f}")
-        rows.append((title(d.metric), f"{d.first} - {d.second}", *numbers, *effects, str(d.n), d.verdict))
-    return rows
+def check_comparable(evaluations: Sequence[Evaluation], allow_seen: bool = False) -> None:
+    """Check that a comparison means something.
+
+    Args:
+        evaluations: What is to be compared.
+        allow_seen: Also cases that a model is known to have met in its training or validation.
+
+    Raises:
+        UserError: There are fewer than two, or their rules, cases, masks, classes or patients are not the same, or cases
+            were seen.
+    """
+    if len(evaluations) < 2:
+        raise UserError("there is nothing to compare", do="Give at least two evaluations")
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        _check_equal("empty-mask rule", "--empty", first, other, *(one.summary["rule"]["empty"] for one in (first, other)))
+        _check_equal("tolerance of NSD", "--nsd-tolerance", first, other, *(f"{one.tolerance:g} mm" for one in (first, other)))
+        _check_same_names("cases", first, other, set(first.cases), set(other.cases))
+        _check_same_names("classes", first, other, set(first.classes), set(other.classes))
+        odd = [at[0] for at, row in first.cells.items() if _shown(row.score.truth_ml) != _shown(other.cells[at].score.truth_ml)]
+        if odd:
+            raise UserError(f"true volumes are not those of {first.folder}: {ellipsize(dict.fromkeys(odd))}", file=other.folder)
+        if first.patients != other.patients:
+            raise UserError(f"its patients are not those of {first.folder}", file=other.folder, do="Evaluate both again")
+    for side in () if allow_seen else ("training", "validation"):
+        for one in evaluations:
+            seen = one.seen(side)
+            if seen:
+                what = f"its model met {len(seen)} of {pluralize(len(one.cases), 'case')} in its {side}: {ellipsize(seen)}"
+                raise UserError(what, file=one.folder, do="Compare on other cases, or say --allow-seen")
 
 
-def letter(number: int) -> str:
-    """What stands for an evaluation beside others, whose names may be long: A, B, and so on."""
-    return string.ascii_uppercase[number] if number < 26 else f"#{number + 1}"
+def _shown(volume: float) -> str:
+    """A volume as cases.csv has it."""
+    return f"{volume:.6g}"
 
 
-def lettered(found: Comparison) -> list[tuple[str, ...]]:
-    """The `difference_rows` with letters in place of names."""
-    letters = _letters(found)
-    head, *rows = difference_rows(found)
-    pairs = [f"{letters[d.first]} - {letters[d.second]}" for d in found.differences]
-    return [head, *((row[0], pair, *row[2:-1], letters.get(row[-1], row[-1])) for row, pair in zip(rows, pairs, strict=True))]
+def _check_equal(what: str, option: str, first: Evaluation, other: Evaluation, one: str, another: str) -> None:
+    if one != another:
+        message = f"its {what} is {another}, that of {first.folder} is {one}"
+        raise UserError(message, file=other.folder, do=f"Evaluate both with the same {option}")
 
 
-def tables(found: Comparison) -> list[Table]:
-    """The comparison for a terminal of 80 columns: means and first places, then differences by metric, the notes below."""
-    letters = _letters(found)
-    means = _table(found.label, ("metric", "", "mean [95 % interval]", "first"))
-    for metric, name, *cells in mean_rows(found)[1:]:
-        means.add_row(*map(escape, (metric, letters[name], *cells)))
-    shown, rows = [means], lettered(found)[1:]
-    for metric in found.means:
-        chosen = [(d, row) for d, row in zip(found.differences, rows, strict=True) if d.metric == metric]
-        head = f"{title(metric)}: differences of {pluralize(chosen[0][0].n, 'case')}"  # equal for all pairs
-        shown.append(_table(head, ("pair", "mean [95 % interval]", "p", "adjusted p", "better")))
-        for _, (_, pair, mean, p, adjusted, *_, better) in chosen:
-            shown[-1].add_row(*map(escape, (pair, mean, p, adjusted, better)))
-    means.caption = escape("\n".join(f"{letter}: {name}" for name, letter in letters.items()))
-    shown[-1].caption = escape("\n".join([*found.notes, "Sizes of effects (d, rank-biserial) are in comparison.json: --out."]))
-    return shown
-
-
-def _table(title: str, columns: tuple[str, ...]) -> Table:
-    return Table(*map(escape, columns), title=escape(title), caption_justify="left")
-
-
-def _letters(found: Comparison) -> dict[str, str]:
-    return {name: letter(number) for number, name in enumerate(found.names)}
-
-
-def title(metric: str) -> str:
-    """A metric's name with its unit; errors are compared without their sign."""
-    found = METRICS[metric]
-    unsigned = "absolute " if found.best == "zero" else ""
-    return f"{unsigned}{found.title}{f' ({found.unit})' if found.unit else ''}"
+def _check_same_names(what: str, first: Evaluation, other: Evaluation, ones: set[str], others: set[str]) -> None:
+    if ones == others:
+        return
+    lacks = [f"it lacks {ellipsize(sorted(ones - others))}"] if ones - others else []
+    more = [f"it has {ellipsize(sorted(others - ones))}"] if others - ones else []
+    message = f"its {what} are not those of {first.folder}: {' and '.join(lacks + more)}"
+    raise UserError(message, file=other.folder, do=f"Evaluate both on the same {what}")
 
 
 def _difference(
@@ -197,15 +214,15 @@ def _difference(
 ) -> Difference:
     (one, ones), (other, others) = first, second
     apart = ones - others
-    there = np.isfinite(apart)
+    valued = np.isfinite(apart)
     interval = paired_difference(ones, others, patients, seed=seed)
-    same = there.any() and np.abs(apart[there]).max() < EQUAL
+    same = valued.any() and np.abs(apart[valued]).max() < EQUAL
     return Difference(
         metric,
         one,
         other,
-        int(there.sum()),
-        len({patient for patient, keep in zip(patients, there.tolist(), strict=True) if keep}),
+        int(valued.sum()),
+        len({patient for patient, keep in zip(patients, valued.tolist(), strict=True) if keep}),
         *interval,
         sign_flip_test(apart, patients, seed=seed),
         math.nan,
@@ -231,7 +248,7 @@ def _first(metric: str, values: dict[str, np.ndarray], patients: list[str], seed
     return dict(zip(values, shares.tolist(), strict=True))
 
 
-def _notes(evaluations: list[Written], differences: list[Difference]) -> list[str]:
+def _notes(evaluations: Sequence[Evaluation], differences: list[Difference]) -> list[str]:
     first, tests = evaluations[0], pluralize(len(differences), "test")
     over = first.summary.get("interval", {}).get("over", "over patients")
     lines = [
@@ -251,7 +268,7 @@ def _notes(evaluations: list[Written], differences: list[Difference]) -> list[st
     if left_out:
         lines.append(
             f"Up to {pluralize(left_out, 'case')} with a class that has a value in some evaluations only (in others it is in "
-            "neither mask): there it is left out of means and differences alike, so a false alarm is not pluralize. Evaluate "
+            "neither mask): there it is left out of means and differences alike, so a false alarm is not counted. Evaluate "
             "with --empty one to count it."
         )
     for evaluation in evaluations:
@@ -265,25 +282,21 @@ def _notes(evaluations: list[Written], differences: list[Difference]) -> list[st
     return lines
 
 
-def _content(found: Comparison, evaluations: list[Written], seed: int) -> dict[str, Any]:
+def _content(comparison: Comparison, evaluations: Sequence[Evaluation], seed: int) -> dict[str, Any]:
     return {
         "evaluations": {evaluation.name: str(evaluation.folder) for evaluation in evaluations},
         "cases": evaluations[0].cases,
-        "class": found.label,
+        "class": comparison.label,
         "rule": evaluations[0].summary["rule"],
         "nsd_tolerance_mm": evaluations[0].summary["nsd_tolerance_mm"],
-        "means": {m: {name: i._asdict() for name, i in values.items()} for m, values in found.means.items()},
-        "first_places": found.first,
-        "differences": [asdict(difference) for difference in found.differences],
+        "means": {m: {name: i._asdict() for name, i in values.items()} for m, values in comparison.means.items()},
+        "first_places": comparison.first,
+        "differences": [asdict(difference) for difference in comparison.differences],
         "level": LEVEL,
         "correction": "Holm",
         "interval": {"confidence": CONFIDENCE, "method": METHOD, "resamples": RESAMPLES},
         "sign_flips": FLIPS,
         "seed": seed,
         "seen": {e.name: {side: e.seen(side) for side in ("training", "validation")} for e in evaluations},
-        "notes": found.notes,
+        "notes": comparison.notes,
     }
-
-
-def _p(value: float) -> str:
-    return "-" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"

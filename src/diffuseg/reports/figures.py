@@ -16,49 +16,6 @@ DIFFERENCES = {"missed": "#0072B2", "in excess": "#D55E00", "other class": "#CC7
 DRAWS = 6  # shown at most in one row
 
 
-def case_figure(
-    image: Num[np.ndarray, "..."] | None,
-    truth: Num[np.ndarray, "*s"],
-    mask: Num[np.ndarray, "*s"],
-    probability: Num[np.ndarray, "..."] | None,
-    entropy: Num[np.ndarray, "*s"] | None,
-    title: str,
-    spacing: Sequence[float] | None = None,
-    labels: dict[str, int] | None = None,
-) -> bytes:
-    """One case as PNG: image, truth, prediction; probability of the foreground, entropy (nats), where truth and mask differ.
-
-    Label maps [*s] in two or three dimensions; image [*s] or [c, *s] (three channels of a picture are colours, otherwise
-    the first one is shown); probability [*s] or, per foreground class, [k-1, *s]; spacing in mm gives the proportions. The
-    panels of what is None stay empty and say so.
-    """
-    view = _View(truth, mask, spacing)
-    values = sorted(set(np.unique(truth).tolist()) | set(np.unique(mask).tolist()) | set((labels or {}).values()))
-    colours = _colours(values)
-    if probability is not None and probability.ndim > truth.ndim:
-        probability = probability.sum(0)
-    figure, axes = _panels(2, 3, view.ratio)
-    for axis in axes[0]:
-        view.background(axis, image)
-    view.frame(axes[0, 0])
-    view.outline(axes[0, 1], truth, colours, "dashed")
-    view.outline(axes[0, 2], mask, colours, "solid")
-    view.map(axes[1, 0], probability, "viridis", 1.0)
-    view.map(axes[1, 1], entropy, "cividis", float(np.log(max(2, len(values)))))
-    view.background(axes[1, 2], image, pale=True)
-    view.differences(axes[1, 2], truth, mask)
-    names = ("image", "truth", "prediction", "probability of foreground", "entropy (nats)", "where they differ")
-    for axis, name in zip(axes.flat, names, strict=True):
-        axis.set_title(name, fontsize=9)
-    for axis in axes.flat[1:]:
-        view.zoom(axis)
-    handles = _legend({name: colours[value] for name, value in (labels or {}).items() if value})
-    handles += _legend(DIFFERENCES if len(colours) > 1 else dict(list(DIFFERENCES.items())[:2]))
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
-    figure.suptitle(title, fontsize=11)
-    return png_of(figure)
-
-
 def validation_figure(rows: Sequence[dict[str, Any]]) -> bytes:
     """Cases under each other as PNG: image, truth, several draws, entropy of their mean.
 
@@ -98,11 +55,22 @@ def cases_figure(
     rows: Sequence[dict[str, Any]],
     spacing: Sequence[float] | None = None,
     labels: dict[str, int] | None = None,
+    title: str = "",
 ) -> bytes:
-    """One case as several predictions have it, as PNG: a line each, with the truth, all in the same window of one slice.
+    """One case as one or several predictions have it, as PNG: a line each, beside the truth, in one window of one slice.
 
-    Each row has a title, its mask [*s], and probability of the foreground and entropy (nats), [*s] or None; all else as in
-    `case_figure`. Refuses no row at all.
+    The first panel shows the whole image and where the others look. The panels of what is None stay empty and say so.
+
+    Args:
+        image: [*s] or [c, *s]; three channels of a picture are colours, otherwise the first one is shown.
+        truth: Label map [*s] in two or three dimensions.
+        rows: Each has a title, its mask [*s], and probability of the foreground and entropy (nats), [*s] or None.
+        spacing: In mm per axis; gives the proportions.
+        labels: Class -> value, for the legend.
+        title: Stands above all of it.
+
+    Raises:
+        ValueError: There is no row at all.
     """
     if not rows:
         raise ValueError("cases_figure: there is nothing to draw")
@@ -120,7 +88,8 @@ def cases_figure(
         view.map(line[4], row["entropy"], "cividis", top)
         view.background(line[5], image, pale=True)
         view.differences(line[5], truth, row["mask"])
-        for axis in line:
+        view.frame(line[0])
+        for axis in line[1:]:
             view.zoom(axis)
         line[0].set_ylabel(row["title"], fontsize=9)
     names = ("image", "truth", "prediction", "probability of foreground", "entropy (nats)", "where they differ")
@@ -128,6 +97,8 @@ def cases_figure(
         axis.set_title(name, fontsize=8)
     handles = _legend({name: colours[value] for name, value in (labels or {}).items() if value})
     figure.legend(handles=handles + _legend(DIFFERENCES), loc="outside lower center", ncols=8, fontsize=8, frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=10)
     return png_of(figure)
 
 

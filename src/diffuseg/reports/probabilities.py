@@ -1,4 +1,4 @@
-"""Predictions that hold probabilities, judged once more: are these frequencies, and is doubt where the errors are?"""
+"""The probabilities of an evaluation's predictions: are they frequencies, and is the uncertainty where the errors are?"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import MEASURES, Reliability, band, class_indices, measures, reliability, sample
 from diffuseg.evaluation.selective import expected_dice_loss, rejection
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean
-from diffuseg.reports.report import on_grid_of
-from diffuseg.reports.written import Written
+from diffuseg.reports.evaluation import Evaluation
+from diffuseg.reports.folders import read_on_grid_of
 from diffuseg.text import pluralize
 from diffuseg.types import Image
 
@@ -25,14 +25,18 @@ FRACTION = 0.2
 TOLERANCE = 0.01  # how far rounding may take probabilities out of [0, 1]
 
 
-@dataclass(frozen=True)
-class Judged:
-    """An evaluation's probabilities.
+Regions = dict[str, tuple[np.ndarray, np.ndarray]]  # "image" and "band" -> probabilities [k, v] and classes [v]
 
-    cases    those whose probabilities could be judged
-    scores   "image" and "band" -> measure -> mean over cases with its interval
-    diagram  over the voxels of all bands
-    risk, doubt  per case; the doubt is what predict wrote or, of other programs, that of the probabilities
+
+@dataclass(frozen=True)
+class ProbabilityEvaluation:
+    """What the probabilities of an evaluation are worth.
+
+    cases        those whose probabilities could be evaluated
+    scores       "image" and "band" -> measure -> mean over cases with its interval
+    diagram      over the voxels of all bands
+    risk         1 - Dice of each case
+    uncertainty  of each case, what predict wrote or, of other programs, the Dice loss that the probabilities expect
     rejection    what sending away the most uncertain fifth does
     """
 
@@ -40,82 +44,82 @@ class Judged:
     scores: dict[str, dict[str, Interval]]
     diagram: Reliability
     risk: Float[np.ndarray, " n"]
-    doubt: Float[np.ndarray, " n"]
+    uncertainty: Float[np.ndarray, " n"]
     rejection: dict[str, Interval]
 
 
-def judge(
-    evaluation: Written,
-    masks: dict[str, Path],
-    truths: dict[str, tuple[Path, ...]],
-    on_case: Callable[[], None] = lambda: None,
-) -> tuple[Judged | None, list[str]]:
-    """Read the probabilities beside the masks of an evaluation's cases: None where there are none; and what was left out, why.
+def evaluate_probabilities(
+    evaluation: Evaluation, on_case: Callable[[], None] = lambda: None
+) -> tuple[ProbabilityEvaluation | None, list[str]]:
+    """Read the probabilities beside the masks of an evaluation's cases.
 
-    masks and truths by case. A case whose files cannot be read, or no longer fit together, is left out, and named with the
-    reason; so are cases without probabilities, or whose files are gone, where others have them.
+    Args:
+        evaluation: Its files are read where they still are.
+        on_case: Called after each case.
+
+    Returns:
+        None where there are no probabilities; and the cases that were left out, with the reason: files that cannot be read
+        or no longer fit together, and no probabilities where others have them.
     """
     labels: dict[str, int] = evaluation.summary.get("labels", {})
-    found: dict[str, tuple[dict[str, tuple[np.ndarray, np.ndarray]], float]] = {}
+    cases: dict[str, tuple[Regions, float]] = {}
     left_out, absent = [], []
     for case in evaluation.cases if labels else ():
         try:
-            there = case in masks and case in truths
-            one = _case(case, masks[case], truths[case], labels) if there else None
-            if one is None:
+            files_exist = case in evaluation.predictions and case in evaluation.truths
+            read = _read(case, evaluation.predictions[case], evaluation.truths[case], labels) if files_exist else None
+            if read is None:
                 absent.append(case)
             else:
-                found[case] = one
+                cases[case] = read
         except UserError as fault:
             left_out.append(f"{case}: {fault}")
         on_case()
-    if absent and (found or left_out):
+    if absent and (cases or left_out):
         left_out.append(f"{pluralize(len(absent), 'case')} without probabilities: {ellipsize(absent)}")
-    return (_judged(evaluation, found) if found else None), left_out
+    return (_evaluate(evaluation, cases) if cases else None), left_out
 
 
-def _judged(evaluation: Written, found: dict[str, tuple[dict[str, tuple[np.ndarray, np.ndarray]], float]]) -> Judged:
-    of = [evaluation.patients[case] for case in found]
+def _evaluate(evaluation: Evaluation, cases: dict[str, tuple[Regions, float]]) -> ProbabilityEvaluation:
+    patients = [evaluation.patients[case] for case in cases]
     scores = {}
     for region in ("image", "band"):
-        each = [measures(*voxels[region]) for voxels, _ in found.values()]
-        scores[region] = {name: bootstrap_mean([one[name] for one in each], of) for name in MEASURES}
-    p, t = zip(*(voxels["band"] for voxels, _ in found.values()), strict=True)
-    risk = np.array([_risk(evaluation, case) for case in found])
-    doubts = np.array([value for _, value in found.values()])
+        each = [measures(*regions[region]) for regions, _ in cases.values()]
+        scores[region] = {name: bootstrap_mean([one[name] for one in each], patients) for name in MEASURES}
+    p, t = zip(*(regions["band"] for regions, _ in cases.values()), strict=True)
+    risk = np.array([_risk(evaluation, case) for case in cases])
+    uncertainty = np.array([value for _, value in cases.values()])
     diagram = reliability(np.concatenate(p, axis=1), np.concatenate(t))
-    return Judged(list(found), scores, diagram, risk, doubts, rejection(risk, doubts, of, FRACTION))
+    rejected = rejection(risk, uncertainty, patients, FRACTION)
+    return ProbabilityEvaluation(list(cases), scores, diagram, risk, uncertainty, rejected)
 
 
 def probability_of(case: str, mask: Image, file: Path, labels: dict[str, int]) -> Float[np.ndarray, "k *s"] | None:
     """Probabilities [k, *s] as predict wrote them beside the mask `file`, background first; None without them.
 
-    Refuses those that cannot be read, NaN among them, that lie on another grid, are of another number of classes, or are no
-    probabilities: below 0, or more than 1 in all.
+    Raises:
+        UserError: They cannot be read (NaN among them), lie on another grid, are of another number of classes, or are no
+            probabilities: below 0, or more than 1 in all.
     """
     ending = ending_of(file)
     files = [file.with_name(sidecar_name(case, name, ending)) for name in probability_names(labels, ending)]
     if not any(path.is_file() for path in files):
         return None
-    foreground = np.concatenate([on_grid_of(mask, path).data for path in files]).astype(np.float32)
+    foreground = np.concatenate([read_on_grid_of(mask, path).data for path in files]).astype(np.float32)
     foreground = foreground / 65535 if ending == ".png" else foreground
     if len(foreground) != len(labels) - 1:
         what = f"probabilities of {pluralize(len(foreground), 'class', 'classes')}, not of {len(labels) - 1}"
         raise UserError(what, file=files[0])
     background = 1 - foreground.sum(0, keepdims=True)
     if min(foreground.min(), background.min()) < -TOLERANCE:
-        what = (
-            f"values from {foreground.min():.3g} to {foreground.max():.3g}, of which some are below 0 or add up to more than 1"
-        )
-        raise UserError(f"{what}: not probabilities", file=files[0])
-    whole = np.concatenate([background, foreground]).clip(0, 1)
-    return whole / whole.sum(0)
+        span = f"values from {foreground.min():.3g} to {foreground.max():.3g}"
+        raise UserError(f"{span}, of which some are below 0 or add up to more than 1: not probabilities", file=files[0])
+    probability = np.concatenate([background, foreground]).clip(0, 1)
+    return probability / probability.sum(0)
 
 
-def _case(
-    case: str, file: Path, truth_files: Sequence[Path], labels: dict[str, int]
-) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], float] | None:
-    """Probabilities and classes of a case's voxels by region, and its doubt; None where it has no probabilities."""
+def _read(case: str, file: Path, truth_files: Sequence[Path], labels: dict[str, int]) -> tuple[Regions, float] | None:
+    """Probabilities and classes of a case's voxels by region, and its uncertainty; None where it has no probabilities."""
     mask, truth = read_mask(file), read_raters(truth_files)
     p = probability_of(case, mask, file, labels)
     if p is None:
@@ -125,16 +129,17 @@ def _case(
         raise UserError(f"its {fault} (of {truth_files[0]})", file=file)
     values = sorted({0, *labels.values()})
     try:
-        right, chosen = (class_indices(values_of, values) for values_of in (fuse_raters(truth.data), mask.data[0]))
-    except ValueError as fault:
-        raise UserError(str(fault), file=file) from None
+        right, chosen = (class_indices(label_map, values) for label_map in (fuse_raters(truth.data), mask.data[0]))
+    except ValueError as error:
+        raise UserError(str(error), file=file) from None
     wheres = {"image": np.ones(right.shape, bool), "band": band(right, truth.spacing)}
-    value = record_of(file.parent, case).get("doubt")
+    record = record_of(file.parent, case)
+    value = record.get("uncertainty_score", record.get("doubt"))
     value = float(value) if isinstance(value, int | float) and np.isfinite(value) else expected_dice_loss(p, chosen)
     return {region: sample(p, right, where, VOXELS) for region, where in wheres.items()}, value
 
 
-def _risk(evaluation: Written, case: str) -> float:
+def _risk(evaluation: Evaluation, case: str) -> float:
     """1 - Dice, mean of classes; a class in neither mask counts as right, unless the evaluation counts it as wrong."""
-    scores: Sequence[float] = [evaluation.values[case, name]["dice"] for name in evaluation.classes]
+    scores = [evaluation.cells[case, name].score.values["dice"] for name in evaluation.classes]
     return 1 - float(np.mean([score if np.isfinite(score) else 1.0 for score in scores]))

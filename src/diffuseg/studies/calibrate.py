@@ -23,15 +23,22 @@ from diffuseg.evaluation.calibration_metrics import (
     MEASURES,
     VOXELS,
     Reliability,
+    apply_temperature,
     band,
     fit_temperature,
     measures,
     reliability,
     sample,
-    tempered,
     usual_radius,
 )
-from diffuseg.evaluation.conformal import Coverage, Widening, calibrate_interval, covered, cross_coverage, expected_coverage
+from diffuseg.evaluation.conformal import (
+    ConformalMargin,
+    Coverage,
+    calibrate_interval,
+    cross_coverage,
+    expected_coverage,
+    interval_coverage,
+)
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.selective import rejection, threshold_for_fraction
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean, group_folds, paired_difference
@@ -187,7 +194,7 @@ def _scores(judged: list[Judged], temperatures: list[float], of: list[str]) -> d
     for region in REGIONS:
         voxels = [case.voxels[region] for case in judged]
         before = [measures(p, t) for p, t in voxels]
-        after = [measures(tempered(p, T), t) for (p, t), T in zip(voxels, temperatures, strict=True)]
+        after = [measures(apply_temperature(p, T), t) for (p, t), T in zip(voxels, temperatures, strict=True)]
         found[region] = {}
         for name in MEASURES:
             old, new = ([case[name] for case in side] for side in (before, after))
@@ -199,14 +206,16 @@ def _scores(judged: list[Judged], temperatures: list[float], of: list[str]) -> d
 def _diagrams(judged: list[Judged], temperatures: list[float]) -> dict[str, Reliability]:
     voxels = [case.voxels["band"] for case in judged]
     truth = np.concatenate([t for _, t in voxels])
-    after = [tempered(p, T) for (p, _), T in zip(voxels, temperatures, strict=True)]
+    after = [apply_temperature(p, T) for (p, _), T in zip(voxels, temperatures, strict=True)]
     return {
         "before": reliability(np.concatenate([p for p, _ in voxels], axis=1), truth),
         "after": reliability(np.concatenate(after, axis=1), truth),
     }
 
 
-def _intervals(judged: list[Judged], of: list[str], voxel: float) -> tuple[dict[str, dict[str, Any]], dict[str, Widening]]:
+def _intervals(
+    judged: list[Judged], of: list[str], voxel: float
+) -> tuple[dict[str, dict[str, Any]], dict[str, ConformalMargin]]:
     """By class: coverage before and after, and the widening from all cases; `voxel` in ml, the largest there is."""
     coverage, widening = {}, {}
     folds = 2 if len(set(of)) >= HALVES else None
@@ -215,7 +224,7 @@ def _intervals(judged: list[Judged], of: list[str], voxel: float) -> tuple[dict[
         widening[name] = calibrate_interval(low, high, truth, ALPHA, smallest=voxel)
         crossed = cross_coverage(low, high, truth, ALPHA, smallest=voxel, groups=of, folds=folds)
         expected = expected_coverage(len(set(of)), ALPHA)
-        sides = {"raw": _coverage(covered(low, high, truth), of), "widened": _coverage(crossed, of)}
+        sides = {"raw": _coverage(interval_coverage(low, high, truth), of), "widened": _coverage(crossed, of)}
         coverage[name] = sides | {"expected_on_new_cases": expected}
     return coverage, widening
 

@@ -15,7 +15,7 @@ from diffuseg.data.outputs import probability_names, records, sidecar_name
 from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.errors import UserError
 from diffuseg.reports.figures import OKABE_ITO
-from diffuseg.reports.report import image_of
+from diffuseg.reports.folders import image_of
 from diffuseg.viewer.record import unreadable_records, valid_record
 
 RECORDED = {"model_name": "Model", "model": "Checkpoint", "method": "Method", "draws": "Draws", "steps": "Steps"}

@@ -20,16 +20,20 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import band, measures
 from diffuseg.evaluation.selective import aurc, expected_dice_loss
 from diffuseg.reports.comparison import compare
-from diffuseg.reports.evaluate import evaluate, masks_in, truths_in
+from diffuseg.reports.evaluate import evaluate
+from diffuseg.reports.evaluation import load_evaluations
 from diffuseg.reports.figures import cases_figure
-from diffuseg.reports.probabilities import judge, probability_of
-from diffuseg.reports.side_by_side import write_report
-from diffuseg.reports.written import read_evaluations
+from diffuseg.reports.page import Page, write_page
+from diffuseg.reports.probabilities import evaluate_probabilities, probability_of
 from diffuseg.types import Image
 
 SHAPE, CASES = (14, 12, 9), 7
 LABELS = {"background": 0, "head <b>": 1, "tail": 5}
 LIKE = Image(np.zeros((1, *SHAPE)), np.diag([1.0, 1.0, 2.0, 1.0]))
+
+
+def write_report(folders: list[Path], out: Path) -> Page:
+    return write_page(load_evaluations(folders), out)
 
 
 def truth(number: int) -> np.ndarray:
@@ -102,6 +106,8 @@ def test_the_parts_and_their_numbers_are_there(page, evaluations):
             for key, digits in (("dice", 3), ("hd95", 2)):
                 value = entry[key]
                 assert f"{value['mean']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]" in page
+    tables = re.findall(r"<h3>(mean of classes|tail|head &lt;b&gt;)</h3>", page)
+    assert tables == ["mean of classes", "head &lt;b&gt;", "tail"]
     found = compare(evaluations)
     assert f"{found.differences[0].adjusted:.3f}" in page and "A - B" in page
     assert "temperature 2.000, from 30 cases" in page and "<!-- B: 4 x 2 -->" in page
@@ -110,7 +116,7 @@ def test_the_parts_and_their_numbers_are_there(page, evaluations):
 
 
 def test_worst_median_and_best_by_the_mean_of_all(page, evaluations):
-    scores = np.mean([e.per_case("dice") for e in read_evaluations(evaluations)], axis=0)
+    scores = np.mean([e.per_case("dice") for e in load_evaluations(evaluations)], axis=0)
     order = [f"case_{i}" for i in np.argsort(scores)]
     titles = re.findall(r"<h3>(Worst|Median|Best) case: (case_\d)", page)
     assert titles == [("Worst", order[0]), ("Median", order[CASES // 2]), ("Best", order[-1])]
@@ -119,20 +125,18 @@ def test_worst_median_and_best_by_the_mean_of_all(page, evaluations):
 
 
 def test_probabilities_are_judged_as_calibration_does_it(evaluations):
-    written = read_evaluations(evaluations)[1]
-    folders = {name: Path(folder) for name, folder in written.summary["folders"].items()}
-    masks, truths = masks_in(folders["predictions"]), truths_in(folders["labels"])
-    found, left_out = judge(written, masks, truths)
+    written = load_evaluations(evaluations)[1]
+    found, left_out = evaluate_probabilities(written)
     assert found is not None and not left_out and found.cases == [f"case_{n}" for n in range(CASES)]
     expected, doubts, risks = [], [], []
     for number in range(CASES):
         p, t = probability(number, 1 + number % 2, 1.0), np.searchsorted([0, 1, 5], truth(number))
         expected.append(measures(p, t, band(t, [1.0, 1.0, 2.0], 3.0)))
         doubts.append(expected_dice_loss(p, p.argmax(0)))
-        risks.append(1 - np.mean([written.values[f"case_{number}", name]["dice"] for name in written.classes]))
+        risks.append(1 - np.mean([written.cells[f"case_{number}", name].score.values["dice"] for name in written.classes]))
     for name in expected[0]:
         assert found.scores["band"][name].mean == pytest.approx(np.mean([one[name] for one in expected]), abs=1e-4), name
-    assert found.doubt == pytest.approx(doubts, abs=1e-4) and found.risk == pytest.approx(risks)
+    assert found.uncertainty == pytest.approx(doubts, abs=1e-4) and found.risk == pytest.approx(risks)
     assert found.rejection["aurc"].mean == pytest.approx(aurc(np.array(risks), np.array(doubts)))
 
 
@@ -177,9 +181,9 @@ def test_a_case_whose_probabilities_cannot_be_judged_is_named_and_the_rest_is_ke
     for reason in reasons:
         assert f"probabilities left out: {reason}" in said and f"<p>{reason}" in page
     assert "frequencies?</h2>" in page and "case_4" not in said
-    written = read_evaluations([tmp_path / "scores"])[0]
-    judged, _ = judge(written, masks_in(tmp_path / "predictions"), truths_in(folder.parent / "set" / "labelsTs"))
-    assert judged is not None and judged.cases == [f"case_{n}" for n in (4, 5, 6)] and np.isfinite(judged.doubt).all()
+    written = load_evaluations([tmp_path / "scores"])[0]
+    found, _ = evaluate_probabilities(written)
+    assert found is not None and found.cases == [f"case_{n}" for n in (4, 5, 6)] and np.isfinite(found.uncertainty).all()
     for number in (4, 5, 6):
         probability_file(number).write_bytes(b"no gzip")
     out, _, left_out = write_report([tmp_path / "scores"], tmp_path / "none.html")
@@ -207,7 +211,7 @@ def test_evaluations_without_files_still_make_a_page(evaluations, tmp_path):
     text = write_report([tmp_path / "old", tmp_path / "moved"], tmp_path / "r.html")[0].read_text()
     assert "Every case" in text and "Worst, median" not in text and "frequencies" not in text and "cost</h2>" not in text
     alone = write_report([evaluations[0]], tmp_path / "one.html")[0].read_text()
-    assert "Report on 1 evaluation<" in alone and "Which differences" not in alone and "Not compared" not in alone
+    assert "Evaluation of 7 cases<" in alone and "Which differences" not in alone and "Not compared" not in alone
 
 
 def test_what_cannot_be_compared_is_said_and_shown_side_by_side(evaluations, tmp_path):

@@ -1,0 +1,62 @@
+"""Where the files of an evaluation are: masks of predictions, masks of raters, images."""
+
+from pathlib import Path
+
+from diffuseg.data.io import ENDINGS, LOSSLESS, case_of, ending_of, grid_fault, read_image
+from diffuseg.data.layout import list_files, read_json
+from diffuseg.data.raters import rater_count, rater_files
+from diffuseg.errors import UserError
+from diffuseg.types import Image
+
+
+def masks_in(folder: Path) -> dict[str, Path]:
+    """Mask files by case; of several files of one case the one whose ending stands first in LOSSLESS.
+
+    Raises:
+        UserError: There is no such folder, or no mask in it.
+    """
+    if not folder.is_dir():
+        raise UserError("no such folder", file=folder)
+    files = [path for path in list_files(folder) if path.name.lower().endswith(LOSSLESS)]
+    if not files:
+        raise UserError("there is no mask in this folder", file=folder, do=f"Expected <case> with {' '.join(LOSSLESS)}")
+    files.sort(key=lambda path: LOSSLESS.index(ending_of(path)), reverse=True)
+    return dict(sorted((case_of(path, ending_of(path)), path) for path in files))
+
+
+def truths_in(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """The masks of each case: those of its raters, if there are any and dataset.json beside the folder tells of them.
+
+    Raises:
+        UserError: There is no such folder, or no mask in it.
+    """
+    description = folder.resolve().parent / "dataset.json"
+    extra = read_json(description) if description.is_file() else {}
+    raters = rater_count(extra, description) if isinstance(extra, dict) else 0
+    rated = rater_files(list_files(folder), LOSSLESS[0], raters) if raters else {}
+    return dict(sorted(rated.items())) or {case: (path,) for case, path in masks_in(folder).items()}
+
+
+def images_beside(labels_dir: Path) -> Path:
+    """Where the data set of a folder of labels keeps its images: beside it, imagesTs of labelsTs."""
+    folder = labels_dir.resolve()
+    return folder.with_name(folder.name.replace("labels", "images") if "labels" in folder.name else "images")
+
+
+def image_of(folder: Path, case: str) -> Path | None:
+    """The image of a case, or its first channel."""
+    names = {f"{case}{number}{ending}" for number in ("", "_0000") for ending in ENDINGS}
+    return next((path for path in list_files(folder) if path.name in names), None)
+
+
+def read_on_grid_of(mask: Image, file: Path) -> Image:
+    """The image in a file.
+
+    Raises:
+        UserError: It cannot be read, or lies on another grid than the mask.
+    """
+    image = read_image(file)
+    fault = grid_fault(mask, image)
+    if fault is not None:
+        raise UserError(f"its {fault} (of the mask)", file=file)
+    return image

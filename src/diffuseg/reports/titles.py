@@ -1,0 +1,92 @@
+"""How measures and evaluations are called wherever they are shown, and what has to stand under their numbers."""
+
+import string
+from typing import TYPE_CHECKING, Any
+
+from diffuseg.data.layout import ellipsize
+from diffuseg.evaluation.metrics import METRICS
+from diffuseg.evaluation.statistics import Interval
+from diffuseg.text import pluralize
+
+if TYPE_CHECKING:
+    from diffuseg.reports.evaluation import Evaluation
+
+ALL = "mean of classes"
+COVERAGE = "volume in 90 % interval"
+EMPTY = ("both", "truth", "prediction")
+PLOTTED = ("dice", "hd95", "nsd", "volume_error")
+RECORDED = {
+    "model_name": "Model",
+    "method": "Method",
+    "model": "Checkpoint",
+    "draws": "Draws",
+    "steps": "Steps",
+    "sampler": "Sampler",
+    "fuse": "Fusion",
+    "seed": "Seed",
+    "device": "Device",
+}
+
+
+def metric_title(key: str, unsigned: bool = False) -> str:
+    """A metric's name with its unit; `unsigned` names an error that is taken without its sign "absolute"."""
+    metric = METRICS[key]
+    absolute = "absolute " if unsigned and metric.best == "zero" else ""
+    return f"{absolute}{metric.title}{f' ({metric.unit})' if metric.unit else ''}"
+
+
+def evaluation_letter(number: int) -> str:
+    """What stands for an evaluation beside others, whose names may be long: A, B, and so on."""
+    return string.ascii_uppercase[number] if number < 26 else f"#{number + 1}"
+
+
+def summary_titles() -> list[str]:
+    """What the `summary_cells` of a class are."""
+    return [*map(metric_title, METRICS), "n", f"empty: {' / '.join(EMPTY)}", COVERAGE]
+
+
+def summary_cells(entry: dict[str, Any]) -> list[str]:
+    """The means of a class, or of the classes, as text: one cell for each of `summary_titles`.
+
+    Args:
+        entry: One of "classes", or "overall", of a summary.json.
+    """
+    cells = [Interval.of(entry[key]).text(metric.digits) for key, metric in METRICS.items()]
+    empty, inside = entry.get("empty"), entry.get("interval_coverage")
+    return [
+        *cells,
+        str(entry["dice"]["n"]),
+        " / ".join(str(empty[key]) for key in EMPTY) if empty else "-",
+        f"{inside['fraction']:.0%} of {inside['n']}" if inside else "-",
+    ]
+
+
+def notes(evaluation: "Evaluation") -> list[str]:
+    """What has to stand under every table of an evaluation: its rules, and the cases that are in no mean or no test."""
+    summary = evaluation.summary
+    lines = [
+        f"{summary['rule']['means']}.",
+        f"Tolerance of NSD {summary['nsd_tolerance_mm']:g} mm.",
+        f"95 % intervals {summary.get('interval', {}).get('over', 'over cases')}.",
+    ]
+    if summary.get("truth", "the mask") != "the mask":
+        lines.append(f"The truth is {summary['truth']}.")
+    labelled = f"of {pluralize(summary['labelled'], 'labelled case')} " if "labelled" in summary else ""
+    for key, one, several in (
+        ("missing", f"{labelled}has no prediction and is in no mean", f"{labelled}have no prediction and are in no mean"),
+        ("unlabelled", "prediction has no mask to compare with", "predictions have no mask to compare with"),
+        ("faults", "file is faulty: what it holds is in no mean", "files are faulty: what they hold is in no mean"),
+    ):
+        if summary.get(key):
+            lines.append(f"{pluralize(len(summary[key]), one, several)}: {ellipsize(summary[key])}.")
+    if summary.get("unheld_intervals"):
+        lines.append(summary["unheld_intervals"])
+    for side in ("training", "validation"):
+        seen = evaluation.seen(side)
+        if seen:
+            met = pluralize(len(seen), "case was", "cases were")
+            lines.append(f"{met} in the {side} of the model, so no test of it: {ellipsize(seen)}.")
+    if evaluation.unknown:
+        cases = pluralize(evaluation.unknown, "case")
+        lines.append(f"{cases} may have been in the training of the model; it is unknown.")
+    return lines
