@@ -22,7 +22,7 @@ from diffuseg.data.labels import read_labels
 from diffuseg.errors import UserError
 from diffuseg.inference.folds import cases_of
 from diffuseg.inference.model import Model, load
-from diffuseg.inference.saliency_calibration import border_of, parting, reference_of, remember_reference
+from diffuseg.inference.saliency_calibration import best_threshold, calibrate_checkpoints, measure_saliency, null_quantile
 from diffuseg.methods import METHODS
 from diffuseg.methods.weak.base import Reference
 from diffuseg.methods.weak.cdm import CDM, CDMConfig
@@ -76,7 +76,7 @@ def checkpoint(tmp_path, monkeypatch) -> Path:
 
 def made(checkpoint: Path, folder: Path, *options: str, **how) -> Reference:
     dataset = open_dataset(folder, masks=False)
-    return reference_of(load(checkpoint, "cpu", options), dataset, read_labels(dataset), **how)
+    return measure_saliency(load(checkpoint, "cpu", options), dataset, read_labels(dataset), **how)
 
 
 def value(case: str, y: int) -> np.ndarray:
@@ -93,12 +93,12 @@ def smoothed_share(case: str, y: int, border: float) -> np.ndarray:
 
 def test_the_border_is_a_quantile_of_all_smoothed_voxels():
     maps = [torch.from_numpy(np.random.default_rng(n).normal(n, 1, (20 + n, 30))) for n in range(3)]
-    assert border_of(maps, 0.0) == pytest.approx(np.quantile(np.concatenate([m.numpy().ravel() for m in maps]), 0.99))
+    assert null_quantile(maps, 0.0) == pytest.approx(np.quantile(np.concatenate([m.numpy().ravel() for m in maps]), 0.99))
     soft = np.concatenate([gaussian_filter(m.numpy(), 1.5, mode="nearest").ravel() for m in maps])
-    assert border_of([m.float() for m in maps], 1.5) == pytest.approx(np.quantile(soft, 0.99), rel=1e-6)
-    assert border_of([-torch.ones(4, 5, 6)], 1.0) == pytest.approx(-1)
+    assert null_quantile([m.float() for m in maps], 1.5) == pytest.approx(np.quantile(soft, 0.99), rel=1e-6)
+    assert null_quantile([-torch.ones(4, 5, 6)], 1.0) == pytest.approx(-1)
     large = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (600, 700)))  # of which a part is looked at
-    assert border_of([large], 0.0) == pytest.approx(np.quantile(large.numpy(), 0.99), abs=0.05)
+    assert null_quantile([large], 0.0) == pytest.approx(np.quantile(large.numpy(), 0.99), abs=0.05)
 
 
 SHARES = st.lists(st.integers(-6, 19).map(lambda v: v / 20), min_size=1, max_size=6)
@@ -108,7 +108,7 @@ SHARES = st.lists(st.integers(-6, 19).map(lambda v: v / 20), min_size=1, max_siz
 @given(SHARES, SHARES)
 def test_no_other_value_above_zero_parts_two_groups_better(without, shown):
     right = lambda t: np.mean([v < t for v in without]) + np.mean([v >= t for v in shown])
-    found = parting(without, shown)
+    found = best_threshold(without, shown)
     assert 0 < found <= 1
     assert right(found) == pytest.approx(max(right(t / 40 + 1e-3) for t in range(40)))
     if max(0, *without) < min(shown):
@@ -209,7 +209,7 @@ def test_without_anything_above_zero_nothing_is_written(folder, checkpoint, monk
 
 def test_a_class_without_a_border_leaves_the_others_theirs_and_the_judgement_to_the_diffusion(folder, checkpoint, monkeypatch):
     monkeypatch.setattr(CDM, "saliency", lambda method, x_0, y, *_: x_0.mean(1) if y == 1 else -x_0.mean(1))
-    assert set(remember_reference([checkpoint], folder).border) == {"spot"}
+    assert set(calibrate_checkpoints([checkpoint], folder).border) == {"spot"}
     method = load(checkpoint).method
     assert method.border(1, "levels", 3) and method.border(2, "levels", 3) is None
     assert method.classify_image(torch.zeros(1, 16, 16)).by == "diffusion"
@@ -224,7 +224,7 @@ def test_checkpoints_have_each_its_own_and_those_of_one_step_the_same(folder, ch
         method = load(checkpoint).method
         torch.nn.init.constant_(method.network.table.weight, step)
         save_checkpoint(path, method, {"fold": 1, "steps_trained": step})
-    first = remember_reference(paths, folder, on_case=lambda done, total: told.append((done, total)))
+    first = calibrate_checkpoints(paths, folder, on_case=lambda done, total: told.append((done, total)))
     assert told == 2 * [(n, 16) for n in range(1, 17)]
     best, last, again = (Reference(**read_meta(path)["references"][-1]) for path in paths)
     assert best == first == made(paths[0], folder) and last == again == made(paths[1], folder)
@@ -236,7 +236,7 @@ def file(folder: Path, case: str) -> Path:
 
 
 def test_an_image_shows_the_class_whose_map_stands_out(folder, checkpoint):
-    reference = remember_reference([checkpoint], folder)
+    reference = calibrate_checkpoints([checkpoint], folder)
     model = load(checkpoint)
     for case in CASES[:6]:  # some held out, some not
         record = model.predict(file(folder, case), draws=1).provenance["image_label"]
@@ -256,7 +256,7 @@ def test_an_image_shows_the_class_whose_map_stands_out(folder, checkpoint):
 
 
 def test_the_mask_is_where_the_map_is_above_the_border_of_the_others(folder, checkpoint):
-    border = remember_reference([checkpoint], folder).border["spot"]
+    border = calibrate_checkpoints([checkpoint], folder).border["spot"]
     plain = load(checkpoint, options=["image=false", "largest=false"])
     for case in ("spot0", "spot2"):
         mask = plain.predict(file(folder, case), draws=2, label="spot").mask.squeeze()
@@ -315,7 +315,7 @@ def test_a_checkpoint_without_a_reference_predicts_as_before(folder, checkpoint,
     older = tmp_path / "older.safetensors"
     copy(checkpoint, older)
     first = load(older).predict(file(folder, "spot0"), draws=2, label="spot")
-    remember_reference([checkpoint], folder)
+    calibrate_checkpoints([checkpoint], folder)
     assert same_weights(older, checkpoint) and "references" not in read_meta(older)
     assert read_meta(checkpoint)["amended"] == [model_hash(older)]
     model, newer = (load(path, options=["image=false", "largest=false"]) for path in (older, checkpoint))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffuseg.checkpoint import save_checkpoint
 from diffuseg.errors import UserError
-from diffuseg.inference.saliency_calibration import remember_reference
+from diffuseg.inference.saliency_calibration import calibrate_checkpoints
 from diffuseg.methods import Method, Phase
 from diffuseg.text import pluralize
 from diffuseg.train.interrupt import Interrupt
@@ -64,7 +64,7 @@ def _compare_maps(run: Run, progress: Progress) -> None:
     settings = run.settings
     progress.note("comparing the maps of training images with and without the object; no mask is read")
     places = [settings.out / f"{name}.safetensors" for name in ("best", "last")]
-    found = remember_reference(places, settings.dataset, settings.labels, str(run.fabric.device), on_case=progress.compared)
+    found = calibrate_checkpoints(places, settings.dataset, settings.labels, str(run.fabric.device), on_case=progress.compared)
     if found is None:
         progress.note("Warning: maps of images without the object are not above 0: each image gets a border of its own")
 
