@@ -22,18 +22,10 @@ def volumes(
     transform: GridTransform,
     ensemble: Ensemble,
 ) -> dict[str, Any]:
-    """Per foreground class: ml of the mask, and the 90 % interval of the draws' own masks.
+    """Per foreground class: ml of the mask (`classes`), and the 90 % interval of the draws' own masks.
 
     Draws are counted on the model's grid. Interpolating back changes the volume of what is small or thin, so each count is
     taken as many times as the mean's mask is larger on the image's own voxels: without resampling, exactly once.
-
-    Args:
-        plan: Names of the classes.
-        classes: The mask, as class indices.
-        probability: Mean of the draws, on the image's own voxels.
-        image: For the size of its voxels.
-        transform: For the size of those of the grid.
-        ensemble: The draws.
     """
     voxel, grid_voxel = image.voxel_ml, voxel_ml(transform.grid_affine, image.dims)
     native = np.bincount(probability.argmax(0).ravel(), minlength=plan.classes).tolist()
