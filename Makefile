@@ -8,7 +8,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SMALL := --set plan.widths=8,16,32,64 --set discriminator_widths=8,8,16,32 --set train.validation_cases=4
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: demo test test-all golden lint types check tables clean
+.PHONY: demo test test-all test-slow coverage golden lint types check tables docs package clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) --editable ".[docs]"
 	@touch $@
 
 demo: $(VENV)/.installed   ## synthetic volumes, three to five minutes of training, prediction, evaluation, one page
@@ -36,9 +40,16 @@ test-all: $(VENV)/.installed-dev   ## every test
 golden: $(VENV)/.installed-dev   ## write anew what tests/golden holds later versions against
 	$(THREADS) $(BIN)/python -m tests.golden.make
 
+test-slow: $(VENV)/.installed-dev   ## those that take minutes
+	$(THREADS) $(BIN)/python -m pytest -n 2 -m slow
+
+coverage: $(VENV)/.installed-dev   ## the fast tests again, and how much of each package they run
+	$(THREADS) $(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=json
+	$(BIN)/python -m tools.coverage_gate
+
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks tools
+	$(BIN)/ruff format --check src tests benchmarks tools
 	$(BIN)/python -m benchmarks.table --check
 	$(BIN)/python -m benchmarks.figures --check
 
@@ -50,6 +61,18 @@ check: lint types test   ## what CI runs
 tables: $(VENV)/.installed-dev   ## render the tables and curves of README and docs from benchmarks/results
 	$(BIN)/python -m benchmarks.table
 	$(BIN)/python -m benchmarks.figures
+
+# the builder of the site: mkdocs or zensical
+SITE ?= mkdocs
+
+docs: $(VENV)/.installed-docs   ## the site of the documentation, in build/site; any warning is an error
+	$(BIN)/python -m tools.site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/$(SITE) build --clean --strict
+
+package: $(VENV)/.installed-dev   ## wheel and sdist in dist/, each installed in a bare environment and tried there
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m tools.package dist
 
 clean:
 	rm -rf $(VENV) demo build dist src/*.egg-info

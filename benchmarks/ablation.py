@@ -16,7 +16,7 @@ from diffuseg.train.loop import TrainSettings, train
 
 TABLE = RESULTS / "cdal_ablation.json"
 BASE = "T=2 steps=8 discriminator_every=1"  # what every row starts from; as many steps as there are levels
-NAIVE = "recycle=0 hardest=0 adversarial=0"
+NAIVE = "recycle=0 p_terminal_timestep=0 adversarial=0"
 VARIANTS: list[tuple[str, str, str]] = [  # (name, what, --set)
     ("unet", "U-Net of the same width", ""),
     ("ours", "cDAL, the base of this table", ""),
@@ -26,7 +26,7 @@ VARIANTS: list[tuple[str, str, str]] = [  # (name, what, --set)
     ("four", "four levels", "T=4"),
     ("mse", "squared error alone, otherwise naive", f"{NAIVE} mse=1 dice=0 cross_entropy=0"),
     ("half", "half of the batches recycled", "recycle=0.5"),
-    ("uniform", "levels uniform", "hardest=0"),
+    ("uniform", "levels uniform", "p_terminal_timestep=0"),
     ("noise", "x_t replaced by pure noise", "x_t=noise"),
     ("leaking", "no recycling", "recycle=0"),
     ("other", "no recycling, x_t of another case", "recycle=0 x_t=other_case"),

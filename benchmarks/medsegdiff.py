@@ -28,7 +28,8 @@ from diffuseg.inference.model import load
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.train.loop import TrainSettings, train
 
-LONG = "T=1000 schedule=linear predict=v recycle=0 hardest=0 steps=10 sampler=ddim"  # as `concat`, so that steps can be counted
+# As `concat`, so that steps can be counted.
+LONG = "T=1000 schedule=linear predict=v recycle=0 p_terminal_timestep=0 steps=10 sampler=ddim"
 VARIANTS: list[tuple[str, str, str, str]] = [  # (name, what, method, --set)
     ("unet", "U-Net of the same widths", "unet", ""),
     ("concat", "plain DDPM", "concat", ""),

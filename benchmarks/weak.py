@@ -35,20 +35,21 @@ from diffuseg.inference.folds import own_fold, validation_cases
 from diffuseg.inference.model import Model, load
 from diffuseg.inference.saliency_calibration import null_quantile
 from diffuseg.inference.sampling import ImageDraws, content_digest, draw_seed
-from diffuseg.methods.weak.binarize import Cut, cut, evidence
+from diffuseg.methods.weak.binarize import Binarization, logistic_mask, normalized_saliency
 from diffuseg.methods.weak.cdm import MAPS
 
 SMOOTH = (0.0, 1.0, 2.0)
+THRESHOLD = {"negatives": "null_quantile"}  # rule in the results -> the setting
 GRID: dict[str, dict[str, Sequence[float]]] = {
     "negatives": {}, "otsu": {}, "otsu_twice": {},
     "quantile": {"quantile": (0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99)},
     "fixed": {"fixed": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)},
 }  # fmt: skip
 BEFOREHAND = {  # not fitted here; that 0.97 and one voxel of smoothing suit such images was known from a prototype on them
-    "published: Otsu": Cut(smooth=0.0, threshold="otsu", image=False, largest=False),
-    "published: Otsu, largest": Cut(smooth=0.0, threshold="otsu", image=False),
-    "quantile 0.97, largest": Cut(threshold="quantile", image=False),
-    "as `predict` does": Cut(),  # with the border of the negatives here; where there is none, the quantile of each image
+    "published: Otsu": Binarization(smooth=0.0, threshold="otsu", image=False, largest=False),
+    "published: Otsu, largest": Binarization(smooth=0.0, threshold="otsu", image=False),
+    "quantile 0.97, largest": Binarization(threshold="quantile", image=False),
+    "as `predict` does": Binarization(),  # with the border of the negatives; where there is none, the quantile of each image
 }
 CDM: dict[str, tuple[str, ...]] = {
     "levels": (),
@@ -57,16 +58,15 @@ CDM: dict[str, tuple[str, ...]] = {
     "levels without support, absolute": ("support=0", "part=absolute"),
     "levels without support, tau 0.95": ("support=0", "tau=0.95"),
     "levels without support, derivative": ("support=0", "tau=1.0"),
-    "accumulated, one draw (CDM as published)": ("map=accumulated",),
-    "accumulated": ("map=accumulated",),
-    "accumulated, tau 0": ("map=accumulated", "tau=0.0"),
-    "shared": ("map=shared",),
+    "accumulated, one draw (CDM as published)": ("map=published",),
+    "accumulated": ("map=published",),
+    "accumulated, tau 0": ("map=published", "tau=0.0"),
     "classifier-free counterfactual": ("map=classifier_free",),
     "classifier-free counterfactual, signed": ("map=classifier_free", "part=signed"),
 }
 GUIDED: dict[str, tuple[str, ...]] = {
-    "accumulated, guided by 10, one draw (CG-CDM as published)": ("map=accumulated", "guidance=10.0"),
-    "accumulated, guided by 10": ("map=accumulated", "guidance=10.0"),
+    "accumulated, guided by 10, one draw (CG-CDM as published)": ("map=published", "guidance=10.0"),
+    "accumulated, guided by 10": ("map=published", "guidance=10.0"),
     "guided counterfactual (CG-Diff)": ("map=guided",),
     "guided counterfactual, signed": ("map=guided", "part=signed"),
     "guided counterfactual, signed, guided by 10": ("map=guided", "part=signed", "guidance=10.0"),
@@ -107,8 +107,8 @@ class Maps:
     @classmethod
     def of(cls, draws: Tensor, border: float) -> "Maps":
         """From raw maps [n, *s]; no border where it is not above 0."""
-        bordered = torch.stack([evidence(m, border) for m in draws]).mean(0) if border > 0 else None
-        return cls(draws.mean(0), torch.stack([evidence(m) for m in draws]).mean(0), bordered)
+        bordered = torch.stack([normalized_saliency(m, border) for m in draws]).mean(0) if border > 0 else None
+        return cls(draws.mean(0), torch.stack([normalized_saliency(m) for m in draws]).mean(0), bordered)
 
 
 DrawRecorder = dict[tuple[str, ...], Tensor]  # raw maps [n, *s] by settings and case
@@ -365,7 +365,7 @@ def scores(masks: dict[str, np.ndarray], seen: dict[str, bool], reported: list[C
     }
 
 
-def rules(maps: dict[str, Maps], cases: list[Case]) -> list[tuple[str, Cut, float]]:
+def rules(maps: dict[str, Maps], cases: list[Case]) -> list[tuple[str, Binarization, float]]:
     """Each rule with its best numbers on these cases, and the Dice there; then the choices made beforehand."""
     found = []
     for (rule, numbers), image in itertools.product(GRID.items(), (False, True)):
@@ -373,7 +373,13 @@ def rules(maps: dict[str, Maps], cases: list[Case]) -> list[tuple[str, Cut, floa
             continue
         smooths = (SMOOTHED,) if rule == "negatives" else SMOOTH
         options = [
-            Cut(smooth=smooth, threshold=rule, largest=largest, image=image, **dict(zip(numbers, values, strict=True)))  # type: ignore[arg-type]
+            Binarization(
+                smooth=smooth,
+                threshold=THRESHOLD.get(rule, rule),
+                largest=largest,
+                image=image,
+                **dict(zip(numbers, values, strict=True)),
+            )  # type: ignore[arg-type]
             for smooth, largest, *values in itertools.product(smooths, (True, False), *numbers.values())
         ]
         means = [float(np.mean([overlap(maps[c.name], c, how) for c in cases])) for how in options]
@@ -384,14 +390,14 @@ def rules(maps: dict[str, Maps], cases: list[Case]) -> list[tuple[str, Cut, floa
     ]
 
 
-def mask_of(m: Maps, case: Case, how: Cut) -> np.ndarray:
+def mask_of(m: Maps, case: Case, how: Binarization) -> np.ndarray:
     """The mask that a cut makes, on native pixels."""
-    border = m.bordered if how.threshold in ("negatives", "auto") else None
-    p = cut(m.alone, how, case.image) if border is None else cut(border, how, case.image, bordered=True)
+    border = m.bordered if how.threshold in ("null_quantile", "auto") else None
+    p = logistic_mask(m.alone if border is None else border, how, case.image, calibrated=border is not None)
     return to_native(p[None], case.transform)[0] > 0.5
 
 
-def overlap(m: Maps, case: Case, how: Cut) -> float:
+def overlap(m: Maps, case: Case, how: Binarization) -> float:
     """Dice of the mask that a cut makes."""
     return dice(mask_of(m, case, how), case.truth, empty="zero")
 

@@ -21,7 +21,7 @@ from diffuseg.evaluation.statistics import bootstrap_mean, group_folds
 from diffuseg.inference.folds import own_fold
 from diffuseg.inference.model import load
 from diffuseg.inference.saliency_calibration import null_quantile
-from diffuseg.methods.weak.binarize import Cut
+from diffuseg.methods.weak.binarize import Binarization
 
 SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     "accumulated": {
@@ -39,6 +39,7 @@ SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
         "n": (1, 2, 4, 8),
     },
 }
+MAP = {"accumulated": "published", "levels": "likelihood_ratio"}  # map in the results -> the setting
 DRAWS = 2  # where n is not what is changed
 
 
@@ -72,7 +73,7 @@ def points(guided: bool) -> Iterator[tuple[str, str, Any]]:
 def wish(kind: str, knob: str, value: Any) -> tuple[int, list[str]]:
     """Draws, and the settings of the method, of one point. Q of the levels is a single level."""
     named = {"Q": f"log_snr={value},{value}", "R": f"steps={value}", "tau": f"tau={value}", "s": f"guidance={value}"}
-    options = [f"map={kind}", "tau=0.0"] + ([named[knob]] if knob in named else [])
+    options = [f"map={MAP[kind]}", "tau=0.0"] + ([named[knob]] if knob in named else [])
     if (kind, knob) == ("levels", "Q"):
         options.append("steps=1")
     return (value if knob == "n" else DRAWS), options
@@ -88,7 +89,7 @@ def measured(path: Path, options: list[str], draws: int, cases: list[Case], with
     found = {
         "ap": [precision(maps[c.name].mean, c, 0.0) for c in cases],
         "ap_smoothed": [precision(maps[c.name].mean, c, 1.0) for c in cases],
-        "dice": [dice(mask_of(maps[c.name], c, Cut()), c.truth, "zero") for c in cases],
+        "dice": [dice(mask_of(maps[c.name], c, Binarization()), c.truth, "zero") for c in cases],
     }
     evaluations = draws * model.method.evaluations(*model.method.sampling(None, None))
     return {name: list(bootstrap_mean(np.array(values), of)) for name, values in found.items()} | {"evaluations": evaluations}

@@ -11,11 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from diffuseg.atomic_io import atomic_path
-from diffuseg.config import from_dict, override, to_dict
+from diffuseg.config import current_name, from_dict, override, to_dict
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS, Method
-from diffuseg.methods.weak.base import Reference, WeakMethod
+from diffuseg.methods.weak.base import SaliencyCalibration, WeakMethod
 
 FORMAT = "diffuseg-1"
 
@@ -110,7 +110,9 @@ def load_checkpoint(
     plan = from_dict(Plan, meta["plan"], "plan.")
     config = override(from_dict(cls.config_class, meta["config"], "config."), list(options))
     for option in options:
-        if option.partition("=")[0] not in cls.inference_settings:
+        key, _, value = option.partition("=")
+        current = current_name(cls.config_class, key, value)
+        if current is not None and current[0] not in cls.inference_settings:
             may = f"Free are: {', '.join(cls.inference_settings) or 'none of this method'}"
             raise UserError(f"{option}: this was fixed when the model was trained", file=path, do=may)
     method = cls(plan, config)
@@ -122,9 +124,9 @@ def load_checkpoint(
         what = f"weights do not fit the method ({str(error).splitlines()[0]})"
         raise UserError(what, file=path, do="Another version made it: train it again, or use that version") from None
     if isinstance(method, WeakMethod):
-        now = method.how(*method.sampling(None, None))
-        known = [from_dict(Reference, entry, "reference.") for entry in meta.get("references", [])]
-        method.reference = next((reference for reference in known if reference.how == now), None)
+        settings = method.map_settings(*method.sampling(None, None))
+        stored = [SaliencyCalibration.read(entry, cls.config_class) for entry in meta.get("references", [])]
+        method.calibration = next((calibration for calibration in stored if calibration.settings == settings), None)
     return method.to(device).eval(), plan, meta
 
 

@@ -1,8 +1,13 @@
-"""Dataclasses to JSON and back. A key that does not exist is an error that names the nearest one that does."""
+"""Dataclasses to JSON and back. A key that does not exist is an error that names the nearest one that does.
+
+A dataclass may have `aliases: ClassVar[dict[str, str]]`, old name -> new name: "key" -> "key", "key=value" -> "key=value", or
+-> "" for a setting that is gone. What is stored keeps loading by them; with --set an old name gets one line of warning.
+"""
 
 import dataclasses
 import difflib
 import json
+import logging
 import types
 import typing
 from typing import Any, TypeVar
@@ -10,6 +15,7 @@ from typing import Any, TypeVar
 from diffuseg.errors import UserError
 
 T = TypeVar("T")
+_WARNED: set[str] = set()
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -18,30 +24,66 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
-    """The dataclass with these values; defaults fill the rest, unknown keys and wrong types are refused."""
-    known = typing.get_type_hints(cls)
+    """The dataclass with these values; defaults fill the rest.
+
+    Args:
+        values: stored ones, with present or former names.
+        where: stands before the key in messages.
+
+    Raises:
+        UserError: an unknown key, or a value of another type.
+    """
+    hints = typing.get_type_hints(cls)
+    values = dict(item for key, value in values.items() if (item := current_name(cls, key, value)) is not None)
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
             raise _unknown(where + key, fields)
     try:
-        return cls(**{key: _coerce(known[key], value, where + key) for key, value in values.items()})
+        return cls(**{key: _coerce(hints[key], value, where + key) for key, value in values.items()})
     except TypeError as error:
         raise UserError(f"{cls.__name__}: {error}") from None
 
 
 def override(config: T, assignments: list[str]) -> T:
-    """Apply `key=value` strings, as given with --set, to a dataclass."""
+    """Apply `key=value` strings, as given with --set, to a dataclass.
+
+    Raises:
+        UserError: no "=", an unknown key, or a value of another type.
+    """
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(type(config))
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise UserError(f"--set {assignment}: expected key=value")
+        item = current_name(type(config), key, _parse(text))
+        if item is None or item[0] != key or item[1] != _parse(text):
+            warn_renamed(key, f"--set {assignment}", "" if item is None else f"--set {item[0]}={item[1]}")
+        if item is None:
+            continue
+        key, value = item
         if key not in values:
             raise _unknown(key, set(values))
-        values[key] = _coerce(hints[key], _parse(text), key)
+        values[key] = _coerce(hints[key], value, key)
     return type(config)(**values)
+
+
+def warn_renamed(key: str, old: str, new: str) -> None:
+    """One line of warning that a name is a former one, once for each key; `new` is empty for what is gone."""
+    if key not in _WARNED:
+        _WARNED.add(key)
+        logging.getLogger("diffuseg").warning("%s: %s", old, f"now called {new}" if new else "this setting is gone")
+
+
+def current_name(cls: type, key: str, value: Any) -> tuple[str, Any] | None:
+    """Key and value by their present names; None for a setting that is gone."""
+    aliases: dict[str, str] = getattr(cls, "aliases", {})
+    new = aliases.get(f"{key}={value}", aliases.get(key, key))
+    if not new:
+        return None
+    new_key, equals, new_value = new.partition("=")
+    return new_key, new_value if equals else value
 
 
 def _unknown(key: str, known: set[str]) -> UserError:

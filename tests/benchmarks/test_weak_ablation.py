@@ -26,7 +26,7 @@ def test_a_point_is_the_setting_it_names_and_nothing_else(tmp_path):
     fields = {"R": "steps", "tau": "tau", "s": "guidance"}
     for kind, knob, value in points(guided=True):
         draws, options = wish(kind, knob, value)
-        expected = replace(plain, map=kind, tau=0.0)
+        expected = replace(plain, map=weak_ablation.MAP[kind], tau=0.0)
         if knob == "Q":
             expected = replace(expected, log_snr=(value, value), steps=1 if kind == "levels" else None)
         elif knob in fields:
@@ -90,8 +90,8 @@ def test_precision_is_that_of_the_map_raw_and_smoothed_and_dice_that_of_the_defa
         return maker
 
     monkeypatch.setattr(weak_ablation, "drawn", drawn)
-    found = measured(path, ["map=shared", "steps=4"], 3, cases, without)
-    assert asked == [("shared", 4, 3)] and found["evaluations"] == 3 * 4 * 2
+    found = measured(path, ["map=published", "steps=4"], 3, cases, without)
+    assert asked == [("published", 4, 3)] and found["evaluations"] == 3 * 4 * 2
     for name, smooth in (("ap", 0.0), ("ap_smoothed", 1.0)):
         expected = [precision_of(smoothed(made[case.name][0], smooth), made[case.name][1]) for case in cases]
         assert found[name][0] == pytest.approx(np.mean(expected)) and expected != [1.0] * len(cases)

@@ -9,8 +9,8 @@ from monai.visualize import GradCAM, GradCAMpp
 
 from diffuseg.config import override
 from diffuseg.errors import UserError
-from diffuseg.methods.weak.base import Reference
-from diffuseg.methods.weak.binarize import evidence
+from diffuseg.methods.weak.base import SaliencyCalibration
+from diffuseg.methods.weak.binarize import normalized_saliency
 from diffuseg.methods.weak.cam import CAM
 from diffuseg.types import Batch
 from tests.contract.test_methods import build
@@ -38,7 +38,7 @@ def test_the_map_is_monais(name, reference, grid, layer):
     theirs = reference(copy.deepcopy(method.classifier), f"stages.{layer - 1}").compute_map(x, class_idx=1).detach()
     assert theirs.max() > 0
     expected = method.enlarged(theirs, x)[0, 0]
-    torch.testing.assert_close(evidence(raw(method, x, name)), evidence(expected), atol=1e-4, rtol=0)
+    torch.testing.assert_close(normalized_saliency(raw(method, x, name)), normalized_saliency(expected), atol=1e-4, rtol=0)
 
 
 def test_layercam_and_scorecam_are_their_formulas():
@@ -60,10 +60,10 @@ def test_layercam_and_scorecam_are_their_formulas():
 def test_maps_differ_from_one_another_and_layers_must_exist():
     method = build("cam", "2d").eval()
     x = torch.randn(1, 1, 20, 24, generator=torch.Generator().manual_seed(0))
-    maps = [evidence(raw(method, x, name)) for name in MAPS]
+    maps = [normalized_saliency(raw(method, x, name)) for name in MAPS]
     assert all(not torch.allclose(a, b) for i, a in enumerate(maps) for b in maps[:i])
     assert [m.shape for m in maps] == [(20, 24)] * 4
-    with pytest.raises(UserError, match="2 levels"):
+    with pytest.raises(UserError, match="2 stages"):
         build("cam", "2d", "layer=3")
 
 
@@ -73,13 +73,13 @@ def test_a_border_is_for_one_map_of_one_layer_and_leaves_the_judgement_to_the_cl
     m = raw(method, (image * method.scale)[None], "gradcam")
     border = float(m.max()) / 5
     before = method.classify_image(image)
-    method.reference = Reference(method.how("gradcam", 1), {"class1": border}, {"class1": 0.5}, 3)
+    method.calibration = SaliencyCalibration(method.map_settings("gradcam", 1), {"class1": border}, {"class1": 0.5}, 3)
     p = next(iter(method.draw(image, [0], label=1)))
-    torch.testing.assert_close(p[1], evidence(m, border))
+    torch.testing.assert_close(p[1], normalized_saliency(m, border))
     assert p[1].max() == pytest.approx((1 + 5 / 6) / 2) and method.classify_image(image) == before
     for other in ("map=layercam", "layer=1"):
         method.config = override(method.config, [other])
-        assert method.border(1, *method.sampling(None, None)) is None
+        assert method.null_threshold(1, *method.sampling(None, None)) is None
 
 
 @pytest.fixture(scope="module")

@@ -39,9 +39,9 @@ def test_the_lazy_penalty_equals_the_full_one_on_average():
     t = torch.randint(1, method.config.T + 1, (2,), generator=g)
     x_s, x_t = method._real_pair(x_0, t, g)
     direction = torch.randn(x_s.shape, generator=rng(9), dtype=torch.float64)
-    f = lambda h: method._judge(x_s + h * direction, x_t, t, image).double().sum()
+    f = lambda h: method._discriminate(x_s + h * direction, x_t, t, image).double().sum()
     x_s.requires_grad_(True)
-    (gradient,) = torch.autograd.grad(method._judge(x_s, x_t, t, image).sum(), x_s)
+    (gradient,) = torch.autograd.grad(method._discriminate(x_s, x_t, t, image).sum(), x_s)
     assert float((gradient * direction).sum()) == pytest.approx(float((f(1e-3) - f(-1e-3)) / 2e-3), rel=1e-2)
     expected = 0.7 / 2 * 5 * gradient.square().sum() / 2
     assert float(total.detach()) == pytest.approx(float(expected), rel=1e-4)
@@ -148,7 +148,7 @@ def test_no_gradient_from_discriminator_to_generator_as_released_and_one_when_ad
     """Released: squared error alone, so that scaling D changes nothing for G. Ours: it does."""
     for weight, differs in ((0.0, False), (0.5, True)):
         method = build("cdal", "2d", f"adversarial={weight}", "attention=label", "attention_norm=none", "recycle=0",
-                       "mse=1", "dice=0", "cross_entropy=0", "hardest=0")  # fmt: skip
+                       "mse=1", "dice=0", "cross_entropy=0", "p_terminal_timestep=0")  # fmt: skip
         batch, phase = make_batch(method), method.phases[-1]
         first, _ = method.loss(batch, phase, rng(2))
         with torch.no_grad():

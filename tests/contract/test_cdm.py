@@ -1,18 +1,23 @@
 """CDM beyond the contract: its losses, its guidance, what it decides about an image, and predictions from checkpoints."""
 
+import json
+import logging
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from diffuseg.checkpoint import save_checkpoint
+from diffuseg.cli import app
 from diffuseg.config import override
 from diffuseg.data.transforms import to_grid
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model, load
-from diffuseg.methods.weak.base import Reference
-from diffuseg.methods.weak.binarize import cut, evidence
+from diffuseg.methods.weak.base import SaliencyCalibration
+from diffuseg.methods.weak.binarize import logistic_mask, normalized_saliency
 from diffuseg.methods.weak.cdm import CDM, FOCUS, MAPS
 from diffuseg.types import Batch, Image
 from tests.contract.test_methods import build, make_batch
@@ -58,14 +63,14 @@ def test_whatever_the_network_outputs_a_perfect_one_has_no_error_and_finds_the_i
     t = torch.tensor([3, 20, 45])
     ab = method.schedule.at(t, x_0)
     answers = {"eps": noise, "x0": x_0, "v": ab.sqrt() * noise - (1 - ab).sqrt() * x_0}
-    method.output = lambda x_t, levels, e: answers[predict][: len(x_t)]
+    method.output = lambda x_t, t, e: answers[predict][: len(x_t)]
     assert method.error(x_0, t, noise, torch.zeros(3, dtype=torch.long)).max() < 1e-9
     x_t = method.schedule.q_sample(x_0[:1], 3, noise[:1])
     torch.testing.assert_close(method.denoise(x_t, 3, method.condition(1, "cpu")), x_0[:1], atol=1e-4, rtol=0)
 
 
-def test_a_share_of_the_levels_lies_where_maps_are_taken():
-    everywhere, focused = (build("cdm", "2d", "T=1000", f"focus={focus}").levels_of(4000, rng()) for focus in (0, 1))
+def test_a_share_of_the_timesteps_lies_where_maps_are_taken():
+    everywhere, focused = (build("cdm", "2d", "T=1000", f"focus={focus}").training_timesteps(4000, rng()) for focus in (0, 1))
     assert everywhere.double().mean() == pytest.approx(500, abs=20) and everywhere.min() < 10 and everywhere.max() > 990
     log_snr = build("cdm", "2d", "T=1000").schedule.snr(focused).log()
     assert float(log_snr.mean()) == pytest.approx(FOCUS[0], abs=0.1) and float(log_snr.std()) == pytest.approx(
@@ -88,7 +93,7 @@ def test_held_out_error_is_the_loss_that_is_trained():
             assert float(method.loss(batch, method.phases[0], rng(2))[0]) == pytest.approx(float(held[label]), rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["levels", "accumulated", "shared"])
+@pytest.mark.parametrize("name", ["likelihood_ratio", "published"])
 def test_without_guidance_there_might_as_well_be_no_classifier(name):
     image = torch.randn(1, 20, 24, generator=rng())
     bare, beside = build("cdm", "2d"), build("cdm", "2d", WITH)
@@ -123,7 +128,7 @@ def test_what_needs_a_classifier_says_so():
         list(build("cdm", "2d").draw(torch.zeros(1, 20, 24), [0], sampler="guided", steps=2, label=1))
     with pytest.raises(UserError, match="tau"):
         list(build("cdm", "2d", WITH, "guidance=1.0", "tau=1.0").draw(torch.zeros(1, 20, 24), [0], label=1))
-    with pytest.raises(UserError, match="levels, accumulated"):
+    with pytest.raises(UserError, match="likelihood_ratio, published"):
         build("cdm").sampling("ddim", None)
 
 
@@ -194,8 +199,8 @@ def test_a_judgement_is_a_function_of_the_image():
 def refer(method: CDM, border: float = 0.01) -> CDM:
     """With a reference for its own maps."""
     foreground = method.plan.names[1:]
-    how = method.how(*method.sampling(None, None))
-    method.reference = Reference(how, dict.fromkeys(foreground, border), dict.fromkeys(foreground, 0.5), 5)
+    how = method.map_settings(*method.sampling(None, None))
+    method.calibration = SaliencyCalibration(how, dict.fromkeys(foreground, border), dict.fromkeys(foreground, 0.5), 5)
     return method
 
 
@@ -209,30 +214,30 @@ def test_a_judgement_by_the_map_is_a_function_of_the_image_and_costs_what_it_say
     assert method.classify_image(image) == first and first.by == "map"
     assert sum(asked) == 2 * first.evaluations == 2 * (2 * 2 * 4 * 2)  # asked twice: noises, classes, one map of two steps
     for y in (1, 2):
-        alone = [next(method.maps(image, [seed], y, "levels", 2)) for seed in (0, 1)]
-        torch.testing.assert_close(method.mean_map(image, y, "levels", 2), (alone[0] + alone[1]) / 2)
-        peak = method.peak((alone[0] + alone[1]) / 2, 0.01)
+        alone = [next(method.maps(image, [seed], y, "likelihood_ratio", 2)) for seed in (0, 1)]
+        torch.testing.assert_close(method.mean_map(image, y, "likelihood_ratio", 2), (alone[0] + alone[1]) / 2)
+        peak = method.largest_saliency((alone[0] + alone[1]) / 2, 0.01)
         assert first.scores[f"class{y}"] == pytest.approx(np.log(peak / 0.5), abs=1e-4)
 
 
 def test_evidence_is_in_units_of_the_border_of_maps_like_this_and_else_of_the_map_itself():
     method, image = build("cdm", "2d", "steps=2"), torch.randn(1, 20, 24, generator=rng())
-    border = float(next(method.maps(image, [1], 1, "levels", 2)).abs().max()) / 100
+    border = float(next(method.maps(image, [1], 1, "likelihood_ratio", 2)).abs().max()) / 100
     refer(method, border)
-    for sampler, steps in (("levels", 2), ("levels", 3), ("shared", 2)):
-        known = border if (sampler, steps) == ("levels", 2) else None
+    for sampler, steps in (("likelihood_ratio", 2), ("likelihood_ratio", 3), ("published", 2)):
+        known = border if (sampler, steps) == ("likelihood_ratio", 2) else None
         drawn = list(method.draw(image, [1, 2], sampler=sampler, steps=steps, label=1))
         for p, m in zip(drawn, method.maps(image, [1, 2], 1, sampler, steps), strict=True):
-            torch.testing.assert_close(p[1], evidence(m, known))
+            torch.testing.assert_close(p[1], normalized_saliency(m, known))
         mean = torch.stack(drawn).mean(0)
-        expected = cut(mean[1], method.config, image, known is not None)
+        expected = logistic_mask(mean[1], method.config, image, known is not None)
         assert torch.equal(method.finalize_draw(mean, image, sampler, steps)[1], expected) and (expected > 0.5).any()
-        assert not torch.equal(expected, cut(mean[1], replace(method.config, threshold="otsu"), image))
+        assert not torch.equal(expected, logistic_mask(mean[1], replace(method.config, threshold="otsu"), image))
 
 
 OTHERS = {
     "smooth": "2.0", "threshold": "otsu", "quantile": "0.5", "fixed": "0.1", "image": "false", "largest": "false",
-    "map": "shared", "steps": "2", "log_snr": "3,1", "tau": "0.5", "guidance": "1.0", "switch": "scaled",
+    "map": "published", "steps": "2", "log_snr": "3,1", "tau": "0.5", "guidance": "1.0",
     "free_weight": "2.0", "support": "0", "part": "absolute", "decide": "diffusion",
 }  # fmt: skip
 
@@ -241,19 +246,19 @@ OTHERS = {
 def test_a_border_outlives_settings_that_leave_the_map_as_it_is(name):
     plain = refer(build("cdm", "2d", WITH))
     other = build("cdm", "2d", WITH, f"{name}={OTHERS[name]}")
-    other.reference = plain.reference
-    kept = name in ("threshold", "quantile", "fixed", "image", "largest", "decide", "switch", "free_weight")
-    assert other.border(1, *other.sampling(None, None)) == (0.01 if kept else None)
+    other.calibration = plain.calibration
+    kept = name in ("threshold", "quantile", "fixed", "image", "largest", "decide", "free_weight")
+    assert other.null_threshold(1, *other.sampling(None, None)) == (0.01 if kept else None)
     if kept:
         image = torch.randn(1, 20, 24, generator=rng())
         assert torch.equal(*(m.mean_map(image, 1, *m.sampling(None, None)) for m in (plain, other)))
 
 
 def test_a_map_that_is_asked_for_by_name_has_the_border_of_one_that_was_set():
-    plain, other = build("cdm", "2d"), refer(build("cdm", "2d", "map=shared", "steps=4"))
-    plain.reference = other.reference
-    assert plain.border(1, "shared", 4) == 0.01
-    assert plain.border(1, "shared", 5) is None and plain.border(1, *plain.sampling(None, None)) is None
+    plain, other = build("cdm", "2d"), refer(build("cdm", "2d", "map=published", "steps=4"))
+    plain.calibration = other.calibration
+    assert plain.null_threshold(1, "published", 4) == 0.01
+    assert plain.null_threshold(1, "published", 5) is None and plain.null_threshold(1, *plain.sampling(None, None)) is None
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -282,7 +287,7 @@ def test_equal_embeddings_give_an_empty_mask():
     method = build("cdm", "2d")
     with torch.no_grad():
         method.network.table.weight[1] = method.network.table.weight[0]
-    for name in ("levels", "accumulated", "shared"):
+    for name in ("likelihood_ratio", "published"):
         for tau in ("0.0", "0.95", "1.0"):
             with_options(method, f"tau={tau}")
             image = torch.randn(1, 20, 24, generator=rng())
@@ -320,7 +325,9 @@ def test_a_prediction_says_what_was_decided_by_whom_and_at_what_cost(checkpoint)
     shown = predicted(model, label="class1")
     record = shown.provenance
     assert record["image_label"] == {"label": "class1", "decided_by": "as told", "scores": {}, "network_evaluations": 0}
-    assert record["network_evaluations"] == 3 * 4 * 2 and record["sampler"] == "levels" and record["label"] == "class1"
+    assert (
+        record["network_evaluations"] == 3 * 4 * 2 and record["sampler"] == "likelihood_ratio" and record["label"] == "class1"
+    )
     assert "not calibrated" in record["note"] and record["options"]["quantile"] == 0.97
     assert shown.mask.any() and np.array_equal(shown.mask == 1, shown.probability[1] > shown.probability[0])
     none = predicted(model, label="background")
@@ -388,3 +395,22 @@ def test_a_model_trained_for_a_minute_finds_the_disc_with_the_right_sign(brightn
         mask = method.finalize_draw(evidence, image)[1] > 0.5
         scores.append(2 * float((mask & disc).sum()) / float(mask.sum() + disc.sum()))
     assert np.mean(scores) > 0.6
+
+
+def test_the_kind_of_map_is_chosen_by_map_and_still_by_its_former_names(checkpoint, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("diffuseg.config._WARNED", set())
+    PIL.Image.fromarray((IMAGE * 40 + 100).clip(0, 255).astype(np.uint8)).save(tmp_path / "a_0000.png")
+
+    def mask(name: str, *options: object) -> tuple[bytes, str]:
+        call = ["predict", checkpoint, tmp_path / "a_0000.png", "--out", tmp_path / name, "--label", "class1", *options]
+        done = CliRunner().invoke(app, [str(a) for a in [*call, "--draws", 1, "--steps", 2, "--device", "cpu"]])
+        assert done.exit_code == 0, done.output
+        record = json.loads((tmp_path / name / "a.json").read_text())
+        return next((tmp_path / name).glob("a.png")).read_bytes(), record["sampler"]
+
+    new = mask("new", "--map", "published")
+    assert new[1] == "published" and not caplog.records
+    with caplog.at_level(logging.WARNING):
+        assert mask("old", "--sampler", "accumulated") == mask("again", "--sampler", "accumulated") == new
+    assert [record.getMessage() for record in caplog.records] == ["--sampler accumulated: now called --map published"]
+    assert new != mask("default")

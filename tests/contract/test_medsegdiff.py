@@ -9,13 +9,11 @@ import torch
 from diffuseg.config import from_dict, override
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.parameterization import Kind, target
-from diffuseg.diffusion.samplers import SAMPLERS, ancestral
+from diffuseg.diffusion.samplers import SAMPLERS, ModelOutput, ancestral
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import dice
 from diffuseg.methods import METHODS
-from diffuseg.methods.base import sample_timesteps
-from diffuseg.methods.losses import cross_entropy, soft_dice_loss, squared_error
 from diffuseg.methods.medsegdiff import (
     SIZES,
     DynamicConditionalEncoding,
@@ -26,11 +24,12 @@ from diffuseg.methods.medsegdiff import (
     middle,
 )
 from diffuseg.methods.presets import PRESETS
+from diffuseg.methods.training import cross_entropy, sample_timesteps, soft_dice_loss, squared_error
 from diffuseg.networks.blocks import ChannelNorm, halve
 from diffuseg.networks.frequency import FFParser
 from tests.contract.test_methods import CHEAP, build, make_batch
 
-NOISE = "predict=eps T=1000 schedule=linear input_scale=1 recycle=0 hardest=0 steps=100"  # as published
+NOISE = "predict=eps T=1000 schedule=linear input_scale=1 recycle=0 p_terminal_timestep=0 steps=100"  # as published
 VERSIONS = ["medsegdiff", "medsegdiff_v2"]
 BOTH = pytest.mark.parametrize("name", VERSIONS)
 
@@ -124,7 +123,7 @@ def test_recycled_inputs_are_those_that_sampling_meets(name, variance):
     features, g, noise = method.encode(batch.image), rng(4), torch.randn(batch.mask.shape, generator=rng(3))
     torch.rand((), generator=g)
     x_T, told = torch.randn(batch.mask.shape, generator=g), []
-    denoiser = lambda x, t: method.belief(x, t, features, None)
+    denoiser = lambda x, t: method.predict_x0(x, t, features, None)
     ancestral(denoiser, x_T, [(2, 1)], method.schedule, lambda: noise, on_step=lambda s, x: told.append(x))
     torch.testing.assert_close(method.training_input(2 * batch.mask - 1, t, noise, features, rng(4)), told[0])
 
@@ -148,12 +147,12 @@ def test_recycling_is_for_a_network_that_predicts_the_mask(name, kind):
 
 
 @BOTH
-def test_the_hardest_level_has_its_share(name):
+def test_the_terminal_timestep_has_its_share(name):
     t = sample_timesteps(20000, 4, 0.5, rng())
     shares = torch.bincount(t, minlength=5)[1:] / len(t)
     torch.testing.assert_close(shares, torch.tensor([0.125, 0.125, 0.125, 0.625]), atol=0.01, rtol=0)
-    for hardest, levels in ((0, {1, 2, 3, 4}), (1, {4})):
-        method = build(name, "2d", f"hardest={hardest}", "recycle=0", "T=4")
+    for p_terminal, levels in ((0, {1, 2, 3, 4}), (1, {4})):
+        method = build(name, "2d", f"p_terminal_timestep={p_terminal}", "recycle=0", "T=4")
         output, seen = method.output, []
         method.output = lambda x_t, t, features, output=output, seen=seen: seen.extend(t.tolist()) or output(x_t, t, features)
         batch = make_batch(method, n=40)
@@ -199,7 +198,7 @@ LEARNED = ["variance=learned", "T=10", "steps=3", "recycle=0"]
 @pytest.mark.parametrize("grid", ["2d", "3d"])
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_a_variance_is_learnt_and_drawn_with(name, grid, kind):
-    method = build(name, grid, *LEARNED, f"predict={kind}", "hardest=0")
+    method = build(name, grid, *LEARNED, f"predict={kind}", "p_terminal_timestep=0")
     loss, log = method.loss(make_batch(method, n=6), method.phases[-1], rng())
     loss.backward()
     k, gradient = method.plan.classes, method.network.last.weight.grad
@@ -230,8 +229,8 @@ def test_a_learned_variance_at_its_lower_end_is_the_fixed_one(name):
     with torch.no_grad():
         method.network.last.bias[method.plan.classes :] = -200.0  # v = 0
     learned = next(iter(method.draw(image, seeds=[0])))
-    belief = method.belief
-    method.belief = lambda *asked: belief(*asked)[:1]
+    predict_x0 = method.predict_x0
+    method.predict_x0 = lambda *inputs: ModelOutput(predict_x0(*inputs).x_0)
     torch.testing.assert_close(learned, next(iter(method.draw(image, seeds=[0]))))
 
 
@@ -242,7 +241,9 @@ def test_the_bound_is_the_divergence_of_the_samplers_step_from_the_true_one(name
     gradients = []
     for weight in (0.001, 5):
         method, seen = (
-            build(name, "2d", "variance=learned", "T=6", "recycle=0", f"predict={kind}", f"vlb={weight}", "hardest=0"),
+            build(
+                name, "2d", "variance=learned", "T=6", "recycle=0", f"predict={kind}", f"vlb={weight}", "p_terminal_timestep=0"
+            ),
             [],
         )
         batch = make_batch(method, n=12)
@@ -253,7 +254,7 @@ def test_the_bound_is_the_divergence_of_the_samplers_step_from_the_true_one(name
         total.backward()
         gradients.append(said.grad)
     (x_t, t), v = seen[0], said[:, 2:].sigmoid()
-    x0_hat, bound = method._mask(said[:, :2], x_t, t), []
+    x0_hat, bound = method._to_x0(said[:, :2], x_t, t), []
     for i, level in enumerate(t.tolist()):
         if level == 1:
             bound.append(torch.zeros(()))
@@ -553,7 +554,14 @@ def test_settings_of_the_first_version_that_would_do_nothing_are_refused():
 def test_defaults_are_few_levels_of_a_harder_schedule(name):
     c = METHODS[name].config_class()
     assert (c.T, c.schedule, c.input_scale, c.predict, c.variance) == (4, "variance_preserving", 0.5, "x0", "fixed")
-    assert (c.noise, c.dice, c.cross_entropy, c.recycle, c.hardest, c.sampler) == (1.0, 1.0, 1.0, 1.0, 0.5, "ancestral")
+    assert (c.noise, c.dice, c.cross_entropy, c.recycle, c.p_terminal_timestep, c.sampler) == (
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        0.5,
+        "ancestral",
+    )
     known, plain = build(name, "2d").schedule, NoiseSchedule.variance_preserving(4)
     torch.testing.assert_close(known.snr(torch.arange(1, 5)), plain.snr(torch.arange(1, 5)) / 4)
 
@@ -572,7 +580,7 @@ def test_the_published_preset_is_what_the_paper_says():
     published = {"dims": 2, "context": 0, "patch": (256, 256), "batch": 32, "steps": 100_000, "augmentation": "none"}
     assert preset["plan"] == published
     assert (config.predict, config.dce, config.ff_parser, config.size) == ("eps", "published", True, "B")
-    assert (config.steps, config.learning_rate, config.recycle, config.hardest) == (100, 1e-4, 0.0, 0.0)
+    assert (config.steps, config.learning_rate, config.recycle, config.p_terminal_timestep) == (100, 1e-4, 0.0, 0.0)
     assert (config.noise, config.input_scale, config.calibration) == (1.0, 1.0, 0.0)
     from_dict(Plan, {"dataset": "x", "channels": ("a",), "labels": {"b": 0, "c": 1}, "file_ending": ".png"} | preset["plan"])
 

@@ -11,9 +11,9 @@ from diffuseg.config import from_dict, override
 from diffuseg.data.plan import Plan
 from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
-from diffuseg.methods.losses import cross_entropy, soft_dice_loss
 from diffuseg.methods.medsegdiff_v2 import Anchor, ConditionUNet, DiffusionUNet, MedSegDiffV2, MedSegDiffV2Config
 from diffuseg.methods.presets import PRESETS
+from diffuseg.methods.training import cross_entropy, soft_dice_loss
 from diffuseg.networks.ssformer import SpectralAttention, SSFormer
 from diffuseg.train.loop import TrainSettings, train
 from tests.contract.test_methods import build, make_batch
@@ -261,7 +261,7 @@ def test_the_published_preset():
     preset = PRESETS["medsegdiff_v2/as_published"]
     config = from_dict(MedSegDiffV2Config, preset["config"])
     assert (config.predict, config.anchor, config.ss_former, config.band_pass) == ("eps", True, True, True)
-    assert (config.recycle, config.hardest, config.input_scale, config.steps) == (0.0, 0.0, 1.0, 100)
+    assert (config.recycle, config.p_terminal_timestep, config.input_scale, config.steps) == (0.0, 0.0, 1.0, 100)
     assert (config.T, config.schedule, config.variance, config.sampler) == (1000, "linear", "fixed", "ancestral")
     assert (config.alpha, config.beta, config.former_blocks, config.noise, config.learning_rate) == (5, 1.0, 1, 1.0, 1e-4)
     published = {"dims": 2, "context": 0, "patch": (256, 256), "batch": 32, "steps": 100_000, "augmentation": "none"}

@@ -11,7 +11,7 @@ from diffuseg.config import override
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import timesteps
 from diffuseg.methods import METHODS, Method
-from diffuseg.methods.base import to_probability
+from diffuseg.methods.base import x_to_probability
 from diffuseg.types import Batch
 
 GRIDS = {
@@ -96,7 +96,7 @@ def test_a_draw_is_the_last_thing_the_network_made_of_its_states(name):
     maps = list(method.draw(image, seeds=[3, 4], steps=2, on_denoised=lambda t, x_0: told.append((t, x_0.clone()))))
     assert [t for t, _ in told] == ([t for t, _ in timesteps(method.schedule.T, 2)] if method.generative else [0])
     assert all(x_0.shape[1:] == (method.plan.classes, 11, 5, 9) and x_0.abs().max() <= 1 for _, x_0 in told)
-    final = to_probability(told[-1][1])
+    final = x_to_probability(told[-1][1])
     torch.testing.assert_close(final, torch.stack(maps)[: len(final)], atol=1e-5, rtol=0)
 
 

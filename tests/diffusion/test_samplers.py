@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffuseg.diffusion.parameterization import Kind, target, to_x0
-from diffuseg.diffusion.samplers import SAMPLERS, Grid, ancestral, ddim, ddim_inversion, dpm_solver_pp_2m, timesteps
+from diffuseg.diffusion.samplers import (
+    SAMPLERS,
+    Grid,
+    ModelOutput,
+    ancestral,
+    ddim,
+    ddim_inversion,
+    dpm_solver_pp_2m,
+    timesteps,
+)
 from diffuseg.diffusion.schedule import SCHEDULES, NoiseSchedule
 from diffuseg.errors import UserError
 
@@ -45,9 +54,9 @@ class Gaussian:
         ab = self.schedule.alpha_bar[t]
         return ab.sqrt() * self.mean, (ab * self.std**2 + 1 - ab).sqrt()
 
-    def denoiser(self, x: Tensor, t: int) -> Tensor:
+    def denoiser(self, x: Tensor, t: int) -> ModelOutput:
         center, spread = self.marginal(t)
-        return self.mean + self.schedule.alpha_bar[t].sqrt() * self.std**2 / spread**2 * (x - center)
+        return ModelOutput(self.mean + self.schedule.alpha_bar[t].sqrt() * self.std**2 / spread**2 * (x - center))
 
     def flow(self, x: Tensor, t: int, s: int) -> Tensor:
         """A Gaussian flow only moves and stretches: a quantile of level t is the same quantile of level s."""
@@ -89,7 +98,7 @@ def test_all_steps_visit_all_levels(T):
 
 @pytest.mark.parametrize(("T", "steps"), [(10, 0), (10, -1), (10, 11), (1, 2)])
 def test_more_steps_than_levels_are_refused(T, steps):
-    with pytest.raises(UserError, match=f"this model has {T} level"):
+    with pytest.raises(UserError, match=f"this model has {T} timestep"):
         timesteps(T, steps)
 
 
@@ -116,7 +125,11 @@ def test_knowing_the_mask_gives_the_mask(sampler, name, grid):
         schedule = SCHEDULES[name](T)
         for steps in range(1, T + 1):
             x = SAMPLERS[sampler].function(
-                lambda x, t: x_0, torch.randn_like(x_0), timesteps(T, steps), schedule, lambda: torch.randn_like(x_0)
+                lambda x, t: ModelOutput(x_0),
+                torch.randn_like(x_0),
+                timesteps(T, steps),
+                schedule,
+                lambda: torch.randn_like(x_0),
             )
             assert torch.equal(x, x_0), (T, steps)
 
@@ -130,10 +143,10 @@ def test_whatever_the_network_outputs_the_mask_comes_back(sampler, kind, name, g
     for T, counts in ((4, range(1, 5)), (1000, (1, 2, 3, 10, 50, 100, 1000))):
         schedule = SCHEDULES[name](T)
 
-        def denoiser(x: Tensor, t: int, schedule: NoiseSchedule = schedule) -> Tensor:
+        def denoiser(x: Tensor, t: int, schedule: NoiseSchedule = schedule) -> ModelOutput:
             ab = schedule.at(t, x)
             noise = (x - ab.sqrt() * x_0) / (1 - ab).sqrt()
-            return to_x0(kind, target(kind, x_0, noise, ab), x, ab)
+            return ModelOutput(to_x0(kind, target(kind, x_0, noise, ab), x, ab))
 
         for steps in counts:
             x = SAMPLERS[sampler].function(
@@ -146,7 +159,7 @@ def test_whatever_the_network_outputs_the_mask_comes_back(sampler, kind, name, g
 def test_knowing_the_mask_gives_the_mask_whatever_variance_was_learnt(name):
     x_0 = mask(GRIDS["2d"])
     for T, steps in ((2, 2), (4, 1), (4, 4), (1000, 10), (1000, 100)):
-        denoiser = lambda x, t: (x_0, torch.rand_like(x_0))
+        denoiser = lambda x, t: ModelOutput(x_0, torch.rand_like(x_0))
         x = ancestral(denoiser, torch.randn_like(x_0), timesteps(T, steps), SCHEDULES[name](T), lambda: torch.randn_like(x_0))
         assert torch.equal(x, x_0), (T, steps)
 
@@ -156,9 +169,9 @@ def test_knowing_the_mask_gives_the_mask_whatever_variance_was_learnt(name):
 def test_one_evaluation_per_step_and_every_state_is_told(sampler, steps):
     schedule, x_0, asked, told = NoiseSchedule.cosine(20), mask(GRIDS["2d"]), [], []
 
-    def denoiser(x: Tensor, t: int) -> Tensor:
+    def denoiser(x: Tensor, t: int) -> ModelOutput:
         asked.append((t, x))
-        return x_0
+        return ModelOutput(x_0)
 
     grid = timesteps(20, steps)
     x_T = torch.randn_like(x_0)
@@ -182,7 +195,7 @@ def test_noise_is_drawn_as_claimed_and_never_for_the_last_step(sampler, steps):
         drawn.append(torch.randn_like(x_T))
         return drawn[-1]
 
-    denoiser = lambda x, t: x.tanh()
+    denoiser = lambda x, t: ModelOutput(x.tanh())
     results = [SAMPLERS[sampler].function(denoiser, x_T, timesteps(1000, steps), schedule, noise) for _ in range(2)]
     stochastic = SAMPLERS[sampler].stochastic
     assert len(drawn) == (2 * (steps - 1) if stochastic else 0)
@@ -191,7 +204,9 @@ def test_noise_is_drawn_as_claimed_and_never_for_the_last_step(sampler, steps):
 
 def test_eta_leads_from_ddim_to_ancestral():
     schedule, x_T, z = NoiseSchedule.linear(100), *torch.randn(2, *GRIDS["2d"], dtype=torch.float64)
-    walk = lambda sampler, **options: sampler(lambda x, t: x.tanh(), x_T, timesteps(100, 5), schedule, lambda: z, **options)
+    walk = lambda sampler, **options: sampler(
+        lambda x, t: ModelOutput(x.tanh()), x_T, timesteps(100, 5), schedule, lambda: z, **options
+    )
     assert torch.equal(walk(ancestral, eta=0.0), walk(ddim)) and torch.equal(walk(ddim, eta=1.0), walk(ancestral))
     assert not torch.allclose(walk(ddim), walk(ancestral))
 
@@ -282,9 +297,9 @@ def test_ddim_goes_back_where_inversion_came_from(name):
 def test_inversion_asks_at_the_lower_end_and_never_about_clean_data():
     schedule, (x_0, eps), asked = NoiseSchedule.linear(100), torch.randn(2, *GRIDS["3d"], dtype=torch.float64), []
 
-    def same_noise_everywhere(x: Tensor, t: int) -> Tensor:
+    def same_noise_everywhere(x: Tensor, t: int) -> ModelOutput:
         asked.append(t)
-        return to_x0("eps", eps, x, schedule.at(t, x))
+        return ModelOutput(to_x0("eps", eps, x, schedule.at(t, x)))
 
     x_T = ddim_inversion(same_noise_everywhere, x_0, [(100, 60), (60, 25), (25, 0)], schedule)
     assert asked == [25, 25, 60]
@@ -306,7 +321,7 @@ def options(schedule: NoiseSchedule) -> dict:
 def assert_same_walk(sampler, scheduler, schedule: NoiseSchedule, steps: int, grid: str, ours: dict, theirs: dict) -> None:
     torch.manual_seed(steps)
     x, pairs = torch.randn(GRIDS[grid]), timesteps(schedule.T, steps)
-    found = sampler(lambda x, t: torch.tanh(1.5 * x), x.double(), pairs, schedule, **({"noise": no_noise} | ours))
+    found = sampler(lambda x, t: ModelOutput(torch.tanh(1.5 * x)), x.double(), pairs, schedule, **({"noise": no_noise} | ours))
     scheduler.set_timesteps(steps)
     assert (scheduler.timesteps + 1).tolist() == [t for t, _ in pairs]
     for i in scheduler.timesteps:
@@ -344,8 +359,8 @@ def test_steps_with_a_learned_variance_are_those_of_diffusers_ddpm(name, steps):
     noise = lambda: torch.randn(GRIDS["2d"], generator=ours).double()
     torch.manual_seed(steps)
     x = torch.randn(GRIDS["2d"])
-    told, states = lambda x, t: (torch.tanh(1.5 * x), v.double()), []
-    ancestral(told, x.double(), timesteps(1000, steps), schedule, noise, on_step=lambda s, x: states.append(x))
+    learned, states = lambda x, t: ModelOutput(torch.tanh(1.5 * x), v.double()), []
+    ancestral(learned, x.double(), timesteps(1000, steps), schedule, noise, on_step=lambda s, x: states.append(x))
     scheduler.set_timesteps(steps)
     for i, found in zip(scheduler.timesteps[:-1], states[:-1], strict=True):
         x = scheduler.step(torch.cat([torch.tanh(1.5 * x), 2 * v - 1], dim=1), int(i), x, generator=theirs).prev_sample
@@ -368,6 +383,6 @@ def test_dpm_solver_starts_from_a_level_without_any_signal():
     states: dict[str, list[Tensor]] = {"ddim": [], "dpm-solver++(2m)": []}
     for name, seen in states.items():
         keep = lambda s, x, seen=seen: seen.append(x)
-        SAMPLERS[name].function(lambda x, t: x.tanh(), x, timesteps(3, 3), schedule, no_noise, on_step=keep)
+        SAMPLERS[name].function(lambda x, t: ModelOutput(x.tanh()), x, timesteps(3, 3), schedule, no_noise, on_step=keep)
     torch.testing.assert_close(states["ddim"][0], states["dpm-solver++(2m)"][0])
     assert states["dpm-solver++(2m)"][-1].isfinite().all()

@@ -24,7 +24,7 @@ from diffuseg.inference.folds import cases_of
 from diffuseg.inference.model import Model, load
 from diffuseg.inference.saliency_calibration import best_threshold, calibrate_checkpoints, measure_saliency, null_quantile
 from diffuseg.methods import METHODS
-from diffuseg.methods.weak.base import Reference
+from diffuseg.methods.weak.base import SaliencyCalibration
 from diffuseg.methods.weak.cdm import CDM, CDMConfig
 from tests.inference.oracle import make_plan
 from tests.train.tiny import call, refused, same_weights
@@ -64,7 +64,7 @@ def folder(tmp_path) -> Path:
 def checkpoint(tmp_path, monkeypatch) -> Path:
     """Without a reference, as those that were made before there were any; with other settings its maps are larger."""
 
-    def known(method, x_0, y, name, steps, noise, on_step=None):
+    def known(method, x_0, y, name, steps, noise):
         rows = x_0[:, 0].mean(2, keepdim=True).expand_as(x_0[:, 0])
         return (x_0[:, 0] - rows if y == 1 else rows) * (1 if method.config.support else 3)
 
@@ -74,7 +74,7 @@ def checkpoint(tmp_path, monkeypatch) -> Path:
     return tmp_path / "m.safetensors"
 
 
-def made(checkpoint: Path, folder: Path, *options: str, **how) -> Reference:
+def made(checkpoint: Path, folder: Path, *options: str, **how) -> SaliencyCalibration:
     dataset = open_dataset(folder, masks=False)
     return measure_saliency(load(checkpoint, "cpu", options), dataset, read_labels(dataset), **how)
 
@@ -121,13 +121,14 @@ def test_borders_and_peaks_are_those_of_each_class_by_hand(folder, checkpoint):
     trained = {kind: [c for c in CASES if kind_of(c) == kind and c[-1] != "0"] for kind in LABELS}
     for y, kind in ((1, "spot"), (2, "bar")):
         soft = [gaussian_filter(value(case, y), SMOOTH, mode="nearest") for case in trained["background"]]
-        assert found.border[kind] == pytest.approx(np.quantile(soft, 0.99), rel=2e-3)  # images are kept in half precision
+        assert found.null_threshold[kind] == pytest.approx(np.quantile(soft, 0.99), rel=2e-3)  # half precision
         low, high = (
-            [smoothed_share(case, y, found.border[kind]).max() for case in trained[shown]] for shown in ("background", kind)
+            [smoothed_share(case, y, found.null_threshold[kind]).max() for case in trained[shown]]
+            for shown in ("background", kind)
         )
-        assert max(low) < min(high) and found.peak[kind] == pytest.approx((max(low) + min(high)) / 2, rel=2e-3)
-    assert found.border["bar"] > 2 * found.border["spot"] and found.images == 12
-    assert found.how["map"] == "levels" and found.how["steps"] == 3 and found.how["support"] == 2
+        assert max(low) < min(high) and found.detection_threshold[kind] == pytest.approx((max(low) + min(high)) / 2, rel=2e-3)
+    assert found.null_threshold["bar"] > 2 * found.null_threshold["spot"] and found.images == 12
+    assert found.settings["map"] == "likelihood_ratio" and found.settings["steps"] == 3 and found.settings["support"] == 2
     assert told == [(n, 16) for n in range(1, 17)]  # images without any class are seen once for each
 
 
@@ -136,7 +137,7 @@ def test_noise_and_what_was_asked_before_do_not_matter(folder, tmp_path):
     save_checkpoint(tmp_path / "m.safetensors", CDM(make_plan(labels=LABELS, **FLAT), CDMConfig(T=20, part="absolute")), {})
     first = made(tmp_path / "m.safetensors", folder)
     torch.manual_seed(1)
-    assert made(tmp_path / "m.safetensors", folder) == first and first.border["spot"] > 0 < first.border["bar"]
+    assert made(tmp_path / "m.safetensors", folder) == first and first.null_threshold["spot"] > 0 < first.null_threshold["bar"]
 
 
 def test_only_images_of_the_training_are_read_and_no_mask(folder, checkpoint):
@@ -154,7 +155,7 @@ def test_only_images_of_the_training_are_read_and_no_mask(folder, checkpoint):
     (folder / "labelsTr").rmdir()
     assert made(checkpoint, folder) == first
     copy(folder / "imagesTr/spot1_0000.png", folder / "imagesTr/background4_0000.png")
-    assert made(checkpoint, folder).border["spot"] > 1.5 * first.border["spot"]
+    assert made(checkpoint, folder).null_threshold["spot"] > 1.5 * first.null_threshold["spot"]
 
 
 def test_of_many_images_some_are_looked_at_evenly_spread(folder, checkpoint, monkeypatch):
@@ -167,12 +168,12 @@ def test_of_many_images_some_are_looked_at_evenly_spread(folder, checkpoint, mon
 
 
 def test_what_cannot_be_compared_is_one_line(folder, checkpoint, tmp_path):
-    border = lambda *more: call("border", checkpoint, folder, *more)
+    border = lambda *more: call("calibrate-saliency", checkpoint, folder, *more)
     before = model_hash(checkpoint)
-    refused(call("border", tmp_path / "none.safetensors", folder), "none.safetensors", "neither a checkpoint")
-    refused(call("border", tmp_path, folder), "this is a folder")
-    refused(call("border", "hippocampus", folder), "learnt from masks")
-    refused(call("border", checkpoint, tmp_path / "nowhere"), "nowhere")
+    refused(call("calibrate-saliency", tmp_path / "none.safetensors", folder), "none.safetensors", "neither a checkpoint")
+    refused(call("calibrate-saliency", tmp_path, folder), "this is a folder")
+    refused(call("calibrate-saliency", "hippocampus", folder), "learnt from masks")
+    refused(call("calibrate-saliency", checkpoint, tmp_path / "nowhere"), "nowhere")
     refused(border("--labels", tmp_path / "none.csv"), "none.csv", "no such table")
     refused(border("--set", "T=10"), "fixed when the model was trained")
     table = folder / "image_labels.csv"
@@ -192,26 +193,26 @@ def test_what_cannot_be_compared_is_one_line(folder, checkpoint, tmp_path):
 def test_a_model_of_masks_has_no_maps(folder, tmp_path):
     plan = make_plan(labels=LABELS, **FLAT)
     save_checkpoint(tmp_path / "masks.safetensors", METHODS["unet"](plan, METHODS["unet"].config_class()), {})
-    refused(call("border", tmp_path / "masks.safetensors", folder), "learnt from masks", "masks.safetensors")
+    refused(call("calibrate-saliency", tmp_path / "masks.safetensors", folder), "learnt from masks", "masks.safetensors")
 
 
 def test_volumes_are_refused_where_pictures_were_learnt(checkpoint):
     with pytest.raises(UserError, match="a volume"):
-        load(checkpoint).method.mean_map(torch.zeros(1, 8, 8, 8), 1, "levels", 3)
+        load(checkpoint).method.mean_map(torch.zeros(1, 8, 8, 8), 1, "likelihood_ratio", 3)
 
 
 def test_without_anything_above_zero_nothing_is_written(folder, checkpoint, monkeypatch):
     monkeypatch.setattr(CDM, "saliency", lambda method, x_0, *_: -1 - x_0.mean(1))
     before = model_hash(checkpoint)
-    done = call("border", checkpoint, folder)
+    done = call("calibrate-saliency", checkpoint, folder)
     assert done.exit_code == 0 and "nothing is written" in done.stdout and model_hash(checkpoint) == before
 
 
 def test_a_class_without_a_border_leaves_the_others_theirs_and_the_judgement_to_the_diffusion(folder, checkpoint, monkeypatch):
     monkeypatch.setattr(CDM, "saliency", lambda method, x_0, y, *_: x_0.mean(1) if y == 1 else -x_0.mean(1))
-    assert set(calibrate_checkpoints([checkpoint], folder).border) == {"spot"}
+    assert set(calibrate_checkpoints([checkpoint], folder).null_threshold) == {"spot"}
     method = load(checkpoint).method
-    assert method.border(1, "levels", 3) and method.border(2, "levels", 3) is None
+    assert method.null_threshold(1, "likelihood_ratio", 3) and method.null_threshold(2, "likelihood_ratio", 3) is None
     assert method.classify_image(torch.zeros(1, 16, 16)).by == "diffusion"
 
 
@@ -226,9 +227,9 @@ def test_checkpoints_have_each_its_own_and_those_of_one_step_the_same(folder, ch
         save_checkpoint(path, method, {"fold": 1, "steps_trained": step})
     first = calibrate_checkpoints(paths, folder, on_case=lambda done, total: told.append((done, total)))
     assert told == 2 * [(n, 16) for n in range(1, 17)]
-    best, last, again = (Reference(**read_meta(path)["references"][-1]) for path in paths)
+    best, last, again = (SaliencyCalibration(**read_meta(path)["references"][-1]) for path in paths)
     assert best == first == made(paths[0], folder) and last == again == made(paths[1], folder)
-    assert last.border["spot"] == pytest.approx(5 / 3 * best.border["spot"])
+    assert last.null_threshold["spot"] == pytest.approx(5 / 3 * best.null_threshold["spot"])
 
 
 def file(folder: Path, case: str) -> Path:
@@ -243,20 +244,20 @@ def test_an_image_shows_the_class_whose_map_stands_out(folder, checkpoint):
         assert record["decided_by"] == "map" and record["network_evaluations"] == 2 * 2 * (4 * 3)  # noises, classes, one map
         expected = {"background": 0.0}
         for y, kind in ((1, "spot"), (2, "bar")):
-            peak = smoothed_share(case, y, reference.border[kind]).max()
-            expected[kind] = np.log(peak / reference.peak[kind])
+            peak = smoothed_share(case, y, reference.null_threshold[kind]).max()
+            expected[kind] = np.log(peak / reference.detection_threshold[kind])
         assert record["scores"] == pytest.approx(expected, abs=2e-3)
         assert record["label"] == max(expected, key=expected.get)
         assert (record["label"] == "background") == (kind_of(case) == "background")
     image = torch.from_numpy(draw_picture("spot2") / 10.0).float()[None]
-    peak = smoothed_share("spot2", 1, reference.border["spot"]).max()
+    peak = smoothed_share("spot2", 1, reference.null_threshold["spot"]).max()
     for share, label in ((0.999, 1), (1.001, 0)):
-        model.method.reference = replace(reference, peak={"spot": share * peak, "bar": 1.0})
+        model.method.calibration = replace(reference, detection_threshold={"spot": share * peak, "bar": 1.0})
         assert model.method.classify_image(image).label == label
 
 
 def test_the_mask_is_where_the_map_is_above_the_border_of_the_others(folder, checkpoint):
-    border = calibrate_checkpoints([checkpoint], folder).border["spot"]
+    border = calibrate_checkpoints([checkpoint], folder).null_threshold["spot"]
     plain = load(checkpoint, options=["image=false", "largest=false"])
     for case in ("spot0", "spot2"):
         mask = plain.predict(file(folder, case), draws=2, label="spot").mask.squeeze()
@@ -272,40 +273,45 @@ def decided(model: Model, picture: Path) -> str:
 
 
 def test_a_reference_is_for_the_maps_that_it_was_made_of(folder, checkpoint):
-    done = call("border", checkpoint, folder)
+    done = call("calibrate-saliency", checkpoint, folder)
     assert done.exit_code == 0, done.output
-    first, meta = Reference(**read_meta(checkpoint)["references"][-1]), read_meta(checkpoint)
-    assert f"spot: border {first.border['spot']:.3g}, peak {first.peak['spot']:.3f}, from 12 images" in done.stdout
+    first, meta = SaliencyCalibration(**read_meta(checkpoint)["references"][-1]), read_meta(checkpoint)
+    assert (
+        f"spot: null threshold {first.null_threshold['spot']:.3g}, "
+        f"detection threshold {first.detection_threshold['spot']:.3f}, from 12 images" in done.stdout
+    )
     assert meta["references"][-1] == asdict(made(checkpoint, folder)) and meta["fold"] == 1
     picture = file(folder, "spot0")
     assert decided(load(checkpoint), picture) == "map"
     assert decided(load(checkpoint, options=["support=0"]), picture) == "diffusion"
-    for asked in ("decide=map", "threshold=negatives"):
-        with pytest.raises(UserError, match="diffuseg border MODEL DATASET"):
+    for asked in ("decide=map", "threshold=null_quantile"):
+        with pytest.raises(UserError, match="diffuseg calibrate-saliency MODEL DATASET"):
             load(checkpoint, options=["support=0", asked]).predict(picture, draws=1, label=None if "map" in asked else "spot")
     out = folder.parent / "out"
     none = call("predict", checkpoint, picture, "--out", out, "--draws", "1", "--set", "support=0", "--set", "decide=map")
-    assert none.exit_code == 2 and "diffuseg border" in none.stderr and "Traceback" not in none.output
+    assert none.exit_code == 2 and "diffuseg calibrate-saliency" in none.stderr and "Traceback" not in none.output
 
-    done = call("border", checkpoint, folder, "--set", "support=0")
+    done = call("calibrate-saliency", checkpoint, folder, "--set", "support=0")
     assert done.exit_code == 0, done.output
-    second = Reference(**read_meta(checkpoint)["references"][-1])
-    assert second.border["spot"] == pytest.approx(3 * first.border["spot"], rel=1e-3)
+    second = SaliencyCalibration(**read_meta(checkpoint)["references"][-1])
+    assert second.null_threshold["spot"] == pytest.approx(3 * first.null_threshold["spot"], rel=1e-3)
     done = call("predict", checkpoint, picture, "--out", out, "--draws", "1", "--set", "support=0")
     assert done.exit_code == 0, done.output
     record = json.loads((out / "spot0.json").read_text())
     assert record["image_label"]["decided_by"] == "map" and record["image_label"]["label"] == "spot"
     assert decided(load(checkpoint), picture) == "map"  # each of them is kept for its settings
-    assert [Reference(**entry) for entry in read_meta(checkpoint)["references"]] == [first, second]
-    assert call("border", checkpoint, folder).exit_code == 0
-    assert [Reference(**entry) for entry in read_meta(checkpoint)["references"]] == [second, first]
+    assert [SaliencyCalibration(**entry) for entry in read_meta(checkpoint)["references"]] == [first, second]
+    done = call("border", checkpoint, folder)  # the former name of calibrate-saliency
+    assert done.exit_code == 0 and "deprecated" in done.stderr
+    assert [SaliencyCalibration(**entry) for entry in read_meta(checkpoint)["references"]] == [second, first]
 
 
 def test_a_border_is_of_the_images_of_the_training_alone(folder, checkpoint):
     cases = cases_of(open_dataset(folder, masks=False), 1)["train"]
     digests = {case: image_digest(file(folder, case)) for case in cases}
     amend_meta(checkpoint, {"training_cases": digests}, model_hash(checkpoint))
-    assert call("border", checkpoint, folder).exit_code == 0
+    done = call("border", checkpoint, folder)  # the former name of calibrate-saliency
+    assert done.exit_code == 0 and "deprecated" in done.stderr
     amend_meta(checkpoint, {"training_cases": {case: digests[case] for case in cases[1:]}}, model_hash(checkpoint))
     done = call("border", checkpoint, folder)
     assert done.exit_code == 2 and f"{cases[0]} is no image that the model was trained on" in done.stderr
@@ -319,7 +325,7 @@ def test_a_checkpoint_without_a_reference_predicts_as_before(folder, checkpoint,
     assert same_weights(older, checkpoint) and "references" not in read_meta(older)
     assert read_meta(checkpoint)["amended"] == [model_hash(older)]
     model, newer = (load(path, options=["image=false", "largest=false"]) for path in (older, checkpoint))
-    assert model.method.reference is None and decided(model, file(folder, "spot0")) == "diffusion"
+    assert model.method.calibration is None and decided(model, file(folder, "spot0")) == "diffusion"
     m = gaussian_filter(value("spot0", 1) / np.abs(value("spot0", 1)).max(), SMOOTH, mode="nearest")
     shown = model.predict(file(folder, "spot0"), draws=2, label="spot")
     expected = 1 / (1 + np.exp(-4 * (m / np.quantile(m, 0.97) - 1)))

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuseg.data.plan import Plan
+from diffuseg.diffusion.samplers import ModelOutput
 from diffuseg.methods.tiles import Tiling, gaussian, windows
+
+
+def answering(denoise):
+    """A denoiser whose x0_hat is this function."""
+    return lambda *inputs: ModelOutput(denoise(*inputs))
 
 
 def plan(**changes) -> Plan:
@@ -40,20 +46,20 @@ def test_a_pointwise_denoiser_gives_the_same_with_and_without_tiles(size):
     tiling = Tiling(image, plan(), encode=lambda x: 2 * x, overlap=0.5)
     x_t = torch.randn(2, 3, *tiling.shape)
     denoise = lambda x, t, features, z: torch.tanh(x + features) * t
-    got = tiling.crop(tiling.denoise(denoise, x_t, 3, None, 2))
+    got = tiling.crop(tiling.denoise(answering(denoise), x_t, 3, None, 2).x_0)
     expected = torch.tanh(tiling.crop(x_t) + 2 * image) * 3
     torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_of_an_answer_with_two_maps_each_is_blended_for_itself(dims):
+def test_x0_and_its_variance_are_each_blended_for_themselves(dims):
     p = plan(dims=dims, patch=(8,) * dims)
     tiling = Tiling(torch.randn(1, 9, 12, 11), p, encode=lambda x: x, overlap=0.5)
     x_t = torch.randn(2, 3, *tiling.shape)
     one, other = lambda x, t, f, z: x + f.mean(), lambda x, t, f, z: x.square() * f
-    both = tiling.blend(lambda *asked: (one(*asked), other(*asked)), x_t, 1, None, 2)
-    for found, alone in zip(both, (one, other), strict=True):
-        torch.testing.assert_close(found, tiling.denoise(alone, x_t, 1, None, 2))
+    both = tiling.denoise(lambda *inputs: ModelOutput(one(*inputs), other(*inputs)), x_t, 1, None, 2)
+    for blended, alone in zip(both, (one, other), strict=True):
+        torch.testing.assert_close(blended, tiling.denoise(answering(alone), x_t, 1, None, 2).x_0)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -63,7 +69,7 @@ def test_a_two_dimensional_network_on_a_volume_keeps_the_axes(axis, context):
     p = plan(dims=2, context=context, patch=(8, 8), slice_axis=axis)
     tiling = Tiling(image, p, encode=lambda x: x[:, context : context + 1], overlap=0.5)
     x_t = torch.randn(2, 3, *tiling.shape)
-    got = tiling.crop(tiling.denoise(lambda x, t, features, z: x * features, x_t, 1, None, 2))
+    got = tiling.crop(tiling.denoise(answering(lambda x, t, f, z: x * f), x_t, 1, None, 2).x_0)
     torch.testing.assert_close(got, tiling.crop(x_t) * image)
 
 
@@ -79,8 +85,8 @@ def test_features_may_be_several_tensors_of_any_sizes(dims, monkeypatch):
         a, b = (Tiling(image, p, encode=encode, overlap=0.5) for encode in (several, joined))
         x_t = torch.randn(2, 3, *a.shape)
         for t in (1, 2):
-            got = a.denoise(lambda x, t, f, z: x * f[0] + f[1], x_t, t, None, 2)
-            expected = b.denoise(lambda x, t, f, z: x * f[:, :1] + f[:, 1:], x_t, t, None, 2)
+            got = a.denoise(answering(lambda x, t, f, z: x * f[0] + f[1]), x_t, t, None, 2).x_0
+            expected = b.denoise(answering(lambda x, t, f, z: x * f[:, :1] + f[:, 1:]), x_t, t, None, 2).x_0
             torch.testing.assert_close(got, expected)
         assert bool(a._features) == bool(kept)
 
@@ -89,7 +95,7 @@ def test_every_tile_of_a_draw_gets_the_draws_own_latent():
     tiling = Tiling(torch.randn(1, 19, 14, 11), plan(), encode=lambda x: x, overlap=0.5)
     z = torch.tensor([[1.0], [2.0]])
     x_t = torch.zeros(2, 3, *tiling.shape)
-    got = tiling.denoise(lambda x, t, f, z: x + z.reshape(-1, 1, 1, 1, 1), x_t, 1, z, 2)
+    got = tiling.denoise(answering(lambda x, t, f, z: x + z.reshape(-1, 1, 1, 1, 1)), x_t, 1, z, 2).x_0
     torch.testing.assert_close(got[0], torch.ones_like(got[0]))
     torch.testing.assert_close(got[1], 2 * torch.ones_like(got[1]))
 

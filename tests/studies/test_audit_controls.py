@@ -11,8 +11,8 @@ from diffuseg.data.transforms import grid_transform
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.inference.sampling import ImageDraws
 from diffuseg.methods import METHODS
+from diffuseg.methods.ablations import CONTROLS
 from diffuseg.methods.base import MaskConfig, MaskMethod
-from diffuseg.methods.controls import CONTROLS
 from diffuseg.studies.audit.controls import controlled, draw_row, dropping
 from diffuseg.types import Image
 from tests.inference.oracle import make_plan

@@ -115,8 +115,9 @@ def test_a_training_ends_with_a_border_of_its_own_images_and_so_does_one_that_go
         file = out / f"{name}.safetensors"
         copy(file, tmp_path / f"{name}.before")
         loaded, _, before[name] = load_checkpoint(file)
-        assert loaded.border(1, *loaded.sampling(None, None)) == pytest.approx(expected, rel=2e-3) and expected > 0.1
-        assert before[name]["references"][-1]["images"] == len(trained) and 0 < loaded.reference.peak["spot"] < 1
+        assert loaded.null_threshold(1, *loaded.sampling(None, None)) == pytest.approx(expected, rel=2e-3) and expected > 0.1
+        assert before[name]["references"][-1]["images"] == len(trained)
+        assert 0 < loaded.calibration.detection_threshold["spot"] < 1
     rows = log(out)
     done = call(*asked, "--resume")
     assert done.exit_code == 0, done.output
@@ -133,7 +134,7 @@ def test_the_border_is_made_by_the_labels_of_the_training(pictures, tmp_path, mo
     swapped = {"spot": "background", "background": "spot", "label": "label"}
     rows = [row.split(",") for row in (pictures / "image_labels.csv").read_text().split()]
     table.write_text("".join(f"{case},{swapped[label]}\n" for case, label in rows))
-    border = lambda: read_meta(best)["references"][-1]["border"]["spot"]
+    border = lambda: read_meta(best)["references"][-1]["null_threshold"]["spot"]
     done = call(*command(pictures, tmp_path / "run", "--labels", table, steps=1))
     assert done.exit_code == 0, done.output
     trained = border()
@@ -152,11 +153,11 @@ def test_stopped_while_maps_are_compared_a_run_has_its_weights_and_resumes_to_it
         patch.setattr("diffuseg.train.loop.calibrate_checkpoints", stop)
         assert call(*asked).exit_code == 130
     for name in ("best", "last"):
-        assert load_checkpoint(tmp_path / f"{name}.safetensors")[0].reference is None
+        assert load_checkpoint(tmp_path / f"{name}.safetensors")[0].calibration is None
     done = call(*asked, "--resume")
     assert done.exit_code == 0 and len(log(tmp_path)) == 2, done.output  # a step and its validation, once
     for name in ("best", "last"):
-        assert load_checkpoint(tmp_path / f"{name}.safetensors")[0].reference.border["spot"] > 0
+        assert load_checkpoint(tmp_path / f"{name}.safetensors")[0].calibration.null_threshold["spot"] > 0
 
 
 def test_a_training_without_a_border_says_so(pictures, tmp_path, monkeypatch):

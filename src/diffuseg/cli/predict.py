@@ -32,8 +32,9 @@ def predict(
         typer.Option(help="Segmentations drawn per case; their spread is the uncertainty.", show_default="recommended, or 8"),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps per draw.", show_default="the model's")] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help="ancestral, ddim, ...; of cdm the kind of map.", show_default="the model's")
+    sampler: Annotated[str | None, typer.Option(help="ancestral, ddim, ...", show_default="the model's")] = None,
+    map_: Annotated[
+        str | None, typer.Option("--map", help="Kind of saliency map (cdm, cam).", show_default="the model's")
     ] = None,
     fuse: Annotated[Fuse, typer.Option(help="How the draws make one mask; probabilities are always their mean.")] = Fuse.mean,
     label: Annotated[
@@ -49,12 +50,15 @@ def predict(
     save_steps: Annotated[bool, typer.Option("--save-steps", help="Also write the first draw step by step.")] = False,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
+    from diffuseg.config import warn_renamed
     from diffuseg.inference.folder import predict_folder
     from diffuseg.inference.model import NOTICE, load
     from diffuseg.inference.sampling import SamplingOptions
 
     options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps)
-    loaded = load(model, device, set_ or [])
+    loaded = load(model, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
+    if sampler and loaded.method.supervision == "image_label":
+        warn_renamed("--sampler", f"--sampler {sampler}", f"--map {loaded.method.sampling(sampler, None)[0]}")
     typer.echo(f"{loaded.name} ({loaded.hash}) on {loaded.device}, {loaded.precision.reason}")
     best = loaded.recommended(options)
     if best is not None:

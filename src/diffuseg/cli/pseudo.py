@@ -70,5 +70,6 @@ def calibrate_saliency(
     if found is None:
         typer.echo(f"{model}: 99 % of the maps of images without the object are not above 0; nothing is written")
         return
-    for name, value in found.border.items():
-        typer.echo(f"{name}: border {value:.3g}, peak {found.peak[name]:.3f}, from {found.images} images")
+    for name, value in found.null_threshold.items():
+        detection = found.detection_threshold[name]
+        typer.echo(f"{name}: null threshold {value:.3g}, detection threshold {detection:.3f}, from {found.images} images")

@@ -11,20 +11,20 @@ Kind = Literal["eps", "x0", "v"]
 
 
 def target(kind: Kind, x_0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """What a network of this kind should output."""
+    """What a network of this kind is trained to output."""
     if kind == "eps":
         return noise
     return x_0 if kind == "x0" else alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x_0
 
 
-def parted(output: Tensor) -> tuple[Tensor, Tensor]:
-    """The two halves of the channels of a network that also says how wide a step is: what it says, and v in (0, 1)."""
-    said, spread = output.chunk(2, dim=1)
-    return said, spread.sigmoid()
+def split_learned_variance(output: Tensor) -> tuple[Tensor, Tensor]:
+    """The two halves of the channels of a network that has learnt a variance: its prediction, and v in (0, 1)."""
+    prediction, logit = output.chunk(2, dim=1)
+    return prediction, logit.sigmoid()
 
 
 def to_x0(kind: Kind, output: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
-    """x_0 from what the network said about x_t; eps needs alpha_bar > 0."""
+    """x_0 from the output of a network of this kind for x_t; eps needs alpha_bar > 0."""
     if kind == "eps":
         return (x_t - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
     return output if kind == "x0" else alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * output

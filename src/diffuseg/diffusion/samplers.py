@@ -1,11 +1,9 @@
-"""Short functions that walk a grid of explicit (t, s) pairs with a denoiser (x_t, t) -> x0_hat.
-
-The ancestral sampler alone may be given a denoiser that has learnt a variance: (x_t, t) -> (x0_hat, v).
-"""
+"""Short functions that walk a grid of explicit (t, s) pairs with a denoiser (x_t, t) -> `ModelOutput`."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,33 +12,46 @@ from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
 
-Denoiser = Callable[[Tensor, int], Tensor]
-Belief = Tensor | tuple[Tensor, ...]  # x0_hat, or (x0_hat,), or (x0_hat, v) with v in [0, 1], see `NoiseSchedule.widening`
+
+class ModelOutput(NamedTuple):
+    """What a denoiser makes of x_t.
+
+    x_0  x0_hat
+    v    in [0, 1], one for each value of x_0, from a network that has learnt a variance: `NoiseSchedule.log_variance_ratio`
+    """
+
+    x_0: Tensor
+    v: Tensor | None = None
+
+
+Denoiser = Callable[[Tensor, int], ModelOutput]
 Grid = list[tuple[int, int]]
 OnStep = Callable[[int, Tensor], None] | None
 
 
 def timesteps(T: int, steps: int) -> Grid:
-    """Evenly spread pairs (t, s): the first t is T, each s is the next t, the last s is 0. Refuses steps outside 1..T."""
+    """Evenly spread pairs (t, s): the first t is T, each s is the next t, the last s is 0.
+
+    Raises:
+        UserError: steps outside 1..T.
+    """
     if not 1 <= steps <= T:
-        raise UserError(f"{steps} steps: this model has {pluralize(T, 'level')}", do=f"Choose between 1 and {T}.")
-    levels = [round(T - i * T / steps) for i in range(steps)] + [0]
-    return list(zip(levels[:-1], levels[1:], strict=True))
-
-
-def believed(said: Belief) -> tuple[Tensor, Tensor | None]:
-    """x0_hat, and v where there is one."""
-    x_0, *v = said if isinstance(said, tuple) else (said,)
-    return x_0, v[0] if v else None
+        raise UserError(f"{steps} steps: this model has {pluralize(T, 'timestep')}", do=f"Choose between 1 and {T}.")
+    ends = [round(T - i * T / steps) for i in range(steps)] + [0]
+    return list(zip(ends[:-1], ends[1:], strict=True))
 
 
 def ancestral(
-    denoiser: Callable[[Tensor, int], Belief], x: Tensor, grid: Grid, schedule: NoiseSchedule, noise: Callable[[], Tensor],
+    denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSchedule, noise: Callable[[], Tensor],
     eta: float = 1.0, on_step: OnStep = None,
 ) -> Tensor:  # fmt: skip
-    """x_s ~ q(x_s | x_t, x0_hat), its variance learned where the denoiser says one; eta scales the noise (1: DDPM, 0: DDIM)."""
+    """x_s ~ q(x_s | x_t, x0_hat), with a learned variance where the denoiser has one; eta scales the noise.
+
+    References:
+        Ho et al. 2020, eqs. 6 and 7 (eta = 1, DDPM); Song et al. 2021, eq. 12 (any eta; 0 is DDIM).
+    """
     for t, s in grid:
-        x_0, v = believed(denoiser(x, t))
+        x_0, v = denoiser(x, t)
         x = schedule.posterior(x_0, x, t, s, eta, noise() if eta and s else torch.zeros_like(x), v if s else None)
         if on_step is not None:
             on_step(s, x)
@@ -51,19 +62,26 @@ def ddim(
     denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSchedule, noise: Callable[[], Tensor],
     eta: float = 0.0, on_step: OnStep = None,
 ) -> Tensor:  # fmt: skip
-    """The deterministic member of the same family (Song et al. 2021)."""
-    return ancestral(denoiser, x, grid, schedule, noise, eta, on_step)
+    """The deterministic member of the same family; a learned variance has no part in it.
+
+    References:
+        Song et al. 2021, eq. 12.
+    """
+    return ancestral(lambda x, t: ModelOutput(denoiser(x, t).x_0), x, grid, schedule, noise, eta, on_step)
 
 
 def ddim_inversion(denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSchedule) -> Tensor:
     """DDIM upwards: from clean data to the noise that leads back to it.
 
-    Each step s -> t takes x0_hat at its lower end; at s = 0 data is clean, so the network is asked at the grid's first level.
+    Each step s -> t takes x0_hat at its lower end; at s = 0 data is clean, so the network is run at the grid's first timestep.
+
+    References:
+        Song et al. 2021, section 4.3.
     """
     for t, s in reversed(grid):
-        asked = s or t
-        ab_s, ab_t, ab = schedule.at(s, x), schedule.at(t, x), schedule.at(asked, x)
-        x_0 = denoiser(x, asked)
+        run_at = s or t
+        ab_s, ab_t, ab = schedule.at(s, x), schedule.at(t, x), schedule.at(run_at, x)
+        x_0 = denoiser(x, run_at).x_0
         eps = (x - ab.sqrt() * x_0) / (1 - ab).sqrt()
         x = ((x - (1 - ab_s).sqrt() * eps) / ab_s.sqrt()) * ab_t.sqrt() + (1 - ab_t).sqrt() * eps
     return x
@@ -73,16 +91,19 @@ def dpm_solver_pp_2m(
     denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSchedule, noise: Callable[[], Tensor],
     on_step: OnStep = None,
 ) -> Tensor:  # fmt: skip
-    """DPM-Solver++(2M): second order, data prediction, the previous x0_hat as the second point (Lu et al. 2022, alg. 2).
+    """DPM-Solver++(2M): second order, data prediction, the previous x0_hat as the second point.
 
     lambda = log(alpha / sigma); the step to s = 0 (lambda infinite) is x0_hat itself.
+
+    References:
+        Lu et al. 2022, algorithm 2.
     """
     ab = schedule.alpha_bar
     alpha, sigma = ab.sqrt(), (1 - ab).sqrt()
     lam = (alpha / sigma).log()
     previous: tuple[Tensor, float] | None = None
     for t, s in grid:
-        x_0 = denoiser(x, t)
+        x_0 = denoiser(x, t).x_0
         if s == 0:
             x = x_0
         else:
@@ -115,7 +136,11 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def check_sampling(schedule: NoiseSchedule, steps: int, sampler: str) -> None:
-    """Refuse a sampler that is not known and more steps than the schedule has levels, before anything is computed."""
+    """Check sampler and steps before anything is computed.
+
+    Raises:
+        UserError: an unknown sampler, or more steps than the schedule has timesteps.
+    """
     if sampler not in SAMPLERS:
         raise UserError(f"unknown sampler {sampler!r}", do=f"Known: {', '.join(SAMPLERS)}")
     timesteps(schedule.T, steps)

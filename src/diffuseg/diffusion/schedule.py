@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffuseg.errors import UserError
 
-Level = int | Tensor  # a level t in 0..T, one for all or one per element of the batch
+Timestep = int | Tensor  # t in 0..T, one for all or one per element of the batch
 
 
 class NoiseSchedule:
@@ -18,7 +18,7 @@ class NoiseSchedule:
     The table is kept in float64 and must decrease strictly inside [0, 1].
     """
 
-    def __init__(self, alpha_bar: Float[Tensor, " levels"]) -> None:
+    def __init__(self, alpha_bar: Float[Tensor, " timesteps"]) -> None:
         table = alpha_bar.detach().to("cpu", torch.float64)
         if table.ndim != 1 or len(table) < 2 or table[0] != 1 or not (table[1:] < table[:-1]).all() or table[-1] < 0:
             raise UserError("alpha_bar must start at 1 and decrease strictly inside [0, 1]")
@@ -26,12 +26,12 @@ class NoiseSchedule:
 
     @property
     def T(self) -> int:
-        """The noisiest level."""
+        """The last timestep, which is the noisiest."""
         return len(self.alpha_bar) - 1
 
     @classmethod
     def linear(cls, T: int, beta_1: float = 1e-4, beta_T: float = 0.02) -> "NoiseSchedule":
-        """Ho et al. 2020: beta grows linearly; for T other than 1000 it is rescaled, so that level T is as noisy."""
+        """Ho et al. 2020: beta grows linearly; for T other than 1000 it is rescaled, so that timestep T is as noisy."""
         beta = torch.linspace(beta_T, beta_1, T, dtype=torch.float64).flip(0) * (1000 / T)  # T = 1 gets beta_T
         return cls(_from_beta(beta.clamp(max=0.999)))
 
@@ -46,7 +46,7 @@ class NoiseSchedule:
     def variance_preserving(cls, T: int, beta_min: float = 0.1, beta_max: float = 20.0) -> "NoiseSchedule":
         """Denoising-diffusion GANs (Xiao et al. 2022): the continuous VP process at T + 1 times from 0.001 to 1.
 
-        Their level 0 keeps 1e-8 of noise; ours is clean.
+        Their timestep 0 keeps 1e-8 of noise; ours is clean.
         """
         u = 1e-3 + (1 - 1e-3) * torch.arange(T + 1, dtype=torch.float64) / T
         log_alpha_bar = -0.5 * (beta_max - beta_min) * u.square() - beta_min * u
@@ -57,60 +57,67 @@ class NoiseSchedule:
         if b == 1:
             return self
         ab = self.alpha_bar * b * b
-        return NoiseSchedule(ab / (ab + (1 - self.alpha_bar)))  # the inner brackets keep level 0 at exactly 1
+        return NoiseSchedule(ab / (ab + (1 - self.alpha_bar)))  # the inner brackets keep timestep 0 at exactly 1
 
-    def at(self, t: Level, like: Tensor) -> Tensor:
+    def at(self, t: Timestep, like: Tensor) -> Tensor:
         """alpha_bar_t, shaped to multiply `like` [b, ...]; float32 at least."""
         dtype = torch.promote_types(like.dtype, torch.float32)
         if isinstance(t, int):
             return self.alpha_bar[t].to(like.device, dtype)
         return self.alpha_bar.to(like.device, dtype)[t].reshape(-1, *[1] * (like.ndim - 1))
 
-    def snr(self, t: Level) -> Tensor:
+    def snr(self, t: Timestep) -> Tensor:
         """Signal-to-noise ratio alpha_bar / (1 - alpha_bar)."""
         ab = self.alpha_bar[t]
         return ab / (1 - ab)
 
-    def level(self, log_snr: float) -> int:
-        """The level t in 1..T whose log-SNR is nearest."""
-        there = self.snr(torch.arange(1, self.T + 1)).log()
-        return 1 + int((there - log_snr).abs().nan_to_num(math.inf).argmin())
+    def timestep(self, log_snr: float) -> int:
+        """The timestep t in 1..T whose log-SNR is nearest."""
+        log_snrs = self.snr(torch.arange(1, self.T + 1)).log()
+        return 1 + int((log_snrs - log_snr).abs().nan_to_num(math.inf).argmin())
 
-    def q_sample(self, x_0: Tensor, t: Level, noise: Tensor) -> Tensor:
+    def q_sample(self, x_0: Tensor, t: Timestep, noise: Tensor) -> Tensor:
         """x_t ~ q(x_t | x_0)."""
         ab = self.at(t, x_0)
         return ab.sqrt() * x_0 + (1 - ab).sqrt() * noise
 
-    def q_step(self, x_s: Tensor, s: Level, t: Level, noise: Tensor) -> Tensor:
+    def q_step(self, x_s: Tensor, s: Timestep, t: Timestep, noise: Tensor) -> Tensor:
         """x_t ~ q(x_t | x_s), s < t."""
         ratio = self.at(t, x_s) / self.at(s, x_s)
         return ratio.sqrt() * x_s + (1 - ratio).sqrt() * noise
 
     def posterior(
-        self, x_0: Tensor, x_t: Tensor, t: Level, s: Level, eta: float, noise: Tensor, v: Tensor | None = None
+        self, x_0: Tensor, x_t: Tensor, t: Timestep, s: Timestep, eta: float, noise: Tensor, v: Tensor | None = None
     ) -> Tensor:
         """x_s given x_t and x_0, for any s < t: eta = 1 is DDPM's (and DDGAN's) posterior, eta = 0 is DDIM.
 
         x_s = sqrt(ab_s) x_0 + sqrt(1 - ab_s - sigma^2) eps + sigma noise,  eps = (x_t - sqrt(ab_t) x_0) / sqrt(1 - ab_t),
-        sigma = eta sqrt((1 - ab_s) / (1 - ab_t)) sqrt(1 - ab_t / ab_s)      (Song et al. 2021, eqs. 12 and 16)
+        sigma = eta sqrt((1 - ab_s) / (1 - ab_t)) sqrt(1 - ab_t / ab_s)
 
-        v in [0, 1] (s > 0 only): a learned variance, see `widening`. It widens the noise; the mean stays that of the posterior.
+        Args:
+            v: in [0, 1], for s > 0 only: a learned variance, see `log_variance_ratio`. It scales the noise; the mean stays.
+
+        References:
+            Song et al. 2021, eqs. 12 and 16.
         """
         ab_t, ab_s = self.at(t, x_t), self.at(s, x_t)
         eps = (x_t - ab_t.sqrt() * x_0) / (1 - ab_t).sqrt()
         sigma = eta * ((1 - ab_s) / (1 - ab_t)).sqrt() * (1 - ab_t / ab_s).sqrt()
         mean = ab_s.sqrt() * x_0 + (1 - ab_s - sigma.square()).clamp(min=0).sqrt() * eps
-        return mean + sigma * (noise if v is None else (self.widening(t, s, v) / 2).exp() * noise)
+        return mean + sigma * (noise if v is None else (self.log_variance_ratio(t, s, v) / 2).exp() * noise)
 
-    def widening(self, t: Level, s: Level, v: Tensor) -> Tensor:
-        """v (log beta - log beta~): log of a learned variance over the posterior's, 0 < s < t (Nichol and Dhariwal 2021).
+    def log_variance_ratio(self, t: Timestep, s: Timestep, v: Tensor) -> Tensor:
+        """v (log beta - log beta~): log of a learned variance over the posterior's, 0 < s < t.
 
         beta = 1 - ab_t / ab_s is the variance of the step upwards, beta~ = (1 - ab_s) / (1 - ab_t) beta that of the posterior,
-        for neighbouring levels as for distant ones; v = 0 is beta~, v = 1 is beta.
+        for neighbouring timesteps as for distant ones; v = 0 is beta~, v = 1 is beta.
+
+        References:
+            Nichol and Dhariwal 2021, eq. 15.
         """
         return v * ((1 - self.at(t, v)) / (1 - self.at(s, v))).log()
 
-    def posterior_divergence(self, x_0: Tensor, x0_hat: Tensor, t: Level, s: Level, v: Tensor) -> Tensor:
+    def posterior_divergence(self, x_0: Tensor, x0_hat: Tensor, t: Timestep, s: Timestep, v: Tensor) -> Tensor:
         """KL(q(x_s | x_t, x_0) || q(x_s | x_t, x0_hat) with the learned variance), 0 < s < t, in nats per value.
 
         Both means are linear in x_0 with the same coefficient, so x_t cancels.
@@ -118,8 +125,9 @@ class NoiseSchedule:
         ab_t, ab_s = self.at(t, x_0), self.at(s, x_0)
         beta = 1 - ab_t / ab_s
         variance = (1 - ab_s) / (1 - ab_t) * beta
-        apart, wider = ab_s.sqrt() * beta / (1 - ab_t) * (x_0 - x0_hat), self.widening(t, s, v)
-        return (wider - 1 + (1 + apart.square() / variance) * (-wider).exp()) / 2
+        mean_difference = ab_s.sqrt() * beta / (1 - ab_t) * (x_0 - x0_hat)
+        log_ratio = self.log_variance_ratio(t, s, v)
+        return (log_ratio - 1 + (1 + mean_difference.square() / variance) * (-log_ratio).exp()) / 2
 
 
 def _from_beta(beta: Float[Tensor, " T"]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffuseg.data.dataset import evenly_spaced
 from diffuseg.data.transforms import GridTransform, to_native
-from diffuseg.methods.base import to_probability
+from diffuseg.methods.base import x_to_probability
 
 MOST_STEPS = 16  # of a draw; of more steps so many are kept, evenly spread, with the first and the last
 
@@ -43,7 +43,7 @@ class DrawRecorder:
     def step(self, t: int, x_0: Float[Tensor, "n k *s"]) -> None:
         """Take in x0_hat in [-1, 1] at level t of draws made together; the first draw of the first ones is kept."""
         if self.steps is not None and t in self.levels and t not in self._seen:
-            background = to_native(to_probability(x_0[:1])[0], self._transform)[0]
+            background = to_native(x_to_probability(x_0[:1])[0], self._transform)[0]
             self.steps[self.levels.index(t)] = np.rint(100 * (1 - background)).clip(0, 100)
             self._seen.add(t)
 

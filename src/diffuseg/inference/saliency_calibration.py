@@ -18,7 +18,7 @@ from diffuseg.data.labels import read_labels
 from diffuseg.errors import UserError
 from diffuseg.inference.folds import cases_of, own_fold, refuse_other_classes
 from diffuseg.inference.model import Model, load
-from diffuseg.methods.weak.base import Reference, WeakMethod
+from diffuseg.methods.weak.base import SaliencyCalibration, WeakMethod
 
 BELOW = 0.99  # of the voxels of images without the object: the border
 IMAGES = 64  # of each kind, at most
@@ -29,7 +29,7 @@ OnCase = Callable[[int, int], None] | None
 def calibrate_checkpoints(
     checkpoints: Sequence[Path], folder: Path, labels: Path | None = None, device: str | None = None,
     options: Sequence[str] = (), on_case: OnCase = None,
-) -> Reference | None:  # fmt: skip
+) -> SaliencyCalibration | None:  # fmt: skip
     """Make the reference of checkpoints of one training, for these settings of maps, and write it into their headers.
 
     Hashes change. Checkpoints of the same step have the same reference. Returns that of the first; None, and nothing is
@@ -46,16 +46,18 @@ def calibrate_checkpoints(
         if step not in made:
             known = read_labels(dataset, labels) if known is None else known
             made[step] = measure_saliency(model, dataset, known, on_case=on_case)
-        if made[step].border:  # in place of one for the same settings, beside those for others
-            others = [entry for entry in model.meta.get("references", []) if entry["how"] != made[step].how]
+        if made[step].null_threshold:  # in place of one for the same settings, beside those for others
+            stored = model.meta.get("references", [])
+            read = lambda entry, config=model.method.config_class: SaliencyCalibration.read(entry, config)
+            others = [entry for entry in stored if read(entry).settings != made[step].settings]
             amend_meta(checkpoint, {"references": [*others, asdict(made[step])]}, model.hash)
     first = next(iter(made.values()))
-    return first if first.border else None
+    return first if first.null_threshold else None
 
 
 def measure_saliency(
     model: Model, dataset: Dataset, labels: dict[str, int], most: int = IMAGES, on_case: OnCase = None
-) -> Reference:
+) -> SaliencyCalibration:
     """Border and peak of each class, from at most so many training images without any class and so many of each class."""
     method = cast(WeakMethod, model.method)
     name, steps = method.sampling(None, None)
@@ -79,8 +81,8 @@ def measure_saliency(
         edge = null_quantile(maps[0], method.config.smooth)
         if edge > 0:
             border[shown] = edge
-            peak[shown] = best_threshold(*([method.peak(m, edge) for m in found] for found in maps.values()))
-    return Reference(method.how(name, steps), border, peak, sum(len(cases) for cases in of.values()))
+            peak[shown] = best_threshold(*([method.largest_saliency(m, edge) for m in found] for found in maps.values()))
+    return SaliencyCalibration(method.map_settings(name, steps), border, peak, sum(len(cases) for cases in of.values()))
 
 
 def refuse_untrained(model: Model, dataset: Dataset, cases: list[str]) -> None:

@@ -2,23 +2,31 @@
 
 A denoising-diffusion GAN over masks. The generator jumps from x_t to x0_hat in a handful of steps T; a latent z in every
 normalisation lets one x_t have many answers; a discriminator judges pairs (x_s, x_t); and what the discriminator looks at
-becomes a spatial attention map. Notation: levels t = 1..T, s = t - 1 (the paper's t + 1 and t), I the image.
+becomes a spatial attention map. Notation: timesteps t = 1..T, s = t - 1 (the paper's t + 1 and t), I the image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from diffuseg.data.plan import Plan
+from diffuseg.diffusion.samplers import ModelOutput
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, mask_to_x, noise_of, randn_like, recycled, sample_timesteps
-from diffuseg.methods.losses import cross_entropy, soft_dice_loss, squared_error
+from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, mask_to_x, noise_of, setting
+from diffuseg.methods.training import (
+    detached,
+    randn_like,
+    recycled_input,
+    sample_timesteps,
+    segmentation_loss,
+    soft_dice_loss,
+    squared_error,
+)
 from diffuseg.networks.blocks import Mapping
 from diffuseg.networks.discriminator import Discriminator
 from diffuseg.networks.unet import ImageEncoder, UNet
@@ -29,8 +37,8 @@ from diffuseg.types import Batch
 class CDALConfig(MaskConfig):
     """Every choice of the method by name; docs/methods/cdal.md says what the paper and its code choose.
 
-    T, beta_min, beta_max   levels and rates of the variance-preserving discretisation
-    steps                   of a draw, where none are asked for: any number up to T
+    T, beta_min, beta_max   timesteps and rates of the variance-preserving discretisation
+    steps                   of a draw, where none are given: any number up to T
     input_scale             below 1: a harder schedule, as if the mask were multiplied by it before noising
     latent                  size of z, 0 switches it off; latent_width and latent_depth: the mapping network
     output                  "softmax" couples the classes, "tanh" treats each channel alone (as released)
@@ -41,76 +49,51 @@ class CDALConfig(MaskConfig):
                             "input" multiplies the image features, from D on x_t alone: in training and in sampling
     attention_norm          "none" (as released, signed and unbounded), "sigmoid" or "mean": positive with mean one
     recycle                 share of batches whose x_t (t < T) comes from the model's own prediction, not from the mask
-    hardest                 share of elements at the noisiest level T, the others uniform over 1..T
-    x_t                     control: "noise" replaces x_t by pure noise, "other_case" noises another case's mask; the
-                            latter asks for recycle=0, which would replace that mask again
+    p_terminal_timestep     share of elements at the noisiest timestep T, the others uniform over 1..T
     """
 
-    ranges: ClassVar = MaskConfig.ranges | {
-        "T": (1, inf),
-        "steps": (1, inf),
-        "input_scale": (1e-3, inf),
-        "betas": (0, 0.9999),
-        "mse": (0, inf),
-        "dice": (0, inf),
-        "cross_entropy": (0, inf),
-        "adversarial": (0, inf),
-        "latent": (0, inf),
-        "latent_width": (1, inf),
-        "latent_depth": (1, inf),
-        "dropout": (0, 0.99),
-        "discriminator_widths": (1, inf),
-        "discriminator_learning_rate": (0, inf),
-        "discriminator_every": (1, inf),
-        "r1_every": (1, inf),
-        "attention_level": (0, inf),
-        "recycle": (0, 1),
-        "hardest": (0, 1),
-    }
+    aliases: ClassVar = {"hardest": "p_terminal_timestep"}
 
-    T: int = 4
-    steps: int = 2
+    T: int = setting(4, 1)
+    steps: int = setting(2, 1)
     beta_min: float = 0.1
     beta_max: float = 20.0
-    input_scale: float = 1.0
-    latent: int = 64
-    latent_width: int = 128
-    latent_depth: int = 3
+    input_scale: float = setting(1.0, 1e-3)
+    latent: int = setting(64, 0)
+    latent_width: int = setting(128, 1)
+    latent_depth: int = setting(3, 1)
     output: Literal["softmax", "tanh"] = "softmax"
     pyramid: bool = False
     attention_levels: tuple[int, ...] = ()
-    dropout: float = 0.0
-    mse: float = 0.0
-    dice: float = 1.0
-    cross_entropy: float = 1.0
-    adversarial: float = 0.02
-    discriminator_widths: tuple[int, ...] = (16, 16, 32, 64)
+    dropout: float = setting(0.0, 0, 0.99)
+    mse: float = setting(0.0, 0)
+    dice: float = setting(1.0, 0)
+    cross_entropy: float = setting(1.0, 0)
+    adversarial: float = setting(0.02, 0)
+    discriminator_widths: tuple[int, ...] = setting((16, 16, 32, 64), 1)
     discriminator_image: bool = True
-    discriminator_learning_rate: float = 2e-4
-    discriminator_every: int = 2
+    discriminator_learning_rate: float = setting(2e-4, 0)
+    discriminator_every: int = setting(2, 1)
     r1: float = 1.0
-    r1_every: int = 16
+    r1_every: int = setting(16, 1)
     attention: Literal["off", "label", "input"] = "off"
     attention_norm: Literal["none", "sigmoid", "mean"] = "mean"
-    attention_level: int = 2
-    recycle: float = 1.0
-    hardest: float = 0.5
-    x_t: Literal["diffusion", "noise", "other_case"] = "diffusion"
-    betas: tuple[float, float] = (0.9, 0.99)
+    attention_level: int = setting(2, 0)
+    recycle: float = setting(1.0, 0, 1)
+    p_terminal_timestep: float = setting(0.5, 0, 1)
+    betas: tuple[float, float] = setting((0.9, 0.99), 0, 0.9999)
 
 
-class CDAL(MaskMethod):
+CDALSettings = TypeVar("CDALSettings", bound=CDALConfig)
+
+
+class CDAL(MaskMethod[CDALSettings]):
     """G(x_t, t, I, z) -> x0_hat, D(x_s, x_t, t [, I]) -> logit, and the posterior q(x_s | x_t, x0_hat) between steps."""
 
     config_class = CDALConfig
-    config: CDALConfig
 
-    def __init__(self, plan: Plan, config: CDALConfig) -> None:
+    def __init__(self, plan: Plan, config: CDALSettings) -> None:
         super().__init__(plan, config)
-        if config.x_t == "other_case" and config.recycle:
-            raise UserError("x_t=other_case: recycling takes no mask at all into x_t", do="Give recycle=0 too.")
-        if config.x_t == "other_case" and plan.batch < 2:
-            raise UserError("x_t=other_case: a batch of one has no other case", do="Give plan.batch=2 or more.")
         k, c = plan.classes, plan.image_channels
         self.schedule = NoiseSchedule.variance_preserving(config.T, config.beta_min, config.beta_max).scaled(config.input_scale)
         self.default_steps = min(config.steps, config.T)
@@ -154,36 +137,35 @@ class CDAL(MaskMethod):
 
     def _generator_loss(self, x_0: Tensor, mask: Tensor, image: Tensor, rng: torch.Generator) -> tuple[Tensor, dict]:
         c = self.config
-        t = sample_timesteps(len(x_0), c.T, c.hardest, rng).to(x_0.device)
+        t = sample_timesteps(len(x_0), c.T, c.p_terminal_timestep, rng).to(x_0.device)
         features = self.encode(image)
         x_t = self._training_input(x_0, t, image, features, rng)
         logits = self._logits(x_t, t, features, self._latents(len(x_0), rng))
         x0_hat, probability = self._mask(logits)
-        terms = {"mse": squared_error(x0_hat, x_0).mean(), "dice": soft_dice_loss(probability, mask).mean()}
+        terms = {"mse": squared_error(x0_hat, x_0).mean()}
         if c.output == "softmax":
-            terms["cross_entropy"] = cross_entropy(logits, mask).mean()
+            terms |= segmentation_loss(logits, mask, probability)
         else:
+            terms["dice"] = soft_dice_loss(probability, mask).mean()
             terms["cross_entropy"] = F.binary_cross_entropy(probability, mask)
         if c.adversarial:
             assert self.discriminator is not None
             x_s = self.schedule.posterior(x0_hat, x_t, t, t - 1, 1.0, randn_like(x_t, rng))
-            terms["adversarial"] = F.softplus(-self._judge(x_s, x_t, t, image)).mean()
+            terms["adversarial"] = F.softplus(-self._discriminate(x_s, x_t, t, image)).mean()
         total = sum((getattr(c, name) * value for name, value in terms.items() if getattr(c, name)), torch.zeros(()))
-        return total, {name: value.detach() for name, value in terms.items()}
+        return total, detached(terms)
 
     def _training_input(self, x_0: Tensor, t: Tensor, image: Tensor, features: Tensor, rng: torch.Generator) -> Tensor:
-        """x_t for the generator: from the mask, from its own prediction (recycling), or what a control asks for."""
-        c = self.config
+        """x_t for the generator: from the mask, or from its own prediction (recycling)."""
         noise = randn_like(x_0, rng)
-        if c.x_t == "noise":
-            return noise
-        if c.x_t == "other_case":
-            x_0 = x_0.roll(1, dims=0)
-        if c.attention == "label":
+        if self.config.attention == "label":
             x_0 = self._attention(self._pair_inputs(*self._real_pair(x_0, t, rng), image), t, x_0) * x_0
         x_t = self.schedule.q_sample(x_0, t, noise)
-        answer = lambda x_T, T: self._mask(self._logits(x_T, T, features.detach(), self._latents(len(t), rng)))[0]
-        return recycled(x_t, t, noise, self.schedule, c.recycle, answer, rng)
+
+        def denoiser(x_T: Tensor, T: Tensor) -> ModelOutput:
+            return ModelOutput(self._mask(self._logits(x_T, T, features.detach(), self._latents(len(t), rng)))[0])
+
+        return recycled_input(x_t, t, noise, self.schedule, self.config.recycle, denoiser, rng)
 
     def _logits(self, x_t: Tensor, t: Tensor, features: Tensor, z: Tensor | None) -> Tensor:
         w = None if self.mapping is None or z is None else self.mapping(z)
@@ -215,7 +197,7 @@ class CDAL(MaskMethod):
     def _pair_inputs(self, x_s: Tensor, x_t: Tensor, image: Tensor) -> Tensor:
         return torch.cat([x_s, x_t, image] if self.config.discriminator_image else [x_s, x_t], dim=1)
 
-    def _judge(self, x_s: Tensor, x_t: Tensor, t: Tensor, image: Tensor) -> Tensor:
+    def _discriminate(self, x_s: Tensor, x_t: Tensor, t: Tensor, image: Tensor) -> Tensor:
         assert self.discriminator is not None
         return self.discriminator(self._pair_inputs(x_s, x_t, image), t * (1000 / self.config.T)).float()
 
@@ -226,7 +208,7 @@ class CDAL(MaskMethod):
         with torch.no_grad():
             x0_hat, _ = self._mask(self._logits(x_t, t, self.encode(image), self._latents(len(t), rng)))
             fake = self.schedule.posterior(x0_hat, x_t, t, t - 1, 1.0, randn_like(x_t, rng))
-        real_logit, fake_logit = self._judge(x_s, x_t, t, image), self._judge(fake, x_t, t, image)
+        real_logit, fake_logit = self._discriminate(x_s, x_t, t, image), self._discriminate(fake, x_t, t, image)
         log = {"D(real)": real_logit.detach().mean(), "D(fake)": fake_logit.detach().mean()}
         return F.softplus(-real_logit).mean() + F.softplus(fake_logit).mean(), log
 
@@ -236,7 +218,7 @@ class CDAL(MaskMethod):
         x_s, x_t = self._real_pair(x_0, t, rng)
         x_s.requires_grad_(True)
         with torch.autocast(x_0.device.type, enabled=False):  # a gradient of a gradient deserves full precision
-            logit = self._judge(x_s, x_t, t, image)
+            logit = self._discriminate(x_s, x_t, t, image)
             (gradient,) = torch.autograd.grad(logit.sum(), x_s, create_graph=True)
         penalty = gradient.square().flatten(1).sum(1).mean()
         return self.config.r1 / 2 * self.config.r1_every * penalty, {"r1": penalty.detach()}
@@ -267,10 +249,6 @@ class CDAL(MaskMethod):
         if not self.config.latent:
             return None
         return noise_of(generators, (self.config.latent,))
-
-    def state(self, x_t: Tensor, t: int, noise: Callable[[], Tensor]) -> Tensor:
-        """What the generator is shown in sampling: x_t, or fresh noise in the control that was trained so."""
-        return noise() if self.config.x_t == "noise" else x_t
 
     def denoise(self, x_t: Tensor | None, t: int, features: Tensor, z: Tensor | None) -> Tensor:
         assert x_t is not None

@@ -4,8 +4,7 @@ The plain diffusion baseline, and the file to copy for a new method.
 """
 
 from dataclasses import dataclass
-from math import inf
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +12,8 @@ from torch import Tensor
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.parameterization import target, to_x0
 from diffuseg.diffusion.schedule import SCHEDULES
-from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, mask_to_x, randn_like, sample_timesteps
-from diffuseg.methods.losses import squared_error
+from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, mask_to_x, setting
+from diffuseg.methods.training import randn_like, sample_timesteps, squared_error
 from diffuseg.networks.unet import UNet
 from diffuseg.types import Batch
 
@@ -24,22 +23,20 @@ class ConcatConfig(MaskConfig):
     """What of the plain DDPM can be chosen.
 
     predict      what the network outputs: v, the mask, or the noise. The noise is what is published, and needs far longer
-                 training: at high levels it is nearly x_t itself, and the image adds next to nothing to the loss
+                 training: at high timesteps it is nearly x_t itself, and the image adds next to nothing to the loss
     input_scale  below 1: a harder schedule, as if the mask were multiplied by it before noising
     """
 
-    ranges: ClassVar = MaskConfig.ranges | {"T": (1, inf), "steps": (1, inf), "input_scale": (1e-3, inf)}
-
-    T: int = 1000
+    T: int = setting(1000, 1)
     schedule: Literal["linear", "cosine"] = "linear"
     predict: Literal["eps", "x0", "v"] = "v"
-    input_scale: float = 1.0
-    steps: int = 10
+    input_scale: float = setting(1.0, 1e-3)
+    steps: int = setting(10, 1)
     sampler: str = "ddim"
 
 
-class Concat(MaskMethod):
-    """One U-Net of (x_t (+) I, t), mean squared error of v or of what `predict` says, a thousand levels."""
+class Concat(MaskMethod[ConcatConfig]):
+    """One U-Net of (x_t (+) I, t), mean squared error of v or of what `predict` says, a thousand timesteps."""
 
     config_class = ConcatConfig
 
@@ -57,12 +54,11 @@ class Concat(MaskMethod):
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         assert batch.mask is not None
         x_0 = mask_to_x(batch.mask)
-        t = sample_timesteps(len(x_0), self.schedule.T, hardest=0.0, rng=rng).to(x_0.device)
+        t = sample_timesteps(len(x_0), self.schedule.T, p_terminal=0.0, rng=rng).to(x_0.device)
         noise = randn_like(x_0, rng)
         x_t = self.schedule.q_sample(x_0, t, noise)
         output = self._output(x_t, t, batch.image)
-        wanted = target(self.config.predict, x_0, noise, self.schedule.at(t, x_0))
-        error = squared_error(output, wanted).mean()
+        error = squared_error(output, target(self.config.predict, x_0, noise, self.schedule.at(t, x_0))).mean()
         return error, {"mse": error.detach()}
 
     def encode(self, image: Tensor) -> Tensor:

@@ -14,8 +14,7 @@ docs/methods/medsegdiff.md compares paper, released code and this file.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +23,9 @@ from torch import Tensor, nn
 
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
-from diffuseg.methods.base import Phase, mask_to_x, randn_like
-from diffuseg.methods.denoising import DenoisingConfig, MaskDenoising
-from diffuseg.methods.losses import squared_error
+from diffuseg.methods.base import Phase, mask_to_x, setting
 from diffuseg.methods.tiles import Features
+from diffuseg.methods.training import DenoisingConfig, MaskDenoising, randn_like, squared_error
 from diffuseg.networks.blocks import ChannelNorm, Norm, TimeEmbedding, conv, crop, halve, in_float32, pad_to_multiple
 from diffuseg.networks.frequency import FFParser, fitting
 from diffuseg.networks.stages import Bottom, Decoder, Encoder
@@ -59,14 +57,12 @@ class MedSegDiffConfig(DenoisingConfig):
                   It is trained beside and never mixed into a draw
     """
 
-    ranges: ClassVar = DenoisingConfig.ranges | {"filter_size": (2, inf), "calibration": (0, inf)}
-
     size: Literal["tiny", "S", "B", "L"] = "tiny"
     dce: Rule = "residual"
     ff_parser: bool = True
-    filter_size: int = 16
+    filter_size: int = setting(16, 2)
     skips: Literal["both", "mask"] = "both"
-    calibration: float = 0.0
+    calibration: float = setting(0.0, 0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,11 +170,10 @@ class TwinEncoderUNet(nn.Module):
         return crop(total, size)
 
 
-class MedSegDiff(MaskDenoising):
+class MedSegDiff(MaskDenoising[MedSegDiffConfig]):
     """V1. Per draw and step: the mask's branch, the image's branch from the first coupled stage on, and the decoder."""
 
     config_class = MedSegDiffConfig
-    config: MedSegDiffConfig
 
     def __init__(self, plan: Plan, config: MedSegDiffConfig) -> None:
         super().__init__(plan, config)

@@ -13,8 +13,6 @@ is taken from them and what is our reading. The released code has neither the ga
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +21,9 @@ from torch import Tensor, nn
 
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
-from diffuseg.methods.base import Phase, mask_to_x
-from diffuseg.methods.denoising import DenoisingConfig, MaskDenoising
-from diffuseg.methods.losses import cross_entropy, soft_dice_loss
+from diffuseg.methods.base import Phase, mask_to_x, setting
 from diffuseg.methods.tiles import Features
+from diffuseg.methods.training import DenoisingConfig, MaskDenoising, detached, segmentation_loss
 from diffuseg.networks.blocks import Norm, TimeEmbedding, conv, crop, halve, in_float32, pad_to_multiple
 from diffuseg.networks.ssformer import SSFormer
 from diffuseg.networks.stages import Bottom, Decoder, Encoder
@@ -44,14 +41,12 @@ class MedSegDiffV2Config(DenoisingConfig):
     beta            weight of its cross-entropy beside its Dice term
     """
 
-    ranges: ClassVar = DenoisingConfig.ranges | {"former_blocks": (1, inf), "alpha": (1, inf), "beta": (0, inf)}
-
     anchor: bool = True
     ss_former: bool = True
-    former_blocks: int = 1
+    former_blocks: int = setting(1, 1)
     band_pass: bool = True
-    alpha: int = 5
-    beta: float = 1.0
+    alpha: int = setting(5, 1)
+    beta: float = setting(1.0, 0)
 
 
 class ConditionUNet(nn.Module):
@@ -149,11 +144,10 @@ class DiffusionUNet(nn.Module):
         return crop(h, x_t.shape[2:])
 
 
-class MedSegDiffV2(MaskDenoising):
+class MedSegDiffV2(MaskDenoising[MedSegDiffV2Config]):
     """V2. Once per image: the whole condition U-Net and the anchor's gate. Per draw and step: the diffusion U-Net."""
 
     config_class = MedSegDiffV2Config
-    config: MedSegDiffV2Config
 
     def __init__(self, plan: Plan, config: MedSegDiffV2Config) -> None:
         super().__init__(plan, config)
@@ -174,9 +168,8 @@ class MedSegDiffV2(MaskDenoising):
         assert batch.mask is not None
         if phase.name == "noise":
             return self.denoising_loss(mask_to_x(batch.mask), batch.mask, self.encode(batch.image), rng)
-        logits = self.condition.segment(batch.image).float()
-        dice, entropy = soft_dice_loss(logits.softmax(1), batch.mask).mean(), cross_entropy(logits, batch.mask).mean()
-        return dice + self.config.beta * entropy, {"dice": dice.detach(), "cross_entropy": entropy.detach()}
+        terms = segmentation_loss(self.condition.segment(batch.image).float(), batch.mask)
+        return terms["dice"] + self.config.beta * terms["cross_entropy"], detached(terms)
 
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
         if self.anchor is None:

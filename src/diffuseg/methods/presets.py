@@ -10,7 +10,7 @@ from typing import Any
 _RELEASED: dict[str, Any] = {
     "mse": 1.0, "dice": 0.0, "cross_entropy": 0.0, "adversarial": 0.0, "output": "tanh",
     "attention": "label", "attention_norm": "none", "discriminator_image": False,
-    "recycle": 0.0, "hardest": 0.0, "pyramid": True, "latent_depth": 3,
+    "recycle": 0.0, "p_terminal_timestep": 0.0, "pyramid": True, "latent_depth": 3,
     "r1": 0.1, "betas": (0.5, 0.9),
 }  # fmt: skip
 _HIPPOCAMPUS: dict[str, Any] = {
@@ -36,7 +36,7 @@ _CXR: dict[str, Any] = {
 # to train is in neither paper; the released code's readme says about 100,000 steps.
 _PUBLISHED: dict[str, Any] = {
     "T": 1000, "schedule": "linear", "input_scale": 1.0, "predict": "eps", "steps": 100, "sampler": "ancestral",
-    "noise": 1.0, "recycle": 0.0, "hardest": 0.0, "learning_rate": 1e-4,
+    "noise": 1.0, "recycle": 0.0, "p_terminal_timestep": 0.0, "learning_rate": 1e-4,
 }  # fmt: skip
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

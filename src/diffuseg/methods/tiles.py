@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffuseg.data.batches import slice_stack
 from diffuseg.data.plan import Plan
+from diffuseg.diffusion.samplers import ModelOutput
 
 Features = Tensor | tuple[Tensor, ...]  # what a method makes of an image once: one tensor, or several of any sizes
 
@@ -45,15 +46,13 @@ class Tiling:
         self._kept = 0
 
     def denoise(
-        self, denoise: Callable[..., Tensor], x_t: Tensor | None, t: int, z: Tensor | None, n: int
-    ) -> Float[Tensor, "n k *shape"]:
-        """One denoising of the whole image: x0_hat blended over the tiles. z [n, nz] serves all tiles of a draw."""
-        return self.blend(lambda *asked: (denoise(*asked),), x_t, t, z, n)[0]
+        self, predict_x0: Callable[..., ModelOutput], x_t: Tensor | None, t: int, z: Tensor | None, n: int
+    ) -> ModelOutput:
+        """One denoising of the whole image: x0_hat (and v) [n, k, *shape], blended over the tiles.
 
-    def blend(
-        self, answer: Callable[..., tuple[Tensor, ...]], x_t: Tensor | None, t: int, z: Tensor | None, n: int
-    ) -> tuple[Float[Tensor, "n k *shape"], ...]:
-        """As `denoise`, of an answer with one or more maps, each blended for itself."""
+        Args:
+            z: [n, nz], serves all tiles of a draw.
+        """
         m, plane = self.stack.shape[0], self.stack.shape[2:]
         state = None if x_t is None else self._split(x_t)
         totals: list[Tensor] = []
@@ -69,12 +68,12 @@ class Tiling:
                     features = _each(features, lambda f: f.repeat(n, *[1] * (f.ndim - 1)))
                 tile = None if state is None else state[(slice(None), part, slice(None), *window)].flatten(0, 1)
                 latent = None if z is None else z.repeat_interleave(count, dim=0)
-                maps = answer(tile, t, features, latent)
+                maps = [output for output in predict_x0(tile, t, features, latent) if output is not None]
                 totals = totals or [torch.zeros(n, m, f.shape[1], *plane, device=self.stack.device) for f in maps]
                 for total, one in zip(totals, maps, strict=True):
                     one = one.float().unflatten(0, (n, count))
                     total[(slice(None), part, slice(None), *window)] += one if single else one * self.weight
-        return tuple(self._join(total / weights) for total in totals)
+        return ModelOutput(*(self._join(total / weights) for total in totals))
 
     def crop(self, x: Float[Tensor, "n k *shape"]) -> Float[Tensor, "n k *s"]:
         """Without the padding, in the axis order of the image."""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from diffuseg.data.plan import Plan
-from diffuseg.methods.base import MaskConfig, MaskMethod, Phase
-from diffuseg.methods.losses import cross_entropy, soft_dice_loss
+from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, setting
+from diffuseg.methods.training import detached, segmentation_loss, weighted
 from diffuseg.networks.unet import ImageEncoder, UNet
 from diffuseg.types import Batch
 
@@ -17,14 +17,12 @@ from diffuseg.types import Batch
 class UNetConfig(MaskConfig):
     """Weights of the two terms of its loss; the share of features that dropout sets to zero in training."""
 
-    ranges: ClassVar = MaskConfig.ranges | {"dropout": (0, 0.99)}
-
     dice: float = 1.0
     cross_entropy: float = 1.0
-    dropout: float = 0.0
+    dropout: float = setting(0.0, 0, 0.99)
 
 
-class UNetMethod(MaskMethod):
+class UNetMethod(MaskMethod[UNetConfig]):
     """image -> mask in one pass: the encoder and the U-Net of the diffusion methods, without noisy mask, time and latent."""
 
     generative: ClassVar[bool] = False
@@ -42,10 +40,8 @@ class UNetMethod(MaskMethod):
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         assert batch.mask is not None
         logits = self.network(None, features=self.encoder(batch.image)).float()
-        dice = soft_dice_loss(logits.softmax(1), batch.mask).mean()
-        entropy = cross_entropy(logits, batch.mask).mean()
-        total = self.config.dice * dice + self.config.cross_entropy * entropy
-        return total, {"dice": dice.detach(), "cross_entropy": entropy.detach()}
+        terms = segmentation_loss(logits, batch.mask)
+        return weighted(terms, self.config), detached(terms)
 
     def encode(self, image: Tensor) -> Tensor:
         return self.encoder(image)

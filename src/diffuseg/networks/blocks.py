@@ -45,7 +45,7 @@ def pad_to_multiple(x: Float[Tensor, "b c *s"], multiple: int) -> Tensor:
 
 
 def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
-    """What a layer makes of x with all digits, inside autocast too."""
+    """A layer of x in float32, inside autocast too."""
     with torch.autocast(x.device.type, enabled=False):
         return layer(x.float())
 
@@ -64,7 +64,7 @@ def sinusoid(t: Float[Tensor, " b"], width: int) -> Float[Tensor, "b width"]:
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoid, then two linear layers; the time is the level's index scaled to [0, 1000] so that T may change."""
+    """Sinusoid, then two linear layers; the time is the timestep scaled to [0, 1000] so that T may change."""
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from diffuseg.networks.blocks import BatchNorm, ResidualBlock, TimeEmbedding, co
 
 
 class Stage(nn.Module):
-    """The residual blocks of one level, after halving where it is not the first; then norm and ReLU, as maps expect them."""
+    """The residual blocks of one stage, after halving where it is not the first; then norm and ReLU, as maps expect them."""
 
     def __init__(self, dims: int, inputs: int, outputs: int, blocks: int, time: int, halves: bool) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Stage(nn.Module):
 
 
 class Classifier(nn.Module):
-    """x [b, c, *s] of any size -> logits [b, k]; with `time` it is told how noisy x is.
+    """x [b, c, *s] of any size -> logits [b, k]; with `time` it is given how noisy x is.
 
     Its norms are over batches: a norm over the positions of an image would tell each of them what the others see, and a map of
     where the class is would be about everywhere; one over channels would not let a position know how bright it is.
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
         self.multiple = 2 ** (len(widths) - 1)
         self.first = conv(dims, channels, widths[0])
         pairs = zip((widths[0], *widths[:-1]), widths, strict=True)
-        self.stages = nn.ModuleList(Stage(dims, a, b, blocks, size, level > 0) for level, (a, b) in enumerate(pairs))
+        self.stages = nn.ModuleList(Stage(dims, a, b, blocks, size, stage > 0) for stage, (a, b) in enumerate(pairs))
         self.last = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Float[Tensor, "b c *s"], t: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b k"]:
@@ -49,7 +49,7 @@ class Classifier(nn.Module):
         return self.onward(self.upto(x, len(self.stages), t), len(self.stages), t)
 
     def upto(self, x: Float[Tensor, "b c *s"], stages: int, t: Float[Tensor, " b"] | None = None) -> Tensor:
-        """The activations [b, w, *s'] after the first so many stages; x is padded to a multiple of 2**(levels - 1)."""
+        """The activations [b, w, *s'] after the first so many stages; x is padded to a multiple of 2**(stages - 1)."""
         h = self.first(pad_to_multiple(x, self.multiple))
         for stage in self.stages[:stages]:
             h = stage(h, None if self.time is None else self.time(t))

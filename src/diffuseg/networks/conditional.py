@@ -1,4 +1,4 @@
-"""A U-Net over images that is told the time and a class, the class as an embedding that may lie between classes."""
+"""A U-Net over images that is given the time and a class, the class as an embedding that may lie between classes."""
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -9,7 +9,7 @@ from diffuseg.networks.unet import UNet
 
 
 class ClassConditionalUNet(nn.Module):
-    """x_t, t and e -> what the network says about x_t; w = SiLU(MLP(sin t) + e) scales and shifts every norm.
+    """x_t, t and e -> the output for x_t; w = SiLU(MLP(sin t) + e) scales and shifts every norm.
 
     It has as many channels as x_t, or as many `outputs` as asked for.
     e is a row of the table (`embed`), or anything between rows: condition sensitivity takes derivatives along it. The last

@@ -28,7 +28,7 @@ class Discriminator(nn.Module):
     """D(x_s, x_t, t [, I]) -> one logit per element: is x_s a true, less noisy version of x_t (for this image)?
 
     inputs   channels of x_s, x_t and, by option, the image together
-    widths   channels per level; features[0] is the first convolution, features[i] the i-th block's output
+    widths   channels per stage; features[0] is the first convolution, features[i] the i-th block's output
     """
 
     def __init__(self, dims: int, inputs: int, widths: tuple[int, ...]) -> None:
@@ -40,10 +40,10 @@ class Discriminator(nn.Module):
         self.head = conv(dims, widths[-1] + 1, widths[-1])
         self.logit = nn.Linear(widths[-1], 1)
 
-    def features(self, inputs: Float[Tensor, "b c *s"], t: Float[Tensor, " b"], level: int) -> Float[Tensor, "b f *r"]:
-        """Activations after block `level`, before any nonlinearity."""
+    def features(self, inputs: Float[Tensor, "b c *s"], t: Float[Tensor, " b"], stage: int) -> Float[Tensor, "b f *r"]:
+        """Activations after block `stage`, before any nonlinearity."""
         time, h = self.time(t), self.first(inputs)
-        for block in self.blocks[:level]:  # type: ignore[union-attr]
+        for block in self.blocks[:stage]:  # type: ignore[union-attr]
             h = block(h, time)
         return h
 

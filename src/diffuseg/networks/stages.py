@@ -1,4 +1,7 @@
-"""The two halves of a U-Net as stages that a method can join as its paper does: an encoder, and a decoder."""
+"""The two halves of a U-Net as stages that a method can join as its paper does: an encoder, and a decoder.
+
+The plain U-Net (unet.py) is not made of them: docs/adr/0006-two-u-nets.md.
+"""
 
 from collections.abc import Sequence
 
@@ -14,7 +17,7 @@ class Encoder(nn.Module):
 
     inputs   channels of what stage 0 is given
     widths   channels per stage, full resolution first; blocks: residual blocks per stage
-    time     size of the time embedding, 0 for an encoder that is not told t
+    time     size of the time embedding, 0 for an encoder that is not given t
     """
 
     def __init__(self, dims: int, inputs: int, widths: Sequence[int], blocks: Sequence[int], time: int = 0) -> None:

@@ -38,13 +38,13 @@ class UNet(nn.Module):
 
     inputs      channels of the noisy mask x_t; 0 for a network that sees only the image features
     outputs     channels of the result
-    widths      channels per level, full resolution first; each level halves the resolution
-    blocks      residual blocks per level
-    time        whether the network is told t; latent: size of w, 0 for none
-    attention   levels with self-attention in the encoder (the bottom always has it)
-    pyramid     carry x_t down beside the features and add it at each level (NCSN++'s residual input pyramid)
+    widths      channels per stage, full resolution first; each stage halves the resolution
+    blocks      residual blocks per stage
+    time        whether the network is given t; latent: size of w, 0 for none
+    attention   stages with self-attention in the encoder (the bottom always has it)
+    pyramid     carry x_t down beside the features and add it at each stage (NCSN++'s residual input pyramid)
 
-    Any spatial size is accepted: it is padded to a multiple of 2**(levels - 1) and the result is cropped.
+    Any spatial size is accepted: it is padded to a multiple of 2**(stages - 1) and the result is cropped.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.levels = len(widths)
+        self.stages = len(widths)
         embedding = 4 * widths[0] if time else 0
         self.time = TimeEmbedding(widths[0], embedding) if time else None
         block = lambda a, b: ResidualBlock(dims, a, b, embedding, latent, dropout)
@@ -69,10 +69,10 @@ class UNet(nn.Module):
         self.pyramid = nn.ModuleList(conv(dims, inputs, w) for w in widths[1:]) if pyramid and inputs else None
         self.down, self.down_attention = nn.ModuleList(), nn.ModuleDict()
         width = widths[0]
-        for level, w in enumerate(widths):
+        for stage, w in enumerate(widths):
             self.down.append(nn.ModuleList(block(width if i == 0 else w, w) for i in range(blocks)))
-            if level in attention:
-                self.down_attention[str(level)] = SelfAttention(dims, w)
+            if stage in attention:
+                self.down_attention[str(stage)] = SelfAttention(dims, w)
             width = w
         self.middle = nn.ModuleList([block(width, width), SelfAttention(dims, width), block(width, width)])
         # Up: narrow before enlarging, so that the costly full-resolution convolutions see as few channels as can be.
@@ -88,9 +88,9 @@ class UNet(nn.Module):
         w: Float[Tensor, "b d"] | None = None,
     ) -> Float[Tensor, "b o *s"]:
         """`features` with a batch of one serve all elements of x_t (the image is encoded once for many draws)."""
-        seen = x_t if self.first is not None and x_t is not None else features
-        assert seen is not None, "a U-Net needs a noisy mask, image features, or both"
-        size = seen.shape[2:]
+        given = x_t if self.first is not None and x_t is not None else features
+        assert given is not None, "a U-Net needs a noisy mask, image features, or both"
+        size = given.shape[2:]
         h = self.first(self._pad(x_t)) if self.first is not None and x_t is not None else None
         if features is not None:
             h = self._pad(features) if h is None else h + self._pad(features)
@@ -98,25 +98,25 @@ class UNet(nn.Module):
         pyramid = self._pad(x_t) if self.pyramid is not None and x_t is not None else None
         time = None if self.time is None else self.time(t)
         skips: list[Tensor] = []
-        for level, level_blocks in enumerate(self.down):
-            if level:
+        for stage, stage_blocks in enumerate(self.down):
+            if stage:
                 skips.append(h)
                 h = halve(h)
                 if pyramid is not None:
                     pyramid = halve(pyramid)
-            for i, block in enumerate(level_blocks):  # type: ignore[arg-type]
+            for i, block in enumerate(stage_blocks):  # type: ignore[arg-type]
                 h = block(h, time, w)
-                if level and i == 0 and pyramid is not None:
-                    h = (h + self.pyramid[level - 1](pyramid)) * 0.5**0.5  # type: ignore[index]
-            if str(level) in self.down_attention:
-                h = self.down_attention[str(level)](h)
+                if stage and i == 0 and pyramid is not None:
+                    h = (h + self.pyramid[stage - 1](pyramid)) * 0.5**0.5  # type: ignore[index]
+            if str(stage) in self.down_attention:
+                h = self.down_attention[str(stage)](h)
         h = self.middle[2](self.middle[1](self.middle[0](h, time, w)), time, w)
-        for level in reversed(range(self.levels - 1)):
-            h = torch.cat([double(self.narrow[level](h)), skips.pop()], dim=1)
-            for block in self.up[level]:  # type: ignore[union-attr]
+        for stage in reversed(range(self.stages - 1)):
+            h = torch.cat([double(self.narrow[stage](h)), skips.pop()], dim=1)
+            for block in self.up[stage]:  # type: ignore[union-attr]
                 h = block(h, time, w)
         h = self.last(F.silu(self.norm(h)))
         return crop(h, size)
 
     def _pad(self, x: Tensor) -> Tensor:
-        return pad_to_multiple(x, 2 ** (self.levels - 1))
+        return pad_to_multiple(x, 2 ** (self.stages - 1))

@@ -8,14 +8,16 @@ from scipy.ndimage import gaussian_filter
 
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.methods.weak.binarize import evidence
+from diffuseg.methods.weak.binarize import normalized_saliency
+from diffuseg.methods.weak.cdm import published
 from diffuseg.methods.weak.counterfactual import classifier_free, guided
-from diffuseg.methods.weak.sensitivity import Condition, Contrast, accumulated, levels, shared, supported, unit
+from diffuseg.methods.weak.likelihood_ratio import likelihood_ratio, supported_change, unit
+from diffuseg.methods.weak.sensitivity import Condition, Contrast
 from tests.contract.test_methods import build
 from tests.methods.weak import discs
 from tests.methods.weak.discs import SCHEDULE, condition, contrast, disc, image, noise
 
-WALKS = {"levels": levels, "accumulated": accumulated, "shared": shared}
+WALKS = {"likelihood_ratio": likelihood_ratio, "published": published}
 CURVED = lambda e: (e + e.square()) / 2  # the embedding acts nonlinearly, so that tau matters
 
 
@@ -39,10 +41,10 @@ def test_equal_conditions_give_a_map_of_zeros(walk, tau):
     assert not draw(walk, same, image(0.8)).any()
 
 
-def test_what_is_odd_in_the_noise_cancels_in_the_levels():
+def test_what_is_odd_in_the_noise_cancels_in_the_likelihood_ratio():
     plain = Contrast(lambda x, t, condition: condition.e.reshape(-1, 1, 1, 1) * x, condition(1.0), condition(0.0), 0.0)
     x_0 = image(0.8)
-    torch.testing.assert_close(levels(plain, x_0, SCHEDULE, noise(), 1, (0.6, -1.0)), unit(x_0))
+    torch.testing.assert_close(likelihood_ratio(plain, x_0, SCHEDULE, noise(), 1, (0.6, -1.0)), unit(x_0))
 
 
 def test_support_is_how_much_better_the_object_explains_a_voxel():
@@ -50,7 +52,7 @@ def test_support_is_how_much_better_the_object_explains_a_voxel():
     x_0, one, none = torch.randn(3, 2, 1, 12, 9, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     better = ((x_0 - none).square() - (x_0 - one).square()) / 2
     expected = (one - none).sign() * better.clamp(min=0)
-    torch.testing.assert_close(supported(one - none, x_0 - (one + none) / 2, 1e-6), expected)
+    torch.testing.assert_close(supported_change(one - none, x_0 - (one + none) / 2, 1e-6), expected)
 
 
 def test_a_level_counts_by_its_signal_to_noise_ratio():
@@ -59,7 +61,7 @@ def test_a_level_counts_by_its_signal_to_noise_ratio():
     x_0, generator = image(0.8, n=2), torch.Generator().manual_seed(1)
     expected = torch.zeros_like(x_0)
     for log_snr in (2.0, 0.5, -1.0):
-        fresh, t = torch.randn(2, 1, 24, 24, generator=generator, dtype=torch.float64), SCHEDULE.level(log_snr)
+        fresh, t = torch.randn(2, 1, 24, 24, generator=generator, dtype=torch.float64), SCHEDULE.timestep(log_snr)
         ab = float(SCHEDULE.alpha_bar[t])
         seen = [math.sqrt(ab) * x_0 + sign * math.sqrt(1 - ab) * fresh for sign in (1, -1)]
         one, none = (sum(curved(x, t, condition(e)) for x in seen) / 2 for e in (1.0, 0.0))
@@ -67,7 +69,9 @@ def test_a_level_counts_by_its_signal_to_noise_ratio():
         agrees = (one - none) * residual
         assert 0.1 < (agrees > 0).double().mean() < 0.9
         expected += ab / (1 - ab) / 3 * torch.where(agrees > 0, agrees * (one - none).sign(), 0)
-    found = levels(Contrast(curved, condition(1.0), condition(0.0), 0.0), x_0, SCHEDULE, noise(2, 1), 3, (2.0, -1.0), 2.0)
+    found = likelihood_ratio(
+        Contrast(curved, condition(1.0), condition(0.0), 0.0), x_0, SCHEDULE, noise(2, 1), 3, (2.0, -1.0), 2.0
+    )
     torch.testing.assert_close(found, expected)
 
 
@@ -78,7 +82,7 @@ def test_over_all_levels_it_is_the_log_likelihood_ratio(brightness):
     schedule = NoiseSchedule(torch.cat([torch.ones(1), torch.linspace(high, low, n, dtype=torch.float64).sigmoid()]))
     how = Contrast(discs.denoiser(brightness, schedule=schedule), condition(1.0), condition(0.0), 0.0)
     x = torch.cat([image(brightness, n=1), image(0.0, n=1, seed=5)])
-    found = (high - low) * levels(how, x, schedule, noise(2), n, (high, low), 1e-6)
+    found = (high - low) * likelihood_ratio(how, x, schedule, noise(2), n, (high, low), 1e-6)
     shown, none = (torch.distributions.Normal(mean, discs.SIGMA) for mean in (brightness * disc(), torch.zeros_like(disc())))
     ratio = shown.log_prob(x) - none.log_prob(x)
     assert (ratio.flatten(1).amax(1) > 1).all() and (ratio.flatten(1).amin(1) < 0).all()
@@ -91,7 +95,7 @@ def test_what_the_image_does_not_show_has_no_support(tau, brightness):
     """The change alone is the disc whatever the image shows; with support only where the image has it, in the right sign."""
     how = contrast(brightness, tau)
     for shown in (brightness, -brightness):
-        change, backed = (levels(how, image(shown), SCHEDULE, noise(), 3, (0.6, -1.0), s)[0, 0] for s in (0.0, 2.0))
+        change, backed = (likelihood_ratio(how, image(shown), SCHEDULE, noise(), 3, (0.6, -1.0), s)[0, 0] for s in (0.0, 2.0))
         torch.testing.assert_close(unit(change[None, None])[0, 0].sign(), math.copysign(1, brightness) * disc())
         share = (backed * change > 0)[disc() > 0].double().mean()
         assert share > 0.95 if shown == brightness else share < 0.05
@@ -102,7 +106,7 @@ def test_what_the_image_does_not_show_has_no_support(tau, brightness):
 def test_after_normalisation_tau_is_a_constant_where_the_embedding_acts_linearly(walk):
     maps = [draw(walk, contrast(0.8, tau), image(0.8)) for tau in (0.0, 0.7, 0.95, 1.0)]
     for m in maps[1:]:
-        torch.testing.assert_close(evidence(m[0, 0]), evidence(maps[0][0, 0]), atol=1e-9, rtol=0)
+        torch.testing.assert_close(normalized_saliency(m[0, 0]), normalized_saliency(maps[0][0, 0]), atol=1e-9, rtol=0)
 
 
 def paths(how: Contrast, x_0: torch.Tensor, n: torch.Tensor, Q: int, R: int) -> torch.Tensor:
@@ -121,10 +125,10 @@ def paths(how: Contrast, x_0: torch.Tensor, n: torch.Tensor, Q: int, R: int) -> 
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.5, 0.95])
-def test_accumulated_is_algorithm_1(tau):
+def test_published_is_algorithm_1(tau):
     how, x_0 = contrast(0.8, tau, CURVED), image(0.8)
-    expected = paths(how, x_0, noise()(), SCHEDULE.level(0.6), 7)
-    torch.testing.assert_close(draw("accumulated", how, x_0, steps=7), expected, rtol=1e-9, atol=1e-12)
+    expected = paths(how, x_0, noise()(), SCHEDULE.timestep(0.6), 7)
+    torch.testing.assert_close(draw("published", how, x_0, steps=7), expected, rtol=1e-9, atol=1e-12)
 
 
 def network() -> tuple[Contrast, torch.Tensor, object]:
@@ -166,25 +170,24 @@ def test_both_paths_in_one_batch_are_what_they_are_apart():
     torch.testing.assert_close(half.between.e, (how.one.e + how.none.e) / 2)
 
 
-def test_guidance_turns_the_whole_label_or_a_part_of_it():
-    full, scaled = (Contrast(discs.denoiser(1.0), condition(1.0), condition(0.0), 0.9, s) for s in ("full", "scaled"))
-    assert full.between.w.tolist() == [[1.0, 0.0]]
-    torch.testing.assert_close(scaled.between.w, torch.tensor([[0.1, 0.9]], dtype=torch.float64))
-    assert torch.equal(full.between.e, scaled.between.e)
+def test_guidance_turns_the_whole_label_while_the_embedding_turns_in_part():
+    between = Contrast(discs.denoiser(1.0), condition(1.0), condition(0.0), 0.9).between
+    assert between.w.tolist() == [[1.0, 0.0]]
+    torch.testing.assert_close(between.e, torch.tensor([[0.9]], dtype=torch.float64))
 
 
-def test_more_steps_than_levels_are_refused():
-    Q = SCHEDULE.level(0.6)
-    assert draw("shared", contrast(0.8, 0.0), image(0.8), steps=Q).isfinite().all()
+def test_more_steps_than_timesteps_are_refused():
+    Q = SCHEDULE.timestep(0.6)
+    assert draw("published", contrast(0.8, 0.0), image(0.8), steps=Q).isfinite().all()
     with pytest.raises(UserError, match=f"between 1 and {Q}"):
-        draw("accumulated", contrast(0.8, 0.0), image(0.8), steps=Q + 1)
+        draw("published", contrast(0.8, 0.0), image(0.8), steps=Q + 1)
 
 
-def test_a_level_is_found_by_its_noise_whatever_the_schedule():
+def test_a_timestep_is_found_by_its_noise_whatever_the_schedule():
     for schedule in (NoiseSchedule.linear(1000), NoiseSchedule.cosine(1000), NoiseSchedule.cosine(100)):
         for t in (1, 30, schedule.T - 1):
-            assert schedule.level(float(schedule.snr(t).log())) == t
-        assert schedule.level(99.0) == 1 and schedule.level(-99.0) == schedule.T
+            assert schedule.timestep(float(schedule.snr(t).log())) == t
+        assert schedule.timestep(99.0) == 1 and schedule.timestep(-99.0) == schedule.T
 
 
 def test_unit_size_and_the_size_of_nothing():
@@ -200,7 +203,7 @@ def test_there_and_back_under_one_condition_is_the_image_itself():
     x_0, ask = image(0.8), discs.denoiser(0.8)
     errors = [
         float(guided(ask, ask, condition(0.0), x_0, SCHEDULE, steps, -1.0).abs().max())
-        for steps in (25, 50, SCHEDULE.level(-1.0))
+        for steps in (25, 50, SCHEDULE.timestep(-1.0))
     ]
     assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2] and errors[2] < 0.03  # first order, and small
 
@@ -208,7 +211,7 @@ def test_there_and_back_under_one_condition_is_the_image_itself():
 @pytest.mark.parametrize("brightness", [0.8, -0.8])
 def test_counterfactuals_lose_the_disc(brightness):
     x_0, ask = image(brightness), discs.denoiser(brightness)
-    steps = SCHEDULE.level(-3.0)
+    steps = SCHEDULE.timestep(-3.0)
 
     def towards_none(x: torch.Tensor, t: int, c: Condition) -> torch.Tensor:
         """With the gradient of the exact log p(none | x_t) of this world."""
@@ -242,5 +245,5 @@ def test_a_classifier_free_counterfactual_is_neither_normalised_nor_clamped():
     for x_0 in (image(0.8, n=1), 10 * image(0.8, n=1)):
         m = classifier_free(said, condition(0.0), condition(1.0), 3.0, x_0, SCHEDULE, 2, -2.5)
         torch.testing.assert_close(m, x_0 - 7)  # 4 + 3 (5 - 4)
-    L = SCHEDULE.level(-2.5)
+    L = SCHEDULE.timestep(-2.5)
     assert asked == 2 * [(L // 2, [1.0]), (L // 2, [1.0]), (L, [1.0, 0.0]), (L // 2, [1.0, 0.0])]

@@ -1,69 +1,82 @@
-"""What methods that learn from image-level labels share: a verdict on the image, maps as evidence, and the cut to a mask."""
+"""What methods that learn from image-level labels share: the label of an image, saliency maps, and masks made of them."""
 
 import json
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffuseg.config import current_name, from_dict
 from diffuseg.errors import UserError
-from diffuseg.methods.base import ImageLabel, Method, MethodConfig, noise_of
-from diffuseg.methods.weak.binarize import Cut, cut, evidence, softened
-from diffuseg.methods.weak.sensitivity import OnStep
+from diffuseg.methods.base import DrawOptions, ImageLabel, Method, MethodConfig, noise_of
+from diffuseg.methods.weak.binarize import Binarization, logistic_mask, normalized_saliency, smoothed
 
 # Intensities of the plan -> about [-1, 1]: what "unit" has already, and z-scores within 3 deviations.
 SCALE = {"unit": 1.0, "zscore": 1 / 3, "ct": 1 / 3}
-AFTERWARDS = {f.name for f in fields(Cut)} - {"smooth"} | {"decide"}  # settings that do not change a map
-NOISES = 2  # draws of the maps that decide what an image shows, or that a reference is made of; always the same
+BINARIZATION_SETTINGS = {f.name for f in fields(Binarization)} - {"smooth"} | {"decide"}  # they do not change a map
+FIXED_DRAWS = 2  # draws of the maps that decide what an image shows, or that a calibration is made of; always the same
 
 
 @dataclass(frozen=True)
-class WeakConfig(Cut, MethodConfig):
+class WeakConfig(Binarization, MethodConfig):
     """How a map becomes a mask, besides what every method has."""
 
-    ranges: ClassVar = MethodConfig.ranges | {"smooth": (0, 100), "quantile": (0, 1), "fixed": (0, 1)}
+    aliases: ClassVar = {"threshold=negatives": "threshold=null_quantile"}
+
+
+Settings = TypeVar("Settings", bound=WeakConfig)
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What maps say of training images whose labels are known: no mask is read. See inference/reference.py.
+class SaliencyCalibration:
+    """What maps say of training images whose labels are known: no mask is read. See inference/saliency_calibration.py.
 
-    how      settings of these maps; with others they say nothing
-    border   class -> the value that most voxels of images without any class are below, see `saliency.evidence`
-    peak     class -> the largest evidence from which on an image is taken to show the class
-    images   how many were looked at
+    settings             of these maps; it says nothing of maps with others
+    null_threshold       class -> the value that most voxels of images without any class are below
+    detection_threshold  class -> the largest normalized saliency from which on an image is taken to show the class
+    images               how many were looked at
     """
 
-    how: dict[str, Any]
-    border: dict[str, float]
-    peak: dict[str, float]
+    aliases: ClassVar = {"how": "settings", "border": "null_threshold", "peak": "detection_threshold"}
+
+    settings: dict[str, Any]
+    null_threshold: dict[str, float]
+    detection_threshold: dict[str, float]
     images: int
 
+    @classmethod
+    def read(cls, entry: dict[str, Any], config_class: type) -> "SaliencyCalibration":
+        """From a checkpoint's header, with present or former names of fields and of the method's settings."""
+        stored = from_dict(cls, entry, "references.")
+        settings = dict(item for pair in stored.settings.items() if (item := current_name(config_class, *pair)) is not None)
+        return cls(settings, stored.null_threshold, stored.detection_threshold, stored.images)
 
-def free_settings(config: type[MethodConfig]) -> tuple[str, ...]:
+
+def own_settings(config: type[MethodConfig]) -> tuple[str, ...]:
     """The settings that this class adds to those of every method: its method may change them after training."""
-    always = {f.name for f in fields(MethodConfig)}
-    return tuple(f.name for f in fields(config) if f.name not in always)
+    common = {f.name for f in fields(MethodConfig)}
+    return tuple(f.name for f in fields(config) if f.name not in common)
 
 
-class WeakMethod(Method):
-    """A method without masks. Subclasses say what an image shows (`judge`), and where (`saliency`).
+class WeakMethod(Method[Settings]):
+    """A method without masks. Subclasses say what an image shows (`classify_image`), and where (`saliency`).
 
-    A draw is evidence: one half where the class makes no difference. `conclude` cuts the mean of the draws. `reference`, where
-    there is one, gives all images one border and one peak, as long as maps are made with the same settings.
+    A draw is a normalized saliency map: one half where the class makes no difference. `finalize_draw` makes a mask of the mean
+    of the draws. `calibration`, where there is one, gives all images one threshold, as long as maps are made with the same
+    settings.
     """
 
     supervision: ClassVar[Literal["mask", "image_label"]] = "image_label"
     disclaimer = "probabilities are a logistic function of a map, one half at its threshold: they are not calibrated"
     scale: Tensor
-    reference: Reference | None = None
+    calibration: SaliencyCalibration | None = None
 
-    def keep_scale(self) -> None:
+    def register_scale(self) -> None:
         """Remember what brings the plan's intensities to about [-1, 1], per channel; not part of the weights."""
         plan = self.plan
         scale = [SCALE[how] for how in plan.normalisation for _ in range(2 * plan.context + 1)]
@@ -79,45 +92,27 @@ class WeakMethod(Method):
 
     @abstractmethod
     def saliency(
-        self, x_0: Float[Tensor, "n c *s"], y: int, name: str, steps: int, noise: Callable[[], Tensor], on_step: OnStep = None
+        self, x_0: Float[Tensor, "n c *s"], y: int, name: str, steps: int, noise: Callable[[], Tensor]
     ) -> Float[Tensor, "n *s"]:
         """Raw maps of n draws of one scaled image for class y: higher where it is; `noise` makes noise like x_0."""
 
-    def draw(
-        self,
-        image: Float[Tensor, "c *s"],
-        seeds: Sequence[int],
-        steps: int | None = None,
-        sampler: str | None = None,
-        eta: float | None = None,
-        overlap: float = 0.5,
-        chunk: int = 8,
-        on_step: Callable[[int, Tensor], None] | None = None,
-        label: int | None = None,
-    ) -> Iterator[Float[Tensor, "k *s"]]:
-        """Evidence for the class that the image shows, see `saliency.evidence`; `conclude` makes a mask of their mean.
-
-        `label` is that class, 0 for none of them; None: the method decides. The whole image is seen at once and nothing is
-        random but the seeds' noise: `overlap` and `eta` change nothing. Refuses volumes where it learnt from pictures.
-        """
-        self.eval()
+    def _draws(self, image: Tensor, seeds: Sequence[int], options: DrawOptions) -> Iterator[Tensor]:
+        """The whole image is seen at once and nothing is random but the seeds' noise; without a label the method decides."""
         self.refuse_slices(image)
-        name, steps = self.sampling(sampler, steps)
-        y = self.classify_image(image).label if label is None else label
-        maps, border = None, self.border(y, name, steps)
-        if y:
-            maps = self.maps(image, seeds, y, name, steps, chunk, on_step)
+        name, steps = options.sampler, options.steps
+        y = self.classify_image(image).label if options.label is None else options.label
+        null_threshold = self.null_threshold(y, name, steps)
+        maps = self.maps(image, seeds, y, name, steps, options.chunk) if y else None
         for _ in seeds:
             p = torch.zeros(self.plan.classes, *image.shape[1:], device=image.device)
             if maps is not None:
-                p[y] = evidence(next(maps), border)
+                p[y] = normalized_saliency(next(maps), null_threshold)
             p[0] = 1 - p[1:].sum(0)
             yield p
 
     def maps(
-        self, image: Float[Tensor, "c *s"], seeds: Sequence[int], y: int, name: str, steps: int, chunk: int = 8,
-        on_step: OnStep = None,
-    ) -> Iterator[Float[Tensor, "*s"]]:  # fmt: skip
+        self, image: Float[Tensor, "c *s"], seeds: Sequence[int], y: int, name: str, steps: int, chunk: int = 8
+    ) -> Iterator[Float[Tensor, "*s"]]:
         """The raw maps of class y, one per seed; without autocast: differences in bf16 would be rounding errors."""
         x_0 = (image * self.scale)[None]
         for start in range(0, len(seeds), chunk):
@@ -128,56 +123,60 @@ class WeakMethod(Method):
                 return noise_of(generators, image.shape).to(image.device)
 
             with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
-                found = self.saliency(x_0.expand(n, *image.shape), y, name, steps, noise, on_step)
-            yield from found
+                maps = self.saliency(x_0.expand(n, *image.shape), y, name, steps, noise)
+            yield from maps
 
     def mean_map(self, image: Float[Tensor, "c *s"], y: int, name: str, steps: int) -> Float[Tensor, "*s"]:
-        """The raw map of class y, a function of the image alone: noise comes from fixed seeds. Refuses what `draw` refuses."""
+        """The raw map of class y, a function of the image alone: noise comes from fixed seeds.
+
+        Raises:
+            UserError: a volume where the method learnt from pictures.
+        """
         self.eval()
         self.refuse_slices(image)
-        return torch.stack(list(self.maps(image, range(NOISES), y, name, steps))).mean(0)
+        return torch.stack(list(self.maps(image, range(FIXED_DRAWS), y, name, steps))).mean(0)
 
-    def how(self, name: str, steps: int) -> dict[str, Any]:
+    def map_settings(self, name: str, steps: int) -> dict[str, Any]:
         """All that decides a map besides image and noise, as JSON has it."""
-        free = {field: getattr(self.config, field) for field in self.inference_settings if field not in AFTERWARDS}
+        free = {key: getattr(self.config, key) for key in self.inference_settings if key not in BINARIZATION_SETTINGS}
         return json.loads(json.dumps(free | {"map": name, "steps": steps}))
 
-    def border(self, y: int, name: str, steps: int) -> float | None:
+    def null_threshold(self, y: int, name: str, steps: int) -> float | None:
         """Where maps of class y end in images without it; None if that is not known for maps that are made like this."""
-        if self.reference is None or self.reference.how != self.how(name, steps):
+        if self.calibration is None or self.calibration.settings != self.map_settings(name, steps):
             return None
-        return self.reference.border.get(self.plan.names[y])
+        return self.calibration.null_threshold.get(self.plan.names[y])
 
-    def peak(self, m: Float[Tensor, "*s"], border: float) -> float:
-        """The largest evidence of a map, smoothed as before a cut: in (-1, 1), about one half at the border."""
-        return float(softened(evidence(m, border), self.config.smooth).max())
+    def largest_saliency(self, m: Float[Tensor, "*s"], null_threshold: float) -> float:
+        """The largest normalized saliency of a map, smoothed as before a cut: in (-1, 1), about one half at the threshold."""
+        return float(smoothed(normalized_saliency(m, null_threshold), self.config.smooth).max())
 
     def classify_by_map(self, image: Float[Tensor, "c *s"]) -> ImageLabel | None:
-        """The class whose map stands out most, if any does more than in most images without it; None without a reference."""
+        """The class whose map stands out most, if any does more than in most images without it; None without a calibration."""
         name, steps = self.sampling(None, None)
         scores = {self.plan.names[0]: 0.0}
         for y, shown in list(enumerate(self.plan.names))[1:]:
-            border = self.border(y, name, steps)
-            if border is None or self.reference is None:
+            null_threshold = self.null_threshold(y, name, steps)
+            if null_threshold is None or self.calibration is None:
                 return None
-            peak = self.peak(self.mean_map(image, y, name, steps), border)
-            scores[shown] = math.log(max(peak, 1e-6) / self.reference.peak[shown])
+            largest = self.largest_saliency(self.mean_map(image, y, name, steps), null_threshold)
+            scores[shown] = math.log(max(largest, 1e-6) / self.calibration.detection_threshold[shown])
         label = max(range(self.plan.classes), key=lambda y: scores[self.plan.names[y]])
-        return ImageLabel(label, "map", scores, NOISES * self.evaluations(name, steps) * (self.plan.classes - 1))
+        return ImageLabel(label, "map", scores, FIXED_DRAWS * self.evaluations(name, steps) * (self.plan.classes - 1))
 
     def finalize_draw(
         self,
-        evidence: Float[Tensor, "k *s"],
+        draw: Float[Tensor, "k *s"],
         image: Float[Tensor, "c *s"],
         sampler: str | None = None,
         steps: int | None = None,
     ) -> Float[Tensor, "k *s"]:
-        """From evidence of this sampler to what is like a probability, one half at the threshold: see `saliency.cut`."""
-        y = 1 + int(evidence[1:].flatten(1).amax(1).argmax())
-        result = torch.zeros_like(evidence)
-        if evidence[y].any():
-            bordered = self.border(y, *self.sampling(sampler, steps)) is not None
-            result[y] = cut(evidence[y], self.config, image, bordered)
+        """From normalized saliency to what is like a probability, one half at the threshold: see `logistic_mask`."""
+        y = 1 + int(draw[1:].flatten(1).amax(1).argmax())
+        result = torch.zeros_like(draw)
+        if draw[y].any():
+            calibrated = self.null_threshold(y, *self.sampling(sampler, steps)) is not None
+            result[y] = logistic_mask(draw[y], self.config, image, calibrated)
         result[0] = 1 - result[y]
         return result
 

@@ -1,4 +1,4 @@
-"""From a signed map of sensitivity to a mask, without a mask to learn from: which part, how smooth, where to cut."""
+"""From a signed saliency map to a mask, without a mask to learn from: which part, how smooth, where to cut."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,92 +13,106 @@ from scipy.special import expit
 from torch import Tensor
 
 from diffuseg.errors import UserError
+from diffuseg.methods.base import setting
 
-Part = Literal["signed", "positive", "negative", "absolute"]
-Rule = Literal["auto", "negatives", "quantile", "otsu", "otsu_twice", "fixed"]
+Part = Literal["signed", "negative", "absolute"]
+Rule = Literal["auto", "null_quantile", "quantile", "otsu", "otsu_twice", "fixed"]
 AROUND = 5  # voxels around an object with which its intensities are compared
 ROUNDS = 3  # of that comparison
 MOST = 3.0  # what the intensities of one voxel may say at most, as a log-likelihood ratio
-AT_BORDER = 0.5  # m / (|m| + c) where m = c
+AT_NULL_THRESHOLD = 0.5  # m / (|m| + c) where m = c
 STEEP = 4.0  # of the logistic function: 0.018 where the map is 0, 0.982 where it is twice the threshold
 
 
 @dataclass(frozen=True)
-class Cut:
+class Binarization:
     """How a map becomes a mask.
 
     smooth     standard deviation of a Gaussian, in voxels of the plan's grid; 0 for none
-    threshold  "negatives": the border that the maps of training images without the object set, one for all images;
+    threshold  "null_quantile": what 99 % of the voxels of training images without the object are below, one for all images;
                "quantile" of all voxels; "fixed": that share of the way from the smallest to the largest value; "otsu" and
-               "otsu_twice" choose by the values of the map; "auto": "negatives" where that border is known, else "quantile"
-    image      let the intensities of the image itself move the border: see `intensities`
+               "otsu_twice" choose by the values of the map; "auto": "null_quantile" where that is known, else "quantile"
+    image      let the intensities of the image itself move the threshold: see `intensities`
     largest    keep the largest connected component only (neighbours share a side)
     """
 
-    smooth: float = 1.0
+    smooth: float = setting(1.0, 0, 100)
     threshold: Rule = "auto"
-    quantile: float = 0.97
-    fixed: float = 0.5
+    quantile: float = setting(0.97, 0, 1)
+    fixed: float = setting(0.5, 0, 1)
     image: bool = True
     largest: bool = True
 
 
 def part_of(change: Float[Tensor, "n c *s"], part: Part) -> Float[Tensor, "n *s"]:
-    """One map from all channels: their mean, the mean of their positive or negative parts, or their root mean square.
+    """One map from all channels: their mean, the mean of their negative parts, or their root mean square.
 
-    Signed is positive minus negative: where the object is brighter in one channel and darker in another they cancel.
+    Signed is the mean: where the object is brighter in one channel and darker in another they cancel.
     """
     if part == "absolute":
         return change.square().mean(1).sqrt()
     if part == "signed":
         return change.mean(1)
-    return (change if part == "positive" else -change).clamp(min=0).mean(1)
+    return (-change).clamp(min=0).mean(1)
 
 
-def evidence(saliency: Float[Tensor, "*s"], border: float | None = None) -> Float[Tensor, "*s"]:
-    """A map m as (1 + m / (|m| + c)) / 2 with a border c: in (0, 1), one half where m = 0, three quarters where m = c.
+def normalized_saliency(saliency: Float[Tensor, "*s"], null_threshold: float | None = None) -> Float[Tensor, "*s"]:
+    """A map m as (1 + m / (|m| + c)) / 2, c the null threshold: in (0, 1), one half where m = 0, three quarters where m = c.
 
-    Without a border (1 + m / max|m|) / 2, each map by itself; one half everywhere if m = 0. Refuses borders that are not
-    above 0.
+    Without one (1 + m / max|m|) / 2, each map by itself; one half everywhere if m = 0.
+
+    Raises:
+        ValueError: a null threshold that is not above 0.
     """
-    if border is not None:
-        if not border > 0:
-            raise ValueError(f"a border is above 0, not {border}")
-        return (1 + saliency / (saliency.abs() + border)) / 2
+    if null_threshold is not None:
+        if not null_threshold > 0:
+            raise ValueError(f"a null threshold is above 0, not {null_threshold}")
+        return (1 + saliency / (saliency.abs() + null_threshold)) / 2
     largest = saliency.abs().max()
     return (1 + saliency / largest) / 2 if largest > 0 else torch.full_like(saliency, 0.5)
 
 
-def softened(evidence: Float[Tensor, "*s"], smooth: float) -> Float[np.ndarray, "*s"]:
-    """Evidence as a map in [-1, 1], 0 where there is none either way, after a Gaussian of so many voxels (0: none)."""
-    m = (2 * evidence.detach().double().cpu() - 1).numpy()
-    return gaussian_filter(m, smooth, mode="nearest") if smooth else m
+def smoothed(saliency: Float[Tensor, "*s"], sigma: float) -> Float[np.ndarray, "*s"]:
+    """Normalized saliency as a map in [-1, 1], after a Gaussian of so many voxels (0: none)."""
+    m = (2 * saliency.detach().double().cpu() - 1).numpy()
+    return gaussian_filter(m, sigma, mode="nearest") if sigma else m
 
 
-def cut(evidence: Float[Tensor, "*s"], how: Cut, image: Float[Tensor, "c *s"], bordered: bool = False) -> Float[Tensor, "*s"]:
+def logistic_mask(
+    saliency: Float[Tensor, "*s"], settings: Binarization, image: Float[Tensor, "c *s"], calibrated: bool = False
+) -> Float[Tensor, "*s"]:
     """A probability-like map in [0, 1]: a logistic function of the map that is one half at the threshold. Not calibrated.
 
-    Without `image` 0.018 where the map is 0, 0.982 at twice the threshold. The threshold is above 0; 0 everywhere if no value
-    is. With `largest`, what lies outside the largest component stays just below one half. bordered: the evidence was made
-    with a border. Refuses "negatives" without one.
+    Without `settings.image` 0.018 where the map is 0, 0.982 at twice the threshold. The threshold is above 0; 0 everywhere if
+    no value is. With `settings.largest`, what lies outside the largest component stays just below one half.
+
+    Args:
+        saliency: normalized.
+        calibrated: whether it was normalized with a null threshold.
+
+    Raises:
+        UserError: the rule "null_quantile" without a null threshold.
     """
-    rule = how.threshold if how.threshold != "auto" else "negatives" if bordered else "quantile"
-    if rule == "negatives" and not bordered:
+    rule = settings.threshold if settings.threshold != "auto" else "null_quantile" if calibrated else "quantile"
+    if rule == "null_quantile" and not calibrated:
         raise UserError(
-            "threshold=negatives: nothing is known about maps with these settings of images without the object",
-            do="Give the settings of the training, another threshold, or first `diffuseg border MODEL DATASET --set ...`",
+            "threshold=null_quantile: nothing is known about maps with these settings of images without the object",
+            do="Give the settings of the training, another threshold, or `diffuseg calibrate-saliency MODEL DATASET --set ...`",
         )
-    m = softened(evidence, how.smooth)
+    m = smoothed(saliency, settings.smooth)
     if not m.max() > 1e-9:
-        return torch.zeros_like(evidence)
-    threshold = AT_BORDER if rule == "negatives" else max(THRESHOLDS[rule](m, how), 1e-3 * float(m.max()))
+        return torch.zeros_like(saliency)
+    if rule == "null_quantile":
+        threshold = AT_NULL_THRESHOLD
+    else:
+        threshold = max(THRESHOLDS[rule](m, settings), 1e-3 * float(m.max()))
     z = STEEP * (m - threshold) / threshold
-    if how.image and (z > 0).any():
-        z = z + intensities(z, image.detach().double().cpu().numpy(), how.largest)
+    if settings.image and (z > 0).any():
+        z = z + intensities(z, image.detach().double().cpu().numpy(), settings.largest)
     p = expit(z)
-    if how.largest:
+    if settings.largest:
         p = np.where(largest_component(z > 0) | (z <= 0), p, np.minimum(p, 0.499))
-    return torch.from_numpy(p).to(evidence)
+    return torch.from_numpy(p).to(saliency)
 
 
 def intensities(z: Float[np.ndarray, "*s"], image: Float[np.ndarray, "c *s"], largest: bool) -> Float[np.ndarray, "*s"]:
@@ -134,8 +148,12 @@ def largest_component(mask: Bool[np.ndarray, "*s"]) -> Bool[np.ndarray, "*s"]:
     return labels == 1 + int(np.bincount(labels.ravel())[1:].argmax())
 
 
-def otsu(m: Float[np.ndarray, "*s"], how: Cut) -> float:
-    """The cut with the largest variance between its two classes (Otsu 1979), over all values there are; exact."""
+def otsu(m: Float[np.ndarray, "*s"], settings: Binarization) -> float:
+    """The cut with the largest variance between its two classes, over all values there are; exact.
+
+    References:
+        Otsu 1979.
+    """
     values = np.sort(m, axis=None)
     n = np.arange(1, len(values))
     below = np.cumsum(values)[:-1]
@@ -146,24 +164,24 @@ def otsu(m: Float[np.ndarray, "*s"], how: Cut) -> float:
     return float((values[best] + values[best + 1]) / 2)
 
 
-def otsu_twice(m: Float[np.ndarray, "*s"], how: Cut) -> float:
+def otsu_twice(m: Float[np.ndarray, "*s"], settings: Binarization) -> float:
     """Otsu's cut of what lies above Otsu's cut: for objects so small that the first cut parts nothing from little."""
-    first = otsu(m, how)
+    first = otsu(m, settings)
     above = m[m > first]
-    return otsu(above, how) if above.max() > above.min() else first
+    return otsu(above, settings) if above.max() > above.min() else first
 
 
-def quantile(m: Float[np.ndarray, "*s"], how: Cut) -> float:
+def quantile(m: Float[np.ndarray, "*s"], settings: Binarization) -> float:
     """The value that this share of the voxels is below."""
-    return float(np.quantile(m, how.quantile))
+    return float(np.quantile(m, settings.quantile))
 
 
-def fixed(m: Float[np.ndarray, "*s"], how: Cut) -> float:
+def fixed(m: Float[np.ndarray, "*s"], settings: Binarization) -> float:
     """A share of the way from the smallest to the largest value."""
-    return float(m.min() + how.fixed * (m.max() - m.min()))
+    return float(m.min() + settings.fixed * (m.max() - m.min()))
 
 
-THRESHOLDS: dict[str, Callable[[np.ndarray, Cut], float]] = {
+THRESHOLDS: dict[str, Callable[[np.ndarray, Binarization], float]] = {
     "otsu": otsu,
     "otsu_twice": otsu_twice,
     "quantile": quantile,

@@ -24,8 +24,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import LINEAR
 from diffuseg.errors import UserError
 from diffuseg.methods.base import ImageLabel, Phase
-from diffuseg.methods.weak.base import WeakConfig, WeakMethod, free_settings
-from diffuseg.methods.weak.sensitivity import OnStep
+from diffuseg.methods.weak.base import WeakConfig, WeakMethod, own_settings
 from diffuseg.networks.blocks import crop
 from diffuseg.networks.classifier import Classifier
 from diffuseg.text import pluralize
@@ -36,7 +35,7 @@ TOGETHER = 32  # masked images that ScoreCAM classifies at a time
 
 @dataclass(frozen=True)
 class CAMMapConfig(WeakConfig):
-    """Which map, of which layer: the activations after that many levels of the classifier, 0 for all of them.
+    """Which map, of which layer: the activations after that many stages of the classifier, 0 for all of them.
 
     decide   who says what the image shows: the classifier, or "present": it shows an object
     """
@@ -51,21 +50,20 @@ class CAMConfig(CAMMapConfig):
     """The classifier has the plan's widths and is trained with cross-entropy."""
 
 
-class CAM(WeakMethod):
+class CAM(WeakMethod[CAMConfig]):
     """image -> class by a classifier; a map of where it looked."""
 
     generative: ClassVar[bool] = False
     config_class = CAMConfig
-    config: CAMConfig
-    inference_settings = free_settings(CAMMapConfig)
+    inference_settings = own_settings(CAMMapConfig)
 
     def __init__(self, plan: Plan, config: CAMConfig) -> None:
         super().__init__(plan, config)
         if not 0 <= config.layer <= len(self.widths):
-            raise UserError(f"layer={config.layer}: the classifier has {pluralize(len(self.widths), 'level')}")
+            raise UserError(f"layer={config.layer}: the classifier has {pluralize(len(self.widths), 'stage')}")
         self.layer = config.layer or len(self.widths)
         self.classifier = Classifier(plan.dims, plan.image_channels, plan.classes, self.widths, config.blocks)
-        self.keep_scale()
+        self.register_scale()
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -97,7 +95,7 @@ class CAM(WeakMethod):
         return 1 + (self.widths[self.layer - 1] if self.config.map == "scorecam" else 0)
 
     def saliency(
-        self, x_0: Float[Tensor, "n c *s"], y: int, name: str, steps: int, noise: Callable[[], Tensor], on_step: OnStep = None
+        self, x_0: Float[Tensor, "n c *s"], y: int, name: str, steps: int, noise: Callable[[], Tensor]
     ) -> Float[Tensor, "n *s"]:
         x = x_0[:1]  # nothing is random: all draws are one
         with torch.enable_grad():

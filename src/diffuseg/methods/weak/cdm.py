@@ -2,12 +2,14 @@
 
 A diffusion model learns p(image | class) from images and the class of each. What then depends on the class in its
 denoising of one image is where the class is: the sensitivity of x0_hat to the condition, from "object" y1 to "none" y0.
-Notation: x_0 the image, y its class, f(y) the embedding, levels t = 1..T.
+Notation: x_0 the image, y its class, f(y) the embedding, timesteps t = 1..T.
+
+Here: the model and its training, Algorithm 1 (`published`), and guidance (CG-CDM). The default map is not the paper's but our
+own, see likelihood_ratio.py; other papers' maps are in counterfactual.py.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,30 +17,32 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffuseg.config import current_name
 from diffuseg.data.plan import Plan
-from diffuseg.diffusion.parameterization import parted, target, to_x0
-from diffuseg.diffusion.schedule import SCHEDULES
+from diffuseg.diffusion.parameterization import split_learned_variance, target, to_x0
+from diffuseg.diffusion.schedule import SCHEDULES, NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.methods.base import ImageLabel, Phase, randn_like, sample_timesteps
-from diffuseg.methods.losses import squared_error, variational_bound
+from diffuseg.methods.base import ImageLabel, Phase, setting
+from diffuseg.methods.training import randn_like, sample_timesteps, squared_error, variational_bound
 from diffuseg.methods.weak import counterfactual
-from diffuseg.methods.weak.base import WeakConfig, WeakMethod, free_settings
+from diffuseg.methods.weak.base import WeakConfig, WeakMethod, own_settings
 from diffuseg.methods.weak.binarize import Part, part_of
-from diffuseg.methods.weak.sensitivity import Condition, Contrast, Denoiser, OnStep, accumulated, levels, shared
+from diffuseg.methods.weak.likelihood_ratio import likelihood_ratio
+from diffuseg.methods.weak.sensitivity import Condition, Contrast, Denoiser, start_timestep
 from diffuseg.networks.classifier import Classifier
 from diffuseg.networks.conditional import ClassConditionalUNet
 from diffuseg.types import Batch
 
-HELD_OUT_LEVELS = 8  # noise levels at which an image is judged under each class
-JUDGED = 4  # noise draws at each of them, when it decides whether there is anything to segment
+CLASSIFICATION_LEVELS = 8  # noise levels at which each class is tried on an image
+CLASSIFICATION_DRAWS = 4  # noise draws at each of them, when it decides whether there is anything to segment
 FOCUS = (1.5, 1.5)  # mean and deviation of the log-SNR where maps are taken
-REFER = "`diffuseg border MODEL DATASET`, with the same --set, or decide=diffusion"
-NO_CLASSIFIER = "this asks for a classifier, and the model has none: train with --set classifier_widths=16,32,64,128"
+TO_CALIBRATE = "`diffuseg calibrate-saliency MODEL DATASET`, with the same --set, or decide=diffusion"
+NO_CLASSIFIER = "this needs a classifier, and the model has none: train with --set classifier_widths=16,32,64,128"
 
 
 @dataclass(frozen=True)
 class Map:
-    """A kind of map, and its settings where none are asked for; log_snr: from, to (or the depth of a counterfactual)."""
+    """A kind of map, and its settings where none are given; log_snr: from, to (or the depth of a counterfactual)."""
 
     steps: int
     log_snr: tuple[float, float]
@@ -48,9 +52,8 @@ class Map:
 
 
 MAPS: dict[str, Map] = {
-    "levels": Map(3, (4.0, 1.0)),
-    "accumulated": Map(10, (0.6, 0.6), tau=0.95),  # the paper's
-    "shared": Map(10, (0.6, 0.6), tau=0.95),
+    "likelihood_ratio": Map(3, (4.0, 1.0)),
+    "published": Map(10, (0.6, 0.6), tau=0.95),
     "guided": Map(100, (0.0, -2.5), guidance=100.0, part="absolute"),
     "classifier_free": Map(100, (0.0, -2.5), part="absolute"),
 }
@@ -60,28 +63,35 @@ MAPS: dict[str, Map] = {
 class MapConfig(WeakConfig):
     """Which map, and how; all of it may be changed after training. None and "auto" are each map's own choice (MAPS).
 
-    map, steps, log_snr, tau   see sensitivity.py and counterfactual.py
-    guidance, switch       scale s of the classifier's gradient, and whether it turns from y1 to y0 at once or by 1 - tau
+    map                    "likelihood_ratio": ours; "published": Algorithm 1 of the paper; counterfactuals: "guided" by the
+                           classifier (CG-Diff), or "classifier_free"
+    steps, log_snr, tau    of the map
+    guidance               scale s of the classifier's gradient
     free_weight            how far a classifier-free counterfactual goes from "no label" towards y0
-    support                of the levels: how far around, in voxels, the image must side with the change for it to count; 0: the
-                           change counts everywhere
+    support                of the likelihood ratio: how far around, in voxels, the image must side with the change for it to
+                           count; 0: the change counts everywhere
     part                   what of the signed map counts; signed channels may cancel, see `part_of`
     decide                 who says what the image shows: how far its map stands out ("map"), the class that denoises it best
                            ("diffusion"), the classifier; or "present": it shows an object, as in the paper's protocol.
-                           "auto": the map, or without a reference for maps like this the class that denoises best
+                           "auto": the map, or without a calibration of maps like this the class that denoises best
     """
 
-    ranges: ClassVar = WeakConfig.ranges | {"steps": (1, inf), "tau": (0, 1), "guidance": (0, inf), "support": (0, 100)}
+    aliases: ClassVar = WeakConfig.aliases | {
+        "map=levels": "map=likelihood_ratio",
+        "map=accumulated": "map=published",
+        "map=shared": "map=published",
+        "part=positive": "part=signed",
+        "switch": "",
+    }
 
-    map: Literal["levels", "accumulated", "shared", "guided", "classifier_free"] = "levels"
-    steps: int | None = None
+    map: Literal["likelihood_ratio", "published", "guided", "classifier_free"] = "likelihood_ratio"
+    steps: int | None = setting(None, 1)
     log_snr: tuple[float, float] | None = None
-    tau: float | None = None
-    guidance: float | None = None
-    switch: Literal["full", "scaled"] = "full"
+    tau: float | None = setting(None, 0, 1)
+    guidance: float | None = setting(None, 0)
     free_weight: float = 3.0
-    support: float = 2.0
-    part: Literal["auto", "signed", "positive", "negative", "absolute"] = "auto"
+    support: float = setting(2.0, 0, 100)
+    part: Literal["auto", "signed", "negative", "absolute"] = "auto"
     decide: Literal["auto", "map", "diffusion", "classifier", "present"] = "auto"
 
 
@@ -89,43 +99,58 @@ class MapConfig(WeakConfig):
 class CDMConfig(MapConfig):
     """Every choice of the method by name; docs/methods/cdm.md says what the paper and its code choose.
 
-    T, schedule, predict   levels, how they are spread, and what the network outputs
-    variance, vlb          "learned": the network also says how wide a step is, as published, trained by the bound with
-                           this weight; no map takes a step with noise, so nothing else asks for it
+    T, schedule, predict   timesteps, how noise grows over them, and what the network outputs
+    variance, vlb          "learned": the network also outputs a variance, as published, trained by the bound with this
+                           weight; no map takes a step with noise, so nothing else uses it
     focus                  share of images whose log-SNR is drawn about where maps are taken (FOCUS); the others' t is uniform
     label_dropout          share of images that are shown without their label, so that the model is also unconditional
-    attention_levels       levels of the U-Net with self-attention; its bottom always has it
-    classifier_widths      of a noise-aware classifier that is trained beside it, one per level; empty for none
+    attention_levels       stages of the U-Net with self-attention; its bottom always has it
+    classifier_widths      of a noise-aware classifier that is trained beside it, one per stage; empty for none
     """
 
-    ranges: ClassVar = MapConfig.ranges | {
-        "T": (2, inf),
-        "vlb": (0, inf),
-        "focus": (0, 1),
-        "label_dropout": (0, 1),
-        "dropout": (0, 1),
-    }
-
-    T: int = 1000
+    T: int = setting(1000, 2)
     schedule: Literal["linear", "cosine"] = "cosine"
     predict: Literal["eps", "x0", "v"] = "v"
     variance: Literal["fixed", "learned"] = "fixed"
-    vlb: float = 1e-3
-    focus: float = 0.5
-    label_dropout: float = 0.1
+    vlb: float = setting(1e-3, 0)
+    focus: float = setting(0.5, 0, 1)
+    label_dropout: float = setting(0.1, 0, 1)
     attention_levels: tuple[int, ...] = ()
-    dropout: float = 0.0
+    dropout: float = setting(0.0, 0, 1)
     classifier_widths: tuple[int, ...] = ()
     classifier_learning_rate: float = 1e-3
 
 
-class CDM(WeakMethod):
+def published(
+    contrast: Contrast, x_0: Float[Tensor, "n c *s"], schedule: NoiseSchedule, noise: Callable[[], Tensor],
+    steps: int, log_snr: tuple[float, float],
+) -> Float[Tensor, "n c *s"]:  # fmt: skip
+    """Two deterministic (DDIM) paths from one x_Q drift apart; the sum of (x_s - x'_s) / (1 - tau) along them.
+
+    tau = 1: one path and its tangent, which is what the second path tends to. Q is at the first log-SNR.
+
+    References:
+        Hu et al. 2023, Algorithm 1.
+    """
+    Q = start_timestep(schedule, log_snr[0], steps)
+    x = schedule.q_sample(x_0, Q, noise())
+    zero = torch.zeros_like(x)
+    other, total = (x, zero) if contrast.tau < 1 else (zero, zero)  # the second path, or the tangent
+    for t in range(Q, Q - steps, -1):
+        step = contrast.apart if contrast.tau < 1 else contrast.moving
+        x_hat, other_hat = step(x, other, t)
+        x = schedule.posterior(x_hat, x, t, t - 1, 0.0, zero)
+        other = schedule.posterior(other_hat, other, t, t - 1, 0.0, zero)  # linear, so it carries a tangent too
+        total = total + ((x - other) / (1 - contrast.tau) if contrast.tau < 1 else other)
+    return total
+
+
+class CDM(WeakMethod[CDMConfig]):
     """eps_theta(x_t, t, f(y)) over images; masks come out of how much f(y) matters, where."""
 
     models_images = True
     config_class = CDMConfig
-    config: CDMConfig
-    inference_settings = free_settings(MapConfig)
+    inference_settings = own_settings(MapConfig)
 
     def __init__(self, plan: Plan, config: CDMConfig) -> None:
         super().__init__(plan, config)
@@ -140,7 +165,7 @@ class CDM(WeakMethod):
         self.classifier = Classifier(plan.dims, c, k, widths, time=True) if widths else None
         if self.classifier is None and (config.guidance or config.map == "guided" or config.decide == "classifier"):
             raise UserError(NO_CLASSIFIER)
-        self.keep_scale()
+        self.register_scale()
         self.default_sampler = config.map
 
     @property
@@ -151,10 +176,10 @@ class CDM(WeakMethod):
         return network, Phase("classifier", ("classifier",), self.config.classifier_learning_rate)
 
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """|| target - output ||^2 at drawn levels, the label hidden from a share of the images; or -log p(y | x_t)."""
+        """|| target - output ||^2 at drawn timesteps, the label hidden from a share of the images; or -log p(y | x_t)."""
         assert batch.label is not None
         x_0 = batch.image * self.scale
-        t = self.levels_of(len(x_0), rng).to(x_0.device)
+        t = self.training_timesteps(len(x_0), rng).to(x_0.device)
         noise = randn_like(x_0, rng)
         if phase.name == "classifier":
             logits = self.logits(self.schedule.q_sample(x_0, t, noise), t)
@@ -163,7 +188,7 @@ class CDM(WeakMethod):
         hidden = torch.rand(len(x_0), generator=rng).to(x_0.device) < self.config.label_dropout
         label = torch.where(hidden, self.network.no_label, batch.label)
         x_t = self.schedule.q_sample(x_0, t, noise)
-        output, v = self.said(x_t, t, self.network.embed(label))
+        output, v = self._predict(x_t, t, self.network.embed(label))
         error = self.distance(output, x_0, t, noise).mean()
         if v is None:
             return error, {"mse": error.detach()}
@@ -171,11 +196,11 @@ class CDM(WeakMethod):
         bound = variational_bound(self.schedule, x_0, x0_hat, t, v)
         return error + self.config.vlb * bound, {"mse": error.detach(), "vlb": bound.detach()}
 
-    def levels_of(self, n: int, rng: torch.Generator) -> Int[Tensor, " n"]:
-        """Levels to train at: uniform, a share of them by their log-SNR."""
-        t = sample_timesteps(n, self.schedule.T, hardest=0.0, rng=rng)
+    def training_timesteps(self, n: int, rng: torch.Generator) -> Int[Tensor, " n"]:
+        """Timesteps to train at: uniform, a share of them by their log-SNR."""
+        t = sample_timesteps(n, self.schedule.T, p_terminal=0.0, rng=rng)
         near = FOCUS[0] + FOCUS[1] * torch.randn(n, generator=rng)
-        focused = torch.tensor([self.schedule.level(float(log_snr)) for log_snr in near])
+        focused = torch.tensor([self.schedule.timestep(float(log_snr)) for log_snr in near])
         return torch.where(torch.rand(n, generator=rng) < self.config.focus, focused, t)
 
     def error(
@@ -193,35 +218,39 @@ class CDM(WeakMethod):
     def class_errors(self, image: Float[Tensor, "c *s"], seed: int) -> Float[Tensor, " k"]:
         """The denoising error of an image under each class: mean over levels, with the same noise for all classes."""
         self.eval()
-        n, k = HELD_OUT_LEVELS, self.plan.classes
+        n, k = CLASSIFICATION_LEVELS, self.plan.classes
         x_0 = (image * self.scale).expand(n, *image.shape)
         t = ((torch.arange(n, device=image.device) + 0.5) * self.schedule.T / n).long() + 1
         noise = randn_like(x_0, torch.Generator().manual_seed(seed))
         return torch.stack([self.error(x_0, t, noise, torch.full_like(t, y)).mean() for y in range(k)])
 
     def output(self, x_t: Float[Tensor, "b c *s"], t: Int[Tensor, " b"], e: Float[Tensor, "b e"]) -> Float[Tensor, "b c *s"]:
-        """What the network says about x_t under an embedding: noise, image, or v; float32."""
-        return self.said(x_t, t, e)[0]
+        """The network's output for x_t under an embedding: noise, image, or v; float32."""
+        return self._predict(x_t, t, e)[0]
 
-    def said(
+    def _predict(
         self, x_t: Float[Tensor, "b c *s"], t: Int[Tensor, " b"], e: Float[Tensor, "b e"]
     ) -> tuple[Float[Tensor, "b c *s"], Float[Tensor, "b c *s"] | None]:
         """The same, and v in (0, 1) of a learned variance."""
         output = self.network(x_t, t * (1000 / self.schedule.T), e).float()
-        return (output, None) if self.config.variance == "fixed" else parted(output)
+        return (output, None) if self.config.variance == "fixed" else split_learned_variance(output)
 
     def logits(self, x_t: Float[Tensor, "b c *s"], t: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
-        """What the noise-aware classifier says about x_t."""
+        """Of the noise-aware classifier for x_t."""
         assert self.classifier is not None
         return self.classifier(x_t, t * (1000 / self.schedule.T)).float()
 
     def denoise(self, x_t: Float[Tensor, "b c *s"], t: int, condition: Condition) -> Float[Tensor, "b c *s"]:
         """x0_hat in scaled intensities."""
-        levels = torch.full((len(x_t),), t, device=x_t.device)
-        return to_x0(self.config.predict, self.output(x_t, levels, condition.e), x_t, self.schedule.at(levels, x_t))
+        ts = torch.full((len(x_t),), t, device=x_t.device)
+        return to_x0(self.config.predict, self.output(x_t, ts, condition.e), x_t, self.schedule.at(ts, x_t))
 
     def guide(self, x_t: Float[Tensor, "b c *s"], t: int, condition: Condition, s: float) -> Float[Tensor, "b c *s"]:
-        """x0_hat with eps_hat - s sqrt(1 - ab) grad log p(w | x_t): the classifier pulls towards the labels w."""
+        """x0_hat with eps_hat - s sqrt(1 - ab) grad log p(w | x_t): the classifier pulls towards the labels w.
+
+        References:
+            Dhariwal and Nichol 2021, algorithm 2.
+        """
         x_0 = self.denoise(x_t, t, condition)
         if not s:
             return x_0
@@ -233,7 +262,7 @@ class CDM(WeakMethod):
         return x_0 + s * (1 - ab) / ab.sqrt() * pull
 
     def sampling(self, sampler: str | None, steps: int | None) -> tuple[str, int]:
-        name = sampler or self.config.map
+        _, name = current_name(CDMConfig, "map", sampler or self.config.map) or ("", "")
         if name not in MAPS:
             raise UserError(f"unknown map {name!r}", do=f"Known: {', '.join(MAPS)}")
         usual = self.config.steps if name == self.config.map and self.config.steps else MAPS[name].steps
@@ -242,20 +271,20 @@ class CDM(WeakMethod):
     def evaluations(self, sampler: str, steps: int) -> int:
         """Of both networks, for one draw; a derivative counts as a second condition, a gradient as no call of its own.
 
-        At each step two conditions, of the levels with two noises; the counterfactuals are asked once on the way there, and on
-        the way back once beside the classifier, or under two conditions.
+        At each step two conditions, of the likelihood ratio with two noises; the counterfactuals are run once on the way there,
+        and on the way back once beside the classifier, or under two conditions.
         """
         s = MAPS[sampler].guidance if self.config.guidance is None else self.config.guidance
         if sampler == "classifier_free":
             return 3 * steps
         if sampler == "guided":
             return (3 if s else 2) * steps
-        return (4 if sampler == "levels" else 2) * (2 if s else 1) * steps
+        return (4 if sampler == "likelihood_ratio" else 2) * (2 if s else 1) * steps
 
-    def how(self, name: str, steps: int) -> dict[str, Any]:
-        """All that decides a map besides image and noise, with each map's own choices filled in; only what it reads."""
+    def map_settings(self, name: str, steps: int) -> dict[str, Any]:
+        """All that decides a map besides image and noise, with each map's own choices filled in; only what it uses."""
         c, usual = self.config, MAPS[name]
-        read: dict[str, Any] = {
+        used: dict[str, Any] = {
             "map": name,
             "steps": steps,
             "smooth": c.smooth,
@@ -264,11 +293,12 @@ class CDM(WeakMethod):
             "part": usual.part if c.part == "auto" else c.part,
         }
         if name == "classifier_free":
-            return read | {"free_weight": c.free_weight}
-        if name == "guided":
-            return read
-        read |= {"tau": usual.tau if c.tau is None else c.tau, "switch": c.switch if read["guidance"] else None}
-        return read | ({"support": c.support} if name == "levels" else {})
+            used["free_weight"] = c.free_weight
+        elif name != "guided":
+            used["tau"] = usual.tau if c.tau is None else c.tau
+        if name == "likelihood_ratio":
+            used["support"] = c.support
+        return used
 
     @torch.no_grad()
     def classify_image(self, image: Float[Tensor, "c *s"]) -> ImageLabel:
@@ -280,46 +310,44 @@ class CDM(WeakMethod):
         if by_map is not None:
             return by_map
         if c.decide == "map":
-            raise UserError("decide=map: maps with these settings were not compared with images of known labels", do=REFER)
+            raise UserError("decide=map: maps with these settings were not calibrated on labelled images", do=TO_CALIBRATE)
         if c.decide == "classifier":
-            x_0 = (image * self.scale).expand(HELD_OUT_LEVELS, *image.shape)
-            t = (torch.arange(HELD_OUT_LEVELS, device=image.device) * self.schedule.T // 20).long() + 1
+            x_0 = (image * self.scale).expand(CLASSIFICATION_LEVELS, *image.shape)
+            t = (torch.arange(CLASSIFICATION_LEVELS, device=image.device) * self.schedule.T // 20).long() + 1
             x_t = self.schedule.q_sample(x_0, t, randn_like(x_0, torch.Generator().manual_seed(0)))
-            scores, calls = self.logits(x_t, t).log_softmax(1).mean(0), HELD_OUT_LEVELS
+            scores, calls = self.logits(x_t, t).log_softmax(1).mean(0), CLASSIFICATION_LEVELS
         else:
-            scores = -torch.stack([self.class_errors(image, seed) for seed in range(JUDGED)]).mean(0)
-            calls = JUDGED * HELD_OUT_LEVELS * self.plan.classes
+            scores = -torch.stack([self.class_errors(image, seed) for seed in range(CLASSIFICATION_DRAWS)]).mean(0)
+            calls = CLASSIFICATION_DRAWS * CLASSIFICATION_LEVELS * self.plan.classes
         label = int(scores.argmax()) if c.decide != "present" else 1 + int(scores[1:].argmax())
         by = "diffusion" if c.decide == "auto" else c.decide
         return ImageLabel(label, by, dict(zip(names, scores.tolist(), strict=True)), calls)
 
     def saliency(
-        self, x_0: Float[Tensor, "n c *s"], y: int, name: str, steps: int, noise: Callable[[], Tensor], on_step: OnStep = None
+        self, x_0: Float[Tensor, "n c *s"], y: int, name: str, steps: int, noise: Callable[[], Tensor]
     ) -> Float[Tensor, "n *s"]:
-        """The raw maps of n draws for class y, in the part that is asked for: what is averaged and thresholded later."""
+        """The raw maps of n draws for class y, in the part that is wanted: what is averaged and thresholded later."""
         c, usual = self.config, MAPS[name]
-        span, s = c.log_snr or usual.log_snr, usual.guidance if c.guidance is None else c.guidance
+        log_snr, s = c.log_snr or usual.log_snr, usual.guidance if c.guidance is None else c.guidance
         if s and self.classifier is None:
             raise UserError(NO_CLASSIFIER)
         guide: Denoiser = lambda x_t, t, condition: self.guide(x_t, t, condition, s)
         one, none, free = (self.condition(label, x_0.device) for label in (y, 0, self.network.no_label))
         if name == "guided":
-            change = counterfactual.guided(self.denoise, guide, none, x_0, self.schedule, steps, span[1], on_step)
+            change = counterfactual.guided(self.denoise, guide, none, x_0, self.schedule, steps, log_snr[1])
         elif name == "classifier_free":
-            how = (c.free_weight, x_0, self.schedule, steps, span[1], on_step)
-            change = counterfactual.classifier_free(self.denoise, none, free, *how)
+            weight, depth = c.free_weight, log_snr[1]
+            change = counterfactual.classifier_free(self.denoise, none, free, weight, x_0, self.schedule, steps, depth)
         else:
             tau = usual.tau if c.tau is None else c.tau
             if tau == 1 and s:
-                raise UserError(
-                    "tau=1 is the derivative in the condition: guidance has none", do="Give tau=0.99, or guidance=0"
-                )
-            contrast = Contrast(guide, one, none, tau, c.switch)
-            how = (contrast, x_0, self.schedule, noise, steps, span)
-            if name == "levels":
-                change = levels(*how, c.support, on_step)
+                what = "tau=1 is the derivative in the condition: guidance has none"
+                raise UserError(what, do="Give tau=0.99, or guidance=0")
+            contrast = Contrast(guide, one, none, tau)
+            if name == "published":
+                change = published(contrast, x_0, self.schedule, noise, steps, log_snr)
             else:
-                change = {"accumulated": accumulated, "shared": shared}[name](*how, on_step)
+                change = likelihood_ratio(contrast, x_0, self.schedule, noise, steps, log_snr, c.support)
         return part_of(change, usual.part if c.part == "auto" else c.part)
 
     def condition(self, label: int, device: torch.device | str) -> Condition:

@@ -9,31 +9,34 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffuseg.diffusion.samplers import ancestral, ddim_inversion
+from diffuseg.diffusion.samplers import ModelOutput, ddim, ddim_inversion
 from diffuseg.diffusion.schedule import NoiseSchedule
-from diffuseg.errors import UserError
-from diffuseg.methods.weak.sensitivity import Condition, Denoiser, OnStep
-from diffuseg.text import pluralize
+from diffuseg.methods.weak.sensitivity import Condition, Denoiser, start_timestep
 
 
 def guided(
-    plain: Denoiser, towards: Denoiser, none: Condition, x_0: Float[Tensor, "n c *s"], schedule: NoiseSchedule,
-    steps: int, depth: float, on_step: OnStep = None,
+    plain: Denoiser, guide: Denoiser, none: Condition, x_0: Float[Tensor, "n c *s"], schedule: NoiseSchedule,
+    steps: int, depth: float,
 ) -> Float[Tensor, "n c *s"]:  # fmt: skip
-    """CG-Diff (Wolleb et al. 2022): encoded as "none" without guidance, decoded with the classifier's gradient to "none"."""
+    """CG-Diff: encoded as "none" without guidance, decoded with the classifier's gradient to "none".
+
+    References:
+        Wolleb et al. 2022, "Diffusion models for medical anomaly detection".
+    """
     y0 = none.rows(len(x_0))
-    encode: Callable = lambda x, t: plain(x, t, y0)
-    decode: Callable = lambda x, t: towards(x, t, y0)
-    return x_0 - _there_and_back(encode, decode, x_0, schedule, steps, depth, on_step)
+    return x_0 - _decoded(lambda x, t: plain(x, t, y0), lambda x, t: guide(x, t, y0), x_0, schedule, steps, depth)
 
 
 def classifier_free(
     plain: Denoiser, none: Condition, unlabelled: Condition, weight: float, x_0: Float[Tensor, "n c *s"],
-    schedule: NoiseSchedule, steps: int, depth: float, on_step: OnStep = None,
+    schedule: NoiseSchedule, steps: int, depth: float,
 ) -> Float[Tensor, "n c *s"]:  # fmt: skip
-    """Without a classifier (after Diff-SCM, Sanchez et al. 2022): encoded without a label, decoded away from it towards "none".
+    """Without a classifier: encoded without a label, decoded away from it towards "none".
 
     x0_hat = x0_hat(no label) + weight (x0_hat(y0) - x0_hat(no label)), both in one batch; unlike there not normalised.
+
+    References:
+        After Diff-SCM, Sanchez et al. 2022, "What is healthy?".
     """
     n = len(x_0)
     free = unlabelled.rows(n)
@@ -43,20 +46,16 @@ def classifier_free(
         nothing, healthy = plain(torch.cat([x, x]), t, both).chunk(2)
         return torch.lerp(nothing, healthy, weight)
 
-    return x_0 - _there_and_back(lambda x, t: plain(x, t, free), decode, x_0, schedule, steps, depth, on_step)
+    return x_0 - _decoded(lambda x, t: plain(x, t, free), decode, x_0, schedule, steps, depth)
 
 
-def _there_and_back(
+def _decoded(
     encode: Callable[[Tensor, int], Tensor], decode: Callable[[Tensor, int], Tensor], x_0: Tensor,
-    schedule: NoiseSchedule, steps: int, depth: float, on_step: OnStep,
+    schedule: NoiseSchedule, steps: int, depth: float,
 ) -> Tensor:  # fmt: skip
-    L = schedule.level(depth)
-    if not 1 <= steps <= L:
-        raise UserError(
-            f"{pluralize(steps, 'step')}, but {pluralize(L, 'level')} below a log-SNR of {depth}",
-            do=f"Choose between 1 and {L}.",
-        )
+    """x_0 encoded to the log-SNR `depth`, and decoded."""
+    L = start_timestep(schedule, depth, steps)
     ends = [round(L - i * L / steps) for i in range(steps)] + [0]
     grid = list(zip(ends[:-1], ends[1:], strict=True))
-    x_L = ddim_inversion(encode, x_0, grid, schedule)
-    return ancestral(decode, x_L, grid, schedule, lambda: torch.zeros_like(x_L), eta=0.0, on_step=on_step)
+    x_L = ddim_inversion(lambda x, t: ModelOutput(encode(x, t)), x_0, grid, schedule)
+    return ddim(lambda x, t: ModelOutput(decode(x, t)), x_L, grid, schedule, lambda: torch.zeros_like(x_L))

@@ -12,8 +12,8 @@ import torch
 
 from diffuseg.config import from_dict, override
 from diffuseg.methods import METHODS, Method
+from diffuseg.methods.ablations import CONTROLS
 from diffuseg.methods.base import MaskMethod
-from diffuseg.methods.controls import CONTROLS
 from diffuseg.text import pluralize
 
 MEMBERS = 5  # of an ensemble

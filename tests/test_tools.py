@@ -1,0 +1,79 @@
+"""The project's own tools and settings: the floor under the coverage, and the files that services read."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tools.coverage_gate import faults, packages
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+GITHUB = sorted((ROOT / ".github").rglob("*.yml"))
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def report(**ran_of_lines: tuple[int, int]) -> dict:
+    names = {name.replace("__", "/"): counts for name, counts in ran_of_lines.items()}
+    return {
+        "files": {
+            f"src/diffuseg/{name}.py": {"summary": {"covered_lines": ran, "num_statements": lines}}
+            for name, (ran, lines) in names.items()
+        }
+    }
+
+
+def test_coverage_is_that_of_all_lines_of_a_package():
+    measured = packages(report(data__io=(90, 100), data__deep__more=(0, 100), errors=(3, 4), data__empty=(0, 0)))
+    assert measured == {".": (3, 4), "data": (90, 200)}
+
+
+def test_what_is_below_its_floor_is_a_fault_and_what_is_on_it_is_not():
+    measured = packages(report(data__io=(95, 100), train__loop=(94, 100), viewer__page=(1, 100)))
+    assert faults(measured, {"data": 95, "train": 94.5}) == ["train: 94.0 %, its floor is 94.5 %"]
+    assert faults(measured, {"gone": 10}) == ["gone: has a floor but no lines"]
+
+
+def test_floors_are_for_packages_that_exist():
+    floors = PROJECT["tool"]["diffuseg"]["coverage"]
+    assert [name for name in floors if not (ROOT / "src" / "diffuseg" / name / "__init__.py").is_file()] == []
+
+
+@pytest.mark.parametrize("path", [*GITHUB, ROOT / ".pre-commit-config.yaml", ROOT / "mkdocs.yml"], ids=lambda path: path.name)
+def test_settings_of_services_are_yaml(path):
+    assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_have_what_they_need_and_run_what_is_there(path):
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow[True], "when it runs"  # YAML reads the key `on` as true
+    assert workflow["permissions"] == {"contents": "read"}, "a job that needs more says so itself"
+    for name, job in workflow["jobs"].items():
+        assert job["runs-on"] and job["steps"], name
+        assert all(("run" in step) != ("uses" in step) for step in job["steps"]), name
+        assert set(job.get("needs", "").split()) <= set(workflow["jobs"]), name
+        for targets in re.findall(r"^make ((?:[a-z-]+ ?)+)", "\n".join(step.get("run", "") for step in job["steps"]), re.M):
+            for target in targets.split():
+                assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), f"{name}: make {target}"
+
+
+def test_tests_run_on_every_python_that_is_promised():
+    tests = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]
+    versions = tests["check"]["strategy"]["matrix"]["python"]
+    assert PROJECT["project"]["requires-python"] == f">={versions[0]}"
+    assert {f"Programming Language :: Python :: {version}" for version in versions} <= set(PROJECT["project"]["classifiers"])
+
+
+def test_every_dependency_says_its_lowest_version_and_none_resolves_torch_anew():
+    extras = PROJECT["project"]["optional-dependencies"]
+    for requirement in [*PROJECT["project"]["dependencies"], *(one for extra in extras.values() for one in extra)]:
+        assert re.fullmatch(r"[\w.-]+(?:\[\w+\])?>=[\d.]+(?:,<\d+)?", requirement), requirement
+    assert [one for extra in extras.values() for one in extra if one.startswith("torch")] == []
+
+
+def test_the_makefile_installs_the_torch_that_is_pinned():
+    pinned = re.search(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    assert pinned is not None and f"torch=={pinned[1]}" in (ROOT / "Makefile").read_text()
