@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.score import write
 from diffuseg.atomic_io import nan_to_none
 from diffuseg.inference.model import load
+from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.studies.curve import measure_curve
 
 FEW = (1, 2, 5, 10, 20, 50, 100)
@@ -36,7 +37,8 @@ def main(asked: argparse.Namespace) -> None:
             continue
         told = lambda done, cases, sampler=sampler: print(sampler, f"{done} of {cases} cases", flush=True)
         model = load(asked.work / name / "last.safetensors")
-        curve = measure_curve(model, asked.dataset, steps, DRAWS, limit=asked.cases, sampler=sampler, on_case=told)
+        options = SamplingOptions(sampler=sampler)
+        curve = measure_curve(model, asked.dataset, steps, DRAWS, options, limit=asked.cases, on_case=told)
         kept = nan_to_none(asdict(curve)) | {"cases": len(curve.cases), "timed": "the one of median size"}
         results["curves"].append({"what": what} | kept)
         write(asked.out, results)

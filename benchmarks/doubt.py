@@ -51,7 +51,7 @@ def main(asked: argparse.Namespace) -> None:
         tempered = p.probability if model.calibration is None else model.calibration.temper(p.probability)
         assert p.draws is not None
         found = {
-            "expected 1 - Dice (`doubt`)": p.provenance["doubt"],
+            "expected 1 - Dice (`doubt`)": p.provenance["uncertainty_score"],
             "the same, of tempered probabilities": expected_dice_loss(tempered, chosen),
             "entropy, mean in the mask": float(entropy[inside].mean()) if inside.any() else 0.0,
             "entropy, sum over the mask's volume": float(entropy.sum() / max(inside.sum(), 1)),

@@ -3,6 +3,8 @@
 Every row is trained on the same plan for as many steps; last weights are scored on the fold's validation cases, which choose
 nothing. Scores: Dice of one draw (a case's mean over all its draws), of the mean of five and of 25 draws, and of STAPLE over
 them. A variant with a thousand levels is sampled in 10 and in 100 steps by each sampler.
+Draws are those of `predict` with seed 0: their noise hangs on the content of an image. The results that are stored were
+measured when it hung on the names of the cases: other draws of the same distribution.
 `python -m benchmarks.medsegdiff DATASET WORK --out RESULTS.json` continues where it was stopped.
 """
 
@@ -18,12 +20,12 @@ from benchmarks.score import write
 from diffuseg.checkpoint import load_checkpoint, model_hash
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import open_dataset, patients
-from diffuseg.data.transforms import to_native
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.statistics import bootstrap_mean
 from diffuseg.inference.folds import validation_cases
 from diffuseg.inference.fusion import fusion
-from diffuseg.inference.model import draw_seed, load
+from diffuseg.inference.model import load
+from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.train.loop import TrainSettings, train
 
 # As `concat`, so that steps can be counted.
@@ -123,12 +125,12 @@ def measured(
     found: dict[str, list[float]] = {}
     for case in cases:
         whole = source.whole(case)
-        seeds = [draw_seed(0, case, i) for i in range(max(counts))]
+        draws = model.prepare(whole, SamplingOptions(max(counts), steps or method.default_steps, sampler))
         if name.endswith("_condition"):
             maps = [method.condition.segment(whole.image[None])[0].detach().softmax(0)]
         else:
-            maps = [p.float() for p in method.draw(whole.image, seeds, steps=steps, sampler=sampler)]
-        score = lambda p, whole=whole: overlap(to_native(p, whole.transform).argmax(0), whole.truth, plan.classes)
+            maps = [p.float() for p in draws.draw()]
+        score = lambda p, draws=draws, whole=whole: overlap(draws.to_native(p).argmax(0), whole.truth, plan.classes)
         found.setdefault("one draw", []).append(float(np.mean([score(p) for p in maps])))
         for n in (n for n in counts if n > 1):
             for fuse in ("mean", "staple"):

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.score import write
 from diffuseg.inference.model import Model, load
+from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.studies.ambiguity import Ambiguity, measure_ambiguity
 from diffuseg.studies.audit.controls import dropping
 
@@ -45,8 +46,8 @@ def measured(models: list[Model], asked: argparse.Namespace, dropout: bool) -> A
         if dropout:
             stack.enter_context(dropping(models[0].method))
             models = models * asked.draws
-        how = {"steps": asked.steps, "pattern": asked.patients, "on_case": None}
-        return measure_ambiguity(models, asked.dataset, limit=asked.cases, draws=asked.draws, **how)
+        options = SamplingOptions(asked.draws, asked.steps)
+        return measure_ambiguity(models, asked.dataset, options, limit=asked.cases, pattern=asked.patients)
 
 
 def described(models: list[Model], found: Ambiguity, dropout: bool) -> dict[str, Any]:

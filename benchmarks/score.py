@@ -1,4 +1,8 @@
-"""Score a checkpoint on the validation cases of its fold: single draws and their mean, for several numbers of steps."""
+"""Score a checkpoint on the validation cases of its fold: single draws and their mean, for several numbers of steps.
+
+Draws are those of `predict` with seed 0: their noise hangs on the content of an image. The results that are stored were
+measured when it hung on the names of the cases: other draws of the same distribution.
+"""
 
 import argparse
 import json
@@ -12,16 +16,15 @@ import numpy as np
 import torch
 
 from diffuseg.atomic_io import nan_to_none
-from diffuseg.checkpoint import load_checkpoint, model_hash, versions
-from diffuseg.data.batches import Batches
+from diffuseg.checkpoint import versions
+from diffuseg.data.batches import Batches, FullCase
 from diffuseg.data.dataset import open_dataset, splits
-from diffuseg.data.transforms import to_native
 from diffuseg.device import choose_precision
 from diffuseg.evaluation.calibration_metrics import band, measures
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.statistics import bootstrap_mean
-from diffuseg.inference.model import draw_seed
-from diffuseg.methods import Method
+from diffuseg.inference.model import Model, load
+from diffuseg.inference.sampling import SamplingOptions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -40,25 +43,27 @@ def score(
     disagreement  voxels on which two draws differ, as a share of the object, mean over pairs
     band          ece, adaptive_ece, brier and nll (nats) in the band round the true border, mean over cases that have one
     """
-    method, plan, meta = load_checkpoint(checkpoint)
+    model = load(checkpoint, "cpu")
+    method, plan, meta = model.method, model.plan, model.meta
     dataset = open_dataset(dataset_folder)
     cases = splits(dataset)[fold]["val"][::every]
     source = Batches(dataset, cases, plan, seed=0)
-    draws = draws if method.generative else 1
+    options = model.resolve(SamplingOptions(draws, steps or method.default_steps, sampler))
+    draws = options.draws or 1
     started = time.monotonic()
-    measured = [_case(method, source, case, steps, draws, sampler) for case in cases]
+    measured = [_case(model, source.whole(case), options) for case in cases]
     seconds = (time.monotonic() - started) / len(cases)
     names = plan.names[1:]
-    steps = (steps or method.default_steps) if method.generative else 1
+    steps = options.steps or 1
     rows = []
     for n in sorted({1, draws}):
         scores = np.array([m["dice"][n] for m in measured])  # [case, class]
         per_case = _known_mean(scores, 1)  # a class in neither mask has no value
         mean, low, high = bootstrap_mean(per_case)
         row = {
-            "method": meta["method"], "model": model_hash(checkpoint), "steps": steps, "draws": n,
+            "method": meta["method"], "model": model.hash, "steps": steps, "draws": n,
             "default_steps": method.default_steps if method.generative else 1,
-            "sampler": (sampler or method.default_sampler) if method.generative else None,
+            "sampler": options.sampler,
             "cases": len(cases), "fold": fold, "dice": mean, "dice_low": low, "dice_high": high,
             "dice_per_class": dict(zip(names, _known_mean(scores, 0).tolist(), strict=True)),
             "dice_per_case": nan_to_none(dict(zip(cases, per_case.round(5).tolist(), strict=True))),
@@ -75,19 +80,15 @@ def score(
     return rows
 
 
-def _case(method: Method, source: Batches, case: str, steps: int | None, draws: int, sampler: str | None) -> dict[str, Any]:
+def _case(model: Model, whole: FullCase, options: SamplingOptions) -> dict[str, Any]:
     """Dice per class and likelihood of the first draw and of the mean of all, and how much the draws differ."""
-    whole = source.whole(case)
-    seeds = [draw_seed(0, case, i) for i in range(draws)]
-    device = torch.device("cpu")
-    with choose_precision(device).autocast(device):
-        maps = [p.float() for p in method.draw(whole.image, seeds, steps=steps, sampler=sampler)]
-    native = [to_native(p, whole.transform) for p in maps]
+    draws = model.prepare(whole, options)
+    native = [draws.to_native(p.float()) for p in draws.draw()]
     masks = [p.argmax(0) for p in native]
-    classes = range(1, source.plan.classes)
+    classes = range(1, model.plan.classes)
     found: dict[str, Any] = {"dice": {}, "band": {}}
     near = band(whole.truth, whole.native.spacing)
-    for n, p in {1: native[0], draws: np.mean(native, axis=0)}.items():
+    for n, p in {1: native[0], len(native): np.mean(native, axis=0)}.items():
         mask = p.argmax(0)
         found["dice"][n] = [dice(mask == k, whole.truth == k) for k in classes]
         found["band"][n] = measures(p, whole.truth, near)

@@ -32,8 +32,9 @@ from diffuseg.data.transforms import GridTransform, to_native
 from diffuseg.evaluation.metrics import dice, hd95, iou
 from diffuseg.evaluation.statistics import bootstrap_mean, group_folds
 from diffuseg.inference.folds import own_fold, validation_cases
-from diffuseg.inference.model import Model, content_digest, draw_seed, load
-from diffuseg.inference.saliency_calibration import border_of
+from diffuseg.inference.model import Model, load
+from diffuseg.inference.saliency_calibration import null_quantile
+from diffuseg.inference.sampling import ImageDraws, content_digest, draw_seed
 from diffuseg.methods.weak.binarize import Binarization, logistic_mask, normalized_saliency
 from diffuseg.methods.weak.cdm import MAPS
 
@@ -84,11 +85,15 @@ class Case:
     patient: str
     label: int
     place: float
-    seed: str
+    digest: str
     image: Tensor
     transform: GridTransform
     truth: np.ndarray
     spacing: tuple[float, ...]
+
+    def seeds(self, draws: int) -> tuple[int, ...]:
+        """Those of `predict` with seed 0."""
+        return tuple(draw_seed(0, self.digest, i) for i in range(draws))
 
 
 @dataclass(frozen=True)
@@ -179,8 +184,8 @@ def read(model: Model, dataset: Dataset, names: list[str], place: str | None = N
     for name in names:
         whole, number = source.whole(name), place and re.search(place, name)
         at = float(number[1]) if number else float("nan")
-        seed, spacing = content_digest(whole.native, whole.transform), tuple(whole.native.spacing)
-        found.append(Case(name, of[name], labels[name], at, seed, whole.image, whole.transform, whole.truth > 0, spacing))
+        digest, spacing = content_digest(whole.native, whole.transform), tuple(whole.native.spacing)
+        found.append(Case(name, of[name], labels[name], at, digest, whole.image, whole.transform, whole.truth > 0, spacing))
     return found
 
 
@@ -225,8 +230,8 @@ def drawn(model: Model, draws: int, wishes: Sequence[str] = (), kept: DrawRecord
         key = (*sorted(wish for wish in wishes if not wish.startswith("part=")), str(draws), case.name)
         maps = store.get(key)
         if maps is None:
-            seeds = [draw_seed(0, case.seed, i) for i in range(draws)]
-            maps = torch.stack([m.float() for m in method.eval().maps(case.image, seeds, case.label or 1, name, steps)])
+            raw = method.eval().maps(case.image, case.seeds(draws), case.label or 1, name, steps)
+            maps = torch.stack([m.float() for m in raw])
             if one:
                 store[key] = maps
         return maps.abs() if one and part == "absolute" else maps
@@ -310,7 +315,7 @@ def measured(
     verdict: dict[str, float], least: float,
 ) -> dict[str, Any]:  # fmt: skip
     """One row: average precision, and Dice under each rule, all on the reported half."""
-    border = border_of([make(case).mean(0) for case in without], SMOOTHED)
+    border = null_quantile([make(case).mean(0) for case in without], SMOOTHED)
     positive = [[case for case in half if case.label] for half in (chosen, reported)]
     started = time.process_time()
     maps = {case.name: Maps.of(make(case), border) for half in positive for case in half}
@@ -333,7 +338,8 @@ def masked(name: str, model: Model, reported: list[Case]) -> dict[str, Any]:
     """The row of a model that makes masks: its own mask of one draw, its probability as the map."""
     started, maps, masks = time.process_time(), {}, {}
     for case in reported:
-        p = to_native(next(iter(model.method.draw(case.image, [draw_seed(0, case.seed, 0)]))).float(), case.transform)
+        draws = ImageDraws(model.method, case.image, case.transform, case.seeds(1), None, None, model.device)
+        p = draws.to_native(next(draws.draw()).float())
         maps[case.name], masks[case.name] = 1 - p[0], p.argmax(0) > 0
     seconds = (time.process_time() - started) / len(reported)
     positive = [case for case in reported if case.label]

@@ -20,7 +20,7 @@ from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.statistics import bootstrap_mean, group_folds
 from diffuseg.inference.folds import own_fold
 from diffuseg.inference.model import load
-from diffuseg.inference.saliency_calibration import border_of
+from diffuseg.inference.saliency_calibration import null_quantile
 from diffuseg.methods.weak.binarize import Binarization
 
 SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -83,7 +83,7 @@ def measured(path: Path, options: list[str], draws: int, cases: list[Case], with
     """Average precision of the map, raw and smoothed by one voxel, and Dice of the default rule's mask."""
     model = load(path, "cpu", options)
     make = drawn(model, draws)
-    border = border_of([make(case).mean(0) for case in without], SMOOTHED)
+    border = null_quantile([make(case).mean(0) for case in without], SMOOTHED)
     maps = {case.name: Maps.of(make(case), border) for case in cases}
     of = [case.patient for case in cases]
     found = {

@@ -17,6 +17,7 @@ from diffuseg.errors import UserError
 from diffuseg.inference import folder as files
 from diffuseg.inference.folder import find_cases, predict_folder
 from diffuseg.inference.prediction import save
+from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.types import Image
 from tests.inference.oracle import make_model
 
@@ -106,7 +107,7 @@ def test_a_mask_never_takes_the_place_of_its_image(tmp_path, scans):
     with pytest.raises(UserError, match="place of the image"):
         p.save(tmp_path)
     with pytest.raises(UserError, match="place of this input"):
-        predict_folder(make_model(), [scan], tmp_path, draws=1)
+        predict_folder(make_model(), [scan], tmp_path, SamplingOptions(draws=1))
     assert scan.read_bytes() == before
 
 
@@ -127,7 +128,9 @@ def test_the_record_is_written_last_and_removed_first(tmp_path, monkeypatch):
 
 def test_a_folder_case_by_case(scans, tmp_path):
     seen = []
-    report = predict_folder(make_model(), [scans], tmp_path / "out", draws=2, on_case=lambda *now: seen.append(now))
+    report = predict_folder(
+        make_model(), [scans], tmp_path / "out", SamplingOptions(draws=2), on_case=lambda *now: seen.append(now)
+    )
     assert report.finished == ["case0", "case1", "case2"] and not report.failed and not report.skipped
     assert seen == [("case0", 0, 3), ("case1", 1, 3), ("case2", 2, 3)]
     for number in range(3):
@@ -136,35 +139,35 @@ def test_a_folder_case_by_case(scans, tmp_path):
 
 def test_finished_cases_are_skipped_until_they_are_to_be_overwritten(scans, tmp_path):
     out, model = tmp_path / "out", make_model(noise=0.5)
-    predict_folder(model, [scans / "case1_0000.nii.gz"], out, draws=2)
+    predict_folder(model, [scans / "case1_0000.nii.gz"], out, SamplingOptions(draws=2))
     kept = (out / "case1.json").stat().st_mtime_ns
-    again = predict_folder(model, [scans], out, draws=2)
+    again = predict_folder(model, [scans], out, SamplingOptions(draws=2))
     assert again.finished == ["case0", "case2"] and again.skipped == [("case1", "already finished")]
-    other = predict_folder(model, [scans], out, draws=3, seed=5)
+    other = predict_folder(model, [scans], out, SamplingOptions(draws=3, seed=5))
     assert not other.finished and all("draws 2, not 3; seed 0, not 5" in reason for _, reason in other.skipped)
     assert (out / "case1.json").stat().st_mtime_ns == kept
-    assert len(predict_folder(model, [scans], out, draws=3, overwrite=True).finished) == 3
+    assert len(predict_folder(model, [scans], out, SamplingOptions(draws=3), overwrite=True).finished) == 3
     assert json.loads((out / "case1.json").read_text())["draws"] == 3
 
 
 def test_the_fusion_is_a_setting_and_results_from_before_there_was_one_are_means(tmp_path):
     scan, out, model = write_scan(tmp_path / "a.nii.gz"), tmp_path / "out", make_model()
-    predict_folder(model, [scan], out, draws=2, fuse="vote")
+    predict_folder(model, [scan], out, SamplingOptions(draws=2, fuse="vote"))
     assert json.loads((out / "a.json").read_text())["fuse"] == "vote"
-    (_, reason), *_ = predict_folder(model, [scan], out, draws=2).skipped
+    (_, reason), *_ = predict_folder(model, [scan], out, SamplingOptions(draws=2)).skipped
     assert "fuse vote, not mean" in reason
-    predict_folder(model, [scan], out, draws=2, overwrite=True)
+    predict_folder(model, [scan], out, SamplingOptions(draws=2), overwrite=True)
     record = json.loads((out / "a.json").read_text())
     del record["fuse"]
     (out / "a.json").write_text(json.dumps(record))
-    assert predict_folder(model, [scan], out, draws=2).skipped == [("a", "already finished")]
+    assert predict_folder(model, [scan], out, SamplingOptions(draws=2)).skipped == [("a", "already finished")]
 
 
 def test_a_record_of_another_program_is_not_touched(scans, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "case1.json").write_text("{}")
-    report = predict_folder(make_model(), [scans], out, draws=1)
+    report = predict_folder(make_model(), [scans], out, SamplingOptions(draws=1))
     assert report.finished == ["case0", "case2"] and [case for case, _ in report.failed] == ["case1"]
     assert (out / "case1.json").read_text() == "{}" and not (out / "case1.nii.gz").exists()
 
@@ -187,7 +190,7 @@ def test_bad_cases_are_named_and_the_others_kept(scans, tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(model.method), "draw", breaks)
     write_scan(scans / "case6_0000.nii.gz", index((7, 7, 7)))
-    report = predict_folder(model, [scans], tmp_path / "out", draws=1)
+    report = predict_folder(model, [scans], tmp_path / "out", SamplingOptions(draws=1))
     assert report.finished == ["case0", "case2"]
     reasons = dict(report.failed)
     says = {
@@ -215,10 +218,10 @@ def test_an_interrupt_leaves_finished_cases_and_no_half_files(scans, tmp_path, m
 
     monkeypatch.setattr(nib, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        predict_folder(make_model(), [scans], out, draws=1)
+        predict_folder(make_model(), [scans], out, SamplingOptions(draws=1))
     monkeypatch.undo()
     assert names(out) == ["case0.json", "case0.nii.gz", "case0_entropy.nii.gz", "case0_prob.nii.gz", "case1_prob.nii.gz"]
-    assert predict_folder(make_model(), [scans], out, draws=1).skipped == [("case0", "already finished")]
+    assert predict_folder(make_model(), [scans], out, SamplingOptions(draws=1)).skipped == [("case0", "already finished")]
 
 
 def test_another_image_of_a_finished_name_is_not_taken_for_finished(tmp_path):
@@ -227,14 +230,14 @@ def test_another_image_of_a_finished_name_is_not_taken_for_finished(tmp_path):
         path.parent.mkdir()
         write_scan(path, index(seed=seed))
     model = make_model()
-    assert predict_folder(model, [ours], out, draws=1).finished == ["scan"]
+    assert predict_folder(model, [ours], out, SamplingOptions(draws=1)).finished == ["scan"]
     before = (out / "scan.nii.gz").read_bytes()
-    assert predict_folder(model, [ours], out, draws=1).skipped == [("scan", "already finished")]
-    report = predict_folder(model, [theirs], out, draws=1)
+    assert predict_folder(model, [ours], out, SamplingOptions(draws=1)).skipped == [("scan", "already finished")]
+    report = predict_folder(model, [theirs], out, SamplingOptions(draws=1))
     [(case, reason)] = report.failed
     assert case == "scan" and "another image" in reason and str(ours) in reason and not report.skipped
     assert (out / "scan.nii.gz").read_bytes() == before
-    assert predict_folder(model, [theirs], out, draws=1, overwrite=True).finished == ["scan"]
+    assert predict_folder(model, [theirs], out, SamplingOptions(draws=1), overwrite=True).finished == ["scan"]
 
 
 def touch(folder, *files):
@@ -296,7 +299,7 @@ def test_inputs_that_make_no_sense_are_refused_before_any_work(tmp_path, there, 
 def test_settings_that_make_no_sense_are_refused_before_any_work(scans, tmp_path):
     for wrong in ({"sampler": "no"}, {"steps": 99}, {"draws": 0}):
         with pytest.raises(UserError):
-            predict_folder(make_model(), [scans], tmp_path / "out", **wrong)
+            predict_folder(make_model(), [scans], tmp_path / "out", SamplingOptions(**wrong))
     assert not (tmp_path / "out").exists()
 
 
@@ -320,7 +323,7 @@ def test_formats_that_cannot_hold_the_image_are_refused(tmp_path):
     p = make_model().predict(Image(10.0 * index()[None].astype(np.float32)), draws=1)
     with pytest.raises(UserError, match="volume"):
         save(p, tmp_path, "x", ".png")
-    assert not names(tmp_path) and files.Report().finished == []
+    assert not names(tmp_path) and files.FolderResult().finished == []
 
 
 def test_an_image_that_the_training_has_met_is_recognised_by_its_content(tmp_path):
@@ -354,6 +357,8 @@ def test_masks_of_somebody_else_are_not_replaced(scans, tmp_path):
 
 def test_a_mask_that_was_taken_away_is_made_again(scans, tmp_path):
     out, model = tmp_path / "out", make_model()
-    predict_folder(model, [scans], out, draws=1)
+    predict_folder(model, [scans], out, SamplingOptions(draws=1))
     (out / "case0.nii.gz").unlink()
-    assert predict_folder(model, [scans], out, draws=1).finished == ["case0"] and (out / "case0.nii.gz").exists()
+    assert (
+        predict_folder(model, [scans], out, SamplingOptions(draws=1)).finished == ["case0"] and (out / "case0.nii.gz").exists()
+    )

@@ -13,7 +13,9 @@ from diffuseg.data.transforms import to_grid, to_native
 from diffuseg.device import choose_device
 from diffuseg.errors import UserError
 from diffuseg.inference import model as module
-from diffuseg.inference.model import draw_seed, load
+from diffuseg.inference import sampling
+from diffuseg.inference.model import load
+from diffuseg.inference.sampling import draw_seed
 from diffuseg.methods import METHODS
 from diffuseg.types import Image
 from tests.inference.oracle import Certain, make_model, make_plan
@@ -157,7 +159,7 @@ def test_a_deterministic_method_is_asked_once():
 def test_steps_and_sampler_reach_the_method_and_the_record():
     model, seen = make_model(), []
     image = turned(organs(classes=2), (0, 1, 2), (1, 1, 1))
-    found = model.predict(image, 3, steps=4, sampler="ddim", on_draw=lambda *done: seen.append(done)).provenance
+    found = model.predict(image, draws=3, steps=4, sampler="ddim", on_draw=lambda *done: seen.append(done)).provenance
     assert model.method.calls == [{"steps": 4, "sampler": "ddim", "chunk": 8}]
     assert (found["steps"], found["sampler"], found["network_evaluations"]) == (4, "ddim", 12)
     assert seen == [(1, 3), (2, 3), (3, 3)]
@@ -168,7 +170,7 @@ def test_steps_and_sampler_reach_the_method_and_the_record():
 def test_large_images_are_drawn_fewer_at_a_time(monkeypatch):
     model, image = make_model(), np.zeros((4, 5, 6))
     for limit, draws in ((4 * 2 * 120 * 3, 3), (1, 1), (2**28, 8)):
-        monkeypatch.setattr(module, "STATE_BYTES", limit)
+        monkeypatch.setattr(sampling, "STATE_BYTES", limit)
         model.predict(image)
         assert model.method.calls[-1]["chunk"] == draws
 

@@ -13,13 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffuseg.data import io
+from diffuseg.data.dataset import evenly_spaced
 from diffuseg.data.io import grid_fault, read_image
 from diffuseg.data.outputs import records, sidecar_name
-from diffuseg.inference import model as module
+from diffuseg.inference import sampling
 from diffuseg.inference.folder import find_cases, predict_folder
 from diffuseg.inference.model import Model
 from diffuseg.inference.prediction import save
-from diffuseg.inference.recorder import MOST_STEPS, evenly_spaced
+from diffuseg.inference.recorder import MOST_STEPS
+from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.methods import METHODS
 from diffuseg.reports.evaluate import evaluate
 from diffuseg.types import Image
@@ -59,8 +61,8 @@ def test_what_is_kept_is_what_was_drawn(changes):
 def test_the_steps_are_those_of_the_first_draw_however_many_are_made_at_a_time(monkeypatch):
     model, image = small(), Image(10.0 * index(classes=3)[None].astype(np.float32), AFFINE)
     together = model.predict(image, draws=3, steps=2, **BOTH)
-    monkeypatch.setattr(module, "STATE_BYTES", 1)
-    assert model.together(image.shape) == 1
+    monkeypatch.setattr(sampling, "STATE_BYTES", 1)
+    assert sampling.draws_at_a_time(model.plan, image.shape) == 1
     single = model.predict(image, draws=3, steps=2, **BOTH)
     assert abs(single.steps.astype(int) - together.steps).max() <= 1, "the last bit of a product of matrices may differ"
     assert (single.draws == together.draws).mean() > 0.99
@@ -124,7 +126,7 @@ def test_files_hold_the_draws_in_the_geometry_of_the_image(tmp_path, ending, dra
 
 def test_a_case_finished_without_what_is_now_asked_for_is_done_again(tmp_path):
     scan, out, model = write_scan(tmp_path / "a.nii.gz"), tmp_path / "out", make_model(noise=0.5)
-    ask = lambda **how: predict_folder(model, [scan], out, draws=2, **how)
+    ask = lambda **how: predict_folder(model, [scan], out, SamplingOptions(draws=2, **how))
     ask()
     before = (out / "a_prob.nii.gz").read_bytes()
     assert ask(keep_draws=True).finished == ["a"] and "a_draws.nii.gz" in names(out)
@@ -135,14 +137,14 @@ def test_a_case_finished_without_what_is_now_asked_for_is_done_again(tmp_path):
     assert {"a_draws.nii.gz", "a_steps.nii.gz"} <= set(names(out)), "what it had stays"
     (out / "a_draws.nii.gz").unlink()
     assert ask().skipped and ask(keep_draws=True).finished == ["a"], "a file that was removed is missing"
-    (_, reason), *_ = predict_folder(model, [scan], out, draws=5, keep_draws=True).skipped
+    (_, reason), *_ = predict_folder(model, [scan], out, SamplingOptions(draws=5, keep_draws=True)).skipped
     assert "draws 2, not 5" in reason
 
 
 def test_draws_of_an_earlier_prediction_do_not_stay_beside_a_new_mask(tmp_path):
     scan, out, model = write_scan(tmp_path / "a.nii.gz"), tmp_path / "out", make_model()
-    predict_folder(model, [scan], out, draws=2, **BOTH)
-    predict_folder(model, [scan], out, draws=3, overwrite=True)
+    predict_folder(model, [scan], out, SamplingOptions(draws=2, **BOTH))
+    predict_folder(model, [scan], out, SamplingOptions(draws=3), overwrite=True)
     assert names(out) == ["a.json", "a.nii.gz", "a_entropy.nii.gz", "a_prob.nii.gz"]
 
 
@@ -150,7 +152,7 @@ def test_a_file_of_somebody_else_with_such_a_name_stays(tmp_path):
     scan, out = write_scan(tmp_path / "a.nii.gz"), tmp_path / "out"
     out.mkdir()
     (out / "a_draws.nii.gz").write_bytes(b"years of work")
-    assert predict_folder(make_model(), [scan], out, draws=1).finished == ["a"]
+    assert predict_folder(make_model(), [scan], out, SamplingOptions(draws=1)).finished == ["a"]
     assert (out / "a_draws.nii.gz").read_bytes() == b"years of work"
 
 
@@ -176,7 +178,7 @@ def test_results_are_neither_masks_nor_images(tmp_path):
     folder.mkdir()
     scans = [write_scan(folder / f"{case}_0000.nii.gz") for case in ("a", "b_draws")]
     (folder / "a_0000.json").write_text('{"RepetitionTime": 2}')  # of somebody else
-    assert len(predict_folder(make_model(), [folder], folder, draws=2, **BOTH).finished) == 2
+    assert len(predict_folder(make_model(), [folder], folder, SamplingOptions(draws=2, **BOTH)).finished) == 2
     assert find_cases([folder], 1) == {"a": (scans[0],), "b_draws": (scans[1],)}
     assert list(records(folder)) == ["a", "b_draws"]
     truth = tmp_path / "labels"
@@ -191,5 +193,5 @@ def test_results_of_pictures_are_no_images_either(tmp_path):
     PIL.Image.fromarray(np.kron(10 * index((4, 5), 3), np.ones((8, 8), int)).astype(np.uint8)).save(tmp_path / "a.jpg")
     model = make_model(labels=THREE, **PICTURE)
     for _ in range(2):
-        predict_folder(model, [tmp_path], tmp_path, draws=2, overwrite=True, **BOTH)
+        predict_folder(model, [tmp_path], tmp_path, SamplingOptions(draws=2, **BOTH), overwrite=True)
     assert find_cases([tmp_path], 1) == {"a": (tmp_path / "a.jpg",)}

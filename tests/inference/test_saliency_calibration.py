@@ -22,7 +22,7 @@ from diffuseg.data.labels import read_labels
 from diffuseg.errors import UserError
 from diffuseg.inference.folds import cases_of
 from diffuseg.inference.model import Model, load
-from diffuseg.inference.saliency_calibration import border_of, parting, reference_of, remember_reference
+from diffuseg.inference.saliency_calibration import best_threshold, calibrate_checkpoints, measure_saliency, null_quantile
 from diffuseg.methods import METHODS
 from diffuseg.methods.weak.base import SaliencyCalibration
 from diffuseg.methods.weak.cdm import CDM, CDMConfig
@@ -76,7 +76,7 @@ def checkpoint(tmp_path, monkeypatch) -> Path:
 
 def made(checkpoint: Path, folder: Path, *options: str, **how) -> SaliencyCalibration:
     dataset = open_dataset(folder, masks=False)
-    return reference_of(load(checkpoint, "cpu", options), dataset, read_labels(dataset), **how)
+    return measure_saliency(load(checkpoint, "cpu", options), dataset, read_labels(dataset), **how)
 
 
 def value(case: str, y: int) -> np.ndarray:
@@ -93,12 +93,12 @@ def smoothed_share(case: str, y: int, border: float) -> np.ndarray:
 
 def test_the_border_is_a_quantile_of_all_smoothed_voxels():
     maps = [torch.from_numpy(np.random.default_rng(n).normal(n, 1, (20 + n, 30))) for n in range(3)]
-    assert border_of(maps, 0.0) == pytest.approx(np.quantile(np.concatenate([m.numpy().ravel() for m in maps]), 0.99))
+    assert null_quantile(maps, 0.0) == pytest.approx(np.quantile(np.concatenate([m.numpy().ravel() for m in maps]), 0.99))
     soft = np.concatenate([gaussian_filter(m.numpy(), 1.5, mode="nearest").ravel() for m in maps])
-    assert border_of([m.float() for m in maps], 1.5) == pytest.approx(np.quantile(soft, 0.99), rel=1e-6)
-    assert border_of([-torch.ones(4, 5, 6)], 1.0) == pytest.approx(-1)
+    assert null_quantile([m.float() for m in maps], 1.5) == pytest.approx(np.quantile(soft, 0.99), rel=1e-6)
+    assert null_quantile([-torch.ones(4, 5, 6)], 1.0) == pytest.approx(-1)
     large = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (600, 700)))  # of which a part is looked at
-    assert border_of([large], 0.0) == pytest.approx(np.quantile(large.numpy(), 0.99), abs=0.05)
+    assert null_quantile([large], 0.0) == pytest.approx(np.quantile(large.numpy(), 0.99), abs=0.05)
 
 
 SHARES = st.lists(st.integers(-6, 19).map(lambda v: v / 20), min_size=1, max_size=6)
@@ -108,7 +108,7 @@ SHARES = st.lists(st.integers(-6, 19).map(lambda v: v / 20), min_size=1, max_siz
 @given(SHARES, SHARES)
 def test_no_other_value_above_zero_parts_two_groups_better(without, shown):
     right = lambda t: np.mean([v < t for v in without]) + np.mean([v >= t for v in shown])
-    found = parting(without, shown)
+    found = best_threshold(without, shown)
     assert 0 < found <= 1
     assert right(found) == pytest.approx(max(right(t / 40 + 1e-3) for t in range(40)))
     if max(0, *without) < min(shown):
@@ -168,12 +168,12 @@ def test_of_many_images_some_are_looked_at_evenly_spread(folder, checkpoint, mon
 
 
 def test_what_cannot_be_compared_is_one_line(folder, checkpoint, tmp_path):
-    border = lambda *more: call("border", checkpoint, folder, *more)
+    border = lambda *more: call("calibrate-saliency", checkpoint, folder, *more)
     before = model_hash(checkpoint)
-    refused(call("border", tmp_path / "none.safetensors", folder), "none.safetensors", "neither a checkpoint")
-    refused(call("border", tmp_path, folder), "this is a folder")
-    refused(call("border", "hippocampus", folder), "learnt from masks")
-    refused(call("border", checkpoint, tmp_path / "nowhere"), "nowhere")
+    refused(call("calibrate-saliency", tmp_path / "none.safetensors", folder), "none.safetensors", "neither a checkpoint")
+    refused(call("calibrate-saliency", tmp_path, folder), "this is a folder")
+    refused(call("calibrate-saliency", "hippocampus", folder), "learnt from masks")
+    refused(call("calibrate-saliency", checkpoint, tmp_path / "nowhere"), "nowhere")
     refused(border("--labels", tmp_path / "none.csv"), "none.csv", "no such table")
     refused(border("--set", "T=10"), "fixed when the model was trained")
     table = folder / "image_labels.csv"
@@ -193,7 +193,7 @@ def test_what_cannot_be_compared_is_one_line(folder, checkpoint, tmp_path):
 def test_a_model_of_masks_has_no_maps(folder, tmp_path):
     plan = make_plan(labels=LABELS, **FLAT)
     save_checkpoint(tmp_path / "masks.safetensors", METHODS["unet"](plan, METHODS["unet"].config_class()), {})
-    refused(call("border", tmp_path / "masks.safetensors", folder), "learnt from masks", "masks.safetensors")
+    refused(call("calibrate-saliency", tmp_path / "masks.safetensors", folder), "learnt from masks", "masks.safetensors")
 
 
 def test_volumes_are_refused_where_pictures_were_learnt(checkpoint):
@@ -204,13 +204,13 @@ def test_volumes_are_refused_where_pictures_were_learnt(checkpoint):
 def test_without_anything_above_zero_nothing_is_written(folder, checkpoint, monkeypatch):
     monkeypatch.setattr(CDM, "saliency", lambda method, x_0, *_: -1 - x_0.mean(1))
     before = model_hash(checkpoint)
-    done = call("border", checkpoint, folder)
+    done = call("calibrate-saliency", checkpoint, folder)
     assert done.exit_code == 0 and "nothing is written" in done.stdout and model_hash(checkpoint) == before
 
 
 def test_a_class_without_a_border_leaves_the_others_theirs_and_the_judgement_to_the_diffusion(folder, checkpoint, monkeypatch):
     monkeypatch.setattr(CDM, "saliency", lambda method, x_0, y, *_: x_0.mean(1) if y == 1 else -x_0.mean(1))
-    assert set(remember_reference([checkpoint], folder).null_threshold) == {"spot"}
+    assert set(calibrate_checkpoints([checkpoint], folder).null_threshold) == {"spot"}
     method = load(checkpoint).method
     assert method.null_threshold(1, "likelihood_ratio", 3) and method.null_threshold(2, "likelihood_ratio", 3) is None
     assert method.classify_image(torch.zeros(1, 16, 16)).by == "diffusion"
@@ -225,7 +225,7 @@ def test_checkpoints_have_each_its_own_and_those_of_one_step_the_same(folder, ch
         method = load(checkpoint).method
         torch.nn.init.constant_(method.network.table.weight, step)
         save_checkpoint(path, method, {"fold": 1, "steps_trained": step})
-    first = remember_reference(paths, folder, on_case=lambda done, total: told.append((done, total)))
+    first = calibrate_checkpoints(paths, folder, on_case=lambda done, total: told.append((done, total)))
     assert told == 2 * [(n, 16) for n in range(1, 17)]
     best, last, again = (SaliencyCalibration(**read_meta(path)["references"][-1]) for path in paths)
     assert best == first == made(paths[0], folder) and last == again == made(paths[1], folder)
@@ -237,7 +237,7 @@ def file(folder: Path, case: str) -> Path:
 
 
 def test_an_image_shows_the_class_whose_map_stands_out(folder, checkpoint):
-    reference = remember_reference([checkpoint], folder)
+    reference = calibrate_checkpoints([checkpoint], folder)
     model = load(checkpoint)
     for case in CASES[:6]:  # some held out, some not
         record = model.predict(file(folder, case), draws=1).provenance["image_label"]
@@ -257,7 +257,7 @@ def test_an_image_shows_the_class_whose_map_stands_out(folder, checkpoint):
 
 
 def test_the_mask_is_where_the_map_is_above_the_border_of_the_others(folder, checkpoint):
-    border = remember_reference([checkpoint], folder).null_threshold["spot"]
+    border = calibrate_checkpoints([checkpoint], folder).null_threshold["spot"]
     plain = load(checkpoint, options=["image=false", "largest=false"])
     for case in ("spot0", "spot2"):
         mask = plain.predict(file(folder, case), draws=2, label="spot").mask.squeeze()
@@ -273,25 +273,25 @@ def decided(model: Model, picture: Path) -> str:
 
 
 def test_a_reference_is_for_the_maps_that_it_was_made_of(folder, checkpoint):
-    done = call("border", checkpoint, folder)
+    done = call("calibrate-saliency", checkpoint, folder)
     assert done.exit_code == 0, done.output
     first, meta = SaliencyCalibration(**read_meta(checkpoint)["references"][-1]), read_meta(checkpoint)
     assert (
-        f"spot: border {first.null_threshold['spot']:.3g}, peak {first.detection_threshold['spot']:.3f}, from 12 images"
-        in done.stdout
+        f"spot: null threshold {first.null_threshold['spot']:.3g}, "
+        f"detection threshold {first.detection_threshold['spot']:.3f}, from 12 images" in done.stdout
     )
     assert meta["references"][-1] == asdict(made(checkpoint, folder)) and meta["fold"] == 1
     picture = file(folder, "spot0")
     assert decided(load(checkpoint), picture) == "map"
     assert decided(load(checkpoint, options=["support=0"]), picture) == "diffusion"
     for asked in ("decide=map", "threshold=null_quantile"):
-        with pytest.raises(UserError, match="diffuseg border MODEL DATASET"):
+        with pytest.raises(UserError, match="diffuseg calibrate-saliency MODEL DATASET"):
             load(checkpoint, options=["support=0", asked]).predict(picture, draws=1, label=None if "map" in asked else "spot")
     out = folder.parent / "out"
     none = call("predict", checkpoint, picture, "--out", out, "--draws", "1", "--set", "support=0", "--set", "decide=map")
-    assert none.exit_code == 2 and "diffuseg border" in none.stderr and "Traceback" not in none.output
+    assert none.exit_code == 2 and "diffuseg calibrate-saliency" in none.stderr and "Traceback" not in none.output
 
-    done = call("border", checkpoint, folder, "--set", "support=0")
+    done = call("calibrate-saliency", checkpoint, folder, "--set", "support=0")
     assert done.exit_code == 0, done.output
     second = SaliencyCalibration(**read_meta(checkpoint)["references"][-1])
     assert second.null_threshold["spot"] == pytest.approx(3 * first.null_threshold["spot"], rel=1e-3)
@@ -301,7 +301,8 @@ def test_a_reference_is_for_the_maps_that_it_was_made_of(folder, checkpoint):
     assert record["image_label"]["decided_by"] == "map" and record["image_label"]["label"] == "spot"
     assert decided(load(checkpoint), picture) == "map"  # each of them is kept for its settings
     assert [SaliencyCalibration(**entry) for entry in read_meta(checkpoint)["references"]] == [first, second]
-    assert call("border", checkpoint, folder).exit_code == 0
+    done = call("border", checkpoint, folder)  # the former name of calibrate-saliency
+    assert done.exit_code == 0 and "deprecated" in done.stderr
     assert [SaliencyCalibration(**entry) for entry in read_meta(checkpoint)["references"]] == [second, first]
 
 
@@ -309,7 +310,8 @@ def test_a_border_is_of_the_images_of_the_training_alone(folder, checkpoint):
     cases = cases_of(open_dataset(folder, masks=False), 1)["train"]
     digests = {case: image_digest(file(folder, case)) for case in cases}
     amend_meta(checkpoint, {"training_cases": digests}, model_hash(checkpoint))
-    assert call("border", checkpoint, folder).exit_code == 0
+    done = call("border", checkpoint, folder)  # the former name of calibrate-saliency
+    assert done.exit_code == 0 and "deprecated" in done.stderr
     amend_meta(checkpoint, {"training_cases": {case: digests[case] for case in cases[1:]}}, model_hash(checkpoint))
     done = call("border", checkpoint, folder)
     assert done.exit_code == 2 and f"{cases[0]} is no image that the model was trained on" in done.stderr
@@ -319,7 +321,7 @@ def test_a_checkpoint_without_a_reference_predicts_as_before(folder, checkpoint,
     older = tmp_path / "older.safetensors"
     copy(checkpoint, older)
     first = load(older).predict(file(folder, "spot0"), draws=2, label="spot")
-    remember_reference([checkpoint], folder)
+    calibrate_checkpoints([checkpoint], folder)
     assert same_weights(older, checkpoint) and "references" not in read_meta(older)
     assert read_meta(checkpoint)["amended"] == [model_hash(older)]
     model, newer = (load(path, options=["image=false", "largest=false"]) for path in (older, checkpoint))

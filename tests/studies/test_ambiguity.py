@@ -20,6 +20,7 @@ from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.multirater import ged, pairwise_iou
 from diffuseg.evaluation.statistics import bootstrap_mean
 from diffuseg.inference.model import Model
+from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.studies.ambiguity import Ambiguity, draw_masks, measure_ambiguity, score_case
 from diffuseg.studies.ambiguity_files import tables, write_ambiguity
 from tests.inference.oracle import Certain, Oracle, make_model
@@ -95,7 +96,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(data) -> Ambiguity:
-    return measure_ambiguity([make_model(method=Readers, **PLAN)], data, fold=1, draws=16)
+    return measure_ambiguity([make_model(method=Readers, **PLAN)], data, SamplingOptions(draws=16), fold=1)
 
 
 def raters_of(data: Path, name: str) -> np.ndarray:
@@ -120,16 +121,16 @@ def test_a_model_that_is_the_raters_reaches_the_closed_form(measured, data):
 
 
 def test_each_rater_drawn_once_is_perfect_by_every_score(data):
-    once = measure_ambiguity([make_model(method=Readers, **PLAN)], data, draws=RATERS)
+    once = measure_ambiguity([make_model(method=Readers, **PLAN)], data, SamplingOptions(draws=RATERS))
     best = {"ged_4": 0, "hm_iou": 1, "maximum_dice": 1, "ci": 1, "soft_dice": 1}
     assert all(case.sources["draws"] == pytest.approx(best, abs=1e-9) for case in once.cases)
 
 
 def test_an_ensemble_of_raters_is_all_of_them_and_a_single_one_is_a_floor(measured, data):
-    together = measure_ambiguity([reader(k) for k in range(RATERS)], data, fold=1, draws=16)
+    together = measure_ambiguity([reader(k) for k in range(RATERS)], data, SamplingOptions(draws=16), fold=1)
     assert [case.sources["draws"] for case in together.cases] == [case.sources["draws"] for case in measured.cases]
     assert together.summary["models"][1]["generative"] is False
-    floors = [measure_ambiguity([reader(k)], data, fold=1, draws=8) for k in range(RATERS)]
+    floors = [measure_ambiguity([reader(k)], data, SamplingOptions(draws=8), fold=1) for k in range(RATERS)]
     for number, case in enumerate(together.cases):
         alone = [floor.cases[number].sources["draws"] for floor in floors]
         for key in ("ged_4", "hm_iou", "maximum_dice", "ci", "soft_dice"):
@@ -139,7 +140,7 @@ def test_an_ensemble_of_raters_is_all_of_them_and_a_single_one_is_a_floor(measur
 def test_draw_i_comes_from_model_i_and_around_again(data):
     dataset = open_dataset(data)
     image, masks = load_raters(dataset, dataset.cases[0])
-    drawn, mean = draw_masks([reader(2), reader(0), reader(3)], image, 7)
+    drawn, mean = draw_masks([reader(2), reader(0), reader(3)], image, SamplingOptions(7))
     assert np.array_equal(drawn, masks.data[[2, 0, 3, 2, 0, 3, 2]])
     np.testing.assert_allclose(mean[1], masks.data[[2, 0, 3, 2, 0, 3, 2]].mean(0), atol=1e-6)
 
@@ -148,7 +149,7 @@ def test_draws_are_those_that_predict_makes(data):
     model = make_model(noise=0.6, **PLAN)
     dataset = open_dataset(data)
     image, _ = load_raters(dataset, dataset.cases[0])
-    drawn, mean = draw_masks([model], image, 5, seed=3)
+    drawn, mean = draw_masks([model], image, SamplingOptions(5, seed=3))
     predicted = model.predict(image, draws=5, seed=3)
     np.testing.assert_allclose(mean, predicted.probability, atol=1e-6)
     ones = [model.predict(image, draws=k, seed=3).probability * k for k in range(1, 6)]
@@ -184,7 +185,7 @@ def test_resampled_raters_are_a_ceiling_and_pixels_a_floor(measured):
 
 
 def test_means_have_intervals_over_patients_and_doubt_ranks_cases(data):
-    made = measure_ambiguity([reader(0)], data, fold=0, draws=4)
+    made = measure_ambiguity([reader(0)], data, SamplingOptions(draws=4), fold=0)
     of = [case.patient for case in made.cases]
     assert len(set(of)) < len(of)
     values = [case.sources["draws"]["hm_iou"] for case in made.cases]
@@ -211,7 +212,7 @@ def test_the_files_say_what_was_measured(measured, tmp_path):
 def test_refusals(data, tmp_path):
     model = make_model(method=Readers, **PLAN)
     with pytest.raises(UserError, match="3 draws of 4 models"):
-        measure_ambiguity([model] * 4, data, draws=3)
+        measure_ambiguity([model] * 4, data, SamplingOptions(draws=3))
     with pytest.raises(UserError, match="other classes"):
         measure_ambiguity([model, make_model(method=Certain, **PLAN | {"labels": {"background": 0, "x": 1}})], data)
     strange = {"labels": {"background": 0, "x": 1}}
@@ -258,7 +259,9 @@ def test_patients_may_be_told_where_the_set_does_not(tmp_path):
     description = json.loads((folder / "dataset.json").read_text())
     del description["patient_pattern"]
     (folder / "dataset.json").write_text(json.dumps(description))
-    alone, told = (measure_ambiguity([reader(0)], folder, draws=4, pattern=pattern) for pattern in (None, "^p"))
+    alone, told = (
+        measure_ambiguity([reader(0)], folder, SamplingOptions(draws=4), pattern=pattern) for pattern in (None, "^p")
+    )
     assert {case.patient for case in told.cases} == {"p"} and told.summary["patients"] == 1
     assert [case.case for case in told.cases] == [case.case for case in alone.cases]  # patients of intervals move no fold
     assert alone.summary["patients"] == alone.summary["cases"]

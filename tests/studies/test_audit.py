@@ -13,7 +13,7 @@ from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS
 from diffuseg.studies.audit import audit as module
-from diffuseg.studies.audit.audit import Asked, audit, table
+from diffuseg.studies.audit.audit import AuditOptions, audit, table
 from diffuseg.studies.audit.measure import SCORES, summary
 from diffuseg.studies.audit.rows import Training, sampled_rows, trained_rows
 from diffuseg.train.loop import train
@@ -35,8 +35,8 @@ def run(tmp_path_factory, data) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory, data, run) -> tuple[Asked, dict]:
-    asked = Asked(run, data, tmp_path_factory.mktemp("audits") / "audit", draws=2, device="cpu")
+def first(tmp_path_factory, data, run) -> tuple[AuditOptions, dict]:
+    asked = AuditOptions(run, data, tmp_path_factory.mktemp("audits") / "audit", draws=2, device="cpu")
     return asked, audit(asked)
 
 
@@ -144,19 +144,19 @@ def test_shorter_trainings_are_held_against_the_run_once_more(tmp_path, data, ru
 
 def test_refusals(tmp_path, data, run, first):
     with pytest.raises(UserError, match="no training run here"):
-        audit(Asked(tmp_path, data, tmp_path / "a"))
+        audit(AuditOptions(tmp_path, data, tmp_path / "a"))
     with pytest.raises(UserError, match="no row 'x'"):
-        audit(Asked(run, data, tmp_path / "a", only=("x",)))
+        audit(AuditOptions(run, data, tmp_path / "a", only=("x",)))
     with pytest.raises(UserError, match="needs a training"):
-        audit(Asked(run, data, tmp_path / "a", only=("unet",)))
+        audit(AuditOptions(run, data, tmp_path / "a", only=("unet",)))
     with pytest.raises(UserError, match="at least 2 draws"):
-        audit(Asked(run, data, tmp_path / "a", draws=1))
+        audit(AuditOptions(run, data, tmp_path / "a", draws=1))
     with pytest.raises(UserError, match="folds are not those"):
-        audit(Asked(run, make_dataset(tmp_path / "other", cases=5, shape=(8, 8, 8)), tmp_path / "a"))
+        audit(AuditOptions(run, make_dataset(tmp_path / "other", cases=5, shape=(8, 8, 8)), tmp_path / "a"))
     (tmp_path / "half").mkdir()
     shutil.copy(run / "run.json", tmp_path / "half")
     with pytest.raises(UserError, match="not finished"):
-        audit(Asked(tmp_path / "half", data, tmp_path / "a"))
+        audit(AuditOptions(tmp_path / "half", data, tmp_path / "a"))
     assert not (tmp_path / "a").exists()
 
 

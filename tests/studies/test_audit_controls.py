@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from diffuseg.config import from_dict, override
+from diffuseg.data.transforms import grid_transform
 from diffuseg.diffusion.schedule import NoiseSchedule
+from diffuseg.inference.sampling import ImageDraws
 from diffuseg.methods import METHODS
 from diffuseg.methods.ablations import CONTROLS
 from diffuseg.methods.base import MaskConfig, MaskMethod
-from diffuseg.studies.audit.controls import controlled, draws, dropping
+from diffuseg.studies.audit.controls import controlled, draw_row, dropping
+from diffuseg.types import Image
 from tests.inference.oracle import make_plan
 
 SHAPE = (8, 7, 6)
@@ -57,9 +60,13 @@ class Latent(Seen):
         return z.tanh()[:, :, None, None, None].expand_as(x_t)
 
 
+def ready(method: MaskMethod, image: Tensor, seeds=(1, 2), steps: int = 4) -> ImageDraws:
+    return ImageDraws(method, image, grid_transform(Image(image.numpy()), PLAN), tuple(seeds), steps, None, torch.device("cpu"))
+
+
 def drawn(method: MaskMethod, sampling: str, seeds=(1, 2), other: Tensor | None = None, steps: int = 4) -> list[Tensor]:
     mask = torch.zeros(SHAPE, dtype=torch.long) if other is None else other
-    return list(draws([method], sampling, IMAGE, mask, list(seeds), steps, "ancestral"))
+    return list(draw_row(ready(method, IMAGE, seeds, steps), [method], sampling, mask))
 
 
 def test_a_network_that_ignores_x_t_answers_the_same_without_it():
@@ -94,9 +101,9 @@ def test_the_mask_of_another_case_is_what_such_a_network_answers():
 )
 def test_masks_of_other_sizes_are_laid_about_the_middle(shape, inside):
     method, x_t = Seen(), torch.zeros(2, 3, *SHAPE)
-    with controlled(method, "other_case", torch.full(shape, 2)):
-        clean = method.schedule.alpha_bar[1].sqrt() * torch.ones(())
-        seen = method.state(x_t, 1, lambda: torch.zeros_like(x_t)) / clean
+    shown = controlled(method, "other_case", torch.full(shape, 2))
+    clean = method.schedule.alpha_bar[1].sqrt() * torch.ones(())
+    seen = shown.state(x_t, 1, lambda: torch.zeros_like(x_t)) / clean
     expected = torch.zeros(SHAPE, dtype=torch.long)
     expected[inside] = 2
     assert torch.equal(seen[0].argmax(0), expected) and seen.abs().sub(1).abs().max() < 1e-5
@@ -106,7 +113,8 @@ def test_slices_of_a_volume_are_where_tiles_hold_them():
     plan = make_plan(patch=(8, 7), dims=2, widths=(4, 8), slice_axis=2, labels=PLAN.labels)
     other = torch.zeros(SHAPE, dtype=torch.long)
     other[:, :, 4] = 1
-    (p,) = draws([Seen(plan)], "other_case", IMAGE, other, [3], 8, "ancestral")
+    method = Seen(plan)
+    (p,) = draw_row(ready(method, IMAGE, [3], 8), [method], "other_case", other)
     assert (p.argmax(0) == other).float().mean() > 0.95
 
 
@@ -126,7 +134,8 @@ def test_dropout_acts_only_where_it_is_asked_for_and_follows_the_seed():
         for parameter in method.parameters():  # the last layer starts near zero
             parameter.add_(0.3 * torch.randn(parameter.shape))
     image = torch.randn(1, *SHAPE)
-    passes = lambda *seeds: list(draws([method], "dropout", image, torch.zeros(SHAPE, dtype=torch.long), seeds, 1, None))
+    other = torch.zeros(SHAPE, dtype=torch.long)
+    passes = lambda *seeds: list(draw_row(ready(method, image, seeds, 1), [method], "dropout", other))
     before = torch.random.get_rng_state()
     a, b, c = passes(1, 2, 1)
     assert torch.equal(a, c) and not torch.allclose(a, b)
@@ -140,7 +149,7 @@ def test_dropout_acts_only_where_it_is_asked_for_and_follows_the_seed():
 
 def test_members_draw_once_each():
     methods = [Ignoring(), Ignoring()]
-    found = list(draws(methods, "members", IMAGE, torch.zeros(SHAPE, dtype=torch.long), [1, 2], 1, None))
+    found = list(draw_row(ready(methods[0], IMAGE, [1, 2], 1), methods, "members", torch.zeros(SHAPE, dtype=torch.long)))
     assert len(found) == 2
 
 

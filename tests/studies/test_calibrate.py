@@ -18,12 +18,12 @@ from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import apply_temperature
 from diffuseg.evaluation.conformal import Coverage, calibrate_interval
-from diffuseg.inference.calibration import Calibration, calibration_header, read_calibration
+from diffuseg.inference.calibration import Calibration, read_calibration
 from diffuseg.inference.model import load
+from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.methods import METHODS
 from diffuseg.reports.evaluate import evaluate
-from diffuseg.studies.calibrate import FRACTION, Measured, _coverage, measure_calibration
-from diffuseg.studies.calibration_files import tables, write_calibration
+from diffuseg.studies.calibrate import FRACTION, Measured, _coverage, measure_calibration, tables, write_calibration
 from diffuseg.types import Image
 from tests.inference.oracle import Oracle, make_model, make_plan
 
@@ -72,7 +72,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(data) -> Measured:
-    return measure_calibration(make_model(method=Sure), data, draws=2)
+    return measure_calibration(make_model(method=Sure), data, SamplingOptions(draws=2))
 
 
 def test_the_known_temperature_is_found_and_makes_probabilities_frequencies(measured):
@@ -89,7 +89,7 @@ def test_the_known_temperature_is_found_and_makes_probabilities_frequencies(meas
 def test_no_case_is_scored_with_a_temperature_that_it_fitted(tmp_path, data, measured):
     """With one truth turned inside out, its own temperature stays to the last bit and those of the other half change."""
     name = "case_05"
-    other = measure_calibration(make_model(method=Sure), put(tmp_path / "data", 25, flipped=name), draws=2)
+    other = measure_calibration(make_model(method=Sure), put(tmp_path / "data", 25, flipped=name), SamplingOptions(draws=2))
     before, after = measured.per_case, other.per_case
     changed = {case for case in before if before[case]["temperature"] != after[case]["temperature"]}
     assert name not in changed and len(changed) == len(before) // 2
@@ -98,7 +98,7 @@ def test_no_case_is_scored_with_a_temperature_that_it_fitted(tmp_path, data, mea
 
 
 def test_cases_of_a_patient_are_on_one_side(tmp_path):
-    found = measure_calibration(make_model(method=Sure), put(tmp_path / "data", 9, patients=3), draws=1)
+    found = measure_calibration(make_model(method=Sure), put(tmp_path / "data", 9, patients=3), SamplingOptions(draws=1))
     by_patient = {row["patient"]: set() for row in found.per_case.values()}
     for row in found.per_case.values():
         by_patient[row["patient"]].add(row["temperature"])
@@ -110,7 +110,7 @@ def test_cases_of_a_patient_are_on_one_side(tmp_path):
 
 
 def test_the_threshold_sends_a_fifth_of_the_cases_and_predict_names_the_same_ones(measured, data):
-    doubts = {case: row["doubt"] for case, row in measured.per_case.items()}
+    doubts = {case: row["uncertainty_score"] for case, row in measured.per_case.items()}
     sent = {case for case, doubt in doubts.items() if doubt > measured.calibration.threshold}
     assert len(sent) == int(FRACTION * len(doubts)) and min(doubts[c] for c in sent) > max(
         doubt for case, doubt in doubts.items() if case not in sent
@@ -118,13 +118,14 @@ def test_the_threshold_sends_a_fifth_of_the_cases_and_predict_names_the_same_one
     model = calibrated(measured.calibration)
     for case in doubts:
         record = model.predict(data / "imagesTr" / f"{case}_0000.nii.gz", draws=2).provenance
-        assert record["look_at"] is (case in sent) and record["doubt"] == doubts[case]
+        assert record["needs_review"] is record["look_at"] is (case in sent)
+        assert record["uncertainty_score"] == record["doubt"] == doubts[case]
         assert record["look_at_threshold"] == measured.calibration.threshold
 
 
 def calibrated(calibration: Calibration):
     model = make_model(method=Sure)
-    return dataclasses.replace(model, meta=model.meta | {"calibration": calibration_header(calibration)})
+    return dataclasses.replace(model, meta=model.meta | {"calibration": dataclasses.asdict(calibration)})
 
 
 def test_a_prediction_is_tempered_and_widened_and_its_mask_stays(measured, data):
@@ -202,7 +203,7 @@ def test_refusals(tmp_path, data):
     for mask in (nothing / "labelsTr").iterdir():
         write(mask, np.zeros(SHAPE, np.uint8), Image(np.zeros((1, *SHAPE))))
     with pytest.raises(UserError, match="nothing to calibrate on"):
-        measure_calibration(model, nothing, draws=1)
+        measure_calibration(model, nothing, SamplingOptions(draws=1))
     with pytest.raises(UserError, match="calibration"):
         read_calibration({"calibration": {"temper": 1}})
 
@@ -210,7 +211,7 @@ def test_refusals(tmp_path, data):
 def test_a_model_that_makes_no_error_keeps_its_probabilities(data, monkeypatch):
     """Without an error the likelihood has no best temperature."""
     monkeypatch.setattr("diffuseg.studies.calibrate.fit_temperature", lambda *_: 0.0501)
-    found = measure_calibration(make_model(method=Sure), data, draws=1, limit=4)
+    found = measure_calibration(make_model(method=Sure), data, SamplingOptions(draws=1), limit=4)
     assert found.calibration.temperature == 1 and found.how["temperature"].startswith("none: the best fit lies at an end")
 
 
@@ -252,7 +253,9 @@ def test_from_the_command_to_the_case_that_is_to_be_looked_at(tmp_path):
     name = scan.name.replace("_0000.nii.gz", "")
     for said in ("1 finished", "1 skipped"):  # of finished cases, too, one wants to know
         done = call("predict", path, scan, "--out", tmp_path / "masks", "--draws", 2)
-        assert done.exit_code == 0 and f"look at {name}: doubt" in done.stdout and said in done.stdout, done.output
+        assert done.exit_code == 0 and f"{name} needs review: uncertainty score" in done.stdout and said in done.stdout, (
+            done.output
+        )
         assert "calibrated on" in done.stdout
     other = call("predict", path, scan, "--out", tmp_path / "more", "--draws", 3)
     assert "calibration not applied: learnt with draws 2, now 3" in other.stdout and "look at" not in other.stdout
@@ -307,5 +310,5 @@ def test_with_several_raters_probabilities_are_held_against_each_of_them(tmp_pat
             )
     described = json.loads((data / "dataset.json").read_text())
     (data / "dataset.json").write_text(json.dumps(described | {"raters": 3}))
-    found = measure_calibration(make_model(method=Sure), data, draws=2)
+    found = measure_calibration(make_model(method=Sure), data, SamplingOptions(draws=2))
     assert found.calibration.temperature == pytest.approx(SHARPER, rel=0.05)

@@ -11,8 +11,9 @@ import pytest
 from diffuseg.checkpoint import save_checkpoint
 from diffuseg.data.dataset import check, load_case, open_dataset, splits
 from diffuseg.errors import UserError
+from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.methods.weak.cdm import CDM, CDMConfig
-from diffuseg.studies.pseudo_labels import pseudo_label, trusted
+from diffuseg.studies.pseudo_labels import decide, pseudo_label
 from tests.inference.oracle import Certain, make_model, make_plan
 from tests.train.tiny import call, refused
 
@@ -46,11 +47,11 @@ FLAT = {"orientation": None, "dims": 2, "file_ending": ".png", "patch": (16, 16)
 
 
 def test_the_rule():
-    assert trusted(True, True, True, None, 0.7) == (1.0, True, "known to show no class")
-    assert trusted(True, False, True, None, 0.7)[1] is False
-    assert trusted(False, True, True, None, 0.7)[:2] == (0.0, False)
-    assert trusted(False, True, False, 0.69, 0.7)[:2] == (0.69, False)
-    assert trusted(False, False, False, 0.7, 0.7)[:2] == (0.7, True)
+    assert decide(True, True, True, None, 0.7) == (1.0, True, "known to show no class")
+    assert decide(True, False, True, None, 0.7)[1] is False
+    assert decide(False, True, True, None, 0.7)[:2] == (0.0, False)
+    assert decide(False, True, False, 0.69, 0.7)[:2] == (0.69, False)
+    assert decide(False, False, False, 0.7, 0.7)[:2] == (0.7, True)
 
 
 def test_what_is_kept_is_a_data_set_with_the_models_masks(folder, tmp_path):
@@ -74,18 +75,18 @@ def test_what_is_kept_is_a_data_set_with_the_models_masks(folder, tmp_path):
 def test_draws_that_disagree_are_left_out_and_listed(folder, tmp_path):
     know(folder)
     noisy = make_model(0.7, **FLAT)
-    found = pseudo_label(noisy, folder, tmp_path / "all", least=0.0)
+    found = pseudo_label(noisy, folder, tmp_path / "all", min_confidence=0.0)
     confidence = {p.case: p.confidence for p in found if p.label == "organ"}
     assert all(0 < value < 1 for value in confidence.values())
     least = sorted(confidence.values())[1] - 1e-3
-    again = pseudo_label(noisy, folder, tmp_path / "some", least=least)
+    again = pseudo_label(noisy, folder, tmp_path / "some", min_confidence=least)
     kept = [p.case for p in again if p.kept]
     assert kept == [*(case for case in "abc" if confidence[case] >= least), *"def"] and len(kept) == 5
     assert [case.id for case in open_dataset(tmp_path / "some").cases] == kept
     rows = list(csv.DictReader((tmp_path / "some/pseudo_labels.csv").open()))
     assert [row["case"] for row in rows] == list("abcdef") and [row["kept"] for row in rows].count("False") == 1
     with pytest.raises(UserError, match="organ is to be trusted"):
-        pseudo_label(noisy, folder, tmp_path / "none", least=1.0)
+        pseudo_label(noisy, folder, tmp_path / "none", min_confidence=1.0)
 
 
 def test_without_labels_the_model_alone_is_no_proof_of_absence(folder, tmp_path):
@@ -98,7 +99,7 @@ def test_a_second_round_with_a_model_that_makes_one_draw_trusts_its_expected_dic
     found = pseudo_label(make_model(method=Certain, **FLAT), folder, tmp_path / "out")
     assert all(p.kept and p.confidence > 0.99 for p in found)  # its probabilities are 0 and 1
     unsure = make_model(0.4, method=Certain, **FLAT)
-    for pseudo in pseudo_label(unsure, folder, tmp_path / "again", least=0.0)[:3]:
+    for pseudo in pseudo_label(unsure, folder, tmp_path / "again", min_confidence=0.0)[:3]:
         case = next(c for c in open_dataset(folder, masks=False).cases if c.id == pseudo.case)
         assert pseudo.confidence == pytest.approx(
             1 - unsure.predict(case.images, calibrate=False).provenance["doubt"], abs=1e-4
@@ -126,7 +127,7 @@ def test_nothing_is_left_behind_when_nothing_can_be_trusted_or_it_is_stopped(fol
     know(folder)
     noisy = make_model(0.7, **FLAT)
     with pytest.raises(UserError, match="organ is to be trusted"):
-        pseudo_label(noisy, folder, tmp_path / "out", least=1.0)
+        pseudo_label(noisy, folder, tmp_path / "out", min_confidence=1.0)
 
     def stop(case: str, number: int, of: int) -> None:
         if number == 2:
@@ -152,7 +153,7 @@ def test_refusals(folder, tmp_path):
     single = make_model(**FLAT)
     single.method.supervision = "image_label"
     with pytest.raises(UserError, match="one draw"):
-        pseudo_label(single, folder, tmp_path / "out", draws=1)
+        pseudo_label(single, folder, tmp_path / "out", options=SamplingOptions(draws=1))
     with pytest.raises(UserError, match="classes are"):
         pseudo_label(make_model(labels={"background": 0, "other": 1}, **FLAT), folder, tmp_path / "out")
     with pytest.raises(UserError, match="not empty"):

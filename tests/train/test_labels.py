@@ -150,7 +150,7 @@ def test_stopped_while_maps_are_compared_a_run_has_its_weights_and_resumes_to_it
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("diffuseg.train.loop.remember_reference", stop)
+        patch.setattr("diffuseg.train.loop.calibrate_checkpoints", stop)
         assert call(*asked).exit_code == 130
     for name in ("best", "last"):
         assert load_checkpoint(tmp_path / f"{name}.safetensors")[0].calibration is None

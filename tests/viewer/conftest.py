@@ -6,6 +6,7 @@ import pytest
 
 from diffuseg.data import io
 from diffuseg.inference.folder import predict_folder
+from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.types import Image
 from tests.inference.oracle import make_model
 
@@ -26,7 +27,7 @@ def volumes(tmp_path):
         scan = Image(np.roll(organs(6, 5, 4), number, 0)[None].astype(np.float32), AFFINE)
         io.write(tmp_path / "scans" / f"{case}_0000.nii.gz", scan.data[0], scan)
     model = make_model(noise=0.6, labels=LABELS)
-    assert len(predict_folder(model, [tmp_path / "scans"], tmp_path / "out", **KEPT).finished) == 2
+    assert len(predict_folder(model, [tmp_path / "scans"], tmp_path / "out", SamplingOptions(**KEPT)).finished) == 2
     return tmp_path / "out"
 
 
@@ -36,5 +37,5 @@ def pictures(tmp_path):
     data = np.kron(organs(4, 5), np.ones((4, 4))).astype(np.uint8)
     PIL.Image.fromarray(data).save(tmp_path / "p.png")
     model = make_model(noise=0.6, labels=LABELS, dims=2, orientation=None, patch=(8, 8), file_ending=".png")
-    assert predict_folder(model, [tmp_path / "p.png"], tmp_path / "flat", **KEPT).finished == ["p"]
+    assert predict_folder(model, [tmp_path / "p.png"], tmp_path / "flat", SamplingOptions(**KEPT)).finished == ["p"]
     return tmp_path / "flat"

@@ -21,7 +21,8 @@ ORDER = (  # as one meets them
     "predict",
     "view",
     "pseudo-label",
-    "border",
+    "calibrate-saliency",
+    "border",  # the former name of that
     "evaluate",
     "compare",
     "report",

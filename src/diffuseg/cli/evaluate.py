@@ -121,6 +121,7 @@ def ambiguity(
     """Do draws differ as raters do? GED, HM-IoU and more, beside what raters reach and what knows nothing of shapes."""
     from diffuseg.atomic_io import check_writable
     from diffuseg.inference.model import load
+    from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.studies.ambiguity import measure_ambiguity
     from diffuseg.studies.ambiguity_files import tables, write_ambiguity
 
@@ -130,9 +131,8 @@ def ambiguity(
     check_writable(out)
     loaded = [load(model, device) for model in models]
     with ProgressBars(console(stderr=True)) as bars:
-        found = measure_ambiguity(
-            loaded, dataset, fold, cases, draws, steps, sampler, patients, seed, on_case=bars.measured
-        )  # fmt: skip
+        options = SamplingOptions(draws, steps, sampler, seed)
+        found = measure_ambiguity(loaded, dataset, options, fold, cases, patients, bars.measured)
     console().print(*tables(found), sep="\n")
     for path in write_ambiguity(found, out):
         typer.echo(f"written: {path}")

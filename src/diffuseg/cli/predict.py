@@ -1,5 +1,6 @@
 """Commands that use a trained model: `predict`, `curve`, `calibrate`."""
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -52,30 +53,31 @@ def predict(
     from diffuseg.config import warn_renamed
     from diffuseg.inference.folder import predict_folder
     from diffuseg.inference.model import NOTICE, load
+    from diffuseg.inference.sampling import SamplingOptions
 
+    options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps)
     loaded = load(model, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
     if sampler and loaded.method.supervision == "image_label":
         warn_renamed("--sampler", f"--sampler {sampler}", f"--map {loaded.method.sampling(sampler, None)[0]}")
     typer.echo(f"{loaded.name} ({loaded.hash}) on {loaded.device}, {loaded.precision.reason}")
-    best = loaded.recommended(draws, steps, sampler)
+    best = loaded.recommended(options)
     if best is not None:
         what = f"draws {best['draws']}, steps {best['steps']}: recommended by `diffuseg curve`"
         typer.echo(f"{what} (fold {best['fold']}, {pluralize(best['cases'], 'case')}); --draws and --steps choose otherwise")
     if loaded.calibration is not None:
-        typer.echo(loaded.calibration.announce(loaded.settings(draws, seed, steps, sampler, fuse.value)))
+        typer.echo(loaded.calibration.announce(loaded.settings(options)))
     with ProgressBars(console(stderr=True)) as bars:
-        told = {"on_case": bars.case, "on_draw": bars.draw, "keep_draws": save_draws, "keep_steps": save_steps, "label": label}
-        report = predict_folder(loaded, inputs, out, draws, seed, steps, sampler, overwrite, fuse=fuse.value, **told)
-    for case, reason in report.skipped:
+        result = predict_folder(loaded, inputs, out, options, overwrite, bars.case, bars.draw)
+    for case, reason in result.skipped:
         typer.echo(f"skipped {case}: {reason}")
-    for case, reason in report.failed:
+    for case, reason in result.failed:
         complain(f"failed {case}: {reason}")
-    for case, doubt in report.look_at:
-        typer.echo(f"look at {case}: doubt {doubt:.3f}")
-    counts = {"finished": report.finished, "skipped": report.skipped, "failed": report.failed}
+    for case, score in result.needs_review:
+        typer.echo(f"{case} needs review: uncertainty score {score:.3f}")
+    counts = {"finished": result.finished, "skipped": result.skipped, "failed": result.failed}
     typer.echo(f"{out}: " + ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) + f". {NOTICE}")
-    if report.failed:
-        raise typer.Exit(SOME_FAILED if report.finished or report.skipped else USER_ERROR)
+    if result.failed:
+        raise typer.Exit(SOME_FAILED if result.finished or result.skipped else USER_ERROR)
 
 
 @app.command()
@@ -94,15 +96,15 @@ def curve(
     """Measure Dice, calibration, time and memory over steps x draws, and recommend the cheapest good setting."""
     from diffuseg.checkpoint import amend_meta
     from diffuseg.inference.model import load
+    from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.studies.curve import measure_curve, table, write_curve
 
     out = out or Path(f"{Path(model).stem}_curve")
     _refuse_unwritable(out, model if store else None)
     loaded = load(model, device)
     with ProgressBars(console(stderr=True)) as bars:
-        found = measure_curve(
-            loaded, dataset, _numbers("--steps", steps), _numbers("--draws", draws), fold, cases, sampler, on_case=bars.measured
-        )
+        options, counts = SamplingOptions(sampler=sampler), (_numbers("--steps", steps), _numbers("--draws", draws))
+        found = measure_curve(loaded, dataset, *counts, options, fold, cases, bars.measured)
     console().print(table(found))
     for path in write_curve(found, out):
         typer.echo(f"written: {path}")
@@ -131,21 +133,21 @@ def calibrate(
 ) -> None:
     """Learn a temperature, honest volume intervals and which cases a human should look at; predict then uses them."""
     from diffuseg.checkpoint import amend_meta
-    from diffuseg.inference.calibration import calibration_header
     from diffuseg.inference.model import load
-    from diffuseg.studies.calibrate import measure_calibration
-    from diffuseg.studies.calibration_files import tables, write_calibration
+    from diffuseg.inference.sampling import SamplingOptions
+    from diffuseg.studies.calibrate import measure_calibration, tables, write_calibration
 
     out = out or Path(f"{Path(model).stem}_calibration")
     _refuse_unwritable(out, model if store else None)
     loaded = load(model, device)
     with ProgressBars(console(stderr=True)) as bars:
-        found = measure_calibration(loaded, dataset, fold, cases, draws, steps, sampler, fuse.value, on_case=bars.measured)
+        options = SamplingOptions(draws, steps, sampler, fuse=fuse.value)
+        found = measure_calibration(loaded, dataset, options, fold, cases, bars.measured)
     console().print(*tables(found), sep="\n")
     for path in write_calibration(found, loaded.hash, out):
         typer.echo(f"written: {path}")
     if store and Path(model).is_file():
-        amend_meta(Path(model), {"calibration": calibration_header(found.calibration)}, loaded.hash)
+        amend_meta(Path(model), {"calibration": asdict(found.calibration)}, loaded.hash)
         typer.echo(f"{model}: remembers what was learnt, for the same draws, steps, sampler and fusion")
 
 

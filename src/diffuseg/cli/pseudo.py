@@ -1,5 +1,6 @@
-"""The commands `pseudo-label` and `border`: from image-level labels to masks."""
+"""The commands `pseudo-label` and `calibrate-saliency`: from image-level labels to masks."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -32,19 +33,21 @@ def pseudo_label(
 ) -> None:
     """Make masks for a data set that has none, keep those to be trusted, and write them as a data set to train on."""
     from diffuseg.inference.model import NOTICE, load
+    from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.studies.pseudo_labels import pseudo_label as make
 
     loaded = load(model, device, set_ or [])
     with ProgressBars(console(stderr=True)) as bars:
-        found = make(loaded, dataset, out, labels, confidence, draws, seed, bars.progress.console.print, bars.case)
-    for reason in dict.fromkeys(pseudo.reason for pseudo in found):
-        those = [pseudo for pseudo in found if pseudo.reason == reason]
-        typer.echo(f"{len(those)} {'kept' if those[0].kept else 'left out'}: {reason}")
+        options, warn = SamplingOptions(draws, seed=seed), bars.progress.console.print
+        rows = make(loaded, dataset, out, labels, confidence, options, warn, bars.case)
+    for (kept, reason), number in Counter((row.kept, row.reason) for row in rows).items():
+        typer.echo(f"{number} {'kept' if kept else 'left out'}: {reason}")
     typer.echo(f"{out}: a data set; pseudo_labels.csv lists all cases. {NOTICE}")
 
 
-@app.command()
-def border(
+@app.command("calibrate-saliency")
+@app.command("border", hidden=True, deprecated=True)
+def calibrate_saliency(
     model: Annotated[Path, typer.Argument(help="A checkpoint of a method that learns from image-level labels.")],
     dataset: Annotated[Path, typer.Argument(help="The data set it was trained on; its masks, if any, are not read.")],
     labels: Labels = None,
@@ -53,19 +56,20 @@ def border(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
 ) -> None:
-    """Learn where maps end in training images without the object, and from which peak on one shows it; predict uses both.
+    """Learn the threshold of maps from training images without the object, and when a map shows it; predict uses both.
 
     Training does this for its own maps; it is needed again for other settings of them. Labels are read, masks are not.
     """
     from diffuseg.atomic_io import check_writable
-    from diffuseg.inference.saliency_calibration import remember_reference
+    from diffuseg.inference.saliency_calibration import calibrate_checkpoints
 
     if model.is_file():
         check_writable(model, file=True)
     with ProgressBars(console(stderr=True)) as bars:
-        found = remember_reference([model], dataset, labels, device, set_ or [], bars.measured)
+        found = calibrate_checkpoints([model], dataset, labels, device, set_ or [], bars.measured)
     if found is None:
         typer.echo(f"{model}: 99 % of the maps of images without the object are not above 0; nothing is written")
         return
     for name, value in found.null_threshold.items():
-        typer.echo(f"{name}: border {value:.3g}, peak {found.detection_threshold[name]:.3f}, from {found.images} images")
+        detection = found.detection_threshold[name]
+        typer.echo(f"{name}: null threshold {value:.3g}, detection threshold {detection:.3f}, from {found.images} images")

@@ -80,11 +80,11 @@ def audit(
 
     Finished rows are kept; the same command goes on where it was stopped.
     """
-    from diffuseg.studies.audit.audit import Asked, table
+    from diffuseg.studies.audit.audit import AuditOptions, table
     from diffuseg.studies.audit.audit import audit as hold
 
     folder = out or run / "audit"
-    asked = Asked(run, dataset, folder, draws, steps, retrain, tuple(only or ()), cases, device)
+    asked = AuditOptions(run, dataset, folder, draws, steps, retrain, tuple(only or ()), cases, device)
     bars = ProgressBars(console(stderr=True))
 
     def measured(done: int, total: int) -> None:  # only meanwhile: trainings have a bar of their own

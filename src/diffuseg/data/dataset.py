@@ -141,11 +141,11 @@ def splits(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[dict[str, li
     ]
 
 
-def evenly_spaced(cases: list[str], most: int) -> list[str]:
-    """At most so many of the cases, evenly spread, the first and the last among them; 0: all."""
-    if not 0 < most < len(cases):
-        return cases
-    return [cases[round(i)] for i in np.linspace(0, len(cases) - 1, most)]
+def evenly_spaced(items: list[T], most: int) -> list[T]:
+    """At most so many of the items, evenly spread, the first and the last among them; 0: all."""
+    if not 0 < most < len(items):
+        return items
+    return [items[round(i)] for i in np.linspace(0, len(items) - 1, most)]
 
 
 def _examine(dataset: Dataset, case: Case) -> tuple[Image | None, list[Image], list[UserError]]:

@@ -20,7 +20,7 @@ class Calibration:
 
     temperature  of the mean probability of the draws
     widening     class -> how its 90 % volume interval is widened; classes with too few cases are not in it
-    threshold    the doubt above which a case should be looked at; `fraction` of the calibration cases is above it, at most
+    threshold    the uncertainty score above which a case needs review; at most `fraction` of the calibration cases do
     settings     draws, steps, sampler and fuse that it was learnt with: with others it says nothing
     dataset, fold, cases, patients   validation cases that it was learnt from, and how many patients they are of
     """
@@ -41,18 +41,18 @@ class Calibration:
         patients = "" if self.patients == self.cases else f" of {pluralize(self.patients, 'patient')}"
         return f"{pluralize(self.cases, 'validation case')}{patients} (fold {self.fold} of {self.dataset})"
 
-    def mismatch(self, asked: dict[str, Any]) -> str:
+    def mismatch(self, settings: dict[str, Any]) -> str:
         """Which of the settings of a prediction are not those it was learnt with; "" if it fits."""
-        other = [key for key in SETTINGS if self.settings[key] != asked[key]]
-        return "; ".join(f"{key} {self.settings[key]}, now {asked[key]}" for key in other)
+        other = [key for key in SETTINGS if self.settings[key] != settings[key]]
+        return "; ".join(f"{key} {self.settings[key]}, now {settings[key]}" for key in other)
 
-    def announce(self, asked: dict[str, Any]) -> str:
+    def announce(self, settings: dict[str, Any]) -> str:
         """One line: what is applied to predictions with these settings, or why nothing is."""
-        mismatch = self.mismatch(asked)
+        mismatch = self.mismatch(settings)
         if mismatch:
             return f"calibration not applied: learnt with {mismatch}; ask for the same, or calibrate your own model again"
         widened = f"intervals of {', '.join(self.widening)} widened, " if self.widening else ""
-        look = f"cases with a doubt above {self.threshold:.3f} are to be looked at"
+        look = f"cases with an uncertainty score above {self.threshold:.3f} need review"
         return f"calibrated on {self.where}: temperature {self.temperature:.3f}, {widened}{look}"
 
     def temper(self, probability: Float[np.ndarray, "k *s"]) -> Float[np.ndarray, "k *s"]:
@@ -70,22 +70,44 @@ class Calibration:
         return [round(float(end[0]), 6) for end in ends]
 
 
-def calibration_header(calibration: Calibration) -> dict[str, Any]:
-    """As a checkpoint's header keeps it."""
-    return asdict(calibration)
-
-
 def read_calibration(meta: dict[str, Any]) -> Calibration | None:
-    """The calibration in a checkpoint's header, if there is one. Refuses one that another version wrote otherwise."""
-    found = meta.get("calibration")
-    return None if found is None else from_dict(Calibration, found, "calibration.")
+    """The calibration in a checkpoint's header, if there is one.
+
+    Raises:
+        UserError: Another version wrote it otherwise.
+    """
+    header = meta.get("calibration")
+    return None if header is None else from_dict(Calibration, header, "calibration.")
 
 
-def calibration_record(calibration: Calibration, doubt: float, mismatch: str) -> dict[str, Any]:
-    """What <case>.json says of it: was it applied, from how many cases was it learnt, should one look at this case."""
+def apply_calibration(
+    calibration: Calibration, probability: Float[np.ndarray, "k *s"], record: dict[str, Any]
+) -> Float[np.ndarray, "k *s"]:
+    """Tempered probabilities; the record of a prediction gets wider intervals and says whether it needs review.
+
+    With other settings than those it was learnt with, probabilities stay and the record says why.
+    """
+    mismatch = calibration.mismatch(record)
+    record |= calibration_record(calibration, record["uncertainty_score"], mismatch)
+    if mismatch:
+        return probability
+    if calibration.widening:
+        raw, names = record["volume_ml_90"], ", ".join(calibration.widening)
+        record["volume_ml_90"], record["volume_ml_90_raw"] = calibration.widen(raw), raw
+        wider = f"in volume_ml_90 widened as {calibration.where} ask for ({names})"
+        record["volume_note"] += f" (volume_ml_90_raw), {wider}"
+    return calibration.temper(probability)
+
+
+def calibration_record(calibration: Calibration, uncertainty_score: float, mismatch: str) -> dict[str, Any]:
+    """What <case>.json says of it: was it applied, from how many cases was it learnt, does this case need review.
+
+    `look_at` and `look_at_threshold` are the former names of `needs_review` and `review_threshold`.
+    """
     if mismatch:
         reason = f"learnt with other settings: {mismatch}"
-        return {"calibration": {"applied": False, "reason": reason}, "look_at": None}
-    kept = {key: value for key, value in calibration_header(calibration).items() if key not in ("threshold", "fraction")}
-    look = {"look_at": doubt > calibration.threshold, "look_at_threshold": calibration.threshold}
-    return {"calibration": {"applied": True} | kept} | look
+        return {"calibration": {"applied": False, "reason": reason}, "needs_review": None, "look_at": None}
+    learnt = {key: value for key, value in asdict(calibration).items() if key not in ("threshold", "fraction")}
+    review, threshold = uncertainty_score > calibration.threshold, calibration.threshold
+    new = {"needs_review": review, "review_threshold": threshold}
+    return {"calibration": {"applied": True} | learnt} | new | {"look_at": review, "look_at_threshold": threshold}

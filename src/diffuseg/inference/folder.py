@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,24 @@ from diffuseg.data.outputs import BEFORE, KEPT, SETTINGS, is_record, sidecar_nam
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model, file_digests
 from diffuseg.inference.prediction import ending_for, save
+from diffuseg.inference.sampling import SamplingOptions
 
 
 @dataclass
-class Report:
-    """What became of the cases: names of those finished; (name, reason) of those skipped and of those that failed.
+class FolderResult:
+    """What became of the cases of a folder.
 
-    look_at  (name, doubt) of the finished and skipped ones that a human should look at, by falling doubt
+    Attributes:
+        finished: Names of the cases that are done.
+        skipped: (name, reason) of those that were done before.
+        failed: (name, reason) of those that failed.
+        needs_review: (name, uncertainty score) of the cases that a human should look at, by falling score.
     """
 
     finished: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
-    look_at: list[tuple[str, float]] = field(default_factory=list)
+    needs_review: list[tuple[str, float]] = field(default_factory=list)
 
 
 def find_cases(inputs: Sequence[Path], channels: int) -> dict[str, tuple[Path, ...]]:
@@ -57,53 +62,68 @@ def predict_folder(
     model: Model,
     inputs: Sequence[Path],
     out: Path,
-    draws: int | None = None,
-    seed: int = 0,
-    steps: int | None = None,
-    sampler: str | None = None,
+    options: SamplingOptions | None = None,
     overwrite: bool = False,
     on_case: Callable[[str, int, int], None] | None = None,
     on_draw: Callable[[int, int], None] | None = None,
-    fuse: str = "mean",
-    keep_draws: bool = False,
-    keep_steps: bool = False,
-    label: str | None = None,
-) -> Report:
-    """Segment files and folders into a folder, see `save`; finished cases are skipped unless they are to be overwritten.
+) -> FolderResult:
+    """Segment files and folders into a folder, see `save`.
 
-    A case that is finished without the draws or steps that are now to be kept is done again, and what it had stays. A case
-    that fails is reported with its reason and the others go on. `on_case(case, number, cases)` is told before each case.
-    Refuses, before any work, settings that the model refuses, inputs that `find_cases` refuses, an out folder that cannot be
-    written, and results that would overwrite an input or each other.
+    A case that fails is reported with its reason and the others go on. A case that is finished without the draws or steps
+    that are now to be kept is done again, and what it had stays.
+
+    Args:
+        model: What segments them.
+        inputs: Files and folders, as `find_cases` takes them.
+        out: Folder of the results.
+        options: How to draw.
+        overwrite: Do finished cases again.
+        on_case: Called with (case, number, cases) before each case.
+        on_draw: Called with (done, draws) after each draw.
+
+    Raises:
+        UserError: Before any work: settings or inputs that are refused, an out folder that cannot be written, and results that
+            would overwrite an input or each other.
     """
-    asked, out = model.settings(draws, seed, steps, sampler, fuse, label), Path(out)
-    keep = {what for what, wanted in zip(KEPT, (keep_draws, keep_steps), strict=True) if wanted}
+    options, out = options or SamplingOptions(), Path(out)
+    settings = model.settings(options)
     cases = find_cases([Path(item) for item in inputs], len(model.plan.channels))
     _refuse_collisions(cases, out)
     check_writable(out)
-    report = Report()
+    result = FolderResult()
     for number, (case, paths) in enumerate(cases.items()):
         if on_case is not None:
             on_case(case, number, len(cases))
-        ending = ending_for(paths[0])
         try:
-            before = None if overwrite else _finished(out, case, paths, asked, keep)
-            if before is not None:
-                report.skipped.append((case, before))
+            skipped = None if overwrite else _finished(out, case, paths, settings, _to_keep(options))
+            if skipped is not None:
+                result.skipped.append((case, skipped))
                 continue
-            wanted = keep if overwrite else keep | _kept(out, case, ending)
-            kept = {f"keep_{what}": what in wanted for what in KEPT}
-            save(model.predict(paths, draws, seed, steps, sampler, on_draw, fuse, label=label, **kept), out, case, ending)
-            report.finished.append(case)
+            ending = ending_for(paths[0])
+            keep = _to_keep(options) | (set() if overwrite else _kept(out, case, ending))
+            keep_all = replace(options, keep_draws="draws" in keep, keep_steps="steps" in keep)
+            save(model.predict(paths, keep_all, on_draw=on_draw), out, case, ending)
+            result.finished.append(case)
         except UserError as fault:
-            report.failed.append((case, str(fault)))
+            result.failed.append((case, str(fault)))
         except Exception as error:  # whatever is wrong with this one, the next may be fine
-            report.failed.append((case, f"{paths[0]}: {type(error).__name__}: {error}"))
-    done = [*report.finished, *(case for case, _ in report.skipped)]
-    records = {case: read_json(out / f"{case}.json") for case in done}
-    doubts = [(case, float(record["doubt"])) for case, record in records.items() if record.get("look_at")]
-    report.look_at = sorted(doubts, key=lambda item: -item[1])
-    return report
+            result.failed.append((case, f"{paths[0]}: {type(error).__name__}: {error}"))
+    result.needs_review = _needs_review(out, [*result.finished, *(case for case, _ in result.skipped)])
+    return result
+
+
+def _to_keep(options: SamplingOptions) -> set[str]:
+    return {name for name, keep in zip(KEPT, (options.keep_draws, options.keep_steps), strict=True) if keep}
+
+
+def _needs_review(out: Path, cases: Sequence[str]) -> list[tuple[str, float]]:
+    """Cases that a human should look at, with their uncertainty scores; `look_at` and `doubt` are what these were called."""
+    found = []
+    for case in cases:
+        record = read_json(out / f"{case}.json")
+        if record.get("needs_review", record.get("look_at")):
+            found.append((case, float(record.get("uncertainty_score", record.get("doubt")))))
+    return sorted(found, key=lambda item: -item[1])
 
 
 def _files(item: Path) -> list[Path]:
@@ -125,7 +145,7 @@ def _images(folder: Path) -> list[Path]:
     return without_results([path for path in list_files(folder) if path.name.lower().endswith(io.ENDINGS)])
 
 
-def _finished(out: Path, case: str, paths: Sequence[Path], asked: dict[str, Any], keep: set[str]) -> str | None:
+def _finished(out: Path, case: str, paths: Sequence[Path], settings: dict[str, Any], keep: set[str]) -> str | None:
     """Why a case need not be done again; None where it has to be.
 
     Refuses to touch what some other program wrote, and the result of another image of the same name.
@@ -145,7 +165,7 @@ def _finished(out: Path, case: str, paths: Sequence[Path], asked: dict[str, Any]
     if before.get("image_digests", []) not in ([], file_digests(paths)):  # records of earlier versions have none
         what = f"is the result of another image of this name ({before['source']})"
         raise UserError(what, file=record, do="Choose another folder, or --overwrite")
-    changed = [f"{key} {before[key]}, not {asked[key]}" for key in SETTINGS if before[key] != asked[key]]
+    changed = [f"{key} {before[key]}, not {settings[key]}" for key in SETTINGS if before[key] != settings[key]]
     if not changed:
         return "already finished" if keep <= _kept(out, case, ending) else None
     return f"already finished with other settings ({'; '.join(changed)}); --overwrite does it again"

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from diffuseg.data.dataset import evenly_spaced
 from diffuseg.data.transforms import GridTransform, to_native
 from diffuseg.methods.base import x_to_probability
 
@@ -27,22 +28,22 @@ class DrawRecorder:
     """
 
     def __init__(self, transform: GridTransform, values: Num[np.ndarray, " k"], draws: int, levels: Sequence[int]) -> None:
-        self._placement, self._values = transform, values
+        self._transform, self._values = transform, values
         self._drawn, self._seen = 0, set[int]()
-        self.levels = evenly_spaced(levels, MOST_STEPS)
+        self.levels = evenly_spaced(list(levels), MOST_STEPS)
         self.draws = np.zeros((draws, *transform.native), values.dtype) if draws else None
         self.steps = np.zeros((len(self.levels), *transform.native), np.uint8) if self.levels else None
 
     def draw(self, probability: Float[Tensor, "k *s"]) -> None:
         """Take in one draw: its mask is the class that is most probable after the way back to the image's voxels."""
         if self.draws is not None:
-            self.draws[self._drawn] = self._values[to_native(probability, self._placement).argmax(0)]
+            self.draws[self._drawn] = self._values[to_native(probability, self._transform).argmax(0)]
             self._drawn += 1
 
     def step(self, t: int, x_0: Float[Tensor, "n k *s"]) -> None:
         """Take in x0_hat in [-1, 1] at level t of draws made together; the first draw of the first ones is kept."""
         if self.steps is not None and t in self.levels and t not in self._seen:
-            background = to_native(x_to_probability(x_0[:1])[0], self._placement)[0]
+            background = to_native(x_to_probability(x_0[:1])[0], self._transform)[0]
             self.steps[self.levels.index(t)] = np.rint(100 * (1 - background)).clip(0, 100)
             self._seen.add(t)
 
@@ -50,10 +51,3 @@ class DrawRecorder:
         """What goes into <case>.json: how many draws are kept, and the levels of the steps; nothing where none are."""
         kept = {"draws": 0 if self.draws is None else len(self.draws), "steps": self.levels}
         return {"kept": {name: value for name, value in kept.items() if value}} if any(kept.values()) else {}
-
-
-def evenly_spaced(levels: Sequence[int], most: int) -> list[int]:
-    """At most `most` (two or more) of the levels, evenly spread, the first and the last among them."""
-    if len(levels) <= most:
-        return list(levels)
-    return [levels[round(i * (len(levels) - 1) / (most - 1))] for i in range(most)]

@@ -26,7 +26,7 @@ VOXELS = 65_536  # of one image that the border is made of, at most
 OnCase = Callable[[int, int], None] | None
 
 
-def remember_reference(
+def calibrate_checkpoints(
     checkpoints: Sequence[Path], folder: Path, labels: Path | None = None, device: str | None = None,
     options: Sequence[str] = (), on_case: OnCase = None,
 ) -> SaliencyCalibration | None:  # fmt: skip
@@ -45,7 +45,7 @@ def remember_reference(
         step = model.meta.get("steps_trained")
         if step not in made:
             known = read_labels(dataset, labels) if known is None else known
-            made[step] = reference_of(model, dataset, known, on_case=on_case)
+            made[step] = measure_saliency(model, dataset, known, on_case=on_case)
         if made[step].null_threshold:  # in place of one for the same settings, beside those for others
             stored = model.meta.get("references", [])
             read = lambda entry, config=model.method.config_class: SaliencyCalibration.read(entry, config)
@@ -55,14 +55,14 @@ def remember_reference(
     return first if first.null_threshold else None
 
 
-def reference_of(
+def measure_saliency(
     model: Model, dataset: Dataset, labels: dict[str, int], most: int = IMAGES, on_case: OnCase = None
 ) -> SaliencyCalibration:
     """Border and peak of each class, from at most so many training images without any class and so many of each class."""
     method = cast(WeakMethod, model.method)
     name, steps = method.sampling(None, None)
     trained = cases_of(dataset, own_fold(model))["train"]
-    refuse_strangers(model, dataset, trained)
+    refuse_untrained(model, dataset, trained)
     of = {y: evenly_spaced([case for case in trained if labels[case] == y], most) for y in range(model.plan.classes)}
     for y, cases in of.items():
         if not cases:
@@ -78,14 +78,14 @@ def reference_of(
                 done += 1
                 if on_case is not None:
                     on_case(done, total)
-        edge = border_of(maps[0], method.config.smooth)
+        edge = null_quantile(maps[0], method.config.smooth)
         if edge > 0:
             border[shown] = edge
-            peak[shown] = parting(*([method.largest_saliency(m, edge) for m in found] for found in maps.values()))
+            peak[shown] = best_threshold(*([method.largest_saliency(m, edge) for m in found] for found in maps.values()))
     return SaliencyCalibration(method.map_settings(name, steps), border, peak, sum(len(cases) for cases in of.values()))
 
 
-def refuse_strangers(model: Model, dataset: Dataset, cases: list[str]) -> None:
+def refuse_untrained(model: Model, dataset: Dataset, cases: list[str]) -> None:
     """Refuse images that the model was not trained on, as far as its header lists those that it was: bytes are compared."""
     files = {case.id: case.images[0] for case in dataset.cases}
     for case in cases:
@@ -94,13 +94,13 @@ def refuse_strangers(model: Model, dataset: Dataset, cases: list[str]) -> None:
             raise UserError(f"{case} is no image that the model was trained on", file=files[case], do=do)
 
 
-def border_of(maps: list[torch.Tensor], smooth: float) -> float:
+def null_quantile(maps: list[torch.Tensor], smooth: float) -> float:
     """The value that a share BELOW of the voxels of these maps, smoothed, is below."""
     soft = [gaussian_filter(m.double().numpy(), smooth, mode="nearest").ravel() for m in maps]
     return float(np.quantile(np.concatenate([v[:: max(1, len(v) // VOXELS)] for v in soft]), BELOW))
 
 
-def parting(without: list[float], shown: list[float]) -> float:
+def best_threshold(without: list[float], shown: list[float]) -> float:
     """The value in (0, 1] that parts two groups of values below 1 best: half way between two of them (or 0), or 1.
 
     Errors of both kinds weigh the same. 1 where more is wrong with every other value: then no image is taken to show it.

@@ -10,9 +10,8 @@ Every case is scored from four sources of masks, so that a number has a ceiling 
 Of several models as an ensemble, draw i is one of model i modulo their number, and probabilities are the mean of the draws.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from jaxtyping import Float
 from diffuseg.checkpoint import versions
 from diffuseg.data.dataset import Dataset, load_raters, open_dataset, patients
 from diffuseg.data.raters import MAJORITY, fuse_raters
-from diffuseg.data.transforms import rater_indices, to_grid, to_native
+from diffuseg.data.transforms import rater_indices
 from diffuseg.errors import UserError
 from diffuseg.evaluation.ambiguity_baselines import held_out_rater, one_rater, pixelwise_draws, resampled_raters
 from diffuseg.evaluation.calibration_metrics import band, ece
@@ -32,10 +31,12 @@ from diffuseg.evaluation.selective import aurc, excess_aurc, expected_dice_loss
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES, bootstrap_mean, bootstrap_of
 from diffuseg.inference.folds import own_fold, validation_cases
 from diffuseg.inference.fusion import best_overlap
-from diffuseg.inference.model import Model, content_digest, draw_seed
+from diffuseg.inference.model import Model
+from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.text import pluralize
 from diffuseg.types import Image
 
+DRAWS = 16  # per case, where nobody says otherwise
 COUNTS = (4, 16, 32)  # of draws at which GED is usually tabulated
 REPEATS = 3  # of each random reference and case: what is left of their noise vanishes in the mean over cases
 SOURCES = ("draws", "pixelwise", "one rater", "resampled raters")
@@ -48,15 +49,15 @@ Maps = Float[np.ndarray, "k *s"]
 
 
 @dataclass(frozen=True)
-class Rated:
+class MultiRaterScores:
     """One case.
 
     sources  source of masks -> measure -> value
     single   against one rater at a time, mean over raters: "draws", as many as there are other raters, and "raters", the
              others; "ged" and "iou". Without another rater NaN
     mean     of the mean probability: "dice" (of its mask, against the majority; mean of classes), "ece" and "ece_band"
-             (against all raters together; band: near the border that any of them drew) and "doubt"; and "dice_fused", Dice
-             of the mask that `predict --fuse dice` makes of the draws
+             (against all raters together; band: near the border that any of them drew) and "uncertainty_score"; and
+             "dice_fused", Dice of the mask that `predict --fuse dice` makes of the draws
     raters   number of masks, and how many of them are empty
     """
 
@@ -72,90 +73,96 @@ class Rated:
 class Ambiguity:
     """What was measured: by case, and what summary.json holds."""
 
-    cases: list[Rated]
+    cases: list[MultiRaterScores]
     summary: dict[str, Any]
 
 
 def measure_ambiguity(
     models: Sequence[Model],
     folder: Path,
+    options: SamplingOptions | None = None,
     fold: int | None = None,
     limit: int = 0,
-    draws: int = 16,
-    steps: int | None = None,
-    sampler: str | None = None,
     pattern: str | None = None,
-    seed: int = 0,
     on_case: Callable[[int, int], None] | None = None,
 ) -> Ambiguity:
     """Score the draws of a model, or of several as one ensemble, on the validation cases of a fold.
 
-    fold None: the one the first model was validated on; limit: so many cases, spread evenly, 0 for all; `pattern` tells the
-    patient in a case's name where the data set does not tell patients. `on_case(done, cases)` is told after each case.
-    Refuses a data set without raters, models of other classes than the first, fewer draws than models, and what
-    `Model.settings` and `validation_cases` refuse.
+    Args:
+        models: Models of the same classes.
+        folder: A data set with several raters.
+        options: How to draw; draws None: 16.
+        fold: None: the one the first model was validated on.
+        limit: So many cases, spread evenly; 0: all.
+        pattern: Regular expression for the patient in a case's name, where the data set does not tell patients.
+        on_case: Called with (done, cases) after each case.
+
+    Raises:
+        UserError: A data set without raters, models of other classes than the first, fewer draws than models, and what
+            `Model.settings` and `validation_cases` refuse.
     """
     dataset = open_dataset(folder)
+    options = options or SamplingOptions()
+    draws = DRAWS if options.draws is None else options.draws
+    options = replace(options, draws=draws)
     _refuse_single_masks(dataset)
     _refuse_other_kinds(models, draws)
-    asked = [model.settings(draws, seed, steps, sampler) for model in models]
+    described = [_describe(model, model.resolve(options)) for model in models]
     fold = own_fold(models[0]) if fold is None else fold
-    cases = validation_cases(models[0], dataset, fold, limit)
+    names = validation_cases(models[0], dataset, fold, limit)
     for model in models[1:]:
         validation_cases(model, dataset, fold, limit)  # none of them may have been trained on these
-    of, rule = _patients(dataset, pattern)
-    known = {case.id: case for case in dataset.cases}
-    found = []
-    for number, name in enumerate(cases):
-        image, masks = load_raters(dataset, known[name])
+    patient_of, rule = _patients(dataset, pattern)
+    cases = {case.id: case for case in dataset.cases}
+    scored = []
+    for number, name in enumerate(names):
+        image, masks = load_raters(dataset, cases[name])
         raters = rater_indices(masks, models[0].plan)
-        drawn, mean = draw_masks(models, image, draws, steps, sampler, seed)
-        found.append(score_case(name, of[name], drawn, mean, raters, image.spacing, seed + REPEATS * number))
+        drawn, mean = draw_masks(models, image, options)
+        seed = options.seed + REPEATS * number
+        scored.append(score_case(name, patient_of[name], drawn, mean, raters, image.spacing, seed))
         if on_case is not None:
-            on_case(number + 1, len(cases))
-    how = {
+            on_case(number + 1, len(names))
+    settings = {
         "dataset": dataset.name,
         "fold": fold,
-        "models": [_described(model, settings) for model, settings in zip(models, asked, strict=True)],
+        "models": described,
         "draws": draws,
-        "seed": seed,
+        "seed": options.seed,
         "interval": {"confidence": CONFIDENCE, "method": METHOD, "resamples": RESAMPLES, "over": rule},
         "rule": RULE,
         "versions": versions(),
     }
-    return Ambiguity(found, how | summarise(found))
+    return Ambiguity(scored, settings | summarise(scored))
 
 
-def _described(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
-    known = {key: settings[key] for key in ("model", "steps", "sampler")}
-    return {"name": model.name, "method": model.meta.get("method"), "generative": model.method.generative} | known
+def draw_masks(models: Sequence[Model], image: Image, options: SamplingOptions) -> tuple[Draws, Maps]:
+    """Draw from one image; draw i is one of model i modulo their number, as that model's `predict` makes it.
 
-
-def draw_masks(
-    models: Sequence[Model], image: Image, draws: int, steps: int | None = None, sampler: str | None = None, seed: int = 0
-) -> tuple[Draws, Maps]:
-    """Masks of the draws [n, *s], as class indices, and their mean probability [k, *s], on the image's own voxels.
-
-    Draw i is one of model i modulo their number, with the seed that `Model.predict` would give it.
+    Returns:
+        Masks of the draws [n, *s], as class indices, and their mean probability [k, *s], on the image's own voxels.
     """
-    masks = np.zeros((draws, *image.shape), np.uint8 if models[0].plan.classes < 256 else np.int16)
+    number = DRAWS if options.draws is None else options.draws
+    masks = np.zeros((number, *image.shape), np.uint8 if models[0].plan.classes < 256 else np.int16)
     mean = np.zeros((models[0].plan.classes, *image.shape), np.float32)
     for first, model in enumerate(models):
-        x, transform = to_grid(image, model.plan)
-        digest, own = content_digest(image, transform), range(first, draws, len(models))
-        how = {"steps": steps, "sampler": sampler, "chunk": model.together(x.shape[1:])}
-        with model.precision.autocast(model.device):
-            maps = model.method.draw(x.to(model.device), [draw_seed(seed, digest, i) for i in own], **how)
-            for i, p in zip(own, maps, strict=True):
-                native = to_native(p, transform)
-                masks[i] = native.argmax(0)
-                mean += native / draws
+        own = range(first, number, len(models))
+        draws = model.prepare(image, options, own)
+        for i, draw in zip(own, draws.draw(), strict=True):
+            probability = draws.to_native(draw)
+            masks[i] = probability.argmax(0)
+            mean += probability / number
     return masks, mean
+
+
+def _describe(model: Model, options: SamplingOptions) -> dict[str, Any]:
+    header = {"name": model.name, "method": model.meta.get("method"), "generative": model.method.generative}
+    return header | {"model": model.hash, "steps": options.steps, "sampler": options.sampler}
 
 
 def score_case(
     case: str, patient: str, draws: Draws, mean: Maps, raters: Raters, spacing: Sequence[float], seed: int = 0
-) -> Rated:
+) -> MultiRaterScores:
     """All numbers of one case: draws [n, *s] and raters [m, *s] as class indices, mean probability [k, *s], mm per axis."""
     labels, n = list(range(1, len(mean))), len(draws)
     counts = sorted({k for k in COUNTS if k <= n} or {n})
@@ -163,33 +170,37 @@ def score_case(
     for name, masks in _sources(draws, mean, raters, seed):
         scores = [_scores(some, p, raters, labels, counts) for some, p in masks]
         sources[name] = {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}
-    truth, mask = fuse_raters(raters), mean.argmax(0)
-    p, together = np.repeat(mean[:, None], len(raters), axis=1), raters.astype(np.int64)
+    majority, mask = fuse_raters(raters), mean.argmax(0)
+    overlap = lambda mask: float(np.mean([dice(mask == k, majority == k, "one") for k in labels]))
+    p, truth = np.repeat(mean[:, None], len(raters), axis=1), raters.astype(np.int64)
     near = np.any([band(rater, spacing) for rater in raters], axis=0)
-    against = lambda mask: float(np.mean([dice(mask == k, truth == k, "one") for k in labels]))
-    whole, edge = ece(p, together), ece(p, together, np.repeat(near[None], len(raters), axis=0))
-    empty = int((~raters.any(tuple(range(1, raters.ndim)))).sum())
+    uncertainty = expected_dice_loss(mean, mask)
     of_mean = {
-        "dice": against(mask),
-        "dice_fused": against(best_overlap(draws, len(mean))),
-        "ece": whole,
-        "ece_band": edge,
-        "doubt": expected_dice_loss(mean, mask),
+        "dice": overlap(mask),
+        "dice_fused": overlap(best_overlap(draws, len(mean))),
+        "ece": ece(p, truth),
+        "ece_band": ece(p, truth, np.repeat(near[None], len(raters), axis=0)),
+        "uncertainty_score": uncertainty,
+        "doubt": uncertainty,  # its former name
     }
-    return Rated(case, patient, (len(raters), empty), sources, _single(draws, raters, labels), of_mean)
+    empty = int((~raters.any(tuple(range(1, raters.ndim)))).sum())
+    return MultiRaterScores(case, patient, (len(raters), empty), sources, _single(draws, raters, labels), of_mean)
 
 
-def summarise(cases: Sequence[Rated]) -> dict[str, Any]:
-    """Means over cases with their 95 % intervals over patients, and how well doubt finds the bad ones (AURC)."""
-    of = [case.patient for case in cases]
-    risk, uncertainty = np.array([1 - case.mean["dice"] for case in cases]), np.array([case.mean["doubt"] for case in cases])
+def summarise(cases: Sequence[MultiRaterScores]) -> dict[str, Any]:
+    """Means over cases with their 95 % intervals over patients, and how well uncertainty finds the bad ones (AURC)."""
+    groups = [case.patient for case in cases]
+    risk, uncertainty = (
+        np.array([1 - case.mean["dice"] for case in cases]),
+        np.array([case.mean["uncertainty_score"] for case in cases]),
+    )
 
     def mean(values: list[float]) -> dict[str, Any]:
-        return bootstrap_mean(values, of)._asdict() | {"n": int(np.isfinite(values).sum())}
+        return bootstrap_mean(values, groups)._asdict() | {"n": int(np.isfinite(values).sum())}
 
     return {
         "cases": len(cases),
-        "patients": len(set(of)),
+        "patients": len(set(groups)),
         "empty": {
             "no rater": sum(case.raters[1] == 0 for case in cases),
             "some raters": sum(0 < case.raters[1] < case.raters[0] for case in cases),
@@ -204,7 +215,7 @@ def summarise(cases: Sequence[Rated]) -> dict[str, Any]:
         },
         "mean": {key: mean([case.mean[key] for case in cases]) for key in cases[0].mean},
         "selective": {
-            area.__name__: bootstrap_of(lambda i, area=area: area(risk[i], uncertainty[i]), of)._asdict()
+            area.__name__: bootstrap_of(lambda i, area=area: area(risk[i], uncertainty[i]), groups)._asdict()
             for area in (aurc, excess_aurc)
         },
     }
@@ -218,8 +229,8 @@ def _refuse_single_masks(dataset: Dataset) -> None:
 
 def _patients(dataset: Dataset, pattern: str | None) -> tuple[dict[str, str], str]:
     """As the data set tells them, or else the pattern: for intervals only, as folds without a file depend on patients."""
-    told = {} if pattern is None else {"patient_pattern": pattern}
-    return patients(dataclasses.replace(dataset, extra=told | dataset.extra))
+    extra = {} if pattern is None else {"patient_pattern": pattern}
+    return patients(replace(dataset, extra=extra | dataset.extra))
 
 
 def _refuse_other_kinds(models: Sequence[Model], draws: int) -> None:
@@ -250,10 +261,10 @@ def _sources(draws: Draws, mean: Maps, raters: Raters, seed: int) -> Iterator[tu
 
 def _scores(draws: Draws, probability: Maps, raters: Raters, labels: list[int], counts: list[int]) -> dict[str, float]:
     insight = collective_insight(draws, raters, labels=labels)
-    found = {f"ged_{k}": value for k, value in ged_by_draws(draws, raters, counts, labels=labels).items()}
-    found |= {"hm_iou": hm_iou(draws, raters, labels=labels), "maximum_dice": insight.maximum_dice, "ci": insight.score}
+    scores = {f"ged_{k}": value for k, value in ged_by_draws(draws, raters, counts, labels=labels).items()}
+    scores |= {"hm_iou": hm_iou(draws, raters, labels=labels), "maximum_dice": insight.maximum_dice, "ci": insight.score}
     soft = [soft_dice(np.clip(probability[k], 0, 1), raters == k) for k in labels]
-    return found | {"soft_dice": float(np.mean(soft))}
+    return scores | {"soft_dice": float(np.mean(soft))}
 
 
 def _single(draws: Draws, raters: Raters, labels: list[int]) -> dict[str, dict[str, float]]:

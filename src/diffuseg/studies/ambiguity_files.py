@@ -9,26 +9,26 @@ from rich.table import Table
 
 from diffuseg.atomic_io import nan_to_none, write_csv, write_json
 from diffuseg.evaluation.statistics import Interval
-from diffuseg.studies.ambiguity import SOURCES, Ambiguity, Rated
+from diffuseg.studies.ambiguity import SOURCES, Ambiguity, MultiRaterScores
 from diffuseg.text import pluralize
 
 TITLES = {"hm_iou": "HM-IoU", "maximum_dice": "max. Dice", "ci": "CI", "soft_dice": "soft Dice"}
 
 
-def write_ambiguity(found: Ambiguity, out: Path) -> list[Path]:
+def write_ambiguity(measured: Ambiguity, out: Path) -> list[Path]:
     """Write cases.csv (a row per case) and summary.json (means with intervals, rules, models) into a folder."""
-    rows = [_row(case) for case in found.cases]
+    rows = [_row(case) for case in measured.cases]
     paths = [Path(out) / "cases.csv", Path(out) / "summary.json"]
     write_csv(paths[0], rows)
-    write_json(paths[1], nan_to_none(found.summary))
+    write_json(paths[1], nan_to_none(measured.summary))
     return paths
 
 
-def tables(found: Ambiguity) -> list[Table]:
+def tables(measured: Ambiguity) -> list[Table]:
     """Means with intervals: each source of masks against all raters, and below it everything else."""
-    summary = found.summary
-    measured = f"{pluralize(summary['cases'], 'case')}, {pluralize(summary['draws'], 'draw')}"
-    title = f"Against all raters: mean [95 % interval], {measured}"
+    summary = measured.summary
+    number = f"{pluralize(summary['cases'], 'case')}, {pluralize(summary['draws'], 'draw')}"
+    title = f"Against all raters: mean [95 % interval], {number}"
     shown = Table("measure", *(_name(source, summary) for source in SOURCES), title=title.replace("[", "\\["))
     for key in summary["ambiguity"]["draws"]:
         measure = TITLES.get(key) or f"GED, {pluralize(int(key.removeprefix('ged_')), 'draw')}"
@@ -52,11 +52,11 @@ def tables(found: Ambiguity) -> list[Table]:
         "dice_fused": "the same of --fuse dice",
         "ece": "ECE, whole image",
         "ece_band": "ECE near the borders",
-        "doubt": "doubt",
+        "uncertainty_score": "uncertainty score",
     }
     for key, name in names.items():
         rest.add_row(name, _cell(summary["mean"][key]))
-    for key, name in (("aurc", "AURC of 1 - Dice by doubt"), ("excess_aurc", "excess AURC")):
+    for key, name in (("aurc", "AURC of 1 - Dice by uncertainty score"), ("excess_aurc", "excess AURC")):
         rest.add_row(name, _cell(summary["selective"][key]))
     return [shown, rest]
 
@@ -70,7 +70,7 @@ def _name(source: str, summary: dict[str, Any]) -> str:
     return "draws" if models[0]["generative"] else "one mask, copied"
 
 
-def _row(case: Rated) -> dict[str, Any]:
+def _row(case: MultiRaterScores) -> dict[str, Any]:
     row: dict[str, Any] = {"case": case.case, "patient": case.patient, "raters": case.raters[0], "empty": case.raters[1]}
     row |= case.mean
     for block in (case.sources, {f"single {who}": values for who, values in case.single.items()}):

@@ -1,7 +1,7 @@
-"""Calibrate a model on cases that it was not trained on: a temperature, wider volume intervals, a threshold of doubt.
+"""Calibrate a model on cases that it was not trained on: a temperature, wider volume intervals, when a case needs review.
 
-Everything is learnt from all of these cases, and judged so that no case is scored with what it helped to learn: temperatures
-and widenings cross-fitted over halves of the patients. The doubt of a case is learnt from nothing, only its threshold is.
+Everything is learnt from all of these cases, and measured so that no case is scored with what it helped to learn: temperatures
+and widenings are cross-fitted over halves of the patients. Of the uncertainty score only the threshold is learnt.
 """
 
 import math
@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
+from rich.table import Table
 from scipy import stats
 
+from diffuseg.atomic_io import atomic_write, nan_to_none, write_json
 from diffuseg.data.batches import Batches, FullCase
-from diffuseg.data.dataset import load_raters, open_dataset, patients
+from diffuseg.data.dataset import Dataset, load_raters, open_dataset, patients
 from diffuseg.data.transforms import rater_indices
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import (
@@ -40,29 +43,37 @@ from diffuseg.evaluation.conformal import (
     interval_coverage,
 )
 from diffuseg.evaluation.metrics import dice
-from diffuseg.evaluation.selective import rejection, threshold_for_fraction
-from diffuseg.evaluation.statistics import Interval, bootstrap_mean, group_folds, paired_difference
+from diffuseg.evaluation.selective import REJECTION, rejection, risk_coverage, threshold_for_fraction
+from diffuseg.evaluation.statistics import CONFIDENCE, Interval, bootstrap_mean, group_folds, paired_difference
 from diffuseg.inference.calibration import SETTINGS, Calibration
 from diffuseg.inference.folds import own_fold, validation_cases
 from diffuseg.inference.model import Model
+from diffuseg.inference.sampling import SamplingOptions
+from diffuseg.reports.figures import png_of
+from diffuseg.reports.plots import reliability_plot, risk_coverage_plot
 from diffuseg.text import pluralize
-from diffuseg.types import voxel_ml
 
-ALPHA, FRACTION = 0.1, 0.2  # of cases whose volume may be outside; of cases that are to be looked at
+ALPHA, FRACTION = 0.1, 0.2  # of cases whose volume may be outside; of cases that need review
 HALVES = 20  # patients: with fewer, half of them cannot calibrate an interval, and one is left out at a time
 REGIONS = ("image", "band")
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One case. voxels: region -> probability [k, v] and class [v]; low, high, truth: class -> ml; risk: 1 - Dice."""
+class CaseScores:
+    """One case as the model predicts it without calibration.
+
+    voxels             region -> probability [k, v] and class [v] of some of its voxels
+    low, high, truth   class -> volume in ml: ends of the interval, and the true one
+    risk               1 - Dice, mean of classes
+    uncertainty_score  what the model expects of that
+    """
 
     voxels: dict[str, tuple[np.ndarray, np.ndarray]]
     low: dict[str, float]
     high: dict[str, float]
     truth: dict[str, float]
     risk: float
-    doubt: float
+    uncertainty_score: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ class Measured:
     coverage     class -> how often, and with which mean width in ml, volumes are inside: "raw" and "widened" (cross-fitted)
     selective    risk of all cases and of the rest when the most uncertain ones are sent away, AURC
     diagrams     "before" and "after" (cross-fitted), over the voxels of all bands
-    per_case     case -> its patient, risk, doubt, and the temperature that it was scored with
+    per_case     case -> its patient, risk, uncertainty score, and the temperature that it was scored with
     how          in words: what was cross-fitted how, over which voxels
     """
 
@@ -90,81 +101,95 @@ class Measured:
 def measure_calibration(
     model: Model,
     folder: Path,
+    options: SamplingOptions | None = None,
     fold: int | None = None,
     limit: int = 0,
-    draws: int | None = None,
-    steps: int | None = None,
-    sampler: str | None = None,
-    fuse: str = "mean",
-    seed: int = 0,
     on_case: Callable[[int, int], None] | None = None,
 ) -> Measured:
     """Calibrate for the settings that `predict` would use, on validation cases of a fold; the model is not changed.
 
-    Refuses what `Model.settings` and `validation_cases` refuse, cases of a single patient, and cases without any border.
+    Args:
+        model: What to calibrate.
+        folder: The data set.
+        options: How predictions will be drawn.
+        fold: None: the one the model was validated on.
+        limit: So many cases, spread evenly; 0: all.
+        on_case: Called with (done, cases) after each case.
+
+    Raises:
+        UserError: What `Model.settings` and `validation_cases` refuse, cases of a single patient, or without any border.
     """
-    asked = model.settings(draws, seed, steps, sampler, fuse)
+    options = model.resolve(options or SamplingOptions())
     dataset = open_dataset(folder)
     fold = own_fold(model) if fold is None else fold
-    cases = validation_cases(model, dataset, fold, limit)
-    of = [patients(dataset)[0][case] for case in cases]
-    if len(set(of)) < 2:
-        raise UserError(
-            f"{pluralize(len(cases), 'case')} of one patient", do="Calibration needs at least two patients in the fold"
-        )
-    known = {case.id: case for case in dataset.cases}
-    source, judged, voxel = Batches(dataset, cases, model.plan), [], 0.0
-    for number, case in enumerate(cases):
-        whole = source.whole(case)
-        several = known[case].raters  # a single mask has been read already
-        raters = rater_indices(load_raters(dataset, known[case])[1], model.plan) if several else whole.truth[None]
-        judged.append(_judge(model, whole, raters, {key: asked[key] for key in SETTINGS}, seed))
-        voxel = max(voxel, voxel_ml(whole.native.affine, whole.native.dims))
-        if on_case is not None:
-            on_case(number + 1, len(cases))
-    if not any(len(case.voxels["band"][1]) for case in judged):
+    names = validation_cases(model, dataset, fold, limit)
+    groups = [patients(dataset)[0][name] for name in names]
+    if len(set(groups)) < 2:
+        what = f"{pluralize(len(names), 'case')} of one patient"
+        raise UserError(what, do="Calibration needs at least two patients in the fold")
+    cases, voxel = _score_cases(model, dataset, names, options, on_case)
+    if not any(len(case.voxels["band"][1]) for case in cases):
         raise UserError("no case has anything but background", file=folder, do="There is nothing to calibrate on")
-    half, temperature = group_folds(of, 2), _temperature(judged)
-    temperatures = _cross_fitted(judged, half)
-    coverage, widening = _intervals(judged, of, voxel)
-    risk, doubt = (np.array([getattr(case, name) for case in judged]) for name in ("risk", "doubt"))
-    learnt = Calibration(
-        1.0 if temperature is None else round(temperature, 5),
-        {name: asdict(found) for name, found in widening.items() if math.isfinite(found.margin)},
-        threshold_for_fraction(doubt, FRACTION),
-        FRACTION,
-        {key: asked[key] for key in SETTINGS},
-        dataset.name,
-        fold,
-        len(cases),
-        len(set(of)),
+    temperature = _temperature(cases)
+    temperatures = _cross_fitted(cases, group_folds(groups, 2))
+    coverage, widening = _intervals(cases, groups, voxel)
+    risk, uncertainty = np.array([case.risk for case in cases]), np.array([case.uncertainty_score for case in cases])
+    settings = model.settings(options)
+    calibration = Calibration(
+        temperature=1.0 if temperature is None else round(temperature, 5),
+        widening={name: asdict(wider) for name, wider in widening.items() if math.isfinite(wider.margin)},
+        threshold=threshold_for_fraction(uncertainty, FRACTION),
+        fraction=FRACTION,
+        settings={key: settings[key] for key in SETTINGS},
+        dataset=dataset.name,
+        fold=fold,
+        cases=len(names),
+        patients=len(set(groups)),
     )
     per_case = {
-        case: {"patient": patient, "risk": one.risk, "doubt": one.doubt, "temperature": temperature}
-        for case, patient, one, temperature in zip(cases, of, judged, temperatures, strict=True)
-    }
-    scores, diagrams = _scores(judged, temperatures, of), _diagrams(judged, temperatures)
-    how = _how(len(cases), len(set(of)))
+        name: {"patient": patient, "risk": case.risk, "uncertainty_score": case.uncertainty_score,
+               "doubt": case.uncertainty_score, "temperature": own}
+        for name, patient, case, own in zip(names, groups, cases, temperatures, strict=True)
+    }  # fmt: skip
+    how = _how(len(names), len(set(groups)))
     if temperature is None:
         how["temperature"] = f"none: the best fit lies at an end of {COLDEST:g} to {HOTTEST:g}, which says that nothing fits"
-    return Measured(learnt, scores, coverage, rejection(risk, doubt, of, FRACTION), diagrams, per_case, how)
+    selective = rejection(risk, uncertainty, groups, FRACTION)
+    scores, diagrams = _scores(cases, temperatures, groups), _diagrams(cases, temperatures)
+    return Measured(calibration, scores, coverage, selective, diagrams, per_case, how)
 
 
-def _judge(model: Model, whole: FullCase, raters: np.ndarray, settings: dict[str, Any], seed: int) -> Judged:
-    """One case as `predict` would do it without any calibration; probabilities against each rater's voxels and border."""
-    p = model.predict(whole.native, seed=seed, calibrate=False, **settings)
-    names = model.plan.names
-    voxel = voxel_ml(whole.native.affine, whole.native.dims)
-    everywhere = np.ones(whole.truth.shape, bool)
-    wheres = {"image": [everywhere] * len(raters), "band": [band(rater, whole.native.spacing) for rater in raters]}
-    scores = [dice(p.mask == model.plan.labels[name], whole.truth == k, "one") for k, name in enumerate(names) if k]
-    return Judged(
+def _score_cases(
+    model: Model, dataset: Dataset, names: list[str], options: SamplingOptions, on_case: Callable[[int, int], None] | None
+) -> tuple[list[CaseScores], float]:
+    """The cases, and the volume in ml of their largest voxel."""
+    files, source = {case.id: case for case in dataset.cases}, Batches(dataset, names, model.plan)
+    cases, voxel = [], 0.0
+    for number, name in enumerate(names):
+        case = source.whole(name)
+        several = files[name].raters  # a single mask has been read already
+        raters = rater_indices(load_raters(dataset, files[name])[1], model.plan) if several else case.truth[None]
+        cases.append(_score_case(model, case, raters, options))
+        voxel = max(voxel, case.native.voxel_ml)
+        if on_case is not None:
+            on_case(number + 1, len(names))
+    return cases, voxel
+
+
+def _score_case(model: Model, case: FullCase, raters: np.ndarray, options: SamplingOptions) -> CaseScores:
+    """One case without any calibration; probabilities against each rater's voxels and border."""
+    p = model.predict(case.native, options, calibrate=False)
+    classes = {name: k for k, name in enumerate(model.plan.names) if k}
+    everywhere = np.ones(case.truth.shape, bool)
+    wheres = {"image": [everywhere] * len(raters), "band": [band(rater, case.native.spacing) for rater in raters]}
+    overlaps = [dice(p.mask == model.plan.labels[name], case.truth == k, "one") for name, k in classes.items()]
+    return CaseScores(
         {region: _voxels(p.probability, raters, masks) for region, masks in wheres.items()},
         {name: low for name, (low, _) in p.provenance["volume_ml_90"].items()},
         {name: high for name, (_, high) in p.provenance["volume_ml_90"].items()},
-        {name: int((whole.truth == k).sum()) * voxel for k, name in enumerate(names) if k},
-        1 - float(np.mean(scores)),
-        p.provenance["doubt"],
+        {name: int((case.truth == k).sum()) * case.native.voxel_ml for name, k in classes.items()},
+        1 - float(np.mean(overlaps)),
+        p.provenance["uncertainty_score"],
     )
 
 
@@ -174,37 +199,38 @@ def _voxels(probability: np.ndarray, raters: np.ndarray, wheres: Sequence[np.nda
     return np.concatenate([p for p, _ in each], axis=1), np.concatenate([t for _, t in each])
 
 
-def _temperature(judged: Sequence[Judged]) -> float | None:
+def _temperature(cases: Sequence[CaseScores]) -> float | None:
     """Fitted to the voxels of all bands, where the question is; None where there is no voxel, and none or too many wrong."""
-    voxels = [case.voxels["band"] for case in judged if len(case.voxels["band"][1])]
-    found = fit_temperature([p for p, _ in voxels], [t for _, t in voxels]) if voxels else 0.0
-    return found if 1.01 * COLDEST < found < 0.99 * HOTTEST else None
+    voxels = [case.voxels["band"] for case in cases if len(case.voxels["band"][1])]
+    fitted = fit_temperature([p for p, _ in voxels], [t for _, t in voxels]) if voxels else 0.0
+    return fitted if 1.01 * COLDEST < fitted < 0.99 * HOTTEST else None
 
 
-def _cross_fitted(judged: list[Judged], half: np.ndarray) -> list[float]:
+def _cross_fitted(cases: list[CaseScores], half: np.ndarray) -> list[float]:
     """The temperature of each case: that of the half of the patients it does not belong to."""
     fitted = {
-        side: _temperature([case for case, own in zip(judged, half, strict=True) if own != side]) or 1.0 for side in (0, 1)
+        side: _temperature([case for case, own in zip(cases, half, strict=True) if own != side]) or 1.0 for side in (0, 1)
     }
     return [fitted[int(own)] for own in half]
 
 
-def _scores(judged: list[Judged], temperatures: list[float], of: list[str]) -> dict[str, dict[str, dict[str, Interval]]]:
-    found: dict[str, dict[str, dict[str, Interval]]] = {}
+def _scores(cases: list[CaseScores], temperatures: list[float], groups: list[str]) -> dict[str, dict[str, dict[str, Interval]]]:
+    scores: dict[str, dict[str, dict[str, Interval]]] = {}
     for region in REGIONS:
-        voxels = [case.voxels[region] for case in judged]
+        voxels = [case.voxels[region] for case in cases]
         before = [measures(p, t) for p, t in voxels]
         after = [measures(apply_temperature(p, T), t) for (p, t), T in zip(voxels, temperatures, strict=True)]
-        found[region] = {}
+        scores[region] = {}
         for name in MEASURES:
             old, new = ([case[name] for case in side] for side in (before, after))
-            change = paired_difference(new, old, of)
-            found[region][name] = {"before": bootstrap_mean(old, of), "after": bootstrap_mean(new, of), "difference": change}
-    return found
+            change = paired_difference(new, old, groups)
+            means = {"before": bootstrap_mean(old, groups), "after": bootstrap_mean(new, groups)}
+            scores[region][name] = means | {"difference": change}
+    return scores
 
 
-def _diagrams(judged: list[Judged], temperatures: list[float]) -> dict[str, Reliability]:
-    voxels = [case.voxels["band"] for case in judged]
+def _diagrams(cases: list[CaseScores], temperatures: list[float]) -> dict[str, Reliability]:
+    voxels = [case.voxels["band"] for case in cases]
     truth = np.concatenate([t for _, t in voxels])
     after = [apply_temperature(p, T) for (p, _), T in zip(voxels, temperatures, strict=True)]
     return {
@@ -214,28 +240,28 @@ def _diagrams(judged: list[Judged], temperatures: list[float]) -> dict[str, Reli
 
 
 def _intervals(
-    judged: list[Judged], of: list[str], voxel: float
+    cases: list[CaseScores], groups: list[str], voxel: float
 ) -> tuple[dict[str, dict[str, Any]], dict[str, ConformalMargin]]:
     """By class: coverage before and after, and the widening from all cases; `voxel` in ml, the largest there is."""
     coverage, widening = {}, {}
-    folds = 2 if len(set(of)) >= HALVES else None
-    for name in judged[0].truth:
-        low, high, truth = (np.array([getattr(case, end)[name] for case in judged]) for end in ("low", "high", "truth"))
+    folds = 2 if len(set(groups)) >= HALVES else None
+    for name in cases[0].truth:
+        low, high, truth = (np.array([getattr(case, end)[name] for case in cases]) for end in ("low", "high", "truth"))
         widening[name] = calibrate_interval(low, high, truth, ALPHA, smallest=voxel)
-        crossed = cross_coverage(low, high, truth, ALPHA, smallest=voxel, groups=of, folds=folds)
-        expected = expected_coverage(len(set(of)), ALPHA)
-        sides = {"raw": _coverage(interval_coverage(low, high, truth), of), "widened": _coverage(crossed, of)}
+        crossed = cross_coverage(low, high, truth, ALPHA, smallest=voxel, groups=groups, folds=folds)
+        expected = expected_coverage(len(set(groups)), ALPHA)
+        sides = {"raw": _coverage(interval_coverage(low, high, truth), groups), "widened": _coverage(crossed, groups)}
         coverage[name] = sides | {"expected_on_new_cases": expected}
     return coverage, widening
 
 
-def _coverage(found: Coverage, of: list[str]) -> dict[str, Any]:
+def _coverage(found: Coverage, groups: list[str]) -> dict[str, Any]:
     """How many are inside, with the binomial interval of Clopper and Pearson (1934) for as many trials as there are patients.
 
     Cases of one patient are not independent; counted as one trial the interval is rather too wide than too narrow.
     """
     inside, n = int(found.inside.sum()), len(found.inside)
-    trials = len(set(of))
+    trials = len(set(groups))
     hits = trials * inside / n
     low = stats.beta.ppf(0.025, hits, trials - hits + 1) if inside else 0.0
     high = stats.beta.ppf(0.975, hits + 1, trials - hits) if inside < n else 1.0
@@ -259,7 +285,74 @@ def _how(cases: int, patients: int) -> dict[str, str]:
         if patients >= HALVES
         else f"split conformal, relative to the volume; {several}too few patients for halves: each by all others, which says "
         "how wide honest intervals are, and nothing of how often they are right",
-        "doubt": "1 minus the Dice that the probabilities of the draws expect of their mask, mean of classes",
-        "threshold": f"the smallest doubt above which at most {FRACTION:.0%} of these cases lie",
+        "uncertainty_score": "1 minus the Dice that the probabilities of the draws expect of their mask, mean of classes",
+        "doubt": "the former name of uncertainty_score",
+        "threshold": f"the smallest uncertainty score above which at most {FRACTION:.0%} of these cases lie",
         "risk": "1 minus Dice, mean of classes; a class in neither mask counts as right",
     }
+
+
+def write_calibration(measured: Measured, model: str, out: Path) -> list[Path]:
+    """Write calibration.json, reliability.png and risk_coverage.png into a folder; returns their paths."""
+    paths = [Path(out) / name for name in ("calibration.json", "reliability.png", "risk_coverage.png")]
+    write_json(paths[0], nan_to_none(_content(measured, model)))
+    atomic_write(paths[1], png_of(reliability_plot(measured.diagrams)))
+    atomic_write(paths[2], png_of(risk_coverage_plot({"by uncertainty score": _risk_and_uncertainty(measured)}, FRACTION)))
+    return paths
+
+
+def tables(measured: Measured) -> list[Table]:
+    """The numbers for a terminal: calibration before and after, then intervals and rejection."""
+    learnt = measured.calibration
+    scores = Table("", *map(escape, ("before", "after", "difference [95 %]")), title=f"Temperature {learnt.temperature:.3f}")
+    for region, by_measure in measured.scores.items():
+        for name, values in by_measure.items():
+            cells = [f"{values[side].mean:.4f}" for side in ("before", "after")]
+            scores.add_row(f"{MEASURES[name]}, {region}", *cells, escape(values["difference"].text(4, "+")))
+    scores.caption, scores.caption_justify = escape(f"{learnt.where}. {measured.how['temperature'].capitalize()}."), "left"
+    rest = Table("", escape("[95 %]"), title="Intervals and rejection")
+    for name, sides in measured.coverage.items():
+        for side in ("raw", "widened"):
+            share, n = Interval(**sides[side]["fraction"]), sides[side]["cases"]
+            value = f"{share.text(2)} of {n}, mean width {_ml(sides[side]['mean_width_ml'])}"
+            rest.add_row(escape(f"{name}: volume in the {side} {1 - ALPHA:.0%} interval"), escape(value))
+    for name, title in REJECTION.items():
+        rest.add_row(title.format(learnt.fraction), escape(measured.selective[name].text(4)))
+    rest.add_row(
+        f"uncertainty score above which a case needs review (at most {learnt.fraction:.0%} do)", f"{learnt.threshold:.4f}"
+    )
+    lacking = [name for name in measured.coverage if name not in learnt.widening]
+    notes = [f"Intervals: {measured.how['intervals']}."]
+    if lacking:
+        notes.append(f"Too few cases to widen the intervals of {', '.join(lacking)}: {math.ceil(1 / ALPHA - 1)} are needed.")
+    rest.caption, rest.caption_justify = escape("\n".join(notes)), "left"
+    return [scores, rest]
+
+
+def _risk_and_uncertainty(measured: Measured) -> tuple[np.ndarray, np.ndarray]:
+    rows = list(measured.per_case.values())
+    return np.array([row["risk"] for row in rows]), np.array([row["uncertainty_score"] for row in rows])
+
+
+def _content(measured: Measured, model: str) -> dict[str, Any]:
+    curve = risk_coverage(*_risk_and_uncertainty(measured))
+    plain = lambda values: {name: value._asdict() for name, value in values.items()}
+    return {
+        "model": model,
+        "learnt": asdict(measured.calibration),
+        "how": measured.how,
+        "confidence": CONFIDENCE,
+        "scores": {region: {name: plain(v) for name, v in values.items()} for region, values in measured.scores.items()},
+        "coverage": measured.coverage,
+        "selective": plain(measured.selective) | {"fraction": FRACTION},
+        "reliability": {
+            side: {name: values.tolist() for name, values in diagram._asdict().items()}
+            for side, diagram in measured.diagrams.items()
+        },
+        "risk_coverage": {name: values.tolist() for name, values in curve._asdict().items()},
+        "cases": measured.per_case,
+    }
+
+
+def _ml(width: float) -> str:
+    return f"{width:.3f} ml" if math.isfinite(width) else "infinite (too few cases to calibrate on)"

@@ -6,7 +6,7 @@ same seed. So the quality of all numbers of draws costs what the largest costs.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,20 @@ from rich.table import Table
 from diffuseg.atomic_io import atomic_write, nan_to_none, write_csv, write_json
 from diffuseg.data.batches import Batches, FullCase
 from diffuseg.data.dataset import open_dataset, patients
-from diffuseg.data.transforms import to_native
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import band, brier, nll
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean
-from diffuseg.inference.ensemble import Ensemble
 from diffuseg.inference.folds import own_fold, validation_cases
-from diffuseg.inference.model import Model, content_digest, draw_seed
+from diffuseg.inference.model import Model
+from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.methods import Method
 from diffuseg.text import pluralize
+from diffuseg.types import Image
 
 WITHIN = 0.002  # of the best Dice: what a cheaper setting may lose
 DRAWS = (1, 2, 4, 8)
+Quality = tuple[float, float, float]  # Dice, NLL, Brier score
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class Curve:
         A single draw has no uncertainty: it is recommended only where nothing else was measured. Settings without a Dice (no
         class in any truth or draw) are passed over.
         """
-        known = [point for point in self.points if np.isfinite(point.dice)]
-        several = [point for point in known if point.draws > 1] or known
+        scored = [point for point in self.points if np.isfinite(point.dice)]
+        several = [point for point in scored if point.draws > 1] or scored
         best = max(point.dice for point in several)
         near = [point for point in several if point.dice >= best - WITHIN]
         return min(near, key=lambda point: (point.evaluations, point.seconds))
@@ -97,61 +98,59 @@ def measure_curve(
     folder: Path,
     steps: Sequence[int] = (),
     draws: Sequence[int] = DRAWS,
+    options: SamplingOptions | None = None,
     fold: int | None = None,
     limit: int = 0,
-    sampler: str | None = None,
-    seed: int = 0,
     on_case: Callable[[int, int], None] | None = None,
 ) -> Curve:
     """Dice, likelihood, Brier score, time and memory of every steps x draws on the validation cases of a fold.
 
-    steps empty: as `usual_steps` says; fold None: the one the model was validated on; limit:
-    so many cases, spread evenly, 0 for all. `on_case(done, cases)` is told after each case. Refuses methods without draws,
-    settings that the model refuses, folds that are not there, cases that the model was trained on, and cases without a Dice.
+    Args:
+        model: A model with draws.
+        folder: The data set.
+        steps: Numbers of steps; empty: those of `usual_steps`.
+        draws: Numbers of draws.
+        options: Sampler and seed; its own draws and steps are not used.
+        fold: None: the one the model was validated on.
+        limit: So many cases, spread evenly; 0: all.
+        on_case: Called with (done, cases) after each case.
+
+    Raises:
+        UserError: A method without draws, settings that the model refuses, a fold that is not there, cases that the model was
+            trained on, or no case with a Dice.
     """
     if not model.method.generative:
         raise UserError(f"{model.name} makes one answer in one step", do="There is nothing to choose")
     steps, draws = sorted(set(steps) or usual_steps(model.method)), sorted(set(draws))
     if not draws:
         raise UserError("no number of draws is given")
-    asked = [model.settings(n, seed, s, sampler) for s in steps for n in draws]
+    options = options or SamplingOptions()
+    settings = {(s, n): model.resolve(replace(options, steps=s, draws=n)) for s in steps for n in draws}
     dataset = open_dataset(folder)
     fold = own_fold(model) if fold is None else fold
     cases = validation_cases(model, dataset, fold, limit)
     source = Batches(dataset, cases, model.plan)
-    scores: dict[tuple[int, int], list[tuple[float, float, float]]] = {(s, n): [] for s in steps for n in draws}
-    sizes = {}
-    for number, case in enumerate(cases):
-        whole = source.whole(case)
-        sizes[case] = whole.truth.size
+    qualities: dict[tuple[int, int], list[Quality]] = {setting: [] for setting in settings}
+    voxels = {}
+    for number, name in enumerate(cases):
+        case = source.whole(name)
+        voxels[name] = case.truth.size
         for s in steps:
-            for n, score in _score(model, whole, s, draws, asked[0]["sampler"], seed).items():
-                scores[s, n].append(score)
+            for n, quality in _qualities(model, case, settings[s, draws[-1]], draws).items():
+                qualities[s, n].append(quality)
         if on_case is not None:
             on_case(number + 1, len(cases))
-    if not any(np.isfinite(overlap) for rows in scores.values() for overlap, *_ in rows):
+    if not any(np.isfinite(quality[0]) for rows in qualities.values() for quality in rows):
         what = f"no class is in any truth or draw of {pluralize(len(cases), 'case')}: there is no Dice to choose by"
         raise UserError(what, file=folder, do="Take more cases (--cases) or another fold (--fold).")
-    timed = sorted(cases, key=sizes.__getitem__)[len(cases) // 2]
+    timed = sorted(cases, key=voxels.__getitem__)[len(cases) // 2]
     image = source.whole(timed).native
-    model.predict(image, 1, seed, 1, sampler)  # what only the first call costs
-    points, told = [], patients(dataset)[0]
-    of = [told[case] for case in cases]
-    for (s, n), rows in scores.items():
-        cost = peak_of(lambda s=s, n=n: model.predict(image, n, seed, s, sampler), model.device)
-        overlap, likelihood, squares = zip(*rows, strict=True)
-        points.append(
-            Point(
-                s,
-                n,
-                *bootstrap_mean(overlap, of),
-                _mean(likelihood),
-                _mean(squares),
-                model.method.evaluations(asked[0]["sampler"], s) * n,
-                *cost,
-            )
-        )
-    where = (dataset.name, fold, cases, asked[0]["sampler"], seed, timed, str(model.device), model.precision.reason)
+    model.predict(image, options, draws=1, steps=1)  # what only the first call costs
+    patient_of = patients(dataset)[0]
+    groups = [patient_of[case] for case in cases]
+    points = [_point(model, image, setting, qualities[key], groups) for key, setting in settings.items()]
+    sampler = str(settings[steps[0], draws[0]].sampler)
+    where = (dataset.name, fold, cases, sampler, options.seed, timed, str(model.device), model.precision.reason)
     return Curve(points, model.hash, *where)
 
 
@@ -199,44 +198,47 @@ def peak_of(work: Callable[[], Any], device: torch.device) -> tuple[float, float
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        known = _forget_peak()
+        measurable = _forget_peak()
     started = time.perf_counter()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return time.perf_counter() - started, torch.cuda.max_memory_allocated(device) / 1e6
     seconds = time.perf_counter() - started
-    return seconds, _peak() if known else None
+    return seconds, _peak() if measurable else None
 
 
-def _score(
-    model: Model, whole: FullCase, steps: int, draws: Sequence[int], sampler: str, seed: int
-) -> dict[int, tuple[float, float, float]]:
-    """Number of draws -> (Dice, NLL, Brier score) of the mean of the first so many draws, on native voxels."""
-    digest = content_digest(whole.native, whole.transform)
-    seeds = [draw_seed(seed, digest, i) for i in range(max(draws))]
-    chunk = model.together(whole.image.shape[1:])
-    ensemble, found = Ensemble(lambda evidence: model.method.finalize_draw(evidence, whole.image, sampler, steps)), {}
-    near = band(whole.truth, whole.native.spacing)
-    with model.precision.autocast(model.device):
-        for p in model.method.draw(whole.image.to(model.device), seeds, steps=steps, sampler=sampler, chunk=chunk):
-            ensemble.add(p)
-            if ensemble.draws in draws:
-                found[ensemble.draws] = _quality(to_native(ensemble.mean, whole.transform), whole.truth, near)
+def _point(model: Model, image: Image, options: SamplingOptions, qualities: list[Quality], groups: list[str]) -> Point:
+    """The mean quality of a setting, and what one image costs."""
+    assert options.steps is not None and options.draws is not None and options.sampler is not None
+    seconds, memory = peak_of(lambda: model.predict(image, options), model.device)
+    overlap, likelihood, squares = zip(*qualities, strict=True)
+    evaluations = model.method.evaluations(options.sampler, options.steps) * options.draws
+    interval = bootstrap_mean(overlap, groups)
+    return Point(options.steps, options.draws, *interval, _mean(likelihood), _mean(squares), evaluations, seconds, memory)
+
+
+def _qualities(model: Model, case: FullCase, options: SamplingOptions, counts: Sequence[int]) -> dict[int, Quality]:
+    """Number of draws -> quality of the mean of the first so many draws, on native voxels."""
+    draws, near, found = model.prepare(case, options), band(case.truth, case.native.spacing), {}
+    ensemble = draws.ensemble()
+    for draw in draws.draw():
+        ensemble.add(draw)
+        if ensemble.draws in counts:
+            found[ensemble.draws] = _quality(draws.to_native(ensemble.mean), case.truth, near)
     return found
 
 
-def _quality(p: np.ndarray, truth: np.ndarray, near: np.ndarray) -> tuple[float, float, float]:
+def _quality(p: np.ndarray, truth: np.ndarray, near: np.ndarray) -> Quality:
     mask = p.argmax(0)
     overlap = [dice(mask == k, truth == k) for k in range(1, len(p))]
-    known = [value for value in overlap if np.isfinite(value)]
-    return float(np.mean(known)) if known else float("nan"), nll(p, truth, near), brier(p, truth, near)
+    return _mean(overlap), nll(p, truth, near), brier(p, truth, near)
 
 
 def _mean(values: Sequence[float]) -> float:
     """Over the cases that have a value."""
-    known = [value for value in values if np.isfinite(value)]
-    return float(np.mean(known)) if known else float("nan")
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
 
 
 def _forget_peak() -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffuseg.checkpoint import save_checkpoint
 from diffuseg.errors import UserError
-from diffuseg.inference.saliency_calibration import remember_reference
+from diffuseg.inference.saliency_calibration import calibrate_checkpoints
 from diffuseg.methods import Method, Phase
 from diffuseg.text import pluralize
 from diffuseg.train.interrupt import Interrupt
@@ -68,8 +68,10 @@ def _calibrate_saliency(state: TrainState, progress: Progress) -> None:
     progress.note("comparing the maps of training images with and without the object; no mask is read")
     checkpoints = [settings.out / f"{name}.safetensors" for name in ("best", "last")]
     device = str(state.processes.device)
-    reference = remember_reference(checkpoints, settings.dataset, settings.labels, device, on_case=progress.saliency_measured)
-    if reference is None:
+    calibration = calibrate_checkpoints(
+        checkpoints, settings.dataset, settings.labels, device, on_case=progress.saliency_measured
+    )
+    if calibration is None:
         what = "saliency of training images without the object is not positive; each image gets a threshold of its own"
         progress.note(f"Warning: {what}")
 

@@ -9,8 +9,8 @@ import numpy as np
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset, evenly_spaced
 from diffuseg.data.plan import Plan
-from diffuseg.data.transforms import to_native
 from diffuseg.evaluation.metrics import dice
+from diffuseg.inference.sampling import SamplingOptions, prepare
 from diffuseg.methods import Method
 
 PICTURED = 3  # cases that are drawn after each validation, always the same ones
@@ -119,8 +119,9 @@ def by_mask(method: Method, source: Batches, validation: Validation) -> Result:
     pictures = []
     for number, case in enumerate(validation.chosen):
         whole = source.whole(case)
-        seeds = [validation.seed + 1000 * number + i for i in range(DRAWS if number < PICTURED else 1)]
-        maps = [to_native(p.cpu(), whole.transform) for p in method.draw(whole.image.to(device), seeds)]
+        options = SamplingOptions(DRAWS if number < PICTURED else 1, seed=validation.seed)
+        draws = prepare(method, whole, options, device)
+        maps = [draws.to_native(draw) for draw in draws.draw()]
         hard = [p.argmax(0) for p in maps]
         scores.append([dice(hard[0] == k, whole.truth == k) for k in range(1, plan.classes)])
         if number < PICTURED:

@@ -170,7 +170,7 @@ def test_auto_is_the_border_where_there_is_one_and_else_the_quantile():
     for bordered in (False, True):
         masks = [by(rule, bordered) > 0.5 for rule in ("auto", "quantile", "otsu")]
         assert torch.equal(masks[0], masks[1]) == (not bordered) and not torch.equal(masks[1], masks[2])
-    with pytest.raises(UserError, match=r"null_quantile.*diffuseg border"):
+    with pytest.raises(UserError, match=r"null_quantile.*diffuseg calibrate-saliency"):
         by("null_quantile", False)
 
 

@@ -97,7 +97,7 @@ def logistic_mask(
     if rule == "null_quantile" and not calibrated:
         raise UserError(
             "threshold=null_quantile: nothing is known about maps with these settings of images without the object",
-            do="Give the settings of the training, another threshold, or first `diffuseg border MODEL DATASET --set ...`",
+            do="Give the settings of the training, another threshold, or `diffuseg calibrate-saliency MODEL DATASET --set ...`",
         )
     m = smoothed(saliency, settings.smooth)
     if not m.max() > 1e-9:

@@ -36,7 +36,7 @@ from diffuseg.types import Batch
 CLASSIFICATION_LEVELS = 8  # noise levels at which each class is tried on an image
 CLASSIFICATION_DRAWS = 4  # noise draws at each of them, when it decides whether there is anything to segment
 FOCUS = (1.5, 1.5)  # mean and deviation of the log-SNR where maps are taken
-TO_CALIBRATE = "`diffuseg border MODEL DATASET`, with the same --set, or decide=diffusion"
+TO_CALIBRATE = "`diffuseg calibrate-saliency MODEL DATASET`, with the same --set, or decide=diffusion"
 NO_CLASSIFIER = "this needs a classifier, and the model has none: train with --set classifier_widths=16,32,64,128"
 
 

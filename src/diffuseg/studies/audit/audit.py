@@ -27,7 +27,7 @@ DRAWS = 4
 
 
 @dataclass(frozen=True)
-class Asked:
+class AuditOptions:
     """What `diffuseg audit` was asked for. steps: of the trainings, None for as many as the run had; cases: 0 for all."""
 
     run: Path
@@ -42,7 +42,7 @@ class Asked:
 
 
 def audit(
-    asked: Asked,
+    options: AuditOptions,
     say: Callable[[str], None] = lambda line: None,
     on_case: Callable[[int, int], None] = lambda done, cases: None,
 ) -> dict[str, Any]:
@@ -51,27 +51,25 @@ def audit(
     `say` is told the cost of each row before anything starts. Refuses a run that is not finished or has no masks to learn
     from, a data set with other folds, rows that are not known, and an `out` that holds another audit.
     """
-    record, model = _run(asked)
-    dataset = open_dataset(asked.dataset)
-    names = _cases(asked, record, model, dataset)
-    steps = int(model.meta["steps_trained"]) if asked.steps is None else asked.steps
+    record, model = _run(options)
+    dataset = open_dataset(options.dataset)
+    names = _cases(options, record, model, dataset)
+    steps = int(model.meta["steps_trained"]) if options.steps is None else options.steps
     short = steps != int(model.meta["steps_trained"])
-    rows = _chosen(asked, record, model, short)
-    file = asked.out / "audit.json"
+    rows = _chosen(options, record, model, short)
+    file = options.out / "audit.json"
     found = _before(file, {
-        "model": model.hash, "dataset": dataset.name, "fold": record["fold"], "cases": names, "draws": asked.draws,
+        "model": model.hash, "dataset": dataset.name, "fold": record["fold"], "cases": names, "draws": options.draws,
         "sampler": model.method.default_sampler if model.method.generative else None, "training_steps": steps,
     })  # fmt: skip
     left = [row for row in rows if row.name not in found["rows"]]
-    check_writable(asked.out)
+    check_writable(options.out)
     for row in left:
         say(f"{row.name}: {row.what}. {_cost(row, model, steps, len(names))}")
     of = [patients(dataset)[0][name] for name in names]
     source = Batches(dataset, names, model.plan)
     for row in left:
-        methods = (
-            [model.method] if not row.trainings else [_trained(asked, record, row, i, steps) for i in range(len(row.trainings))]
-        )
+        methods = [_trained(options, record, row, i, steps) for i in range(len(row.trainings))] or [model.method]
         started = time.monotonic()
         scores = {}
         for number, name in enumerate(names):
@@ -98,42 +96,43 @@ def table(found: dict[str, Any]) -> Table:
     return shown
 
 
-def _run(asked: Asked) -> tuple[dict[str, Any], Model]:
-    if not (asked.run / "run.json").is_file():
-        raise UserError("there is no training run here", file=asked.run, do="Give a folder that `diffuseg train` wrote")
-    record = read_json(asked.run / "run.json")
-    checkpoint = asked.run / "last.safetensors"
+def _run(options: AuditOptions) -> tuple[dict[str, Any], Model]:
+    if not (options.run / "run.json").is_file():
+        raise UserError("there is no training run here", file=options.run, do="Give a folder that `diffuseg train` wrote")
+    record = read_json(options.run / "run.json")
+    checkpoint = options.run / "last.safetensors"
     if not checkpoint.is_file():
-        raise UserError("this training is not finished", file=asked.run, do="Finish it with --resume")
-    model = load(checkpoint, asked.device)
+        raise UserError("this training is not finished", file=options.run, do="Finish it with --resume")
+    model = load(checkpoint, options.device)
     if model.method.supervision != "mask":
-        raise UserError(f"{model.meta['method']} learns from image-level labels", file=asked.run, do="There is no audit of it")
-    if asked.draws < 2 or (asked.steps is not None and asked.steps < 1):
+        what = f"{model.meta['method']} learns from image-level labels"
+        raise UserError(what, file=options.run, do="There is no audit of it")
+    if options.draws < 2 or (options.steps is not None and options.steps < 1):
         raise UserError("at least 2 draws and 1 training step are needed")
     return record, model
 
 
-def _cases(asked: Asked, record: dict[str, Any], model: Model, dataset: Dataset) -> list[str]:
+def _cases(options: AuditOptions, record: dict[str, Any], model: Model, dataset: Dataset) -> list[str]:
     folds, fold = splits(dataset), record["fold"]
     if not fold < len(folds) or record.get("cases", folds[fold]) != folds[fold]:
-        raise UserError("its folds are not those of the run", file=asked.dataset, do="Give the data set of the training")
-    return validation_cases(model, dataset, fold, asked.cases)
+        raise UserError("its folds are not those of the run", file=options.dataset, do="Give the data set of the training")
+    return validation_cases(model, dataset, fold, options.cases)
 
 
-def _chosen(asked: Asked, record: dict[str, Any], model: Model, short: bool) -> list[Row]:
+def _chosen(options: AuditOptions, record: dict[str, Any], model: Model, short: bool) -> list[Row]:
     steps = model.method.default_steps if model.method.generative else 1
-    free = sampled_rows(model.method, asked.draws if model.method.generative else 1, steps)
+    free = sampled_rows(model.method, options.draws if model.method.generative else 1, steps)
     trained = trained_rows(record, model.method, free[0].draws, steps)
     trained = trained if short else trained[1:]
     known = {row.name: row for row in (*free, *trained)}
-    for name in asked.only:
+    for name in options.only:
         if name not in known:
             raise UserError(f"there is no row {name!r}", do=f"Known: {', '.join(known)}")
-        if not asked.retrain and known[name] in trained:
+        if not options.retrain and known[name] in trained:
             raise UserError(f"the row {name} needs a training", do="Give --retrain too")
-    needed = {"run", *({"again"} if asked.retrain and short else ())}
-    rows = [*free, *(trained if asked.retrain else [])]
-    return [row for row in rows if not asked.only or row.name in {*asked.only, *needed}]
+    needed = {"run", *({"again"} if options.retrain and short else ())}
+    rows = [*free, *(trained if options.retrain else [])]
+    return [row for row in rows if not options.only or row.name in {*options.only, *needed}]
 
 
 def _before(file: Path, of: dict[str, Any]) -> dict[str, Any]:
@@ -160,16 +159,16 @@ def _cost(row: Row, model: Model, steps: int, cases: int) -> str:
     return f"{training}{pluralize(cases, 'case')} x {pluralize(row.calls, 'network call')} per tile"
 
 
-def _trained(asked: Asked, record: dict[str, Any], row: Row, number: int, steps: int) -> Method:
+def _trained(options: AuditOptions, record: dict[str, Any], row: Row, number: int, steps: int) -> Method:
     """The weights at the end of a training, which is done, or gone on with, where it is not finished."""
     from diffuseg.train.loop import TrainSettings, train
 
     wanted: Training = row.trainings[number]
-    out = asked.out / "runs" / _folder(wanted, row, number)
+    out = options.out / "runs" / _folder(wanted, row, number)
     if not (out / "last.safetensors").exists():
         train(TrainSettings(
-            asked.dataset, wanted.method, out, record["fold"], asked.run / "plan.json", steps, set=list(wanted.wishes),
-            resume=True, seed=wanted.seed, device=asked.device, validate_every=steps,
+            options.dataset, wanted.method, out, record["fold"], options.run / "plan.json", steps, set=list(wanted.wishes),
+            resume=True, seed=wanted.seed, device=options.device, validate_every=steps,
         ))  # fmt: skip
     return load_checkpoint(out / "last.safetensors")[0]
 

@@ -1,73 +1,66 @@
 """Drawing from weights in ways that leave something out."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diffuseg.inference.sampling import ImageDraws
 from diffuseg.methods import Method
 from diffuseg.methods.base import MaskMethod, mask_to_x
 
 
-def draws(
-    methods: Sequence[Method],
-    sampling: str,
-    image: Float[Tensor, "c *s"],
-    other: Int[Tensor, "*o"],
-    seeds: Sequence[int],
-    steps: int,
-    sampler: str | None,
-    chunk: int = 8,
+def draw_row(
+    draws: ImageDraws, methods: Sequence[Method], sampling: str, other: Int[Tensor, "*o"]
 ) -> Iterator[Float[Tensor, "k *s"]]:
-    """Probability maps of a case on the grid, one per seed, drawn as `sampling` says (see `diffuseg.studies.audit.rows.Row`).
+    """Draw from an image as a row of an audit says.
 
-    other is the mask of another case, class indices on its own grid. "members" takes a method for each seed.
+    Args:
+        draws: The image and its seeds.
+        methods: The weights; "members" takes as many as there are seeds, each for one draw.
+        sampling: See `diffuseg.studies.audit.rows.Row`.
+        other: The mask of another case, class indices on its own grid.
     """
     if sampling == "members":
-        for method, seed in zip(methods, seeds, strict=True):
-            yield from method.draw(image, [seed])
+        for method, seed in zip(methods, draws.seeds, strict=True):
+            yield from replace(draws, method=method, seeds=(seed,)).draw()
         return
     (method,) = methods
     if sampling == "dropout":
-        with dropping(method):
-            for seed in seeds:
-                with torch.random.fork_rng():
-                    torch.manual_seed(seed)
-                    yield from method.draw(image, [seed])
+        for seed in draws.seeds:
+            with dropping(method), torch.random.fork_rng():
+                torch.manual_seed(seed)
+                probability = next(replace(draws, method=method, seeds=(seed,)).draw())
+            yield probability
         return
-    options = {"steps": steps, "sampler": sampler, "chunk": chunk} if method.generative else {}
     assert isinstance(method, MaskMethod)
-    with controlled(method, sampling, other):
-        yield from method.draw(image, seeds, **options)
+    yield from replace(draws, method=controlled(method, sampling, other)).draw()
 
 
-@contextmanager
-def controlled(method: MaskMethod, sampling: str, other: Int[Tensor, "*o"]) -> Iterator[None]:
-    """For a while, the network is shown noise or another case's noisy mask in place of x_t, or always the same latent.
+def controlled(method: MaskMethod, sampling: str, other: Int[Tensor, "*o"]) -> MaskMethod:
+    """The same weights, shown noise or another case's noisy mask in place of x_t, or always the same latent.
 
     The walk from level to level goes on as before: it is only hidden from the network.
     """
+    shown = copy.copy(method)
     if sampling == "noise":
-        method.state = lambda x_t, t, noise: noise()
+        shown.state = lambda x_t, t, noise: noise()
     elif sampling == "other_case":
-        method.state = lambda x_t, t, noise: method.schedule.q_sample(_as_state(other, method, x_t), t, noise())
+        shown.state = lambda x_t, t, noise: method.schedule.q_sample(_as_state(other, method, x_t), t, noise())
     elif sampling == "latent":
-        fresh = method.latent
 
-        def fixed(generators: Sequence[torch.Generator]) -> Tensor | None:
-            fresh(generators)  # drawn all the same, so that the noise that follows is what it was
-            one = fresh([torch.Generator().manual_seed(0)])
+        def latent(generators: Sequence[torch.Generator]) -> Tensor | None:
+            method.latent(generators)  # drawn all the same, so that the noise that follows is what it was
+            one = method.latent([torch.Generator().manual_seed(0)])
             return None if one is None else one.expand(len(generators), *one.shape[1:])
 
-        method.latent = fixed
-    try:
-        yield
-    finally:
-        for name in ("state", "latent"):
-            vars(method).pop(name, None)
+        shown.latent = latent
+    return shown
 
 
 @contextmanager

@@ -1,0 +1,82 @@
+"""What <case>.json says of a prediction: volumes, how far the draws agree, what was computed, from what and by what."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from diffuseg.data.plan import Plan
+from diffuseg.data.transforms import GridTransform
+from diffuseg.evaluation.selective import expected_dice_loss
+from diffuseg.inference.ensemble import Ensemble, interval
+from diffuseg.inference.sampling import ImageDraws
+from diffuseg.types import Image, voxel_ml
+
+
+def volumes(
+    plan: Plan,
+    classes: Integer[np.ndarray, "*s"],
+    probability: Float[np.ndarray, "k *s"],
+    image: Image,
+    transform: GridTransform,
+    ensemble: Ensemble,
+) -> dict[str, Any]:
+    """Per foreground class: ml of the mask (`classes`), and the 90 % interval of the draws' own masks.
+
+    Draws are counted on the model's grid. Interpolating back changes the volume of what is small or thin, so each count is
+    taken as many times as the mean's mask is larger on the image's own voxels: without resampling, exactly once.
+    """
+    voxel, grid_voxel = image.voxel_ml, voxel_ml(transform.grid_affine, image.dims)
+    native = np.bincount(probability.argmax(0).ravel(), minlength=plan.classes).tolist()
+    grid = np.bincount(ensemble.mean.cpu().numpy().argmax(0).ravel(), minlength=plan.classes).tolist()
+    volume, ends = {}, {}
+    for k, name in list(enumerate(plan.names))[1:]:
+        volume[name] = round(int((classes == k).sum()) * voxel, 6)
+        scale = native[k] * voxel / (grid[k] * grid_voxel) if native[k] and grid[k] else 1.0
+        ends[name] = [round(ml, 6) for ml in interval([counts[k] * grid_voxel * scale for counts in ensemble.counts])]
+    note = "5th to 95th percentile of the volumes of the single draws"
+    if ensemble.draws == 1:
+        note = "a single draw: the interval is a point and says nothing about uncertainty"
+    if image.dims == 2:
+        note += "; a picture has no thickness, 1 mm is assumed"
+    return {"volume_ml": volume, "volume_ml_90": ends, "volume_note": note}
+
+
+def scores(
+    plan: Plan, ensemble: Ensemble, probability: Float[np.ndarray, "k *s"], classes: Integer[np.ndarray, "*s"]
+) -> dict[str, Any]:
+    """How far the draws agree about each class, and how much Dice their probabilities expect the mask to lack."""
+    expected = round(expected_dice_loss(probability, classes), 6)
+    return {"agreement": _by_class(plan, ensemble.agreement()), "uncertainty_score": expected, "doubt": expected}
+
+
+def cost(draws: ImageDraws) -> dict[str, Any]:
+    """Seeds, evaluations of the network, per tile, and what was decided about the image as a whole."""
+    method, label = draws.method, draws.label
+    each = method.evaluations(*method.sampling(draws.sampler, draws.steps)) if method.generative else 1
+    evaluations = len(draws.seeds) * each
+    record: dict[str, Any] = {"seeds": list(draws.seeds) if method.generative else []}
+    if label is None:
+        return record | {"network_evaluations": evaluations}
+    record["image_label"] = {
+        "label": method.plan.names[label.label],
+        "decided_by": label.by,
+        "scores": label.scores,
+        "network_evaluations": label.evaluations,
+    }
+    drawn = evaluations if label.label else 0  # nothing to look for
+    return record | {"network_evaluations": label.evaluations + drawn, "note": method.disclaimer}
+
+
+def grid(plan: Plan, draws: ImageDraws) -> dict[str, Any]:
+    """The grid that was drawn on."""
+    axes = draws.x.ndim - 1
+    spacing = np.linalg.norm(draws.transform.grid_affine[:3, :axes], axis=0).round(6).tolist()
+    return {"shape": list(draws.x.shape[1:]), "spacing_mm": spacing, "orientation": plan.orientation}
+
+
+def _by_class(plan: Plan, values: Sequence[float | None]) -> dict[str, float | None]:
+    """Foreground classes by name; values are in the order of the classes, background first."""
+    pairs = list(zip(plan.names, values, strict=True))[1:]
+    return {name: None if value is None else round(value, 6) for name, value in pairs}

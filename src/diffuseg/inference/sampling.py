@@ -1,0 +1,178 @@
+"""From an image to its draws: the one loop behind predictions, validation, studies and benchmarks.
+
+image -> the method's grid -> a digest of its content -> one seed per draw -> draws, in chunks -> native voxels. The seed of
+draw i is a function of the seed that was asked for, of the digest and of i alone: whoever draws from an image with the same
+options gets the draws that `Model.predict` makes.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffuseg.data.batches import FullCase
+from diffuseg.data.plan import Plan
+from diffuseg.data.transforms import GridTransform, to_grid, to_native
+from diffuseg.device import Precision
+from diffuseg.inference.ensemble import Ensemble
+from diffuseg.methods import Method
+from diffuseg.methods.base import ImageLabel
+from diffuseg.types import Image
+
+STATE_BYTES = 2**28  # of the noisy masks that are denoised together; a sampler holds a few such tensors
+CHUNK = 8  # draws that are made together, at most
+OnDenoised = Callable[[int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How an image is drawn from; `Model.settings` fills in what is None.
+
+    Attributes:
+        draws: Number of draws; None: what is recommended for the model, else 8.
+        steps: Denoising steps of a draw; None: recommended, else the method's own.
+        sampler: Name of the sampler, of CDM the kind of map; None: recommended, else the method's own.
+        seed: Same seed, same draws.
+        fuse: How the draws make one mask: "mean", "vote", "dice" or "staple".
+        label: The class that the image is known to show, for methods that learn from image-level labels.
+        keep_draws: Keep the mask of each draw, one byte per voxel.
+        keep_steps: Keep the steps of the first draw, one byte per voxel.
+    """
+
+    draws: int | None = None
+    steps: int | None = None
+    sampler: str | None = None
+    seed: int = 0
+    fuse: str = "mean"
+    label: str | None = None
+    keep_draws: bool = False
+    keep_steps: bool = False
+
+
+@dataclass(frozen=True)
+class ImageDraws:
+    """One image, ready to be drawn from.
+
+    Attributes:
+        method: What draws.
+        x: [c, *s] the image on the method's grid.
+        transform: Between the image's own voxels and the grid.
+        seeds: The seed of each draw.
+        steps: Denoising steps; None: the method's own.
+        sampler: Name of the sampler; None: the method's own.
+        device: Where the method is.
+        label: What the image shows, where the method decides that first.
+        precision: Number type of the networks; None: as it is outside.
+    """
+
+    method: Method
+    x: Float[Tensor, "c *s"]
+    transform: GridTransform
+    seeds: tuple[int, ...]
+    steps: int | None
+    sampler: str | None
+    device: torch.device
+    label: ImageLabel | None = None
+    precision: Precision | None = None
+
+    def draw(self, on_denoised: OnDenoised | None = None) -> Iterator[Float[Tensor, "k *s"]]:
+        """Make the draws, one map per seed, on the grid.
+
+        Args:
+            on_denoised: Called with (t, x0_hat) at each step of the draws that are made together.
+
+        Returns:
+            Probabilities, or of a method that learnt from image-level labels evidence: `finalize` makes probabilities of it.
+        """
+        options: dict[str, Any] = {} if self.label is None else {"label": self.label.label}
+        options |= {} if on_denoised is None else {"on_denoised": on_denoised}
+        chunk = draws_at_a_time(self.method.plan, self.x.shape[1:])
+        image = self.x.to(self.device)
+        maps = iter(self.method.draw(image, self.seeds, steps=self.steps, sampler=self.sampler, chunk=chunk, **options))
+        for _ in self.seeds:
+            with _autocast(self.precision, self.device):
+                probability = next(maps)
+            yield probability
+
+    def finalize(self, evidence: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
+        """Probabilities from a draw, or from the mean of several."""
+        return self.method.finalize_draw(evidence, self.x, self.sampler, self.steps)
+
+    def ensemble(self) -> Ensemble:
+        """An empty ensemble for these draws."""
+        return Ensemble(self.finalize)
+
+    def to_native(self, maps: Float[Tensor, "k *s"]) -> Float[np.ndarray, "k *n"]:
+        """Probabilities on the image's own voxels."""
+        return to_native(maps, self.transform)
+
+
+def prepare(
+    method: Method,
+    image: Image | FullCase,
+    options: SamplingOptions,
+    device: torch.device,
+    precision: Precision | None = None,
+    indices: Sequence[int] | None = None,
+) -> ImageDraws:
+    """Bring an image to the method's grid, give each draw its seed, and see what the image shows.
+
+    Args:
+        method: What draws.
+        image: As in its file, or a case that is on the grid already.
+        options: Their steps and sampler, where they are None, are the method's own; no draws are one draw.
+        device: Where the method is.
+        precision: Number type of the networks; None: as it is outside.
+        indices: Which of the draws; None: all.
+
+    Raises:
+        UserError: The image has other channels or axes than the method's plan.
+    """
+    if isinstance(image, FullCase):
+        native, x, transform = image.native, image.image, image.transform
+    else:
+        native, (x, transform) = image, to_grid(image, method.plan)
+    digest = content_digest(native, transform)
+    indices = range(options.draws or 1) if indices is None else indices
+    seeds = tuple(draw_seed(options.seed, digest, i) for i in indices)
+    with _autocast(precision, device):
+        label = _image_label(method, x.to(device), options.label)
+    return ImageDraws(method, x, transform, seeds, options.steps, options.sampler, device, label, precision)
+
+
+def content_digest(image: Image, transform: GridTransform) -> str:
+    """A digest of the intensities of an image, as read, and of its size on the model's grid.
+
+    Values are sorted: an image that is stored turned or flipped gives the same noise on the grid. What is read is exact,
+    unlike what is resampled, whose last bits differ between processors.
+    """
+    values = np.sort(image.data.astype(np.float32).reshape(len(image.data), -1) + 0.0, axis=1)  # + 0: no -0
+    return hashlib.sha256(repr((values.shape, transform.grid)).encode() + values.tobytes()).hexdigest()
+
+
+def draw_seed(seed: int, digest: str, i: int) -> int:
+    """The seed of draw i of one image: independent of the other draws and of other images. 48 bits, exact in any JSON."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{digest}/{i}".encode()).digest()[:6], "big")
+
+
+def draws_at_a_time(plan: Plan, grid: Sequence[int]) -> int:
+    """How many draws are made at a time: 8, or fewer of a large image; the result is the same."""
+    return max(1, min(CHUNK, STATE_BYTES // (4 * plan.classes * math.prod(grid))))
+
+
+def _image_label(method: Method, x: Tensor, name: str | None) -> ImageLabel | None:
+    """What the image shows, as told or as the method decides; None where the method needs no such decision."""
+    if name is None:
+        return method.classify_image(x)
+    return ImageLabel(method.plan.names.index(name), "as told", {}, 0)
+
+
+def _autocast(precision: Precision | None, device: torch.device) -> AbstractContextManager:
+    return nullcontext() if precision is None else precision.autocast(device)
