@@ -10,7 +10,7 @@ import pytest
 from diffuseg.checkpoint import load_checkpoint
 from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
-from diffuseg.evaluation.metrics import METRICS, Metric, Rule, measure
+from diffuseg.evaluation.metrics import METRICS, Grid, Metric, Rule, measure
 from diffuseg.methods import METHODS, Method, register_method, registry
 from tests.contract import test_methods
 from tests.train.tiny import call
@@ -64,7 +64,7 @@ def test_a_measure_that_is_added_to_the_dictionary_is_measured(monkeypatch):
     truth = np.zeros((4, 4, 4), int)
     truth[1:3] = 1
     prediction = np.ones_like(truth)
-    (score,) = measure(prediction, truth, {"organ": 1}, (1.0, 1.0, 1.0), Rule()).values()
+    (score,) = measure(prediction, truth, {"organ": 1}, Grid((1.0, 1.0, 1.0), 1e-3), Rule()).values()
     assert score.values["precision"] == 0.5
 
 

@@ -202,8 +202,8 @@ def test_an_array_is_taken_with_and_without_channels():
         (lambda m: m.predict(Image(np.zeros((1, 5, 5), np.float32))), "picture"),
         (lambda m: m.predict("nowhere.nii.gz"), "no such file"),
         (lambda m: m.predict(np.zeros((5, 5, 5)), draws=0), "at least one"),
-        (lambda m: m.predict(np.zeros((5, 5, 5)), steps=9), "4 levels"),
-        (lambda m: m.predict(np.zeros((5, 5, 5)), steps=0), "4 levels"),
+        (lambda m: m.predict(np.zeros((5, 5, 5)), steps=9), "4 timesteps"),
+        (lambda m: m.predict(np.zeros((5, 5, 5)), steps=0), "4 timesteps"),
         (lambda m: m.predict(np.zeros((5, 5, 5)), sampler="dmd"), "Known: ancestral, ddim"),
     ],
 )

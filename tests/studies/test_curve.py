@@ -155,7 +155,7 @@ def test_refusals(data, model):
         measure_curve(make_model(method=Certain), data)
     with pytest.raises(UserError, match="Folds are 0 to 4"):
         measure_curve(model, data, fold=5)
-    with pytest.raises(UserError, match="8 levels"):
+    with pytest.raises(UserError, match="8 timesteps"):
         measure_curve(model, data, steps=[9])
     with pytest.raises(UserError, match="at least one"):
         measure_curve(model, data, draws=[0, 1])

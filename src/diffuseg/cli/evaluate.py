@@ -86,9 +86,11 @@ def report(
     allow_seen: Annotated[bool, typer.Option("--allow-seen", help="As in compare.")] = False,
 ) -> None:
     """Write one page about evaluations side by side: numbers, tests, cases, calibration, rejection, cost."""
+    from diffuseg.atomic_io import check_writable
     from diffuseg.reports.evaluation import load_evaluations
     from diffuseg.reports.page import write_page
 
+    check_writable(out, file=True)
     loaded = load_evaluations(evaluations)
     with ProgressBars(console(stderr=True)) as bars:
         page = write_page(loaded, out, allow_seen, on_case=bars.measured)

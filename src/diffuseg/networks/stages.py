@@ -1,6 +1,6 @@
 """The two halves of a U-Net as stages that a method can join as its paper does: an encoder, and a decoder.
 
-The plain U-Net (unet.py) is not made of them: docs/adr/0006-two-u-nets.md.
+The plain U-Net (unet.py) is not made of them: docs/adr/0008-two-u-nets.md.
 """
 
 from collections.abc import Sequence
