@@ -58,6 +58,7 @@ class Batch:
 
     image  [b, c, *s] normalised intensities (2.5-D: the neighbouring slices are further channels)
     mask   [b, k, *s] one-hot in {0, 1}, class 0 is background; None where only image-level labels exist
+    raters [b, r, k, *s] the masks of all raters, where the plan says raters=all; `mask` is that of one of them
     label  [b] image-level class; None where masks exist
     cases  the case of each element
     """
@@ -66,8 +67,9 @@ class Batch:
     mask: Float[torch.Tensor, "b k *s"] | None = None
     label: Num[torch.Tensor, " b"] | None = None
     cases: tuple[str, ...] = ()
+    raters: Float[torch.Tensor, "b r k *s"] | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         move = lambda x: None if x is None else x.to(device, non_blocking=True)
-        return Batch(self.image.to(device, non_blocking=True), move(self.mask), move(self.label), self.cases)
+        return Batch(self.image.to(device, non_blocking=True), move(self.mask), move(self.label), self.cases, move(self.raters))

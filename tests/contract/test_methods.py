@@ -23,6 +23,7 @@ GRIDS = {
 CHEAP = {
     "cdal": ["latent=8", "latent_width=16", "discriminator_widths=8,8,16", "adversarial=0.1"],
     "concat": ["T=50"],
+    "distributional": ["T=3", "steps=2"],
     "cdm": ["T=50", "decide=present"],
     "cam": ["decide=present"],
     "medsegdiff": ["filter_size=4"],

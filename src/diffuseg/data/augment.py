@@ -33,12 +33,13 @@ INTENSITY: dict[str, tuple[tuple[str, float], ...]] = {
 
 
 def augment(
-    image: Float[Tensor, "c *r"], mask: Float[Tensor, "k *r"], plan: Plan, rng: Generator
+    image: Float[Tensor, "c *r"], mask: Float[Tensor, "k *r"], plan: Plan, rng: Generator, raters: int = 1
 ) -> tuple[Float[Tensor, "c *p"], Float[Tensor, "k *p"]]:
     """A randomly changed patch [c, *plan.patch] and its one-hot mask, from the middle of a region that is at least as large.
 
     Rotations are about the middle and in mm; what is turned in from outside the region repeats its border. The mask stays
-    one-hot: the class with the largest share wins; k = 0 is no mask at all. All randomness comes from `rng`.
+    one-hot: the class with the largest share wins; k = 0 is no mask at all, and masks of several raters are one after the
+    other. All randomness comes from `rng`.
     """
     if plan.augmentation == "none":
         return _middle(image, plan.patch), _middle(mask, plan.patch)
@@ -47,7 +48,8 @@ def augment(
         grid = F.affine_grid(theta[None], [1, 1, *plan.patch], align_corners=False)
         both = F.grid_sample(torch.cat([image, mask])[None], grid, padding_mode="border", align_corners=False)[0]
         image, share = both[: len(image)], both[len(image) :]
-        mask = torch.zeros_like(share).scatter_(0, argmax_maps(share)[None], 1.0) if len(share) else share
+        parts = share.chunk(raters) if len(share) else []
+        mask = torch.cat([torch.zeros_like(p).scatter_(0, argmax_maps(p)[None], 1.0) for p in parts]) if parts else share
     else:
         image, mask = _middle(image, plan.patch), _middle(mask, plan.patch)
     axes = [1 + axis for axis in plan.flips if rng.random() < 0.5]

@@ -108,7 +108,20 @@ class Batches:
             return Batch(torch.stack(seen), label=torch.tensor([self.labels[case] for case in cases]), cases=tuple(cases))
         pairs = [self._sample(case, step, rank, element) for element, case in enumerate(cases)]
         images, masks = zip(*pairs, strict=True)
+        if self.plan.raters == "all":
+            return self._rated(step, rank, cases, list(images), list(masks))
         return Batch(torch.stack(images), torch.stack(masks), cases=tuple(cases))
+
+    def _rated(self, step: int, rank: int, cases: list[str], images: list[Tensor], masks: list[Tensor]) -> Batch:
+        """A batch with the masks of all raters, and that of one of them at random as `mask`."""
+        counts = {len(mask) // self.plan.classes for mask in masks}
+        if len(counts) > 1:
+            what = f"raters=all: cases have masks of {min(counts)} to {max(counts)} raters"
+            raise UserError(what, do="Give plan.raters=random, which takes one of them at a time")
+        raters = torch.stack(masks).unflatten(1, (-1, self.plan.classes))
+        rng = np.random.default_rng([self.seed, step, rank, self.plan.batch])
+        one = torch.from_numpy(rng.integers(raters.shape[1], size=len(raters)))
+        return Batch(torch.stack(images), raters[torch.arange(len(raters)), one], cases=tuple(cases), raters=raters)
 
     def iterate(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Batches start..stop-1; the next one is made in a thread meanwhile.
@@ -156,7 +169,7 @@ class Batches:
         margin = _margin(max(plan.patch), plan)
         wide = plan if plan.crop is None else replace(plan, crop=tuple(n + 2 * margin for n in plan.crop))
         image, transform = to_grid(native, wide)
-        data = masks.data if plan.raters == "random" else fuse_raters(masks.data, plan.raters)[None]
+        data = masks.data if plan.raters in ("random", "all") else fuse_raters(masks.data, plan.raters)[None]
         classes = [mask_to_grid(replace(masks, data=mask[None]), plan, transform).numpy() for mask in data]
         start, size = central_window(image.shape[1:], plan.crop)
         small = torch.from_numpy(np.stack(classes).astype(np.uint8 if plan.classes < 256 else np.int16))
@@ -193,8 +206,9 @@ class Batches:
         rng = np.random.default_rng([self.seed, step, rank, element])
         case, plan = self._prepared(case_id), self.plan
         rater = int(rng.integers(len(case.masks))) if len(case.masks) > 1 else 0
-        image, mask, points = case.image, case.masks[rater], case.points[rater]
-        sliced = plan.dims == 2 and mask.ndim == 3
+        image, points = case.image, case.points[rater]
+        mask = case.masks if plan.raters == "all" else case.masks[rater : rater + 1]
+        sliced = plan.dims == 2 and mask.ndim == 4
         centre = None
         if points and rng.random() < (FOREGROUND_SLICES if sliced else FOREGROUND):
             voxels = points[rng.integers(len(points))]
@@ -204,7 +218,7 @@ class Batches:
             axis = plan.slice_axis
             low, depth = first.pop(axis), size.pop(axis)
             z = low + int(rng.integers(depth)) if centre is None else centre.pop(axis)
-            image, mask = _slices(image, plan, [z])[0], mask.select(axis, z)
+            image, mask = _slices(image, plan, [z])[0], mask.select(1 + axis, z)
         starts = [
             low + _start(size[axis], side, None if centre is None else centre[axis] - low, rng)
             for axis, (low, side) in enumerate(zip(first, plan.patch, strict=True))
@@ -214,9 +228,10 @@ class Batches:
         starts = [s - m for s, m in zip(starts, margin, strict=True)]
         sizes = [p + 2 * m for p, m in zip(plan.patch, margin, strict=True)]
         image = _crop(image.float() if sliced else image, starts, sizes, case.floor).float()
-        classes = _crop(mask[None], starts, sizes, 0.0).long()
-        one_hot = torch.zeros(plan.classes, *sizes).scatter_(0, classes, 1.0)
-        return augment(image, one_hot, plan, rng)
+        classes = _crop(mask, starts, sizes, 0.0).long()
+        one_hot = torch.zeros(len(mask), plan.classes, *sizes).scatter_(1, classes[:, None], 1.0)
+        image, one_hot = augment(image, one_hot.flatten(0, 1), plan, rng, len(mask))
+        return image, one_hot
 
 
 def slice_stack(image: Float[Tensor, "c x y z"], plan: Plan) -> Float[Tensor, "n m h w"]:

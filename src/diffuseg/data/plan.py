@@ -54,7 +54,7 @@ class Plan:
     steps: int = 2000
     augmentation: Literal["mr", "ct", "colour", "xray", "flips", "none"] = "mr"
     flips: tuple[int, ...] = ()
-    raters: Literal["random", "majority", "union", "intersection"] = "random"
+    raters: Literal["random", "all", "majority", "union", "intersection"] = "random"
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -8,6 +8,7 @@ from diffuseg.errors import UserError
 from diffuseg.methods.ablations import AblatedCDAL
 from diffuseg.methods.base import Method
 from diffuseg.methods.concat import Concat
+from diffuseg.methods.distributional import Distributional
 from diffuseg.methods.medsegdiff import MedSegDiff
 from diffuseg.methods.medsegdiff_v2 import MedSegDiffV2
 from diffuseg.methods.unet import UNetMethod
@@ -68,6 +69,7 @@ METHODS = Registry(
     {
         "unet": UNetMethod,
         "concat": Concat,
+        "distributional": Distributional,
         "cdal": AblatedCDAL,
         "medsegdiff": MedSegDiff,
         "medsegdiff_v2": MedSegDiffV2,

@@ -1,0 +1,90 @@
+"""An image looked at once, and a light network that turns its features and noise into a draw.
+
+`FeaturePyramid` is the U-Net of the image; it gives the features of its decoder at every resolution, narrowed to the few
+channels of the light part. `LightDecoder` goes from the coarsest of them to the finest, and is all that runs per draw and step.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffuseg.networks.blocks import Norm, ResidualBlock, TimeEmbedding, conv, crop, double, halve, pad_to_multiple
+from diffuseg.networks.unet import UNet
+
+
+class FeaturePyramid(UNet):
+    """The plain U-Net of an image, and 1x1 projections of its decoder's features at every resolution, coarsest first."""
+
+    def __init__(
+        self,
+        dims: int,
+        inputs: int,
+        widths: tuple[int, ...],
+        light_widths: tuple[int, ...],
+        blocks: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(dims, inputs, 1, widths, blocks, time=False, dropout=dropout)
+        del self.norm, self.last
+        self.project = nn.ModuleList(conv(dims, a, b, kernel=1) for a, b in zip(widths[::-1], light_widths[::-1], strict=True))
+
+    def forward(self, image: Float[Tensor, "b c *s"]) -> tuple[Tensor, ...]:  # type: ignore[override]
+        h = self.first(self._pad(image))  # type: ignore[misc]
+        skips: list[Tensor] = []
+        for stage, blocks in enumerate(self.down):
+            if stage:
+                skips.append(h)
+                h = halve(h)
+            for block in blocks:  # type: ignore[union-attr]
+                h = block(h)
+        h = self.middle[2](self.middle[1](self.middle[0](h)))
+        features = [self.project[0](h)]
+        for stage in reversed(range(self.stages - 1)):
+            h = torch.cat([double(self.narrow[stage](h)), skips.pop()], dim=1)
+            for block in self.up[stage]:  # type: ignore[union-attr]
+                h = block(h)
+            features.append(self.project[len(features)](h))
+        return tuple(features)
+
+
+class LightDecoder(nn.Module):
+    """Features of an image at every resolution, the noisy mask x_t, t and a latent to class scores at full resolution.
+
+    x_t enters at every resolution, averaged over blocks and rescaled so that pure noise keeps its unit variance: draws can
+    differ in whole objects as well as in voxels. The latent w is in every norm.
+    """
+
+    def __init__(self, dims: int, classes: int, widths: tuple[int, ...], latent: int, time: bool, noise: bool = True) -> None:
+        super().__init__()
+        embedding = 4 * max(widths[0], 8) if time else 0
+        coarse_first = widths[::-1]
+        self.dims, self.stages, self.noise = dims, len(widths), noise
+        self.time = TimeEmbedding(max(widths[0], 8), embedding) if time else None
+        self.state = nn.ModuleList(conv(dims, classes, w, kernel=1) for w in coarse_first) if noise else None
+        pairs = zip(coarse_first[:-1], coarse_first[1:], strict=True)
+        self.narrow = nn.ModuleList(conv(dims, a, b, kernel=1) for a, b in pairs)
+        self.blocks = nn.ModuleList(ResidualBlock(dims, w, w, embedding, latent) for w in coarse_first)
+        self.norm, self.last = Norm(widths[0], latent), conv(dims, widths[0], classes)
+
+    def forward(
+        self, features: tuple[Tensor, ...], x_t: Float[Tensor, "b k *s"], t: Tensor | None, w: Tensor | None
+    ) -> Float[Tensor, "b k *s"]:
+        """Features of one image serve all elements of x_t; features of n images serve b / n consecutive ones each."""
+        size, b = x_t.shape[2:], len(x_t)
+        x_t = pad_to_multiple(x_t, 2 ** (self.stages - 1))
+        time = None if self.time is None or t is None else self.time(t)
+        h = None
+        for i, feature in enumerate(features):
+            here = feature.repeat_interleave(b // len(feature), dim=0) if 1 < len(feature) < b else feature
+            if self.state is not None:
+                here = here + self.state[i](self._pooled(x_t, self.stages - 1 - i))
+            h = here if h is None else double(self.narrow[i - 1](h)) + here
+            h = self.blocks[i](h.expand(b, *h.shape[1:]), time, w)
+        assert h is not None
+        return crop(self.last(F.silu(self.norm(h, w))), size)
+
+    def _pooled(self, x_t: Tensor, times: int) -> Tensor:
+        for _ in range(times):
+            x_t = halve(x_t)
+        return x_t * 2 ** (times * self.dims / 2)

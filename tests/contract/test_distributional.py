@@ -1,0 +1,125 @@
+"""Distributional diffusion: draws come out as often as readers say so, and the image is looked at once."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffuseg.data.plan import Plan
+from diffuseg.methods.distributional import Distributional, DistributionalConfig
+from diffuseg.networks.light import FeaturePyramid, LightDecoder
+from diffuseg.types import Batch
+from tests.contract.test_methods import build
+
+SMALL, LARGE = (slice(2, 6), slice(2, 6)), (slice(4, 12), slice(6, 14))
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def square(place: tuple[slice, slice]) -> torch.Tensor:
+    mask = torch.zeros(16, 16, dtype=torch.long)
+    mask[place] = 1
+    return F.one_hot(mask, 2).movedim(-1, 0).float()
+
+
+def make(**settings: object) -> Distributional:
+    plan = Plan(
+        dataset="made", channels=("c",), labels={"background": 0, "one": 1}, file_ending=".png", dims=2,
+        normalisation=("zscore",), patch=(16, 16), widths=(8, 16, 16),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return Distributional(plan, DistributionalConfig(light_widths=(8, 8, 8), **settings))  # type: ignore[arg-type]
+
+
+def trained(method: Distributional, steps: int) -> Distributional:
+    """On one image that three readers in ten mark here and seven there."""
+    raters = torch.stack([square(SMALL)] * 3 + [square(LARGE)] * 7)[None].expand(4, -1, -1, -1, -1)
+    image = torch.zeros(4, 1, 16, 16)
+    optimiser = torch.optim.Adam(method.parameters(), 5e-3)
+    decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, steps)
+    for step in range(steps):
+        one = torch.randint(10, (4,), generator=rng(10_000 + step))
+        batch = Batch(image, raters[torch.arange(4), one], raters=raters)
+        loss, _ = method.loss(batch, method.phases[0], rng(step))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        decay.step()
+    return method.eval()
+
+
+def share_of_small(method: Distributional, draws: int = 200) -> tuple[float, float]:
+    """How many draws are nearer to the small square, and how many of all are a square at all (Dice above 0.8)."""
+    with torch.no_grad():
+        masks = torch.stack([p[1] > 0.5 for p in method.draw(torch.zeros(1, 16, 16), range(draws), chunk=100)])
+    overlap = []
+    for place in (SMALL, LARGE):
+        truth = square(place)[1] > 0
+        overlap.append(2 * (masks & truth).flatten(1).sum(1) / (masks.flatten(1).sum(1) + truth.sum()))
+    small, large = overlap
+    return float((small > large).float().mean()), float((torch.maximum(small, large) > 0.8).float().mean())
+
+
+@pytest.mark.parametrize(("T", "steps"), [(1, 200), pytest.param(2, 600, marks=pytest.mark.slow)])
+def test_draws_come_out_as_often_as_readers_say(T, steps):
+    small, sound = share_of_small(trained(make(T=T, steps=T), steps))
+    assert small == pytest.approx(0.3, abs=0.1)
+    assert sound > 0.8
+
+
+def test_without_the_spread_term_all_draws_are_the_majority():
+    small, _ = share_of_small(trained(make(spread=0.0, cross_entropy=0.0), 60))
+    assert small == 0
+
+
+def test_the_image_is_encoded_once_for_all_draws_and_steps(monkeypatch):
+    method, calls = build("distributional", "2d", "T=3", "steps=3"), []
+    forward = FeaturePyramid.forward
+    monkeypatch.setattr(FeaturePyramid, "forward", lambda self, image: calls.append(len(image)) or forward(self, image))
+    list(method.draw(torch.randn(1, 20, 24), seeds=range(6), steps=3, chunk=2))
+    assert calls == [1]
+
+
+def test_the_light_part_is_light():
+    """Of a usual plan: the decoder that runs per draw has less than a twentieth of the parameters."""
+    method = build("distributional", "3d", "widths=16,32,64,128")
+    count = lambda module: sum(p.numel() for p in module.parameters())
+    assert count(method.generator) + count(method.mapping) < count(method.encoder) / 20
+
+
+def test_noise_keeps_its_variance_at_every_resolution():
+    """x_t is averaged over blocks; rescaled, pure noise has unit variance everywhere, in 2-D and 3-D."""
+    for dims, size in ((2, (64, 64)), (3, (32, 32, 32))):
+        decoder = LightDecoder(dims, 2, (4, 4, 4), 8, time=False)
+        noise = torch.randn(8, 2, *size, generator=rng())
+        for times in range(3):
+            assert float(decoder._pooled(noise, times).var()) == pytest.approx(1, abs=0.05)
+
+
+def test_features_of_several_images_go_to_their_own_draws():
+    """What a batch of images gives is what each of them gives alone."""
+    method = build("distributional", "2d").eval()
+    images, x_t, z = torch.randn(3, 1, 20, 24), torch.randn(6, 2, 20, 24), torch.randn(6, method.config.latent)
+    t, G = torch.full((6,), 500.0), method.generator
+    with torch.no_grad():
+        w = method.mapping(z)
+        together = G(method.encode(images), x_t, t, w)
+        alone = [
+            G(method.encode(images[i : i + 1]), x_t[own], t[own], w[own])
+            for i, own in enumerate([slice(0, 2), slice(2, 4), slice(4, 6)])
+        ]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_below_the_last_timestep_only_the_mask_of_x_t_counts():
+    """At t < T, x_t is made from one reader's mask; the others are no samples of p(x_0 | x_t, I)."""
+    method = make(T=2, p_terminal_timestep=0.0)
+    raters = torch.stack([square(SMALL), square(LARGE)])[None].expand(8, -1, -1, -1, -1)
+    images = torch.zeros(8, 1, 16, 16)
+    both = Batch(images, raters[:, 0], raters=raters)
+    one = Batch(images, raters[:, 0], raters=raters[:, [0, 0]])
+    seed = next(s for s in range(10_000) if (torch.randint(1, 3, (8,), generator=rng(s)) == 1).all())
+    with torch.no_grad():
+        losses = [float(method.loss(batch, method.phases[0], rng(seed))[0]) for batch in (both, one)]
+    assert losses[0] == losses[1]
