@@ -228,6 +228,39 @@ def test_a_fusion_is_what_every_step_learns_from(tmp_path, how):
             assert np.array_equal(source.whole(case).truth, fuse_raters(masks[case]))  # the truth is not changed by it
 
 
+def test_all_raters_at_once(tmp_path):
+    """`raters` holds each rater's mask in order, `mask` that of one of them, any of them in time."""
+    dataset = open_dataset(make_rated(tmp_path))
+    source = Batches(dataset, list("abc"), plan(raters="all"), seed=1)
+    masks = {case.id: load_raters(dataset, case)[1].data for case in dataset.cases}
+    drawn: Counter = Counter()
+    for step in range(60):
+        batch = source.batch(step)
+        for raters, mask, case in zip(batch.raters.argmax(2).numpy(), batch.mask.argmax(1).numpy(), batch.cases, strict=True):
+            assert np.array_equal(raters, masks[case])
+            drawn[next(k for k, own in enumerate(masks[case]) if np.array_equal(mask, own))] += 1
+    assert len(drawn) == 4 and stats.chisquare(list(drawn.values())).pvalue > 1e-3
+    assert torch.equal(source.batch(7).mask, Batches(dataset, list("abc"), plan(raters="all"), seed=1).batch(7).mask)
+
+
+def test_all_raters_are_turned_alike(tmp_path):
+    """Augmentation moves the masks of all raters as it moves that of one."""
+    dataset = open_dataset(make_rated(tmp_path))
+    turned = plan(raters="all", augmentation="flips", flips=(0, 1))
+    batch = Batches(dataset, ["a"], turned, seed=0).batch(3)
+    masks = load_raters(dataset, dataset.cases[0])[1].data
+    flips = [lambda x: x, lambda x: x[..., ::-1, :], lambda x: x[..., ::-1], lambda x: x[..., ::-1, ::-1]]
+    ways = [flip(x) for flip in flips for x in (masks, masks.swapaxes(-1, -2))]
+    for raters in batch.raters.argmax(2).numpy():
+        assert any(x.shape == raters.shape and np.array_equal(x, raters) for x in ways)
+
+
+def test_all_raters_ask_for_as_many_of_each_case(tmp_path):
+    dataset = open_dataset(make_rated(tmp_path, lacking=(("b", 2),)))
+    with pytest.raises(UserError, match=r"masks of 3 to 4 raters.*plan\.raters=random"):
+        [Batches(dataset, list("abc"), plan(raters="all", batch=3)).batch(step) for step in range(3)]
+
+
 def test_the_plan_says_what_it_does_with_raters(tmp_path):
     dataset = open_dataset(make_rated(tmp_path, lacking=(("b", 2),)))
     found = fingerprint(dataset)
@@ -237,5 +270,5 @@ def test_the_plan_says_what_it_does_with_raters(tmp_path):
     rows = {name: (value, reason) for name, value, reason in explain(make_plan(dataset, found))}
     assert rows["raters"][0] == '"random"' and "3 to 4 masks" in rows["raters"][1]
     assert make_plan(dataset, found, raters="union").reasons["raters"] == "as asked for"
-    with pytest.raises(UserError, match="expected one of random, majority, union, intersection"):
+    with pytest.raises(UserError, match="expected one of random, all, majority, union, intersection"):
         make_plan(dataset, found, raters="mean")

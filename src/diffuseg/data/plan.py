@@ -33,7 +33,7 @@ class Plan:
     augmentation   what is changed at random: as suits a modality; "flips": nothing but mirroring
     flips          axes of the patch along which mirroring is a harmless augmentation
     raters         what training learns from where a case has masks of several raters: one that is drawn anew each time
-                   ("random"), or their "majority", "union" or "intersection"
+                   ("random"), all of them at once ("all"), or their "majority", "union" or "intersection"
     """
 
     dataset: str
