@@ -24,7 +24,8 @@ def raters_quality() -> str:
         mean = row["mean"]
         measures = [mean["dice"], mean["dice_fused"], mean["ece_band"], row["aurc"]]
         calls = row["evaluations_per_draw"] * row["n"] if row["dropout"] or row["method"] != "unet" else len(row["models"])
-        rows.append([row["name"], *map(ends, measures), str(calls), f"{sum(row['training_steps'])}"])
+        shown = f"1 and {calls} light" if row["method"] == "distributional" else str(calls)  # the U-Net once, then light parts
+        rows.append([row["name"], *map(ends, measures), shown, f"{sum(row['training_steps'])}"])
     head = [
         "draws of",
         "Dice of the mean's mask",
