@@ -55,6 +55,7 @@ SEEDS, STEPS, FEW = (0, 1, 2, 3), 20, 5
 GRIDS = {"2d": (2, 1, 2, (16, 16), (19, 14)), "3d": (3, 2, 3, (8, 8, 8), (9, 7, 8))}  # dims, channels, classes, patch, image
 CHEAP = {
     "concat": ["T=50"],
+    "distributional": ["T=3"],
     "cdal": ["latent=8", "latent_width=16", "discriminator_widths=8,8,16", "adversarial=0.1"],
     "medsegdiff": ["filter_size=4"],
     "medsegdiff_v2": ["alpha=2"],
@@ -63,6 +64,7 @@ CHEAP = {
 }
 VARIANTS = {  # further settings that are drawn from and trained with, in 2-D
     "unet": [["dropout=0.2"]],
+    "distributional": [["T=1"], ["noise=false"], ["latent=0", "distance=crps"]],
     "cdal": [["x_t=noise"], ["adversarial=0"]],
     "medsegdiff": [["predict=eps", "variance=learned", "recycle=0"], ["dce=released", "calibration=1"]],
     "medsegdiff_v2": [["predict=eps", "variance=learned", "recycle=0"], ["recycle=0.5"]],

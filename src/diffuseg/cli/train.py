@@ -14,7 +14,10 @@ def train(
     dataset: Annotated[Path, typer.Argument(help="Folder in the nnU-Net v2 raw or the MSD layout.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, logs, pictures.")],
     method: Annotated[
-        str, typer.Option(help="unet, concat, cdal, medsegdiff, medsegdiff_v2; cdm and cam learn from image-level labels.")
+        str,
+        typer.Option(
+            help="unet, concat, distributional, cdal, medsegdiff, medsegdiff_v2; cdm and cam learn from image-level labels."
+        ),
     ] = "cdal",
     labels: Annotated[
         Path | None,
