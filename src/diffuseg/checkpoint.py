@@ -108,7 +108,7 @@ def load_checkpoint(
         raise UserError(f"made by a method this version does not know: {meta['method']}", file=path)
     cls = METHODS[meta["method"]]
     plan = from_dict(Plan, meta["plan"], "plan.")
-    config = override(from_dict(cls.config_class, meta["config"], "config."), list(options))
+    config = override(from_dict(cls.config_class, meta["config"], "config.", path), list(options))
     for option in options:
         key, _, value = option.partition("=")
         current = current_name(cls.config_class, key, value)

@@ -51,7 +51,7 @@ class SaliencyCalibration:
 
     @classmethod
     def read(cls, entry: dict[str, Any], config_class: type) -> "SaliencyCalibration":
-        """From a checkpoint's header, with present or former names of fields and of the method's settings."""
+        """From a checkpoint's header, with present or former names; one made with an option that is gone fits no maps."""
         stored = from_dict(cls, entry, "references.")
         settings = dict(item for pair in stored.settings.items() if (item := current_name(config_class, *pair)) is not None)
         return cls(settings, stored.null_threshold, stored.detection_threshold, stored.images)

@@ -79,10 +79,10 @@ class MapConfig(WeakConfig):
     aliases: ClassVar = WeakConfig.aliases | {
         "map=levels": "map=likelihood_ratio",
         "map=accumulated": "map=published",
-        "map=shared": "map=published",
-        "part=positive": "part=signed",
-        "switch": "",
+        "switch=full": "",
+        "switch=None": "",
     }
+    removed: ClassVar = {"map=shared": "map=published", "part=positive": "part=signed", "switch": ""}
 
     map: Literal["likelihood_ratio", "published", "guided", "classifier_free"] = "likelihood_ratio"
     steps: int | None = setting(None, 1)
