@@ -261,7 +261,7 @@ class MaskMethod(Method[Config]):
 
         grid = timesteps(self.schedule.T, options.steps)
         eta = {} if options.eta is None else {"eta": options.eta}
-        return SAMPLERS[options.sampler].function(denoiser, noise(), grid, self.schedule, noise, **eta)
+        return SAMPLERS[options.sampler](denoiser, noise(), grid, self.schedule, noise, **eta)
 
 
 def noise_of(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Float[Tensor, "n *s"]:

@@ -134,7 +134,7 @@ def test_published_is_algorithm_1(tau):
 def network() -> tuple[Contrast, torch.Tensor, object]:
     method = build("cdm", "2d", "T=200").double()
     ask = lambda x, t, c: method.denoise(x, t, c).double()
-    method.output = lambda x, t, e: method.network(x, t * (1000 / 200), e)  # in float64 to the end
+    method.output = lambda x, t, e: (method.network(x, t * (1000 / 200), e), None)  # in float64 to the end
     x_0 = torch.randn(2, 1, 20, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         one, none = (Condition(c.e.double(), c.w.double()) for c in (method.condition(1, "cpu"), method.condition(0, "cpu")))

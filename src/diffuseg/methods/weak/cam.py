@@ -34,8 +34,10 @@ TOGETHER = 32  # masked images that ScoreCAM classifies at a time
 
 
 @dataclass(frozen=True)
-class CAMMapConfig(WeakConfig):
+class CAMConfig(WeakConfig):
     """Which map, of which layer: the activations after that many stages of the classifier, 0 for all of them.
+
+    The classifier has the plan's widths and is trained with cross-entropy.
 
     decide   who says what the image shows: the classifier, or "present": it shows an object
     """
@@ -45,17 +47,12 @@ class CAMMapConfig(WeakConfig):
     decide: Literal["classifier", "present"] = "classifier"
 
 
-@dataclass(frozen=True)
-class CAMConfig(CAMMapConfig):
-    """The classifier has the plan's widths and is trained with cross-entropy."""
-
-
 class CAM(WeakMethod[CAMConfig]):
     """image -> class by a classifier; a map of where it looked."""
 
     generative: ClassVar[bool] = False
     config_class = CAMConfig
-    inference_settings = own_settings(CAMMapConfig)
+    inference_settings = own_settings(CAMConfig)
 
     def __init__(self, plan: Plan, config: CAMConfig) -> None:
         super().__init__(plan, config)
@@ -124,10 +121,6 @@ class CAM(WeakMethod[CAMConfig]):
         return p.reshape(1, -1, *[1] * self.plan.dims)
 
 
-def _mean(x: Tensor) -> Tensor:
-    return x.mean(tuple(range(2, x.ndim)), keepdim=True)
-
-
 def _plus_plus(A: Tensor, g: Tensor) -> Tensor:
     axes = tuple(range(2, A.ndim))
     below = 2 * g.square() + (g**3 * A).sum(axes, keepdim=True)
@@ -136,7 +129,7 @@ def _plus_plus(A: Tensor, g: Tensor) -> Tensor:
 
 
 WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "gradcam": lambda A, g: _mean(g),
+    "gradcam": lambda A, g: g.mean(tuple(range(2, g.ndim)), keepdim=True),
     "gradcam++": _plus_plus,
     "layercam": lambda A, g: F.relu(g),
 }
