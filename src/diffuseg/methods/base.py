@@ -18,7 +18,7 @@ from diffuseg.methods.tiles import Features, Tiling
 from diffuseg.types import Batch
 
 OnDenoised = Callable[[int, Tensor], None] | None
-OVERLAP = 0.5  # of neighbouring tiles, as a share of the patch
+Loss = tuple[Tensor, dict[str, float | Tensor]]  # the scalar to minimise, and what to log
 
 
 @dataclass(frozen=True)
@@ -126,12 +126,12 @@ class Method(nn.Module, ABC, Generic[Config]):
         self.widths: tuple[int, ...] = config.widths or plan.widths
 
     @property
-    @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
-        """The phases of one training step, in order."""
+        """The phases of one training step, in order; one that trains `network` where a method says nothing else."""
+        return (Phase("network", ("network",), self.config.learning_rate),)
 
     @abstractmethod
-    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Float[Tensor, ""], dict[str, float | Tensor]]:
+    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
         """The scalar that a phase minimises, and what to log; all randomness comes from `rng`."""
 
     def draw(
@@ -234,7 +234,7 @@ class MaskMethod(Method[Config]):
 
         So neighbouring tiles share their noise.
         """
-        tiling = Tiling(image, self.plan, self.encode, OVERLAP)
+        tiling = Tiling(image, self.plan, self.encode)
         if not self.generative:
             x_0 = tiling.crop(tiling.denoise(self.predict_x0, None, 0, None, 1).x_0)
             if options.on_denoised is not None:

@@ -164,6 +164,11 @@ class WeakMethod(Method[Settings]):
         label = max(range(self.plan.classes), key=lambda y: scores[self.plan.names[y]])
         return ImageLabel(label, "map", scores, FIXED_DRAWS * self.evaluations(name, steps) * (self.plan.classes - 1))
 
+    def image_label(self, scores: Float[Tensor, " k"], by: str, evaluations: int) -> ImageLabel:
+        """The class with the highest score; with "present" the highest but for none of them."""
+        label = 1 + int(scores[1:].argmax()) if by == "present" else int(scores.argmax())
+        return ImageLabel(label, by, dict(zip(self.plan.names, scores.tolist(), strict=True)), evaluations)
+
     def finalize_draw(
         self,
         draw: Float[Tensor, "k *s"],

@@ -23,7 +23,7 @@ from torch import Tensor
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import LINEAR
 from diffuseg.errors import UserError
-from diffuseg.methods.base import ImageLabel, Phase
+from diffuseg.methods.base import ImageLabel, Loss, Phase
 from diffuseg.methods.weak.base import WeakConfig, WeakMethod, own_settings
 from diffuseg.networks.blocks import crop
 from diffuseg.networks.classifier import Classifier
@@ -66,7 +66,7 @@ class CAM(WeakMethod[CAMConfig]):
     def phases(self) -> tuple[Phase, ...]:
         return (Phase("classifier", ("classifier",), self.config.learning_rate),)
 
-    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
         assert batch.label is not None
         logits = self.classifier(batch.image * self.scale).float()
         right = (logits.argmax(1) == batch.label).float().mean()
@@ -80,10 +80,7 @@ class CAM(WeakMethod[CAMConfig]):
 
     def classify_image(self, image: Float[Tensor, "c *s"]) -> ImageLabel:
         self.refuse_slices(image)
-        scores = -self.class_errors(image, 0)
-        label = int(scores.argmax()) if self.config.decide == "classifier" else 1 + int(scores[1:].argmax())
-        names = self.plan.names
-        return ImageLabel(label, self.config.decide, dict(zip(names, scores.tolist(), strict=True)), 1)
+        return self.image_label(-self.class_errors(image, 0), self.config.decide, 1)
 
     def sampling(self, sampler: str | None, steps: int | None) -> tuple[str, int]:
         return self.config.map, 1

@@ -22,7 +22,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.diffusion.parameterization import split_learned_variance, target, to_x0
 from diffuseg.diffusion.schedule import SCHEDULES, NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.methods.base import ImageLabel, Phase, setting
+from diffuseg.methods.base import ImageLabel, Loss, Phase, setting
 from diffuseg.methods.training import randn_like, sample_timesteps, squared_error, variational_bound
 from diffuseg.methods.weak import counterfactual
 from diffuseg.methods.weak.base import WeakConfig, WeakMethod, own_settings
@@ -174,7 +174,7 @@ class CDM(WeakMethod[CDMConfig]):
             return (network,)
         return network, Phase("classifier", ("classifier",), self.config.classifier_learning_rate)
 
-    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
         """|| target - output ||^2 at drawn timesteps, the label hidden from a share of the images; or -log p(y | x_t)."""
         assert batch.label is not None
         x_0 = batch.image * self.scale
@@ -292,7 +292,7 @@ class CDM(WeakMethod[CDMConfig]):
     def classify_image(self, image: Float[Tensor, "c *s"]) -> ImageLabel:
         self.eval()
         self.refuse_slices(image)
-        names, c = self.plan.names, self.config
+        c = self.config
         by_map = self.classify_by_map(image) if c.decide in ("auto", "map") else None
         if by_map is not None:
             return by_map
@@ -306,9 +306,7 @@ class CDM(WeakMethod[CDMConfig]):
         else:
             scores = -torch.stack([self.class_errors(image, seed) for seed in range(CLASSIFICATION_DRAWS)]).mean(0)
             calls = CLASSIFICATION_DRAWS * CLASSIFICATION_TIMESTEPS * self.plan.classes
-        label = int(scores.argmax()) if c.decide != "present" else 1 + int(scores[1:].argmax())
-        by = "diffusion" if c.decide == "auto" else c.decide
-        return ImageLabel(label, by, dict(zip(names, scores.tolist(), strict=True)), calls)
+        return self.image_label(scores, "diffusion" if c.decide == "auto" else c.decide, calls)
 
     def saliency(
         self, x_0: Float[Tensor, "n c *s"], y: int, name: str, steps: int, noise: Callable[[], Tensor]
