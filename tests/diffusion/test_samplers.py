@@ -60,7 +60,7 @@ class Gaussian:
         return ModelOutput(self.mean + self.schedule.alpha_bar[t].sqrt() * self.std**2 / spread**2 * (x - center))
 
     def flow(self, x: Tensor, t: int, s: int) -> Tensor:
-        """A Gaussian flow only moves and stretches: a quantile of level t is the same quantile of level s."""
+        """A Gaussian flow only moves and stretches: a quantile at timestep t is the same quantile at timestep s."""
         (c_t, d_t), (c_s, d_s) = self.marginal(t), self.marginal(s)
         return c_s + d_s * (x - c_t) / d_t
 
@@ -105,12 +105,12 @@ def test_more_steps_than_levels_are_refused(T, steps):
 
 @pytest.mark.parametrize("steps", range(1, 9))
 def test_few_steps_start_at_pure_noise(steps):
-    """A known defect elsewhere: with "leading" spacing the first step takes pure noise for a level that still has signal."""
+    """A known defect elsewhere: with "leading" spacing the first step takes pure noise for a timestep that still has signal."""
     schedule = NoiseSchedule.linear(1000)
     theirs = DDIMScheduler(1000, timestep_spacing="leading")
     theirs.set_timesteps(steps)
     ours = timesteps(1000, steps)[0][0]
-    assert int(theirs.timesteps[0]) + 1 < ours == schedule.T  # their index i is our level i + 1
+    assert int(theirs.timesteps[0]) + 1 < ours == schedule.T  # their index i is our timestep i + 1
     assert schedule.alpha_bar[ours].sqrt() < 0.01
 
 
@@ -216,7 +216,7 @@ STEPS = [32, 64, 128, 256]
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
 def test_deterministic_samplers_have_the_claimed_order(sampler, name):
-    """Between two inner levels, where the log-SNR is smooth: cosine jumps at T, and at 0 it is infinite."""
+    """Between two inner timesteps, where the log-SNR is smooth: cosine jumps at T, and at 0 it is infinite."""
     schedule = SCHEDULES[name](25600)
     data, start, end = Gaussian(schedule), 23040, 6400
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None].expand(5, 4)
@@ -304,7 +304,7 @@ def test_inversion_asks_at_the_lower_end_and_never_about_clean_data():
 
 
 # -- an independent library ----------------------------------------------------------------------------------------
-# Conventions of diffusers: index i is our level i + 1, there is no clean level (what follows the last step is set apart),
+# Conventions of diffusers: index i is our timestep i + 1, there is no clean timestep (what follows the last step is set apart),
 # tables are float32, and only "trailing" spacing has our grid. Its DDIM goes T // steps down whatever its grid says, so
 # that the two can agree only where steps divides T. Ours walk in float64, so that what is left is their rounding.
 

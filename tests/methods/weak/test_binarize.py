@@ -80,7 +80,7 @@ def test_a_mask_is_what_is_above_the_threshold_and_scale_does_not_matter(m, rule
     torch.testing.assert_close(cut_plain(7.5 * m, how), p)
 
 
-def test_with_the_image_the_border_is_where_the_image_has_one():
+def test_with_the_image_the_edge_is_where_the_image_has_one():
     """A map that falls off smoothly from the middle, cut too far out or in, and an image with a disc of some radius."""
     rows, columns = np.mgrid[:48, :48]
     radius = np.hypot(rows - 22, columns - 25)
@@ -129,10 +129,10 @@ def test_evidence_with_a_border_is_in_its_units_whatever_the_largest_value():
     assert torch.equal(normalized_saliency(torch.zeros(4, 5), 0.3), torch.full((4, 5), 0.5))
 
 
-@pytest.mark.parametrize("border", [0.0, -1.0, math.nan])
-def test_a_border_is_above_zero(border):
+@pytest.mark.parametrize("null_threshold", [0.0, -1.0, math.nan])
+def test_a_null_threshold_is_above_zero(null_threshold):
     with pytest.raises(ValueError, match="above 0"):
-        normalized_saliency(torch.ones(2, 2), border)
+        normalized_saliency(torch.ones(2, 2), null_threshold)
 
 
 @settings(max_examples=60, deadline=None)
@@ -149,8 +149,8 @@ def test_with_a_border_a_mask_is_where_smoothed_evidence_is_above_one_half_of_it
         assert np.array_equal(p[m != c] > 0.5, m[m != c] > c)
 
 
-def test_one_border_for_all_images_leaves_those_below_it_empty_and_a_quantile_none():
-    """Maps of one shape, from far below the border to far above it; the image itself may move the border, not make one."""
+def test_one_threshold_for_all_images_leaves_those_below_it_empty_and_a_quantile_none():
+    """Maps of one shape, from far below the threshold to far above it; the image may move an edge, not make one."""
     m, rng = np.exp(-(np.hypot(*(np.mgrid[:24, :24] - 11)) ** 2) / 40), np.random.default_rng(0)
     image = torch.from_numpy(10 * (m > 0.5) + rng.normal(0, 1, (1, 24, 24)))
     for with_image in (False, True):
