@@ -39,13 +39,9 @@ def setting(default: Any, low: int | float, high: int | float = inf) -> Any:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Settings that every method has. `widths` left out means the plan's.
+    """Settings that every method has. `widths` left out means the plan's."""
 
-    Raises:
-        UserError: a `setting` outside its range.
-    """
-
-    aliases: ClassVar[dict[str, str]] = {}  # old name of a setting -> its name
+    aliases: ClassVar[dict[str, str]] = {}  # see config.py
 
     widths: tuple[int, ...] | None = setting(None, 1)
     blocks: int = setting(1, 1)
@@ -154,7 +150,7 @@ class Method(nn.Module, ABC, Generic[Config]):
             sampler: a name in SAMPLERS; of a method that learns from image-level labels the kind of map.
             eta: scale of the noise in each step (0: DDIM, 1: DDPM), for samplers that have it.
             chunk: draws that are made at a time.
-            label: the class that the image is known to show, 0 for none; only for methods that learn from image-level labels.
+            label: the class that the image shows, 0 for none; only for methods that learn from image-level labels.
             on_denoised: receives (t, x0_hat [n, k, *s] in [-1, 1]) of the draws made together at each timestep; a method
                 without states calls it once, at t = 0.
 
@@ -170,11 +166,7 @@ class Method(nn.Module, ABC, Generic[Config]):
         """What `draw` yields."""
 
     def sampling(self, sampler: str | None, steps: int | None) -> tuple[str, int]:
-        """Sampler and number of steps of a draw, defaults filled in.
-
-        Raises:
-            UserError: what the method cannot do.
-        """
+        """Sampler and number of steps of a draw, defaults filled in, or a UserError if the method does not have them."""
         if not self.generative:
             return self.default_sampler, 1
         name, n = sampler or self.default_sampler, self.default_steps if steps is None else steps
@@ -190,11 +182,7 @@ class Method(nn.Module, ABC, Generic[Config]):
         return None
 
     def finalize_draw(
-        self,
-        draw: Float[Tensor, "k *s"],
-        image: Float[Tensor, "c *s"],
-        sampler: str | None = None,
-        steps: int | None = None,
+        self, draw: Float[Tensor, "k *s"], image: Tensor, sampler: str | None = None, steps: int | None = None
     ) -> Float[Tensor, "k *s"]:
         """Probabilities from one draw of an image, or the mean of several: itself, unless draws are saliency maps."""
         return draw

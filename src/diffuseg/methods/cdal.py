@@ -246,9 +246,7 @@ class CDAL(MaskMethod[CDALSettings]):
         return torch.cat([features, image], dim=1) if self.config.attention == "input" else features
 
     def latent(self, generators: Sequence[torch.Generator]) -> Tensor | None:
-        if not self.config.latent:
-            return None
-        return noise_of(generators, (self.config.latent,))
+        return noise_of(generators, (self.config.latent,)) if self.config.latent else None
 
     def denoise(self, x_t: Tensor | None, t: int, features: Tensor, z: Tensor | None) -> Tensor:
         assert x_t is not None

@@ -35,14 +35,9 @@ def randn_like(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def recycled_input(
-    x_t: Float[Tensor, "b k *s"],
-    t: Tensor,
-    noise: Float[Tensor, "b k *s"],
-    schedule: NoiseSchedule,
-    p_recycle: float,
-    denoiser: Callable[[Tensor, Tensor], ModelOutput],
-    rng: torch.Generator,
-) -> Float[Tensor, "b k *s"]:
+    x_t: Float[Tensor, "b k *s"], t: Tensor, noise: Float[Tensor, "b k *s"], schedule: NoiseSchedule, p_recycle: float,
+    denoiser: Callable[[Tensor, Tensor], ModelOutput], rng: torch.Generator,
+) -> Float[Tensor, "b k *s"]:  # fmt: skip
     """Recycling: x_t below T from the model's own prediction, not from the mask, in a share `p_recycle` of batches.
 
     Sampling reaches t < T from pure noise through the model's own x0_hat, never from the true mask: one jump of the sampler

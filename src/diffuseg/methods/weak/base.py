@@ -127,11 +127,7 @@ class WeakMethod(Method[Settings]):
             yield from maps
 
     def mean_map(self, image: Float[Tensor, "c *s"], y: int, name: str, steps: int) -> Float[Tensor, "*s"]:
-        """The raw map of class y, a function of the image alone: noise comes from fixed seeds.
-
-        Raises:
-            UserError: a volume where the method learnt from pictures.
-        """
+        """The raw map of class y, a function of the image alone: noise comes from fixed seeds."""
         self.eval()
         self.refuse_slices(image)
         return torch.stack(list(self.maps(image, range(FIXED_DRAWS), y, name, steps))).mean(0)
@@ -170,11 +166,7 @@ class WeakMethod(Method[Settings]):
         return ImageLabel(label, by, dict(zip(self.plan.names, scores.tolist(), strict=True)), evaluations)
 
     def finalize_draw(
-        self,
-        draw: Float[Tensor, "k *s"],
-        image: Float[Tensor, "c *s"],
-        sampler: str | None = None,
-        steps: int | None = None,
+        self, draw: Float[Tensor, "k *s"], image: Tensor, sampler: str | None = None, steps: int | None = None
     ) -> Float[Tensor, "k *s"]:
         """From normalized saliency to what is like a probability, one half at the threshold: see `logistic_mask`."""
         y = 1 + int(draw[1:].flatten(1).amax(1).argmax())

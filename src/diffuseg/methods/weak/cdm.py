@@ -169,24 +169,23 @@ class CDM(WeakMethod[CDMConfig]):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        network = Phase("network", ("network",), self.config.learning_rate)
         if self.classifier is None:
-            return (network,)
-        return network, Phase("classifier", ("classifier",), self.config.classifier_learning_rate)
+            return super().phases
+        return *super().phases, Phase("classifier", ("classifier",), self.config.classifier_learning_rate)
 
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
-        """|| target - output ||^2 at drawn timesteps, the label hidden from a share of the images; or -log p(y | x_t)."""
+        """|| target - output ||^2 at drawn timesteps, the label dropped for a share of the images; or -log p(y | x_t)."""
         assert batch.label is not None
         x_0 = batch.image * self.scale
         t = self.training_timesteps(len(x_0), rng).to(x_0.device)
         noise = randn_like(x_0, rng)
+        x_t = self.schedule.q_sample(x_0, t, noise)
         if phase.name == "classifier":
-            logits = self.logits(self.schedule.q_sample(x_0, t, noise), t)
+            logits = self.logits(x_t, t)
             right = (logits.argmax(1) == batch.label).float().mean()
             return F.cross_entropy(logits, batch.label.long()), {"right": right}
-        hidden = torch.rand(len(x_0), generator=rng).to(x_0.device) < self.config.label_dropout
-        label = torch.where(hidden, self.network.no_label, batch.label)
-        x_t = self.schedule.q_sample(x_0, t, noise)
+        dropped = torch.rand(len(x_0), generator=rng).to(x_0.device) < self.config.label_dropout
+        label = torch.where(dropped, self.network.no_label, batch.label)
         output, v = self.output(x_t, t, self.network.embed(label))
         error = squared_error(output, self.target(x_0, t, noise)).mean()
         if v is None:
