@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from diffuseg.atomic_io import atomic_path
 from diffuseg.config import current_name, from_dict, override, to_dict
@@ -58,7 +58,10 @@ def save_checkpoint(path: Path, method: Method, meta: dict[str, Any], dtype: tor
         "classes": method.plan.labels,
         "versions": versions(),
     } | meta
-    weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in method.state_dict().items()}
+    _write(path, {k: v.detach().to("cpu", dtype).contiguous() for k, v in method.state_dict().items()}, header)
+
+
+def _write(path: Path, weights: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
     with atomic_path(path) as aside:
         save_file(weights, aside, metadata={"format": FORMAT, "diffuseg": json.dumps(header)})
 
@@ -66,33 +69,38 @@ def save_checkpoint(path: Path, method: Method, meta: dict[str, Any], dtype: tor
 def amend_meta(path: Path, entries: dict[str, Any], measured: str) -> None:
     """Set entries of a checkpoint's header; its weights stay as they are. Written aside, then renamed.
 
-    measured: the hash of the model that the entries are about. The file is another one afterwards, and so is its hash; the
-    header's "amended" lists those it had before, with the same weights. Refuses files that are not our checkpoints, and one
-    that has become another since it was measured.
+    The file's hash changes; the header's "amended" lists those that it had before, with the same weights.
+
+    Args:
+        measured: the hash of the model that the entries are about.
+
+    Raises:
+        UserError: not a checkpoint of ours, or one that has changed since it was measured.
     """
     if path.is_file() and model_hash(path) != measured:
-        what = "has changed while it was measured: what was found is not written into it"
+        what = "has changed while it was measured: the result is not written into it"
         raise UserError(what, file=path, do="Run the command again, when no training writes to this file")
     header = read_meta(path)
     header |= entries | {"amended": [*header.get("amended", []), measured]}
-    with safe_open(path, "pt") as file:
-        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    with atomic_path(path) as aside:
-        save_file(weights, aside, metadata={"format": FORMAT, "diffuseg": json.dumps(header)})
+    _write(path, load_file(path), header)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The header of a checkpoint, without its weights. Refuses files that are not our checkpoints."""
+    """The header of a checkpoint, without its weights.
+
+    Raises:
+        UserError: not a checkpoint of ours.
+    """
     if not path.is_file():
         raise UserError("no such checkpoint", file=path)
     try:
         with safe_open(path, "pt") as file:
-            found = file.metadata() or {}
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"not a readable safetensors file ({error})", file=path) from None
-    if found.get("format") != FORMAT:
+    if metadata.get("format") != FORMAT:
         raise UserError("not a diffuseg checkpoint", file=path, do="Give a file that `diffuseg train` wrote.")
-    return json.loads(found["diffuseg"])
+    return json.loads(metadata["diffuseg"])
 
 
 def load_checkpoint(
@@ -100,7 +108,11 @@ def load_checkpoint(
 ) -> tuple[Method, Plan, dict[str, Any]]:
     """The method with its weights (in evaluation mode), its plan, and its header.
 
-    options: "key=value" for `Method.inference_settings`; other settings are refused, a training has fixed them.
+    Args:
+        options: "key=value" for `Method.inference_settings`.
+
+    Raises:
+        UserError: not a checkpoint of ours, or one of another version; an option that the training has fixed.
     """
     path = Path(path)
     meta = read_meta(path)
@@ -108,7 +120,7 @@ def load_checkpoint(
         raise UserError(f"made by a method this version does not know: {meta['method']}", file=path)
     cls = METHODS[meta["method"]]
     plan = from_dict(Plan, meta["plan"], "plan.")
-    config = override(from_dict(cls.config_class, meta["config"], "config."), list(options))
+    config = override(from_dict(cls.config_class, meta["config"], "config.", path), list(options))
     for option in options:
         key, _, value = option.partition("=")
         current = current_name(cls.config_class, key, value)
@@ -116,10 +128,8 @@ def load_checkpoint(
             may = f"Free are: {', '.join(cls.inference_settings) or 'none of this method'}"
             raise UserError(f"{option}: this was fixed when the model was trained", file=path, do=may)
     method = cls(plan, config)
-    with safe_open(path, "pt") as file:
-        weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
     try:
-        method.load_state_dict(weights)
+        method.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     except RuntimeError as error:
         what = f"weights do not fit the method ({str(error).splitlines()[0]})"
         raise UserError(what, file=path, do="Another version made it: train it again, or use that version") from None

@@ -1,7 +1,8 @@
 """Dataclasses to JSON and back. A key that does not exist is an error that names the nearest one that does.
 
-A dataclass may have `aliases: ClassVar[dict[str, str]]`, old name -> new name: "key" -> "key", "key=value" -> "key=value", or
--> "" for a setting that is gone. What is stored keeps loading by them; with --set an old name gets one line of warning.
+A dataclass may have two tables of former settings, "key" -> "key", "key=value" -> "key=value", or -> "" for nothing. What is in
+`aliases` means the same as before: it loads, with one line of warning if it was given with --set. What is in `removed` meant
+something else: a stored one loads as its replacement with one line of warning, one given with --set is refused.
 """
 
 import dataclasses
@@ -10,12 +11,14 @@ import json
 import logging
 import types
 import typing
+from pathlib import Path
 from typing import Any, TypeVar
 
 from diffuseg.errors import UserError
 
 T = TypeVar("T")
 _WARNED: set[str] = set()
+_log = logging.getLogger("diffuseg")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -23,18 +26,19 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
+def from_dict(cls: type[T], values: dict[str, Any], where: str = "", file: Path | None = None) -> T:
     """The dataclass with these values; defaults fill the rest.
 
     Args:
         values: stored ones, with present or former names.
         where: stands before the key in messages.
+        file: where they are stored, for the warning of those that are gone.
 
     Raises:
         UserError: an unknown key, or a value of another type.
     """
     hints = typing.get_type_hints(cls)
-    values = dict(item for key, value in values.items() if (item := current_name(cls, key, value)) is not None)
+    values = _stored(cls, values, file)
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
@@ -49,7 +53,7 @@ def override(config: T, assignments: list[str]) -> T:
     """Apply `key=value` strings, as given with --set, to a dataclass.
 
     Raises:
-        UserError: no "=", an unknown key, or a value of another type.
+        UserError: no "=", an unknown key, a value of another type, or a setting that is gone.
     """
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(type(config))
@@ -63,6 +67,10 @@ def override(config: T, assignments: list[str]) -> T:
         if item is None:
             continue
         key, value = item
+        instead = replacement(type(config), key, value)
+        if instead is not None:
+            do = f"Give {instead}" if instead else "Leave it out"
+            raise UserError(f"--set {assignment}: this option is gone", do=do)
         if key not in values:
             raise _unknown(key, set(values))
         values[key] = _coerce(hints[key], value, key)
@@ -73,7 +81,7 @@ def warn_renamed(key: str, old: str, new: str) -> None:
     """One line of warning that a name is a former one, once for each key; `new` is empty for what is gone."""
     if key not in _WARNED:
         _WARNED.add(key)
-        logging.getLogger("diffuseg").warning("%s: %s", old, f"now called {new}" if new else "this setting is gone")
+        _log.warning("%s: %s", old, f"now called {new}" if new else "this setting is gone")
 
 
 def current_name(cls: type, key: str, value: Any) -> tuple[str, Any] | None:
@@ -84,6 +92,30 @@ def current_name(cls: type, key: str, value: Any) -> tuple[str, Any] | None:
         return None
     new_key, equals, new_value = new.partition("=")
     return new_key, new_value if equals else value
+
+
+def replacement(cls: type, key: str, value: Any) -> str | None:
+    """The "key=value" used in place of a setting that is gone, "" for none; None for any other setting."""
+    removed: dict[str, str] = getattr(cls, "removed", {})
+    return removed.get(f"{key}={value}", removed.get(key))
+
+
+def _stored(cls: type, values: dict[str, Any], file: Path | None) -> dict[str, Any]:
+    """By their present names, with a warning of those that are gone."""
+    current: dict[str, Any] = {}
+    for old_key, old_value in values.items():
+        item = current_name(cls, old_key, old_value)
+        if item is None:
+            continue
+        key, value = item
+        instead = replacement(cls, key, value)
+        if instead is not None:
+            where = "" if file is None else f"{file}: "
+            _log.warning("%s%s=%s: this option is gone; %s", where, key, value, f"{instead} is used" if instead else "left out")
+            key, _, value = instead.partition("=")
+        if key:
+            current[key] = value
+    return current
 
 
 def _unknown(key: str, known: set[str]) -> UserError:

@@ -71,11 +71,11 @@ def test_a_border_is_for_one_map_of_one_layer_and_leaves_the_judgement_to_the_cl
     method = build("cam", "2d", "map=gradcam", "decide=classifier").eval()
     image = torch.randn(1, 20, 24, generator=torch.Generator().manual_seed(0))
     m = raw(method, (image * method.scale)[None], "gradcam")
-    border = float(m.max()) / 5
+    null_threshold = float(m.max()) / 5
     before = method.classify_image(image)
-    method.calibration = SaliencyCalibration(method.map_settings("gradcam", 1), {"class1": border}, {"class1": 0.5}, 3)
+    method.calibration = SaliencyCalibration(method.map_settings("gradcam", 1), {"class1": null_threshold}, {"class1": 0.5}, 3)
     p = next(iter(method.draw(image, [0], label=1)))
-    torch.testing.assert_close(p[1], normalized_saliency(m, border))
+    torch.testing.assert_close(p[1], normalized_saliency(m, null_threshold))
     assert p[1].max() == pytest.approx((1 + 5 / 6) / 2) and method.classify_image(image) == before
     for other in ("map=layercam", "layer=1"):
         method.config = override(method.config, [other])

@@ -23,8 +23,8 @@ def test_real_pairs_have_the_marginals_of_the_schedule():
     x_0 = torch.ones(1, 2, 200, 200)
     for t in range(1, 5):
         x_s, x_t = method._real_pair(x_0, torch.tensor([t]), rng(t))
-        for x, level in ((x_s, t - 1), (x_t, t)):
-            ab = float(method.schedule.alpha_bar[level])
+        for x, timestep in ((x_s, t - 1), (x_t, t)):
+            ab = float(method.schedule.alpha_bar[timestep])
             assert float(x.mean()) == pytest.approx(ab**0.5, abs=0.02)
             assert float(x.var()) == pytest.approx(1 - ab, abs=0.03)
 
@@ -159,7 +159,7 @@ def test_no_gradient_from_discriminator_to_generator_as_released_and_one_when_ad
 
 
 @pytest.mark.parametrize("T", [1, 2, 3, 8])
-def test_every_number_of_levels_trains_and_draws(T):
+def test_every_number_of_timesteps_trains_and_draws(T):
     method = build("cdal", "binary", f"T={T}")
     for phase in method.phases:
         loss, _ = method.loss(make_batch(method), phase, rng())

@@ -63,8 +63,8 @@ def test_whatever_the_network_outputs_a_perfect_one_has_no_error_and_finds_the_i
     t = torch.tensor([3, 20, 45])
     ab = method.schedule.at(t, x_0)
     answers = {"eps": noise, "x0": x_0, "v": ab.sqrt() * noise - (1 - ab).sqrt() * x_0}
-    method.output = lambda x_t, t, e: answers[predict][: len(x_t)]
-    assert method.error(x_0, t, noise, torch.zeros(3, dtype=torch.long)).max() < 1e-9
+    method.output = lambda x_t, t, e: (answers[predict][: len(x_t)], None)
+    torch.testing.assert_close(method.target(x_0, t, noise), answers[predict])
     x_t = method.schedule.q_sample(x_0[:1], 3, noise[:1])
     torch.testing.assert_close(method.denoise(x_t, 3, method.condition(1, "cpu")), x_0[:1], atol=1e-4, rtol=0)
 
@@ -83,7 +83,7 @@ def test_z_scores_are_scaled_and_unit_intensities_are_not():
 
 
 def test_held_out_error_is_the_loss_that_is_trained():
-    """Averaged over levels and noise, both estimate one number."""
+    """Averaged over timesteps and noise, both estimate one number."""
     method = build("cdm", "2d", "label_dropout=0", "focus=0", "T=16")
     image = torch.randn(1, 20, 24, generator=rng(1))
     with torch.no_grad():
@@ -140,11 +140,11 @@ def test_a_classifier_learns_from_noised_images_in_a_phase_of_its_own():
     batch = Batch((2.0 * label - 1).reshape(-1, 1, 1, 1) * 2 + torch.zeros(8, 1, 20, 24), label=label)
     optimiser = torch.optim.Adam(method.classifier.parameters(), 1e-2)
     for i in range(30):
-        loss, said = method.loss(batch, classifier, rng(i))
+        loss, log = method.loss(batch, classifier, rng(i))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert said["right"] > 0.9
+    assert log["right"] > 0.9
     method = with_options(method, "decide=classifier").eval()
     for image, y in zip(batch.image[:2], label[:2], strict=True):
         verdict = method.classify_image(image)
@@ -160,11 +160,11 @@ def test_a_learned_variance_is_trained_by_the_bound_alone_and_changes_no_map():
         method = build("cdm", "2d", "variance=learned", "T=20", f"vlb={weight}")
         last = method.network.unet.last
         torch.nn.init.normal_(last.weight, std=0.1, generator=rng(1))
-        loss, said = method.loss(batch, method.phases[0], rng(2))
+        loss, log = method.loss(batch, method.phases[0], rng(2))
         loss.backward()
-        torch.testing.assert_close(loss, said["mse"] + weight * said["vlb"])
+        torch.testing.assert_close(loss, log["mse"] + weight * log["vlb"])
         gradients.append(last.weight.grad)
-        bounds.append(said["vlb"])
+        bounds.append(log["vlb"])
     assert len(gradients[0]) == 2 and gradients[0][1].any() and bounds[0] == bounds[1] > 0
     torch.testing.assert_close(gradients[0][0], gradients[1][0])
     torch.testing.assert_close(5000 * gradients[0][1], gradients[1][1], atol=1e-5, rtol=1e-3)
@@ -196,11 +196,11 @@ def test_a_judgement_is_a_function_of_the_image():
     assert method.classify_image(images[0]) == first
 
 
-def refer(method: CDM, border: float = 0.01) -> CDM:
+def refer(method: CDM, null_threshold: float = 0.01) -> CDM:
     """With a reference for its own maps."""
     foreground = method.plan.names[1:]
     how = method.map_settings(*method.sampling(None, None))
-    method.calibration = SaliencyCalibration(how, dict.fromkeys(foreground, border), dict.fromkeys(foreground, 0.5), 5)
+    method.calibration = SaliencyCalibration(how, dict.fromkeys(foreground, null_threshold), dict.fromkeys(foreground, 0.5), 5)
     return method
 
 
@@ -216,16 +216,16 @@ def test_a_judgement_by_the_map_is_a_function_of_the_image_and_costs_what_it_say
     for y in (1, 2):
         alone = [next(method.maps(image, [seed], y, "likelihood_ratio", 2)) for seed in (0, 1)]
         torch.testing.assert_close(method.mean_map(image, y, "likelihood_ratio", 2), (alone[0] + alone[1]) / 2)
-        peak = method.largest_saliency((alone[0] + alone[1]) / 2, 0.01)
-        assert first.scores[f"class{y}"] == pytest.approx(np.log(peak / 0.5), abs=1e-4)
+        largest = method.largest_saliency((alone[0] + alone[1]) / 2, 0.01)
+        assert first.scores[f"class{y}"] == pytest.approx(np.log(largest / 0.5), abs=1e-4)
 
 
 def test_evidence_is_in_units_of_the_border_of_maps_like_this_and_else_of_the_map_itself():
     method, image = build("cdm", "2d", "steps=2"), torch.randn(1, 20, 24, generator=rng())
-    border = float(next(method.maps(image, [1], 1, "likelihood_ratio", 2)).abs().max()) / 100
-    refer(method, border)
+    null_threshold = float(next(method.maps(image, [1], 1, "likelihood_ratio", 2)).abs().max()) / 100
+    refer(method, null_threshold)
     for sampler, steps in (("likelihood_ratio", 2), ("likelihood_ratio", 3), ("published", 2)):
-        known = border if (sampler, steps) == ("likelihood_ratio", 2) else None
+        known = null_threshold if (sampler, steps) == ("likelihood_ratio", 2) else None
         drawn = list(method.draw(image, [1, 2], sampler=sampler, steps=steps, label=1))
         for p, m in zip(drawn, method.maps(image, [1, 2], 1, sampler, steps), strict=True):
             torch.testing.assert_close(p[1], normalized_saliency(m, known))

@@ -56,17 +56,17 @@ def parameters(module: torch.nn.Module) -> set[str]:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("kind", get_args(Kind))
 @pytest.mark.parametrize("variance", ["fixed", "learned"])
-@pytest.mark.parametrize("levels", ["T=4", "T=1000"])
-def test_a_network_that_knows_the_mask_draws_that_mask(name, sampler, kind, levels, variance):
+@pytest.mark.parametrize("timesteps", ["T=4", "T=1000"])
+def test_a_network_that_knows_the_mask_draws_that_mask(name, sampler, kind, timesteps, variance):
     """The test that the released DPM-Solver path would have failed: what comes out is the mask and nothing else."""
-    method = build(name, "2d", f"predict={kind}", levels, f"variance={variance}", "schedule=linear", "recycle=0")
+    method = build(name, "2d", f"predict={kind}", timesteps, f"variance={variance}", "schedule=linear", "recycle=0")
     index = torch.randint(0, method.plan.classes, (1, *method.plan.patch), generator=rng())
     mask = torch.nn.functional.one_hot(index, method.plan.classes).movedim(-1, 1).float()
 
     def output(x_t, t, features):
-        said = told(x_t, t)
+        prediction = told(x_t, t)
         ramp = torch.linspace(-3, 3, method.plan.patch[1]).expand_as(x_t)
-        return said if variance == "fixed" else torch.cat([said, ramp], dim=1)
+        return prediction if variance == "fixed" else torch.cat([prediction, ramp], dim=1)
 
     def told(x_t, t):
         if kind == "x0":
@@ -77,7 +77,7 @@ def test_a_network_that_knows_the_mask_draws_that_mask(name, sampler, kind, leve
 
     method.output = output
     image = torch.randn(len(method.plan.channels), *method.plan.patch)
-    for steps in (1, 2, 4) if levels == "T=4" else (1, 2, 10):
+    for steps in (1, 2, 4) if timesteps == "T=4" else (1, 2, 10):
         for p in method.draw(image, seeds=[0, 1], steps=steps, sampler=sampler):
             torch.testing.assert_close(p, mask[0], atol=2e-2, rtol=0)  # eps at T: a division by sqrt(alpha_bar)
             assert torch.equal(p.argmax(0), index[0])
@@ -122,10 +122,10 @@ def test_recycled_inputs_are_those_that_sampling_meets(name, variance):
     batch, t = make_batch(method), torch.ones(3, dtype=torch.long)
     features, g, noise = method.encode(batch.image), rng(4), torch.randn(batch.mask.shape, generator=rng(3))
     torch.rand((), generator=g)
-    x_T, told = torch.randn(batch.mask.shape, generator=g), []
+    x_T = torch.randn(batch.mask.shape, generator=g)
     denoiser = lambda x, t: method.predict_x0(x, t, features, None)
-    ancestral(denoiser, x_T, [(2, 1)], method.schedule, lambda: noise, on_step=lambda s, x: told.append(x))
-    torch.testing.assert_close(method.training_input(2 * batch.mask - 1, t, noise, features, rng(4)), told[0])
+    expected = ancestral(denoiser, x_T, [(2, 1)], method.schedule, lambda: noise)
+    torch.testing.assert_close(method.training_input(2 * batch.mask - 1, t, noise, features, rng(4)), expected)
 
 
 @BOTH
@@ -151,13 +151,13 @@ def test_the_terminal_timestep_has_its_share(name):
     t = sample_timesteps(20000, 4, 0.5, rng())
     shares = torch.bincount(t, minlength=5)[1:] / len(t)
     torch.testing.assert_close(shares, torch.tensor([0.125, 0.125, 0.125, 0.625]), atol=0.01, rtol=0)
-    for p_terminal, levels in ((0, {1, 2, 3, 4}), (1, {4})):
+    for p_terminal, timesteps in ((0, {1, 2, 3, 4}), (1, {4})):
         method = build(name, "2d", f"p_terminal_timestep={p_terminal}", "recycle=0", "T=4")
         output, seen = method.output, []
         method.output = lambda x_t, t, features, output=output, seen=seen: seen.extend(t.tolist()) or output(x_t, t, features)
         batch = make_batch(method, n=40)
         method.denoising_loss(2 * batch.mask - 1, batch.mask, method.encode(batch.image), rng())
-        assert set(seen) == levels
+        assert set(seen) == timesteps
 
 
 @BOTH
@@ -172,7 +172,7 @@ def test_the_mask_is_noised_as_one_hot_values_of_minus_one_and_one(name):
 
 @BOTH
 def test_each_weight_scales_its_term(name):
-    """Terms again from what the network said, each with a weight of its own."""
+    """Terms again from the network's output, each with a weight of its own."""
     method, seen = build(name, "2d", "noise=2", "dice=3", "cross_entropy=5", "recycle=0"), []
     output, batch = method.output, make_batch(method)
     method.output = lambda *asked: seen.append(output(*asked)) or seen[-1]
@@ -248,19 +248,19 @@ def test_the_bound_is_the_divergence_of_the_samplers_step_from_the_true_one(name
         )
         batch = make_batch(method, n=12)
         x_0 = 2 * batch.mask - 1
-        said = torch.randn(12, 4, *method.plan.patch, generator=rng(9)).requires_grad_()
-        method.output = lambda x_t, t, features, seen=seen, said=said: seen.append((x_t, t)) or said
+        prediction = torch.randn(12, 4, *method.plan.patch, generator=rng(9)).requires_grad_()
+        method.output = lambda x_t, t, features, seen=seen, prediction=prediction: seen.append((x_t, t)) or prediction
         total, log = method.denoising_loss(x_0, batch.mask, method.encode(batch.image), rng(1))
         total.backward()
-        gradients.append(said.grad)
-    (x_t, t), v = seen[0], said[:, 2:].sigmoid()
-    x0_hat, bound = method._to_x0(said[:, :2], x_t, t), []
-    for i, level in enumerate(t.tolist()):
-        if level == 1:
+        gradients.append(prediction.grad)
+    (x_t, t), v = seen[0], prediction[:, 2:].sigmoid()
+    x0_hat, bound = method._to_x0(prediction[:, :2], x_t, t), []
+    for i, timestep in enumerate(t.tolist()):
+        if timestep == 1:
             bound.append(torch.zeros(()))
             continue
-        step = lambda x, z, v=None, i=i, level=level: method.schedule.posterior(
-            x[i : i + 1].double(), x_t[i : i + 1].double(), level, level - 1, 1.0, z * torch.ones(1).double(), v
+        step = lambda x, z, v=None, i=i, timestep=timestep: method.schedule.posterior(
+            x[i : i + 1].double(), x_t[i : i + 1].double(), timestep, timestep - 1, 1.0, z * torch.ones(1).double(), v
         )
         true, own, own_v = step(x_0, 0), step(x0_hat, 0), v[i : i + 1].double()
         q = torch.distributions.Normal(true, step(x_0, 1) - true)
@@ -446,7 +446,7 @@ def branches(network: TwinEncoderUNet) -> tuple[list[torch.Tensor], list[torch.T
 
 
 @pytest.mark.parametrize("skips", ["both", "mask"])
-def test_the_decoder_is_given_the_branches_that_it_is_said_to(skips):
+def test_the_decoder_is_given_the_branches_of_its_setting(skips):
     """m_x + m_I of every stage, or m_x alone."""
     network, given = build("medsegdiff", "2d", f"skips={skips}").network, []
     network.decoder.register_forward_pre_hook(lambda module, inputs: given.extend(inputs[1]))
@@ -470,7 +470,7 @@ def test_the_bottom_is_given_the_sum_of_both_encoders(dce):
 
 @BOTH
 def test_levels_are_told_as_thousandths_of_the_whole(name):
-    """So that an embedding made for a thousand levels tells four of them apart."""
+    """So that an embedding made for a thousand timesteps tells four of them apart."""
     for T, t, told in ((4, 3, 750.0), (1000, 3, 3.0)):
         method, given = build(name, "2d", f"T={T}", "steps=2"), []
         method.network.time.register_forward_pre_hook(lambda module, inputs, given=given: given.append(inputs[0]))
@@ -487,7 +487,7 @@ def test_a_filter_is_no_larger_than_the_patch_at_its_stage(asked, found):
 
 
 def test_calibration_is_trained_on_the_image_beside_noise_alone():
-    """A second call of the network at level T, with an x_T that no mask has touched; the weight scales the squared error."""
+    """A second call of the network at timestep T, with an x_T that no mask has touched; the weight scales the squared error."""
     method, calls = build("medsegdiff", "2d", "calibration=7", "T=5", "recycle=0"), []
     network, batch = method._network, make_batch(method)
     method._network = lambda x_t, t, features: calls.append((x_t, t, found := network(x_t, t, features))) or found
@@ -551,7 +551,7 @@ def test_settings_of_the_first_version_that_would_do_nothing_are_refused():
 
 
 @BOTH
-def test_defaults_are_few_levels_of_a_harder_schedule(name):
+def test_defaults_are_few_timesteps_of_a_harder_schedule(name):
     c = METHODS[name].config_class()
     assert (c.T, c.schedule, c.input_scale, c.predict, c.variance) == (4, "variance_preserving", 0.5, "x0", "fixed")
     assert (c.noise, c.dice, c.cross_entropy, c.recycle, c.p_terminal_timestep, c.sampler) == (
@@ -567,7 +567,7 @@ def test_defaults_are_few_levels_of_a_harder_schedule(name):
 
 
 @BOTH
-def test_a_draw_takes_two_steps_where_there_are_two_levels(name):
+def test_a_draw_takes_two_steps_where_there_are_two_timesteps(name):
     steps = {wishes: build(name, "2d", *wishes.split()).default_steps for wishes in ("T=4", "T=1", "T=4 steps=4", "T=1000")}
     assert steps == {"T=4": 2, "T=1": 1, "T=4 steps=4": 4, "T=1000": 2}
 

@@ -89,7 +89,7 @@ def test_same_seed_same_draw_alone_or_among_others(name):
 
 
 def test_a_draw_is_the_last_thing_the_network_made_of_its_states(name):
-    """x0_hat is told at each level of the grid, over the whole image without padding; the last one is the draw."""
+    """x0_hat is reported at each timestep of the grid, over the whole image without padding; the last one is the draw."""
     method, told = build(name), []
     if method.supervision == "image_label":
         pytest.skip("its states are images")

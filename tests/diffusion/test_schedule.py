@@ -35,8 +35,8 @@ etas = st.floats(0, 1)
 
 
 @st.composite
-def levels(draw, first: int = 0):
-    """A schedule and two of its levels, first <= s < t."""
+def timesteps(draw, first: int = 0):
+    """A schedule and two of its timesteps, first <= s < t."""
     schedule = SCHEDULES[draw(names)](draw(st.sampled_from([2, 4, 10, 50, 1000])))
     if draw(st.booleans()):
         schedule = schedule.scaled(draw(st.floats(0.1, 2)))
@@ -59,12 +59,12 @@ def close(*expected: float, tolerance: float = 1e-10):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_tables_run_from_clean_to_noise_for_every_number_of_levels(name):
+def test_tables_run_from_clean_to_noise_for_every_number_of_timesteps(name):
     for T in [*range(1, 60), 100, 250, 1000, 4000]:
         schedule = SCHEDULES[name](T)
         assert schedule.T == T and schedule.alpha_bar[0] == 1
         assert (schedule.alpha_bar.diff() < 0).all() and schedule.alpha_bar[-1] > 0
-        assert schedule.alpha_bar[-1].sqrt() < 0.04  # what is left of the mask at level T
+        assert schedule.alpha_bar[-1].sqrt() < 0.04  # what is left of the mask at timestep T
 
 
 def test_linear_is_the_product_of_ho_et_al():
@@ -96,7 +96,7 @@ def test_variance_preserving_is_the_integral_of_beta(T):
 @pytest.mark.parametrize("T", [50, 200, 1000])
 def test_tables_are_those_of_diffusers(name, theirs, T):
     scheduler = DDPMScheduler(T, beta_start=1e-4 * 1000 / T, beta_end=0.02 * 1000 / T, beta_schedule=theirs)
-    # Convention: their index i is our level i + 1; they have no clean level and float32 tables.
+    # Convention: their index i is our timestep i + 1; they have no clean timestep and float32 tables.
     torch.testing.assert_close(SCHEDULES[name](T).alpha_bar[1:], scheduler.alphas_cumprod.double(), rtol=2e-4, atol=1e-9)
 
 
@@ -104,7 +104,7 @@ def test_tables_are_those_of_diffusers(name, theirs, T):
 def test_few_step_coefficients_are_those_of_ddgan(T):
     schedule, (c, p, r, v) = NoiseSchedule.variance_preserving(T), DDGAN[T]
     assert schedule.alpha_bar.sqrt().tolist() == pytest.approx(c, abs=6e-6)
-    for i in range(T):  # their index i is the step from level i + 1 to level i
+    for i in range(T):  # their index i is the step from timestep i + 1 to timestep i
         found = coefficients(schedule, i + 1, i, 1.0)
         assert (found[0], found[1], found[2] ** 2) == pytest.approx((p[i], r[i], v[i]), abs=6e-6)
 
@@ -136,7 +136,7 @@ def test_snr_falls_from_infinity():
 @pytest.mark.parametrize(
     "table",
     [[1.0], [0.9, 0.5], [1.0, 0.5, 0.5], [1.0, 0.2, 0.4], [1.0, 0.5, -0.1], [1.0, math.nan], [math.nan, 0.5]],
-    ids=["one level", "no clean level", "flat", "rising", "negative", "nan", "nan at 0"],
+    ids=["one timestep", "no clean timestep", "flat", "rising", "negative", "nan", "nan at 0"],
 )
 def test_tables_that_are_no_schedule_are_refused(table):
     with pytest.raises(UserError, match="decrease strictly"):
@@ -151,7 +151,7 @@ def test_a_mask_scaled_to_nothing_is_refused():
 # -- noising -------------------------------------------------------------------------------------------------------
 
 
-@given(case=levels())
+@given(case=timesteps())
 def test_noising_in_two_steps_has_the_marginal_of_one(case):
     schedule, s, t = case
     mean = float(schedule.q_step(schedule.q_sample(ONE, s, ZERO), s, t, ZERO))
@@ -161,7 +161,7 @@ def test_noising_in_two_steps_has_the_marginal_of_one(case):
     assert (mean, first**2 + second**2) == close(math.sqrt(ab), 1 - ab)
 
 
-@given(case=levels())
+@given(case=timesteps())
 def test_noising_keeps_unit_variance(case):
     schedule, s, t = case
     signal, noise = float(schedule.q_sample(ONE, t, ZERO)), float(schedule.q_sample(ZERO, t, ONE))
@@ -187,7 +187,7 @@ def test_one_level_down_with_eta_1_is_the_ddpm_posterior(name, T):
         assert (a, b, c * c) == close(of_x_0, of_x_t, variance, tolerance=ROOT)
 
 
-@given(case=levels(first=1))
+@given(case=timesteps(first=1))
 def test_eta_1_is_bayes_for_any_pair_of_levels(case):
     """The product of two Gaussians in x_s: q(x_s | x_0) and q(x_t | x_s)."""
     schedule, s, t = case
@@ -198,7 +198,7 @@ def test_eta_1_is_bayes_for_any_pair_of_levels(case):
     assert (a, b, c * c) == close(of_x_0, of_x_t, variance, tolerance=ROOT)
 
 
-@given(case=levels(first=1), eta=etas, v=st.floats(0, 1))
+@given(case=timesteps(first=1), eta=etas, v=st.floats(0, 1))
 def test_a_learned_variance_lies_between_those_of_the_posterior_and_of_the_step_upwards(case, eta, v):
     """log variance = v log beta + (1 - v) log beta~ for any two levels; the mean stays that of the posterior."""
     schedule, s, t = case
@@ -213,7 +213,7 @@ def test_a_learned_variance_lies_between_those_of_the_posterior_and_of_the_step_
             assert step(*parts, v=told) == step(*parts, v=None)
 
 
-@given(case=levels(first=1), x_0=st.floats(-1, 1), x0_hat=st.floats(-1, 1), v=st.floats(0, 1))
+@given(case=timesteps(first=1), x_0=st.floats(-1, 1), x0_hat=st.floats(-1, 1), v=st.floats(0, 1))
 def test_the_divergence_is_that_of_two_gaussians(case, x_0, x0_hat, v):
     schedule, s, t = case
     x_0, x0_hat, told = (torch.tensor(value, dtype=torch.float64) for value in (x_0, x0_hat, v))
@@ -224,7 +224,7 @@ def test_the_divergence_is_that_of_two_gaussians(case, x_0, x0_hat, v):
     assert float(schedule.posterior_divergence(x_0, x0_hat, t, s, told)) == pytest.approx(float(expected), rel=1e-6, abs=1e-6)
 
 
-@given(case=levels(), eta=etas)
+@given(case=timesteps(), eta=etas)
 def test_a_step_down_has_the_marginal_of_the_lower_level(case, eta):
     """x_t ~ q(x_t | x_0), then x_s ~ posterior with the true x_0: exactly q(x_s | x_0), whatever s < t and eta."""
     schedule, s, t = case
@@ -235,7 +235,7 @@ def test_a_step_down_has_the_marginal_of_the_lower_level(case, eta):
     assert (mean, first**2 + second**2) == close(math.sqrt(ab), 1 - ab)
 
 
-@given(case=levels(), eta=etas)
+@given(case=timesteps(), eta=etas)
 def test_noise_grows_in_proportion_to_eta(case, eta):
     schedule, s, t = case
     assert coefficients(schedule, t, s, eta)[2] == pytest.approx(eta * coefficients(schedule, t, s, 1.0)[2], abs=1e-15)

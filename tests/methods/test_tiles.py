@@ -43,7 +43,7 @@ def test_windows_cover_everything_inside_and_overlap_as_asked(size, patch, overl
 def test_a_pointwise_denoiser_gives_the_same_with_and_without_tiles(size):
     """x0_hat = f(x_t, image) voxel by voxel: blending any tiles of it is the identity."""
     image = torch.randn(1, *size)
-    tiling = Tiling(image, plan(), encode=lambda x: 2 * x, overlap=0.5)
+    tiling = Tiling(image, plan(), encode=lambda x: 2 * x)
     x_t = torch.randn(2, 3, *tiling.shape)
     denoise = lambda x, t, features, z: torch.tanh(x + features) * t
     got = tiling.crop(tiling.denoise(answering(denoise), x_t, 3, None, 2).x_0)
@@ -54,7 +54,7 @@ def test_a_pointwise_denoiser_gives_the_same_with_and_without_tiles(size):
 @pytest.mark.parametrize("dims", [2, 3])
 def test_x0_and_its_variance_are_each_blended_for_themselves(dims):
     p = plan(dims=dims, patch=(8,) * dims)
-    tiling = Tiling(torch.randn(1, 9, 12, 11), p, encode=lambda x: x, overlap=0.5)
+    tiling = Tiling(torch.randn(1, 9, 12, 11), p, encode=lambda x: x)
     x_t = torch.randn(2, 3, *tiling.shape)
     one, other = lambda x, t, f, z: x + f.mean(), lambda x, t, f, z: x.square() * f
     both = tiling.denoise(lambda *inputs: ModelOutput(one(*inputs), other(*inputs)), x_t, 1, None, 2)
@@ -67,7 +67,7 @@ def test_x0_and_its_variance_are_each_blended_for_themselves(dims):
 def test_a_two_dimensional_network_on_a_volume_keeps_the_axes(axis, context):
     image = torch.randn(1, 9, 12, 11)
     p = plan(dims=2, context=context, patch=(8, 8), slice_axis=axis)
-    tiling = Tiling(image, p, encode=lambda x: x[:, context : context + 1], overlap=0.5)
+    tiling = Tiling(image, p, encode=lambda x: x[:, context : context + 1])
     x_t = torch.randn(2, 3, *tiling.shape)
     got = tiling.crop(tiling.denoise(answering(lambda x, t, f, z: x * f), x_t, 1, None, 2).x_0)
     torch.testing.assert_close(got, tiling.crop(x_t) * image)
@@ -82,7 +82,7 @@ def test_features_may_be_several_tensors_of_any_sizes(dims, monkeypatch):
     joined = lambda x: torch.cat([x, several(x)[1].expand_as(x)], dim=1)
     for kept in (2**31, 0):
         monkeypatch.setattr("diffuseg.methods.tiles.FEATURES_KEPT", kept)
-        a, b = (Tiling(image, p, encode=encode, overlap=0.5) for encode in (several, joined))
+        a, b = (Tiling(image, p, encode=encode) for encode in (several, joined))
         x_t = torch.randn(2, 3, *a.shape)
         for t in (1, 2):
             got = a.denoise(answering(lambda x, t, f, z: x * f[0] + f[1]), x_t, t, None, 2).x_0
@@ -92,7 +92,7 @@ def test_features_may_be_several_tensors_of_any_sizes(dims, monkeypatch):
 
 
 def test_every_tile_of_a_draw_gets_the_draws_own_latent():
-    tiling = Tiling(torch.randn(1, 19, 14, 11), plan(), encode=lambda x: x, overlap=0.5)
+    tiling = Tiling(torch.randn(1, 19, 14, 11), plan(), encode=lambda x: x)
     z = torch.tensor([[1.0], [2.0]])
     x_t = torch.zeros(2, 3, *tiling.shape)
     got = tiling.denoise(answering(lambda x, t, f, z: x + z.reshape(-1, 1, 1, 1, 1)), x_t, 1, z, 2).x_0

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -26,7 +25,6 @@ class ModelOutput(NamedTuple):
 
 Denoiser = Callable[[Tensor, int], ModelOutput]
 Grid = list[tuple[int, int]]
-OnStep = Callable[[int, Tensor], None] | None
 
 
 def timesteps(T: int, steps: int) -> Grid:
@@ -42,9 +40,8 @@ def timesteps(T: int, steps: int) -> Grid:
 
 
 def ancestral(
-    denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSchedule, noise: Callable[[], Tensor],
-    eta: float = 1.0, on_step: OnStep = None,
-) -> Tensor:  # fmt: skip
+    denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSchedule, noise: Callable[[], Tensor], eta: float = 1.0
+) -> Tensor:
     """x_s ~ q(x_s | x_t, x0_hat), with a learned variance where the denoiser has one; eta scales the noise.
 
     References:
@@ -53,21 +50,18 @@ def ancestral(
     for t, s in grid:
         x_0, v = denoiser(x, t)
         x = schedule.posterior(x_0, x, t, s, eta, noise() if eta and s else torch.zeros_like(x), v if s else None)
-        if on_step is not None:
-            on_step(s, x)
     return x
 
 
 def ddim(
-    denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSchedule, noise: Callable[[], Tensor],
-    eta: float = 0.0, on_step: OnStep = None,
-) -> Tensor:  # fmt: skip
+    denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSchedule, noise: Callable[[], Tensor], eta: float = 0.0
+) -> Tensor:
     """The deterministic member of the same family; a learned variance has no part in it.
 
     References:
         Song et al. 2021, eq. 12.
     """
-    return ancestral(lambda x, t: ModelOutput(denoiser(x, t).x_0), x, grid, schedule, noise, eta, on_step)
+    return ancestral(lambda x, t: ModelOutput(denoiser(x, t).x_0), x, grid, schedule, noise, eta)
 
 
 def ddim_inversion(denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSchedule) -> Tensor:
@@ -87,10 +81,7 @@ def ddim_inversion(denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSch
     return x
 
 
-def dpm_solver_pp_2m(
-    denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSchedule, noise: Callable[[], Tensor],
-    on_step: OnStep = None,
-) -> Tensor:  # fmt: skip
+def dpm_solver_pp_2m(denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSchedule, noise: Callable[[], Tensor]) -> Tensor:
     """DPM-Solver++(2M): second order, data prediction, the previous x0_hat as the second point.
 
     lambda = log(alpha / sigma); the step to s = 0 (lambda infinite) is x0_hat itself.
@@ -103,35 +94,22 @@ def dpm_solver_pp_2m(
     lam = (alpha / sigma).log()
     previous: tuple[Tensor, float] | None = None
     for t, s in grid:
-        x_0 = denoiser(x, t).x_0
+        x_0 = D = denoiser(x, t).x_0
         if s == 0:
-            x = x_0
-        else:
-            h = float(lam[s] - lam[t])
-            D = x_0
-            if previous is not None:
-                r = previous[1] / h
-                D = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * previous[0]
-            x = float(sigma[s] / sigma[t]) * x - float(alpha[s]) * math.expm1(-h) * D
-            previous = (x_0, h)
-        if on_step is not None:
-            on_step(s, x)
+            return x_0
+        h = float(lam[s] - lam[t])
+        if previous is not None:
+            r = previous[1] / h
+            D = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * previous[0]
+        x = float(sigma[s] / sigma[t]) * x - float(alpha[s]) * math.expm1(-h) * D
+        previous = (x_0, h)
     return x
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """A sampler with what it claims: its order of convergence, and whether it draws noise on the way."""
-
-    function: Callable[..., Tensor]
-    order: int
-    stochastic: bool
-
-
-SAMPLERS: dict[str, Sampler] = {
-    "ancestral": Sampler(ancestral, 1, True),
-    "ddim": Sampler(ddim, 1, False),
-    "dpm-solver++(2m)": Sampler(dpm_solver_pp_2m, 2, False),
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "dpm-solver++(2m)": dpm_solver_pp_2m,
 }
 
 
@@ -139,7 +117,7 @@ def check_sampling(schedule: NoiseSchedule, steps: int, sampler: str) -> None:
     """Check sampler and steps before anything is computed.
 
     Raises:
-        UserError: an unknown sampler, or more steps than the schedule has timesteps.
+        UserError: an unknown sampler, or steps that the schedule does not have.
     """
     if sampler not in SAMPLERS:
         raise UserError(f"unknown sampler {sampler!r}", do=f"Known: {', '.join(SAMPLERS)}")

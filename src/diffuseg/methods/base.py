@@ -18,7 +18,7 @@ from diffuseg.methods.tiles import Features, Tiling
 from diffuseg.types import Batch
 
 OnDenoised = Callable[[int, Tensor], None] | None
-OVERLAP = 0.5  # of neighbouring tiles, as a share of the patch
+Loss = tuple[Tensor, dict[str, float | Tensor]]  # the scalar to minimise, and what to log
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,9 @@ def setting(default: Any, low: int | float, high: int | float = inf) -> Any:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Settings that every method has. `widths` left out means the plan's.
+    """Settings that every method has. `widths` left out means the plan's."""
 
-    Raises:
-        UserError: a `setting` outside its range.
-    """
-
-    aliases: ClassVar[dict[str, str]] = {}  # old name of a setting -> its name
+    aliases: ClassVar[dict[str, str]] = {}  # see config.py
 
     widths: tuple[int, ...] | None = setting(None, 1)
     blocks: int = setting(1, 1)
@@ -126,12 +122,12 @@ class Method(nn.Module, ABC, Generic[Config]):
         self.widths: tuple[int, ...] = config.widths or plan.widths
 
     @property
-    @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
-        """The phases of one training step, in order."""
+        """The phases of one training step, in order; one that trains `network` where a method says nothing else."""
+        return (Phase("network", ("network",), self.config.learning_rate),)
 
     @abstractmethod
-    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Float[Tensor, ""], dict[str, float | Tensor]]:
+    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
         """The scalar that a phase minimises, and what to log; all randomness comes from `rng`."""
 
     def draw(
@@ -154,7 +150,7 @@ class Method(nn.Module, ABC, Generic[Config]):
             sampler: a name in SAMPLERS; of a method that learns from image-level labels the kind of map.
             eta: scale of the noise in each step (0: DDIM, 1: DDPM), for samplers that have it.
             chunk: draws that are made at a time.
-            label: the class that the image is known to show, 0 for none; only for methods that learn from image-level labels.
+            label: the class that the image shows, 0 for none; only for methods that learn from image-level labels.
             on_denoised: receives (t, x0_hat [n, k, *s] in [-1, 1]) of the draws made together at each timestep; a method
                 without states calls it once, at t = 0.
 
@@ -170,11 +166,7 @@ class Method(nn.Module, ABC, Generic[Config]):
         """What `draw` yields."""
 
     def sampling(self, sampler: str | None, steps: int | None) -> tuple[str, int]:
-        """Sampler and number of steps of a draw, defaults filled in.
-
-        Raises:
-            UserError: what the method cannot do.
-        """
+        """Sampler and number of steps of a draw, defaults filled in, or a UserError if the method does not have them."""
         if not self.generative:
             return self.default_sampler, 1
         name, n = sampler or self.default_sampler, self.default_steps if steps is None else steps
@@ -190,11 +182,7 @@ class Method(nn.Module, ABC, Generic[Config]):
         return None
 
     def finalize_draw(
-        self,
-        draw: Float[Tensor, "k *s"],
-        image: Float[Tensor, "c *s"],
-        sampler: str | None = None,
-        steps: int | None = None,
+        self, draw: Float[Tensor, "k *s"], image: Tensor, sampler: str | None = None, steps: int | None = None
     ) -> Float[Tensor, "k *s"]:
         """Probabilities from one draw of an image, or the mean of several: itself, unless draws are saliency maps."""
         return draw
@@ -234,7 +222,7 @@ class MaskMethod(Method[Config]):
 
         So neighbouring tiles share their noise.
         """
-        tiling = Tiling(image, self.plan, self.encode, OVERLAP)
+        tiling = Tiling(image, self.plan, self.encode)
         if not self.generative:
             x_0 = tiling.crop(tiling.denoise(self.predict_x0, None, 0, None, 1).x_0)
             if options.on_denoised is not None:
@@ -261,7 +249,7 @@ class MaskMethod(Method[Config]):
 
         grid = timesteps(self.schedule.T, options.steps)
         eta = {} if options.eta is None else {"eta": options.eta}
-        return SAMPLERS[options.sampler].function(denoiser, noise(), grid, self.schedule, noise, **eta)
+        return SAMPLERS[options.sampler](denoiser, noise(), grid, self.schedule, noise, **eta)
 
 
 def noise_of(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Float[Tensor, "n *s"]:

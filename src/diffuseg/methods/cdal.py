@@ -17,7 +17,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import ModelOutput
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, mask_to_x, noise_of, setting
+from diffuseg.methods.base import Loss, MaskConfig, MaskMethod, Phase, mask_to_x, noise_of, setting
 from diffuseg.methods.training import (
     detached,
     randn_like,
@@ -124,7 +124,7 @@ class CDAL(MaskMethod[CDALSettings]):
         penalty = (Phase("r1", modules, rate, every * c.r1_every, c.betas),) if c.r1 else ()
         return adversary + penalty + phases
 
-    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
         assert batch.mask is not None
         x_0 = mask_to_x(batch.mask)
         if phase.name == "discriminator":
@@ -135,7 +135,7 @@ class CDAL(MaskMethod[CDALSettings]):
 
     # -- the generator ---------------------------------------------------------------------------------------------
 
-    def _generator_loss(self, x_0: Tensor, mask: Tensor, image: Tensor, rng: torch.Generator) -> tuple[Tensor, dict]:
+    def _generator_loss(self, x_0: Tensor, mask: Tensor, image: Tensor, rng: torch.Generator) -> Loss:
         c = self.config
         t = sample_timesteps(len(x_0), c.T, c.p_terminal_timestep, rng).to(x_0.device)
         features = self.encode(image)
@@ -201,7 +201,7 @@ class CDAL(MaskMethod[CDALSettings]):
         assert self.discriminator is not None
         return self.discriminator(self._pair_inputs(x_s, x_t, image), t * (1000 / self.config.T)).float()
 
-    def _discriminator_loss(self, x_0: Tensor, image: Tensor, rng: torch.Generator) -> tuple[Tensor, dict]:
+    def _discriminator_loss(self, x_0: Tensor, image: Tensor, rng: torch.Generator) -> Loss:
         """Non-saturating: softplus(-D(real)) + softplus(D(fake)), the fake x_s ~ q(x_s | x_t, G(x_t))."""
         t = torch.randint(1, self.config.T + 1, (len(x_0),), generator=rng).to(x_0.device)
         x_s, x_t = self._real_pair(x_0, t, rng)
@@ -209,10 +209,10 @@ class CDAL(MaskMethod[CDALSettings]):
             x0_hat, _ = self._mask(self._logits(x_t, t, self.encode(image), self._latents(len(t), rng)))
             fake = self.schedule.posterior(x0_hat, x_t, t, t - 1, 1.0, randn_like(x_t, rng))
         real_logit, fake_logit = self._discriminate(x_s, x_t, t, image), self._discriminate(fake, x_t, t, image)
-        log = {"D(real)": real_logit.detach().mean(), "D(fake)": fake_logit.detach().mean()}
+        log: dict[str, float | Tensor] = {"D(real)": real_logit.detach().mean(), "D(fake)": fake_logit.detach().mean()}
         return F.softplus(-real_logit).mean() + F.softplus(fake_logit).mean(), log
 
-    def _r1(self, x_0: Tensor, image: Tensor, rng: torch.Generator) -> tuple[Tensor, dict]:
+    def _r1(self, x_0: Tensor, image: Tensor, rng: torch.Generator) -> Loss:
         """gamma / 2 E |grad_{x_s} D|^2 on real pairs, times the interval at which it runs."""
         t = torch.randint(1, self.config.T + 1, (len(x_0),), generator=rng).to(x_0.device)
         x_s, x_t = self._real_pair(x_0, t, rng)
@@ -246,9 +246,7 @@ class CDAL(MaskMethod[CDALSettings]):
         return torch.cat([features, image], dim=1) if self.config.attention == "input" else features
 
     def latent(self, generators: Sequence[torch.Generator]) -> Tensor | None:
-        if not self.config.latent:
-            return None
-        return noise_of(generators, (self.config.latent,))
+        return noise_of(generators, (self.config.latent,)) if self.config.latent else None
 
     def denoise(self, x_t: Tensor | None, t: int, features: Tensor, z: Tensor | None) -> Tensor:
         assert x_t is not None

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.parameterization import target, to_x0
 from diffuseg.diffusion.schedule import SCHEDULES
-from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, mask_to_x, setting
+from diffuseg.methods.base import Loss, MaskConfig, MaskMethod, Phase, mask_to_x, setting
 from diffuseg.methods.training import randn_like, sample_timesteps, squared_error
 from diffuseg.networks.unet import UNet
 from diffuseg.types import Batch
@@ -47,11 +47,7 @@ class Concat(MaskMethod[ConcatConfig]):
         inputs = plan.classes + plan.image_channels
         self.network = UNet(plan.dims, inputs, plan.classes, self.widths, config.blocks)
 
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        return (Phase("network", ("network",), self.config.learning_rate),)
-
-    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
         assert batch.mask is not None
         x_0 = mask_to_x(batch.mask)
         t = sample_timesteps(len(x_0), self.schedule.T, p_terminal=0.0, rng=rng).to(x_0.device)

@@ -23,15 +23,13 @@ from torch import Tensor, nn
 
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
-from diffuseg.methods.base import Phase, mask_to_x, setting
+from diffuseg.methods.base import Loss, Phase, mask_to_x, setting
 from diffuseg.methods.tiles import Features
 from diffuseg.methods.training import DenoisingConfig, MaskDenoising, randn_like, squared_error
 from diffuseg.networks.blocks import ChannelNorm, Norm, TimeEmbedding, conv, crop, halve, in_float32, pad_to_multiple
 from diffuseg.networks.frequency import FFParser, fitting
 from diffuseg.networks.stages import Bottom, Decoder, Encoder
 from diffuseg.types import Batch
-
-Rule = Literal["residual", "published", "released", "off"]
 
 # S, B and L halve the image 4, 5 and 6 times; blocks per stage begin as ResNet-34's. The widths are ours, chosen so that
 # the parameters come near the published 13, 25 and 41 million: the paper does not give them.
@@ -58,7 +56,7 @@ class MedSegDiffConfig(DenoisingConfig):
     """
 
     size: Literal["tiny", "S", "B", "L"] = "tiny"
-    dce: Rule = "residual"
+    dce: Literal["residual", "published", "released", "off"] = "residual"
     ff_parser: bool = True
     filter_size: int = setting(16, 2)
     skips: Literal["both", "mask"] = "both"
@@ -109,8 +107,8 @@ class TwinEncoderUNet(nn.Module):
     """D((E^I + E^x, t), t): an encoder for the image, one for the noisy mask, a shared last stage, a plain decoder.
 
     `encode(image)` gives what does not depend on x_t: the image branch up to and including its first coupled stage (all
-    of it without coupling), one tensor per stage. The image branch is not told t; from the first coupling on it knows it
-    through m_x. Any spatial size is accepted: it is padded to a multiple of 2**stages and the result is cropped.
+    of it without coupling), one tensor per stage. The image branch has no t of its own; from the first coupling on m_x brings
+    it. Any spatial size is accepted: it is padded to a multiple of 2**stages and the result is cropped.
     """
 
     def __init__(self, plan: Plan, widths: Sequence[int], blocks: Sequence[int], c: MedSegDiffConfig) -> None:
@@ -129,7 +127,7 @@ class TwinEncoderUNet(nn.Module):
                 self.couplings[str(k)] = ReleasedGate(dims, widths[k], parser)
             else:
                 self.couplings[str(k)] = DynamicConditionalEncoding(dims, widths[k], parser, c.dce == "residual")
-        self.kept = min((int(k) + 1 for k in self.couplings), default=self.stages)
+        self.uncoupled = min((int(k) + 1 for k in self.couplings), default=self.stages)
         self.bottom = Bottom(dims, widths[-2], widths[-1], blocks[-1], time)
         self.decoder = Decoder(dims, widths, c.blocks, time)
         self.norm, self.last = Norm(widths[0]), conv(dims, widths[0], c.outputs(classes), zero=True)
@@ -138,11 +136,11 @@ class TwinEncoderUNet(nn.Module):
 
     def encode(self, image: Float[Tensor, "b c *s"]) -> tuple[Tensor, ...]:
         """Image features of the stages that no x_t has touched yet, at padded sizes."""
-        m_I, kept = pad_to_multiple(image, 2**self.stages), []
-        for k in range(self.kept):
+        m_I, features = pad_to_multiple(image, 2**self.stages), []
+        for k in range(self.uncoupled):
             m_I = self.image.stage(k, m_I)
-            kept.append(m_I)
-        return tuple(kept)
+            features.append(m_I)
+        return tuple(features)
 
     def forward(
         self, x_t: Float[Tensor, "b k *s"], t: Float[Tensor, " b"], features: tuple[Tensor, ...]
@@ -152,7 +150,7 @@ class TwinEncoderUNet(nn.Module):
         skips, branch = [], []
         for k in range(self.stages):
             m_x = self.mask.stage(k, m_x, time)
-            m_I = features[k] if k < self.kept else self.image.stage(k, m_I)
+            m_I = features[k] if k < self.uncoupled else self.image.stage(k, m_I)
             if str(k) in self.couplings:
                 m_I = self.couplings[str(k)](m_I, m_x)
             branch.append(m_I)
@@ -186,16 +184,12 @@ class MedSegDiff(MaskDenoising[MedSegDiffConfig]):
             raise UserError(f"widths {list(self.widths)}: size {config.size!r} needs {wants}")
         self.network = TwinEncoderUNet(plan, self.widths, blocks, config)
 
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        return (Phase("network", ("network",), self.config.learning_rate),)
-
-    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
         assert batch.mask is not None
         x_0, features = mask_to_x(batch.mask), self.encode(batch.image)
         total, log = self.denoising_loss(x_0, batch.mask, features, rng)
         if self.config.calibration:
-            # The image branch beside noise alone, t = T: what it knows without being shown the mask.
+            # The image branch beside noise alone, t = T: what it makes of the image without the mask.
             T = torch.full((len(x_0),), self.config.T, device=x_0.device)
             _, branch = self._network(randn_like(x_0, rng), T, features)
             segmentation = self.network.calibrate(branch, x_0.shape[2:]).softmax(1)

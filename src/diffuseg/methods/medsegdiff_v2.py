@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
-from diffuseg.methods.base import Phase, mask_to_x, setting
+from diffuseg.methods.base import Loss, Phase, mask_to_x, setting
 from diffuseg.methods.tiles import Features
 from diffuseg.methods.training import DenoisingConfig, MaskDenoising, detached, segmentation_loss
 from diffuseg.networks.blocks import Norm, TimeEmbedding, conv, crop, halve, in_float32, pad_to_multiple
@@ -80,7 +80,7 @@ class Anchor(nn.Module):
     """sigmoid(max(f_c * k_Gauss, f_c) * k_1x1): where the first features of the diffusion U-Net are to be strengthened.
 
     k_Gauss has a learnable mean and standard deviation per axis, in voxels, on a support of 7 voxels per axis, and sums
-    to one: it spreads a condition that may be wrong at the border, and the maximum keeps what was certain.
+    to one: it spreads a condition that may be wrong at an edge, and the maximum keeps what was certain.
     """
 
     reach = 3
@@ -96,7 +96,7 @@ class Anchor(nn.Module):
         return (-0.5 * ((x - self.mean[:, None]) / self.log_sigma[:, None].exp()).square()).softmax(dim=1)
 
     def smooth(self, f: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
-        """f * k_Gauss, axis by axis, the border continued: products with a banded matrix.
+        """f * k_Gauss, axis by axis, edge values continued: products with a banded matrix.
 
         A convolution of each channel by itself is several times slower on a processor, forwards and backwards.
         """
@@ -164,7 +164,7 @@ class MedSegDiffV2(MaskDenoising[MedSegDiffV2Config]):
         anchor = ("anchor",) if self.anchor is not None else ()
         return Phase("condition", ("condition",), rate, alpha), Phase("noise", ("condition", *anchor, "network"), rate)
 
-    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
         assert batch.mask is not None
         if phase.name == "noise":
             return self.denoising_loss(mask_to_x(batch.mask), batch.mask, self.encode(batch.image), rng)

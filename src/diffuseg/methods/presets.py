@@ -5,8 +5,8 @@ Each preset overrides the plan ("plan"), the method ("config") and the training 
 
 from typing import Any
 
-# cDAL's generator losses, latents, schedules and widths per data set, from its released configurations. Blocks per level are
-# chosen so that the number of parameters is about theirs: their levels have residual blocks for resampling, ours do not.
+# cDAL's generator losses, latents, schedules and widths per data set, from its released configurations. Blocks per stage are
+# chosen so that the number of parameters is about theirs: their stages have residual blocks for resampling, ours do not.
 _RELEASED: dict[str, Any] = {
     "mse": 1.0, "dice": 0.0, "cross_entropy": 0.0, "adversarial": 0.0, "output": "tanh",
     "attention": "label", "attention_norm": "none", "discriminator_image": False,
@@ -32,7 +32,7 @@ _CXR: dict[str, Any] = {
     "discriminator_widths": (128, 256, 512, 512, 512, 512, 512),
 }  # fmt: skip
 
-# Both versions of MedSegDiff, as published: noise prediction over a thousand levels, squared error alone, 100 steps. How long
+# Both versions of MedSegDiff, as published: noise prediction over 1000 timesteps, squared error alone, 100 steps. How long
 # to train is in neither paper; the released code's readme says about 100,000 steps.
 _PUBLISHED: dict[str, Any] = {
     "T": 1000, "schedule": "linear", "input_scale": 1.0, "predict": "eps", "steps": 100, "sampler": "ancestral",

@@ -20,7 +20,7 @@ M = TypeVar("M", bound=type[Method])
 
 
 class Registry(MutableMapping[str, type[Method]]):
-    """Name -> class. Entry points of installed packages are found at the first look and imported when they are needed."""
+    """Name -> class. Entry points of installed packages are listed at the first look and imported when they are needed."""
 
     def __init__(self, methods: dict[str, type[Method]]) -> None:
         self._methods = methods
@@ -52,17 +52,27 @@ class Registry(MutableMapping[str, type[Method]]):
     def __contains__(self, name: object) -> bool:
         return name in self._methods or name in self._entry_points()
 
-    def add(self, name: str, cls: type[Method]) -> None:
-        """Another method. A module that is imported again may add its own class again.
+    def register(self, name: str) -> Callable[[M], M]:
+        """A class decorator that adds a method, and so to the commands, to checkpoints and to the contract's tests.
+
+        A module that is imported again may add its own class again.
+
+        Args:
+            name: what `diffuseg train --method` and checkpoints call it.
 
         Raises:
             UserError: another class has this name.
         """
-        before = self._methods.get(name, cls)
-        if (before.__module__, before.__qualname__) != (cls.__module__, cls.__qualname__):
-            what = f"a method {name!r} is there already: {before.__module__}.{before.__qualname__}"
-            raise UserError(what, do="Choose another name.")
-        self._methods[name] = cls
+
+        def add(cls: M) -> M:
+            before = self._methods.get(name, cls)
+            if (before.__module__, before.__qualname__) != (cls.__module__, cls.__qualname__):
+                what = f"a method {name!r} is there already: {before.__module__}.{before.__qualname__}"
+                raise UserError(what, do="Choose another name.")
+            self._methods[name] = cls
+            return cls
+
+        return add
 
 
 METHODS = Registry(
@@ -77,20 +87,4 @@ METHODS = Registry(
         "cam": CAM,
     }
 )
-
-
-def register_method(name: str) -> Callable[[M], M]:
-    """A class decorator that adds a method to METHODS, and so to the commands, to checkpoints and to the contract's tests.
-
-    Args:
-        name: what `diffuseg train --method` and checkpoints call it.
-
-    Raises:
-        UserError: another class has this name.
-    """
-
-    def register(cls: M) -> M:
-        METHODS.add(name, cls)
-        return cls
-
-    return register
+register_method = METHODS.register

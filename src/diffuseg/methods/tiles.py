@@ -15,6 +15,7 @@ from diffuseg.diffusion.samplers import ModelOutput
 
 Features = Tensor | tuple[Tensor, ...]  # what a method makes of an image once: one tensor, or several of any sizes
 
+OVERLAP = 0.5  # of neighbouring windows, as a share of the patch
 FEATURES_KEPT = 2**31  # bytes of image features kept between steps; beyond that they are computed again
 SLICES = 32  # slices of a volume that a 2-D network sees at a time
 
@@ -26,21 +27,18 @@ class Tiling:
     States and results are whole-image tensors [n, k, *shape], `shape` being the padded spatial shape.
     """
 
-    def __init__(self, image: Float[Tensor, "c *s"], plan: Plan, encode: Callable[[Tensor], Features], overlap: float) -> None:
+    def __init__(self, image: Float[Tensor, "c *s"], plan: Plan, encode: Callable[[Tensor], Features]) -> None:
         self.plan, self.encode = plan, encode
         self.sliced = plan.dims == 2 and image.ndim == 4
         self.native = image.shape[1:]
-        if self.sliced:
-            stack = slice_stack(image, plan)
-        else:
-            stack = image[None]
+        stack = slice_stack(image, plan) if self.sliced else image[None]
         missing = [max(p - n, 0) for p, n in zip(plan.patch, stack.shape[2:], strict=True)]
         self.offset = [m // 2 for m in missing]
         padding = [v for m in reversed(missing) for v in (m // 2, m - m // 2)]
         self.stack = F.pad(stack, padding, value=float(stack.min())) if any(missing) else stack
         plane = tuple(self.stack.shape[2:])
         self.shape = (self.stack.shape[0], *plane) if self.sliced else plane
-        self.windows = list(windows(plane, plan.patch, overlap))
+        self.windows = list(windows(plane, plan.patch, OVERLAP))
         self.weight = gaussian(plan.patch).to(image.device)
         self._features: dict[tuple, Features] = {}
         self._kept = 0

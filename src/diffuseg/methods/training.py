@@ -15,7 +15,7 @@ from diffuseg.diffusion.parameterization import split_learned_variance, target, 
 from diffuseg.diffusion.samplers import ModelOutput
 from diffuseg.diffusion.schedule import SCHEDULES, NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.methods.base import MaskConfig, MaskMethod, setting
+from diffuseg.methods.base import Loss, MaskConfig, MaskMethod, setting
 from diffuseg.methods.tiles import Features
 
 Terms = dict[str, Tensor]
@@ -35,14 +35,9 @@ def randn_like(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def recycled_input(
-    x_t: Float[Tensor, "b k *s"],
-    t: Tensor,
-    noise: Float[Tensor, "b k *s"],
-    schedule: NoiseSchedule,
-    p_recycle: float,
-    denoiser: Callable[[Tensor, Tensor], ModelOutput],
-    rng: torch.Generator,
-) -> Float[Tensor, "b k *s"]:
+    x_t: Float[Tensor, "b k *s"], t: Tensor, noise: Float[Tensor, "b k *s"], schedule: NoiseSchedule, p_recycle: float,
+    denoiser: Callable[[Tensor, Tensor], ModelOutput], rng: torch.Generator,
+) -> Float[Tensor, "b k *s"]:  # fmt: skip
     """Recycling: x_t below T from the model's own prediction, not from the mask, in a share `p_recycle` of batches.
 
     Sampling reaches t < T from pure noise through the model's own x0_hat, never from the true mask: one jump of the sampler
@@ -191,9 +186,7 @@ class MaskDenoising(MaskMethod[DenoisingSettings]):
     def output(self, x_t: Tensor, t: Tensor, features: Features) -> Tensor:
         """The network's output for x_t [b, k, *s] at timesteps t [b], float32: k channels, 2 k with a learned variance."""
 
-    def denoising_loss(
-        self, x_0: Tensor, mask: Tensor, features: Features, rng: torch.Generator
-    ) -> tuple[Tensor, dict[str, float | Tensor]]:
+    def denoising_loss(self, x_0: Tensor, mask: Tensor, features: Features, rng: torch.Generator) -> Loss:
         """|| target - output ||^2, plus Dice and cross-entropy where the output is a mask; and each term to log."""
         c = self.config
         t, noise = sample_timesteps(len(x_0), c.T, c.p_terminal_timestep, rng).to(x_0.device), randn_like(x_0, rng)
@@ -211,12 +204,14 @@ class MaskDenoising(MaskMethod[DenoisingSettings]):
     def training_input(self, x_0: Tensor, t: Tensor, noise: Tensor, features: Features, rng: torch.Generator) -> Tensor:
         """x_t ~ q(x_t | x_0), or recycled."""
         x_t = self.schedule.q_sample(x_0, t, noise)
-        denoiser = lambda x, T: self._x0_and_variance(x, T, features)
+        denoiser = lambda x, T: self.predict_x0(x, T, features)
         return recycled_input(x_t, t, noise, self.schedule, self.config.recycle, denoiser, rng)
 
-    def predict_x0(self, x_t: Tensor | None, t: int, features: Features, z: Tensor | None) -> ModelOutput:
+    def predict_x0(self, x_t: Tensor | None, t: int | Tensor, features: Features, z: Tensor | None = None) -> ModelOutput:
         assert x_t is not None
-        return self._x0_and_variance(x_t, torch.full((len(x_t),), t, device=x_t.device), features)
+        ts = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
+        prediction, v = self._predict(x_t, ts, features)
+        return ModelOutput(self._to_x0(prediction, x_t, ts), v)
 
     def denoise(self, x_t: Tensor | None, t: int, features: Features, z: Tensor | None) -> Tensor:
         return self.predict_x0(x_t, t, features, z).x_0
@@ -225,10 +220,6 @@ class MaskDenoising(MaskMethod[DenoisingSettings]):
         """Noise, v, or class logits of the mask; and v in (0, 1) of a learned variance."""
         output = self.output(x_t, t, features)
         return (output, None) if self.config.variance == "fixed" else split_learned_variance(output)
-
-    def _x0_and_variance(self, x_t: Tensor, t: Tensor, features: Features) -> ModelOutput:
-        prediction, v = self._predict(x_t, t, features)
-        return ModelOutput(self._to_x0(prediction, x_t, t), v)
 
     def _to_x0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """x0_hat in [-1, 1]."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffuseg.data.plan import Plan
-from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, setting
+from diffuseg.methods.base import Loss, MaskConfig, MaskMethod, Phase, setting
 from diffuseg.methods.training import detached, segmentation_loss, weighted
 from diffuseg.networks.unet import ImageEncoder, UNet
 from diffuseg.types import Batch
@@ -37,7 +37,7 @@ class UNetMethod(MaskMethod[UNetConfig]):
     def phases(self) -> tuple[Phase, ...]:
         return (Phase("network", ("encoder", "network"), self.config.learning_rate),)
 
-    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
         assert batch.mask is not None
         logits = self.network(None, features=self.encoder(batch.image)).float()
         terms = segmentation_loss(logits, batch.mask)

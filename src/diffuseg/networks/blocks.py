@@ -36,7 +36,7 @@ def double(x: Float[Tensor, "b c *s"]) -> Tensor:
 
 
 def pad_to_multiple(x: Float[Tensor, "b c *s"], multiple: int) -> Tensor:
-    """Each axis lengthened at its end to a multiple, by its border (by zeros where it is shorter than the padding)."""
+    """Each axis lengthened at its end to a multiple, by its edge values (by zeros where it is shorter than the padding)."""
     missing = [-n % multiple for n in x.shape[2:]]
     if not any(missing):
         return x
@@ -108,7 +108,7 @@ class Norm(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """Layer norm over the channels of each position: unlike a group norm it tells a position nothing about the others."""
+    """Layer norm over the channels of each position: unlike a group norm it mixes no positions."""
 
     def __init__(self, channels: int, latent: int = 0) -> None:
         super().__init__()

@@ -9,25 +9,22 @@ from diffuseg.networks.unet import UNet
 
 
 class ClassConditionalUNet(nn.Module):
-    """x_t, t and e -> the output for x_t; w = SiLU(MLP(sin t) + e) scales and shifts every norm.
+    """x_t, t and e -> `outputs` channels for x_t; w = SiLU(MLP(sin t) + e) scales and shifts every norm.
 
-    It has as many channels as x_t, or as many `outputs` as asked for.
     e is a row of the table (`embed`), or anything between rows: condition sensitivity takes derivatives along it. The last
     row is "no label", so that one network is conditional and unconditional (classifier-free).
     """
 
     def __init__(
-        self, dims: int, channels: int, classes: int, widths: tuple[int, ...], blocks: int, attention: tuple[int, ...] = (),
-        dropout: float = 0.0, outputs: int | None = None,
+        self, dims: int, channels: int, classes: int, widths: tuple[int, ...], blocks: int, attention: tuple[int, ...],
+        dropout: float, outputs: int,
     ) -> None:  # fmt: skip
         super().__init__()
         self.width, size = widths[0], 4 * widths[0]
         self.no_label = classes
         self.table = nn.Embedding(classes + 1, size)
         self.time = nn.Sequential(nn.Linear(self.width, size), nn.SiLU(), nn.Linear(size, size))
-        self.unet = UNet(
-            dims, channels, outputs or channels, widths, blocks, time=False, latent=size, attention=attention, dropout=dropout
-        )
+        self.unet = UNet(dims, channels, outputs, widths, blocks, False, size, attention, dropout=dropout)
 
     def embed(self, label: Int[Tensor, " b"]) -> Float[Tensor, "b e"]:
         """Rows of the table for classes 0..k-1, and k for no label."""

@@ -22,7 +22,9 @@ class FFParser(nn.Module):
     s = size they are the frequencies of the transform themselves; maps smaller than that read only some of them and leave
     the others as they are, so a filter should not be larger than the maps that it learns from (`fitting`). What is learned
     is A - 1, which starts at zero: the filter starts as the identity to the last bit, and weight decay draws it there.
-    Refuses sizes that are odd or below 2.
+
+    Raises:
+        UserError: a size that is odd or below 2.
     """
 
     def __init__(self, channels: int, size: Sequence[int]) -> None:
@@ -33,18 +35,14 @@ class FFParser(nn.Module):
         # Real and imaginary part; the last axis holds f = 0 .. 1/2 only, the other half follows from m being real.
         self.deviation = nn.Parameter(torch.zeros(2, channels, *size[:-1], size[-1] // 2 + 1))
 
-    def gain(self, shape: tuple[int, ...]) -> Complex[Tensor, "c *half"]:
-        """A at the frequencies of `torch.fft.rfftn` for this spatial shape."""
-        return 1 + self._resampled(shape)
-
     def forward(self, m: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
         with torch.autocast(m.device.type, enabled=False):
             M = torch.fft.rfftn(m.float(), dim=self.axes)
-            change = torch.fft.irfftn(self._resampled(m.shape[2:]) * M, s=m.shape[2:], dim=self.axes)
-        return m + change.to(m.dtype)
+            added = torch.fft.irfftn(self.change(m.shape[2:]) * M, s=m.shape[2:], dim=self.axes)
+        return m + added.to(m.dtype)
 
-    def _resampled(self, shape: tuple[int, ...]) -> Complex[Tensor, "c *half"]:
-        """A - 1, made the spectrum of a real filter, then linearly interpolated over f."""
+    def change(self, shape: tuple[int, ...]) -> Complex[Tensor, "c *half"]:
+        """A - 1 at the frequencies of `torch.fft.rfftn`: made the spectrum of a real filter, linearly interpolated over f."""
         D = torch.complex(*self.deviation.float())
         # A(-f) = conj A(f) must hold within the two planes that the half spectrum holds whole: f = 0 and f = 1/2.
         D = torch.cat([self._hermitian(D[..., :1]), D[..., 1:-1], self._hermitian(D[..., -1:])], dim=-1)
@@ -65,7 +63,7 @@ def fitting(size: int, shape: Sequence[int]) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def interpolation(n: int, size: int, half: bool) -> Float[Tensor, "frequencies reference"]:
-    """Weights that read a function of f, known at `size` frequencies, at the n of a transform.
+    """Weights that read a function of f, given at `size` frequencies, at the n of a transform.
 
     Linear, periodic over the whole axis (f = -1/2 is f = 1/2); `half`: f from 0 to 1/2 only, as in the last axis of rfftn.
     """

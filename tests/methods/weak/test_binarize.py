@@ -13,18 +13,18 @@ from scipy.ndimage import gaussian_filter
 
 from diffuseg.errors import UserError
 from diffuseg.methods.weak.binarize import (
-    THRESHOLDS,
     Binarization,
     largest_component,
     logistic_mask,
     normalized_saliency,
     otsu,
-    otsu_twice,
     part_of,
+    threshold_of,
 )
 from diffuseg.methods.weak.likelihood_ratio import supported_change
 
 MAPS = arrays(np.float64, (5, 6), elements=st.integers(-50, 50).map(lambda v: v / 10))
+RULES = ["fixed", "otsu", "otsu_twice", "quantile"]
 PLAIN = Binarization(smooth=0.0, image=False, largest=False)
 
 
@@ -45,7 +45,7 @@ def test_otsu_is_the_cut_with_the_least_variance_within_its_classes(m):
         return
     within = lambda t: sum(part.var() * part.size for part in (m[m <= t], m[m > t]))
     best = min(within((a + b) / 2) for a, b in zip(values[:-1], values[1:], strict=True))
-    assert within(otsu(m, PLAIN)) == pytest.approx(best, rel=1e-9, abs=1e-9)
+    assert within(otsu(m)) == pytest.approx(best, rel=1e-9, abs=1e-9)
 
 
 def test_otsu_twice_is_not_fooled_by_what_is_small():
@@ -53,19 +53,19 @@ def test_otsu_twice_is_not_fooled_by_what_is_small():
     m = rng.normal(0, 0.3, (60, 60))
     m[5:11, 7:13] += 4
     spread = m + 1.2 * (np.hypot(*(np.mgrid[:60, :60] - 25)) < 20)  # a large, faint response around nothing
-    assert not 1.5 < otsu(spread, PLAIN) < 3
-    assert 1.5 < otsu_twice(spread, PLAIN) < 3.5
-    assert otsu_twice(np.array([0.0, 0.0, 1.0]), PLAIN) == 0.5
+    assert not 1.5 < otsu(spread) < 3
+    assert 1.5 < threshold_of(spread, "otsu_twice", PLAIN) < 3.5
+    assert threshold_of(np.array([0.0, 0.0, 1.0]), "otsu_twice", PLAIN) == 0.5
 
 
 def test_other_rules_are_their_formulas():
     m = np.random.default_rng(1).normal(0, 1, 100_000)
-    assert (m > THRESHOLDS["quantile"](m, Binarization(quantile=0.9))).mean() == pytest.approx(0.1, abs=1e-4)
-    assert THRESHOLDS["fixed"](np.array([-1.0, 0.0, 3.0]), Binarization(fixed=0.25)) == 0
+    assert (m > threshold_of(m, "quantile", Binarization(quantile=0.9))).mean() == pytest.approx(0.1, abs=1e-4)
+    assert threshold_of(np.array([-1.0, 0.0, 3.0]), "fixed", Binarization(fixed=0.25)) == 0
 
 
 @settings(max_examples=60, deadline=None)
-@given(MAPS, st.sampled_from(sorted(THRESHOLDS)))
+@given(MAPS, st.sampled_from(RULES))
 def test_a_mask_is_what_is_above_the_threshold_and_scale_does_not_matter(m, rule):
     how = Binarization(smooth=0.0, threshold=rule, quantile=0.8, image=False, largest=False)
     p = cut_plain(m, how)
@@ -73,14 +73,14 @@ def test_a_mask_is_what_is_above_the_threshold_and_scale_does_not_matter(m, rule
     if m.max() <= 0:
         assert not p.any()
         return
-    kept = THRESHOLDS[rule](m, how)
+    kept = threshold_of(m, rule, how)
     clear = (np.abs(m - kept) > 1e-6) & (m > 2e-3 * m.max())  # ties, and the floor of the threshold
     assert np.array_equal((p.numpy() > 0.5)[clear], (m > kept)[clear])
     assert not (p.numpy() > 0.5)[m <= 0].any()
     torch.testing.assert_close(cut_plain(7.5 * m, how), p)
 
 
-def test_with_the_image_the_border_is_where_the_image_has_one():
+def test_with_the_image_the_edge_is_where_the_image_has_one():
     """A map that falls off smoothly from the middle, cut too far out or in, and an image with a disc of some radius."""
     rows, columns = np.mgrid[:48, :48]
     radius = np.hypot(rows - 22, columns - 25)
@@ -109,7 +109,7 @@ def test_where_the_probability_stands():
 
 def test_nothing_gives_an_empty_mask():
     for m in (np.zeros((4, 5)), -np.ones((4, 5))):
-        for rule in THRESHOLDS:
+        for rule in RULES:
             assert not cut_plain(m, Binarization(threshold=rule)).any()
     assert torch.equal(normalized_saliency(torch.zeros(4, 5)), torch.full((4, 5), 0.5))
 
@@ -129,10 +129,10 @@ def test_evidence_with_a_border_is_in_its_units_whatever_the_largest_value():
     assert torch.equal(normalized_saliency(torch.zeros(4, 5), 0.3), torch.full((4, 5), 0.5))
 
 
-@pytest.mark.parametrize("border", [0.0, -1.0, math.nan])
-def test_a_border_is_above_zero(border):
+@pytest.mark.parametrize("null_threshold", [0.0, -1.0, math.nan])
+def test_a_null_threshold_is_above_zero(null_threshold):
     with pytest.raises(ValueError, match="above 0"):
-        normalized_saliency(torch.ones(2, 2), border)
+        normalized_saliency(torch.ones(2, 2), null_threshold)
 
 
 @settings(max_examples=60, deadline=None)
@@ -149,8 +149,8 @@ def test_with_a_border_a_mask_is_where_smoothed_evidence_is_above_one_half_of_it
         assert np.array_equal(p[m != c] > 0.5, m[m != c] > c)
 
 
-def test_one_border_for_all_images_leaves_those_below_it_empty_and_a_quantile_none():
-    """Maps of one shape, from far below the border to far above it; the image itself may move the border, not make one."""
+def test_one_threshold_for_all_images_leaves_those_below_it_empty_and_a_quantile_none():
+    """Maps of one shape, from far below the threshold to far above it; the image may move an edge, not make one."""
     m, rng = np.exp(-(np.hypot(*(np.mgrid[:24, :24] - 11)) ** 2) / 40), np.random.default_rng(0)
     image = torch.from_numpy(10 * (m > 0.5) + rng.normal(0, 1, (1, 24, 24)))
     for with_image in (False, True):

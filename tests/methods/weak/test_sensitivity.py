@@ -55,8 +55,8 @@ def test_support_is_how_much_better_the_object_explains_a_voxel():
     torch.testing.assert_close(supported_change(one - none, x_0 - (one + none) / 2, 1e-6), expected)
 
 
-def test_a_level_counts_by_its_signal_to_noise_ratio():
-    """By hand: mean over levels of SNR sign(D) max(D . (G_2 * R), 0), D and R each the mean over a noise and its mirror."""
+def test_a_timestep_counts_by_its_signal_to_noise_ratio():
+    """By hand: mean over timesteps of SNR sign(D) max(D . (G_2 * R), 0), D and R each the mean over a noise and its mirror."""
     curved = lambda x, t, condition: torch.tanh(x) * (1 + condition.e.reshape(-1, 1, 1, 1)) ** 2 - x.square() / (5 + t)
     x_0, generator = image(0.8, n=2), torch.Generator().manual_seed(1)
     expected = torch.zeros_like(x_0)
@@ -76,7 +76,7 @@ def test_a_level_counts_by_its_signal_to_noise_ratio():
 
 
 @pytest.mark.parametrize("brightness", [0.8, -0.8])
-def test_over_all_levels_it_is_the_log_likelihood_ratio(brightness):
+def test_over_all_timesteps_it_is_the_log_likelihood_ratio(brightness):
     """Unsmoothed, of a perfect denoiser: log p(x | object) - log p(x | none) of each pixel where it is above 0."""
     high, low, n = 12.0, -8.0, 400
     schedule = NoiseSchedule(torch.cat([torch.ones(1), torch.linspace(high, low, n, dtype=torch.float64).sigmoid()]))
@@ -134,7 +134,7 @@ def test_published_is_algorithm_1(tau):
 def network() -> tuple[Contrast, torch.Tensor, object]:
     method = build("cdm", "2d", "T=200").double()
     ask = lambda x, t, c: method.denoise(x, t, c).double()
-    method.output = lambda x, t, e: method.network(x, t * (1000 / 200), e)  # in float64 to the end
+    method.output = lambda x, t, e: (method.network(x, t * (1000 / 200), e), None)  # in float64 to the end
     x_0 = torch.randn(2, 1, 20, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         one, none = (Condition(c.e.double(), c.w.double()) for c in (method.condition(1, "cpu"), method.condition(0, "cpu")))
@@ -238,12 +238,12 @@ def test_a_classifier_free_counterfactual_is_neither_normalised_nor_clamped():
     """Of a denoiser that says 4 without a label and 5 for "none", whatever it sees; every image is decoded from one depth."""
     asked = []
 
-    def said(x: torch.Tensor, t: int, c: Condition) -> torch.Tensor:
+    def constant(x: torch.Tensor, t: int, c: Condition) -> torch.Tensor:
         asked.append((t, c.e.flatten().tolist()))
         return 5 - c.e.reshape(-1, 1, 1, 1).expand_as(x)
 
     for x_0 in (image(0.8, n=1), 10 * image(0.8, n=1)):
-        m = classifier_free(said, condition(0.0), condition(1.0), 3.0, x_0, SCHEDULE, 2, -2.5)
+        m = classifier_free(constant, condition(0.0), condition(1.0), 3.0, x_0, SCHEDULE, 2, -2.5)
         torch.testing.assert_close(m, x_0 - 7)  # 4 + 3 (5 - 4)
     L = SCHEDULE.timestep(-2.5)
     assert asked == 2 * [(L // 2, [1.0]), (L // 2, [1.0]), (L, [1.0, 0.0]), (L // 2, [1.0, 0.0])]

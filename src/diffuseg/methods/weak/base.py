@@ -51,7 +51,7 @@ class SaliencyCalibration:
 
     @classmethod
     def read(cls, entry: dict[str, Any], config_class: type) -> "SaliencyCalibration":
-        """From a checkpoint's header, with present or former names of fields and of the method's settings."""
+        """From a checkpoint's header, with present or former names; one made with an option that is gone fits no maps."""
         stored = from_dict(cls, entry, "references.")
         settings = dict(item for pair in stored.settings.items() if (item := current_name(config_class, *pair)) is not None)
         return cls(settings, stored.null_threshold, stored.detection_threshold, stored.images)
@@ -127,11 +127,7 @@ class WeakMethod(Method[Settings]):
             yield from maps
 
     def mean_map(self, image: Float[Tensor, "c *s"], y: int, name: str, steps: int) -> Float[Tensor, "*s"]:
-        """The raw map of class y, a function of the image alone: noise comes from fixed seeds.
-
-        Raises:
-            UserError: a volume where the method learnt from pictures.
-        """
+        """The raw map of class y, a function of the image alone: noise comes from fixed seeds."""
         self.eval()
         self.refuse_slices(image)
         return torch.stack(list(self.maps(image, range(FIXED_DRAWS), y, name, steps))).mean(0)
@@ -164,12 +160,13 @@ class WeakMethod(Method[Settings]):
         label = max(range(self.plan.classes), key=lambda y: scores[self.plan.names[y]])
         return ImageLabel(label, "map", scores, FIXED_DRAWS * self.evaluations(name, steps) * (self.plan.classes - 1))
 
+    def image_label(self, scores: Float[Tensor, " k"], by: str, evaluations: int) -> ImageLabel:
+        """The class with the highest score; with "present" the highest but for none of them."""
+        label = 1 + int(scores[1:].argmax()) if by == "present" else int(scores.argmax())
+        return ImageLabel(label, by, dict(zip(self.plan.names, scores.tolist(), strict=True)), evaluations)
+
     def finalize_draw(
-        self,
-        draw: Float[Tensor, "k *s"],
-        image: Float[Tensor, "c *s"],
-        sampler: str | None = None,
-        steps: int | None = None,
+        self, draw: Float[Tensor, "k *s"], image: Tensor, sampler: str | None = None, steps: int | None = None
     ) -> Float[Tensor, "k *s"]:
         """From normalized saliency to what is like a probability, one half at the threshold: see `logistic_mask`."""
         y = 1 + int(draw[1:].flatten(1).amax(1).argmax())

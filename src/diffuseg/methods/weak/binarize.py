@@ -1,6 +1,5 @@
 """From a signed saliency map to a mask, without a mask to learn from: which part, how smooth, where to cut."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +18,7 @@ Part = Literal["signed", "negative", "absolute"]
 Rule = Literal["auto", "null_quantile", "quantile", "otsu", "otsu_twice", "fixed"]
 AROUND = 5  # voxels around an object with which its intensities are compared
 ROUNDS = 3  # of that comparison
-MOST = 3.0  # what the intensities of one voxel may say at most, as a log-likelihood ratio
+MOST = 3.0  # weight of the intensities of one voxel at most, as a log-likelihood ratio
 AT_NULL_THRESHOLD = 0.5  # m / (|m| + c) where m = c
 STEEP = 4.0  # of the logistic function: 0.018 where the map is 0, 0.982 where it is twice the threshold
 
@@ -105,7 +104,7 @@ def logistic_mask(
     if rule == "null_quantile":
         threshold = AT_NULL_THRESHOLD
     else:
-        threshold = max(THRESHOLDS[rule](m, settings), 1e-3 * float(m.max()))
+        threshold = max(threshold_of(m, rule, settings), 1e-3 * float(m.max()))
     z = STEEP * (m - threshold) / threshold
     if settings.image and (z > 0).any():
         z = z + intensities(z, image.detach().double().cpu().numpy(), settings.largest)
@@ -116,7 +115,7 @@ def logistic_mask(
 
 
 def intensities(z: Float[np.ndarray, "*s"], image: Float[np.ndarray, "c *s"], largest: bool) -> Float[np.ndarray, "*s"]:
-    """What the image says for the object (z > 0) and against it: log p(intensities | object) - log p(intensities | around).
+    """Evidence of the image for the object (z > 0) and against it: log p(intensities | object) - log p(intensities | around).
 
     One Gaussian per channel inside, one in the AROUND voxels around, by expectation maximisation with the map's z as prior
     logit; at most MOST either way. Further away nothing is object. Where the intensities are the same it changes nothing.
@@ -148,7 +147,19 @@ def largest_component(mask: Bool[np.ndarray, "*s"]) -> Bool[np.ndarray, "*s"]:
     return labels == 1 + int(np.bincount(labels.ravel())[1:].argmax())
 
 
-def otsu(m: Float[np.ndarray, "*s"], settings: Binarization) -> float:
+def threshold_of(m: Float[np.ndarray, "*s"], rule: Rule, settings: Binarization) -> float:
+    """Where a rule that looks at this map alone cuts it: "quantile", "fixed", "otsu" or "otsu_twice"."""
+    if rule == "quantile":
+        return float(np.quantile(m, settings.quantile))
+    if rule == "fixed":
+        return float(m.min() + settings.fixed * (m.max() - m.min()))
+    first = otsu(m)
+    above = m[m > first]
+    # Otsu's cut of what lies above Otsu's cut: for objects so small that the first cut separates nothing from little.
+    return otsu(above) if rule == "otsu_twice" and above.max() > above.min() else first
+
+
+def otsu(m: Float[np.ndarray, "*s"]) -> float:
     """The cut with the largest variance between its two classes, over all values there are; exact.
 
     References:
@@ -159,31 +170,6 @@ def otsu(m: Float[np.ndarray, "*s"], settings: Binarization) -> float:
     below = np.cumsum(values)[:-1]
     lower, upper = below / n, (values.sum() - below) / (len(values) - n)
     between = n * (len(values) - n) * np.square(upper - lower)
-    between[values[1:] == values[:-1]] = -1  # equal values are not parted
+    between[values[1:] == values[:-1]] = -1  # equal values stay together
     best = int((between >= (1 - 1e-12) * between.max()).argmax())  # of equal ones the first, whatever the rounding
     return float((values[best] + values[best + 1]) / 2)
-
-
-def otsu_twice(m: Float[np.ndarray, "*s"], settings: Binarization) -> float:
-    """Otsu's cut of what lies above Otsu's cut: for objects so small that the first cut parts nothing from little."""
-    first = otsu(m, settings)
-    above = m[m > first]
-    return otsu(above, settings) if above.max() > above.min() else first
-
-
-def quantile(m: Float[np.ndarray, "*s"], settings: Binarization) -> float:
-    """The value that this share of the voxels is below."""
-    return float(np.quantile(m, settings.quantile))
-
-
-def fixed(m: Float[np.ndarray, "*s"], settings: Binarization) -> float:
-    """A share of the way from the smallest to the largest value."""
-    return float(m.min() + settings.fixed * (m.max() - m.min()))
-
-
-THRESHOLDS: dict[str, Callable[[np.ndarray, Binarization], float]] = {
-    "otsu": otsu,
-    "otsu_twice": otsu_twice,
-    "quantile": quantile,
-    "fixed": fixed,
-}

@@ -23,7 +23,7 @@ from torch import Tensor
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import LINEAR
 from diffuseg.errors import UserError
-from diffuseg.methods.base import ImageLabel, Phase
+from diffuseg.methods.base import ImageLabel, Loss, Phase
 from diffuseg.methods.weak.base import WeakConfig, WeakMethod, own_settings
 from diffuseg.networks.blocks import crop
 from diffuseg.networks.classifier import Classifier
@@ -34,8 +34,10 @@ TOGETHER = 32  # masked images that ScoreCAM classifies at a time
 
 
 @dataclass(frozen=True)
-class CAMMapConfig(WeakConfig):
+class CAMConfig(WeakConfig):
     """Which map, of which layer: the activations after that many stages of the classifier, 0 for all of them.
+
+    The classifier has the plan's widths and is trained with cross-entropy.
 
     decide   who says what the image shows: the classifier, or "present": it shows an object
     """
@@ -45,17 +47,12 @@ class CAMMapConfig(WeakConfig):
     decide: Literal["classifier", "present"] = "classifier"
 
 
-@dataclass(frozen=True)
-class CAMConfig(CAMMapConfig):
-    """The classifier has the plan's widths and is trained with cross-entropy."""
-
-
 class CAM(WeakMethod[CAMConfig]):
     """image -> class by a classifier; a map of where it looked."""
 
     generative: ClassVar[bool] = False
     config_class = CAMConfig
-    inference_settings = own_settings(CAMMapConfig)
+    inference_settings = own_settings(CAMConfig)
 
     def __init__(self, plan: Plan, config: CAMConfig) -> None:
         super().__init__(plan, config)
@@ -69,7 +66,7 @@ class CAM(WeakMethod[CAMConfig]):
     def phases(self) -> tuple[Phase, ...]:
         return (Phase("classifier", ("classifier",), self.config.learning_rate),)
 
-    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
         assert batch.label is not None
         logits = self.classifier(batch.image * self.scale).float()
         right = (logits.argmax(1) == batch.label).float().mean()
@@ -83,10 +80,7 @@ class CAM(WeakMethod[CAMConfig]):
 
     def classify_image(self, image: Float[Tensor, "c *s"]) -> ImageLabel:
         self.refuse_slices(image)
-        scores = -self.class_errors(image, 0)
-        label = int(scores.argmax()) if self.config.decide == "classifier" else 1 + int(scores[1:].argmax())
-        names = self.plan.names
-        return ImageLabel(label, self.config.decide, dict(zip(names, scores.tolist(), strict=True)), 1)
+        return self.image_label(-self.class_errors(image, 0), self.config.decide, 1)
 
     def sampling(self, sampler: str | None, steps: int | None) -> tuple[str, int]:
         return self.config.map, 1
@@ -124,10 +118,6 @@ class CAM(WeakMethod[CAMConfig]):
         return p.reshape(1, -1, *[1] * self.plan.dims)
 
 
-def _mean(x: Tensor) -> Tensor:
-    return x.mean(tuple(range(2, x.ndim)), keepdim=True)
-
-
 def _plus_plus(A: Tensor, g: Tensor) -> Tensor:
     axes = tuple(range(2, A.ndim))
     below = 2 * g.square() + (g**3 * A).sum(axes, keepdim=True)
@@ -136,7 +126,7 @@ def _plus_plus(A: Tensor, g: Tensor) -> Tensor:
 
 
 WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "gradcam": lambda A, g: _mean(g),
+    "gradcam": lambda A, g: g.mean(tuple(range(2, g.ndim)), keepdim=True),
     "gradcam++": _plus_plus,
     "layercam": lambda A, g: F.relu(g),
 }

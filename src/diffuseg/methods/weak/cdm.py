@@ -9,7 +9,7 @@ own, see likelihood_ratio.py; other papers' maps are in counterfactual.py.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,7 +22,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.diffusion.parameterization import split_learned_variance, target, to_x0
 from diffuseg.diffusion.schedule import SCHEDULES, NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.methods.base import ImageLabel, Phase, setting
+from diffuseg.methods.base import ImageLabel, Loss, Phase, setting
 from diffuseg.methods.training import randn_like, sample_timesteps, squared_error, variational_bound
 from diffuseg.methods.weak import counterfactual
 from diffuseg.methods.weak.base import WeakConfig, WeakMethod, own_settings
@@ -33,7 +33,7 @@ from diffuseg.networks.classifier import Classifier
 from diffuseg.networks.conditional import ClassConditionalUNet
 from diffuseg.types import Batch
 
-CLASSIFICATION_LEVELS = 8  # noise levels at which each class is tried on an image
+CLASSIFICATION_TIMESTEPS = 8  # at which each class is tried on an image
 CLASSIFICATION_DRAWS = 4  # noise draws at each of them, when it decides whether there is anything to segment
 FOCUS = (1.5, 1.5)  # mean and deviation of the log-SNR where maps are taken
 TO_CALIBRATE = "`diffuseg calibrate-saliency MODEL DATASET`, with the same --set, or decide=diffusion"
@@ -79,10 +79,10 @@ class MapConfig(WeakConfig):
     aliases: ClassVar = WeakConfig.aliases | {
         "map=levels": "map=likelihood_ratio",
         "map=accumulated": "map=published",
-        "map=shared": "map=published",
-        "part=positive": "part=signed",
-        "switch": "",
+        "switch=full": "",
+        "switch=None": "",
     }
+    removed: ClassVar = {"map=shared": "map=published", "part=positive": "part=signed", "switch": ""}
 
     map: Literal["likelihood_ratio", "published", "guided", "classifier_free"] = "likelihood_ratio"
     steps: int | None = setting(None, 1)
@@ -156,10 +156,9 @@ class CDM(WeakMethod[CDMConfig]):
         super().__init__(plan, config)
         self.schedule = SCHEDULES[config.schedule](config.T)
         c, k = plan.image_channels, plan.classes
-        attention = config.attention_levels
         outputs = 2 * c if config.variance == "learned" else c
         self.network = ClassConditionalUNet(
-            plan.dims, c, k, self.widths, config.blocks, attention, config.dropout, outputs=outputs
+            plan.dims, c, k, self.widths, config.blocks, config.attention_levels, config.dropout, outputs
         )
         widths = config.classifier_widths
         self.classifier = Classifier(plan.dims, c, k, widths, time=True) if widths else None
@@ -170,26 +169,25 @@ class CDM(WeakMethod[CDMConfig]):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        network = Phase("network", ("network",), self.config.learning_rate)
         if self.classifier is None:
-            return (network,)
-        return network, Phase("classifier", ("classifier",), self.config.classifier_learning_rate)
+            return super().phases
+        return *super().phases, Phase("classifier", ("classifier",), self.config.classifier_learning_rate)
 
-    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """|| target - output ||^2 at drawn timesteps, the label hidden from a share of the images; or -log p(y | x_t)."""
+    def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
+        """|| target - output ||^2 at drawn timesteps, the label dropped for a share of the images; or -log p(y | x_t)."""
         assert batch.label is not None
         x_0 = batch.image * self.scale
         t = self.training_timesteps(len(x_0), rng).to(x_0.device)
         noise = randn_like(x_0, rng)
+        x_t = self.schedule.q_sample(x_0, t, noise)
         if phase.name == "classifier":
-            logits = self.logits(self.schedule.q_sample(x_0, t, noise), t)
+            logits = self.logits(x_t, t)
             right = (logits.argmax(1) == batch.label).float().mean()
             return F.cross_entropy(logits, batch.label.long()), {"right": right}
-        hidden = torch.rand(len(x_0), generator=rng).to(x_0.device) < self.config.label_dropout
-        label = torch.where(hidden, self.network.no_label, batch.label)
-        x_t = self.schedule.q_sample(x_0, t, noise)
-        output, v = self._predict(x_t, t, self.network.embed(label))
-        error = self.distance(output, x_0, t, noise).mean()
+        dropped = torch.rand(len(x_0), generator=rng).to(x_0.device) < self.config.label_dropout
+        label = torch.where(dropped, self.network.no_label, batch.label)
+        output, v = self.output(x_t, t, self.network.embed(label))
+        error = squared_error(output, self.target(x_0, t, noise)).mean()
         if v is None:
             return error, {"mse": error.detach()}
         x0_hat = to_x0(self.config.predict, output, x_t, self.schedule.at(t, x_t)).detach()
@@ -203,35 +201,26 @@ class CDM(WeakMethod[CDMConfig]):
         focused = torch.tensor([self.schedule.timestep(float(log_snr)) for log_snr in near])
         return torch.where(torch.rand(n, generator=rng) < self.config.focus, focused, t)
 
-    def error(
-        self, x_0: Float[Tensor, "b c *s"], t: Int[Tensor, " b"], noise: Float[Tensor, "b c *s"], label: Int[Tensor, " b"]
-    ) -> Float[Tensor, " b"]:
-        """Mean squared error of what the network outputs for x_t under a label, per element."""
-        output = self.output(self.schedule.q_sample(x_0, t, noise), t, self.network.embed(label))
-        return self.distance(output, x_0, t, noise)
-
-    def distance(self, output: Tensor, x_0: Tensor, t: Tensor, noise: Tensor) -> Float[Tensor, " b"]:
-        """|| target - output ||^2 per value of each element."""
-        return squared_error(output, target(self.config.predict, x_0, noise, self.schedule.at(t, x_0)))
-
     @torch.no_grad()
     def class_errors(self, image: Float[Tensor, "c *s"], seed: int) -> Float[Tensor, " k"]:
-        """The denoising error of an image under each class: mean over levels, with the same noise for all classes."""
+        """The denoising error of an image under each class: mean over timesteps, with the same noise for all classes."""
         self.eval()
-        n, k = CLASSIFICATION_LEVELS, self.plan.classes
+        n = CLASSIFICATION_TIMESTEPS
         x_0 = (image * self.scale).expand(n, *image.shape)
         t = ((torch.arange(n, device=image.device) + 0.5) * self.schedule.T / n).long() + 1
         noise = randn_like(x_0, torch.Generator().manual_seed(seed))
-        return torch.stack([self.error(x_0, t, noise, torch.full_like(t, y)).mean() for y in range(k)])
+        x_t, wanted = self.schedule.q_sample(x_0, t, noise), self.target(x_0, t, noise)
+        outputs = [self.output(x_t, t, self.network.embed(torch.full_like(t, y)))[0] for y in range(self.plan.classes)]
+        return torch.stack([squared_error(output, wanted).mean() for output in outputs])
 
-    def output(self, x_t: Float[Tensor, "b c *s"], t: Int[Tensor, " b"], e: Float[Tensor, "b e"]) -> Float[Tensor, "b c *s"]:
-        """The network's output for x_t under an embedding: noise, image, or v; float32."""
-        return self._predict(x_t, t, e)[0]
+    def target(self, x_0: Tensor, t: Int[Tensor, " b"], noise: Tensor) -> Float[Tensor, "b c *s"]:
+        """What the network is to output for x_t."""
+        return target(self.config.predict, x_0, noise, self.schedule.at(t, x_0))
 
-    def _predict(
+    def output(
         self, x_t: Float[Tensor, "b c *s"], t: Int[Tensor, " b"], e: Float[Tensor, "b e"]
     ) -> tuple[Float[Tensor, "b c *s"], Float[Tensor, "b c *s"] | None]:
-        """The same, and v in (0, 1) of a learned variance."""
+        """Noise, image, or v for x_t under an embedding, float32; and v in (0, 1) of a learned variance."""
         output = self.network(x_t, t * (1000 / self.schedule.T), e).float()
         return (output, None) if self.config.variance == "fixed" else split_learned_variance(output)
 
@@ -243,7 +232,7 @@ class CDM(WeakMethod[CDMConfig]):
     def denoise(self, x_t: Float[Tensor, "b c *s"], t: int, condition: Condition) -> Float[Tensor, "b c *s"]:
         """x0_hat in scaled intensities."""
         ts = torch.full((len(x_t),), t, device=x_t.device)
-        return to_x0(self.config.predict, self.output(x_t, ts, condition.e), x_t, self.schedule.at(ts, x_t))
+        return to_x0(self.config.predict, self.output(x_t, ts, condition.e)[0], x_t, self.schedule.at(ts, x_t))
 
     def guide(self, x_t: Float[Tensor, "b c *s"], t: int, condition: Condition, s: float) -> Float[Tensor, "b c *s"]:
         """x0_hat with eps_hat - s sqrt(1 - ab) grad log p(w | x_t): the classifier pulls towards the labels w.
@@ -274,81 +263,73 @@ class CDM(WeakMethod[CDMConfig]):
         At each step two conditions, of the likelihood ratio with two noises; the counterfactuals are run once on the way there,
         and on the way back once beside the classifier, or under two conditions.
         """
-        s = MAPS[sampler].guidance if self.config.guidance is None else self.config.guidance
+        s = self.map_of(sampler).guidance
         if sampler == "classifier_free":
             return 3 * steps
         if sampler == "guided":
             return (3 if s else 2) * steps
         return (4 if sampler == "likelihood_ratio" else 2) * (2 if s else 1) * steps
 
+    def map_of(self, name: str) -> Map:
+        """A kind of map with the settings that were given, its own for the others."""
+        given = {key: getattr(self.config, key) for key in ("log_snr", "tau", "guidance", "part")}
+        return replace(MAPS[name], **{key: value for key, value in given.items() if value not in (None, "auto")})
+
     def map_settings(self, name: str, steps: int) -> dict[str, Any]:
         """All that decides a map besides image and noise, with each map's own choices filled in; only what it uses."""
-        c, usual = self.config, MAPS[name]
-        used: dict[str, Any] = {
-            "map": name,
-            "steps": steps,
-            "smooth": c.smooth,
-            "log_snr": list(c.log_snr or usual.log_snr),
-            "guidance": usual.guidance if c.guidance is None else c.guidance,
-            "part": usual.part if c.part == "auto" else c.part,
-        }
+        m, used = self.map_of(name), {"map": name, "steps": steps, "smooth": self.config.smooth}
+        used |= {"log_snr": list(m.log_snr), "guidance": m.guidance, "part": m.part}
         if name == "classifier_free":
-            used["free_weight"] = c.free_weight
+            used["free_weight"] = self.config.free_weight
         elif name != "guided":
-            used["tau"] = usual.tau if c.tau is None else c.tau
+            used["tau"] = m.tau
         if name == "likelihood_ratio":
-            used["support"] = c.support
+            used["support"] = self.config.support
         return used
 
     @torch.no_grad()
     def classify_image(self, image: Float[Tensor, "c *s"]) -> ImageLabel:
-        """What the image shows, a function of the image alone: noise comes from fixed seeds."""
         self.eval()
         self.refuse_slices(image)
-        names, c = self.plan.names, self.config
+        c = self.config
         by_map = self.classify_by_map(image) if c.decide in ("auto", "map") else None
         if by_map is not None:
             return by_map
         if c.decide == "map":
             raise UserError("decide=map: maps with these settings were not calibrated on labelled images", do=TO_CALIBRATE)
         if c.decide == "classifier":
-            x_0 = (image * self.scale).expand(CLASSIFICATION_LEVELS, *image.shape)
-            t = (torch.arange(CLASSIFICATION_LEVELS, device=image.device) * self.schedule.T // 20).long() + 1
+            x_0 = (image * self.scale).expand(CLASSIFICATION_TIMESTEPS, *image.shape)
+            t = (torch.arange(CLASSIFICATION_TIMESTEPS, device=image.device) * self.schedule.T // 20).long() + 1
             x_t = self.schedule.q_sample(x_0, t, randn_like(x_0, torch.Generator().manual_seed(0)))
-            scores, calls = self.logits(x_t, t).log_softmax(1).mean(0), CLASSIFICATION_LEVELS
+            scores, calls = self.logits(x_t, t).log_softmax(1).mean(0), CLASSIFICATION_TIMESTEPS
         else:
             scores = -torch.stack([self.class_errors(image, seed) for seed in range(CLASSIFICATION_DRAWS)]).mean(0)
-            calls = CLASSIFICATION_DRAWS * CLASSIFICATION_LEVELS * self.plan.classes
-        label = int(scores.argmax()) if c.decide != "present" else 1 + int(scores[1:].argmax())
-        by = "diffusion" if c.decide == "auto" else c.decide
-        return ImageLabel(label, by, dict(zip(names, scores.tolist(), strict=True)), calls)
+            calls = CLASSIFICATION_DRAWS * CLASSIFICATION_TIMESTEPS * self.plan.classes
+        return self.image_label(scores, "diffusion" if c.decide == "auto" else c.decide, calls)
 
     def saliency(
         self, x_0: Float[Tensor, "n c *s"], y: int, name: str, steps: int, noise: Callable[[], Tensor]
     ) -> Float[Tensor, "n *s"]:
-        """The raw maps of n draws for class y, in the part that is wanted: what is averaged and thresholded later."""
-        c, usual = self.config, MAPS[name]
-        log_snr, s = c.log_snr or usual.log_snr, usual.guidance if c.guidance is None else c.guidance
-        if s and self.classifier is None:
+        m = self.map_of(name)
+        if m.guidance and self.classifier is None:
             raise UserError(NO_CLASSIFIER)
-        guide: Denoiser = lambda x_t, t, condition: self.guide(x_t, t, condition, s)
+        guide: Denoiser = lambda x_t, t, condition: self.guide(x_t, t, condition, m.guidance)
         one, none, free = (self.condition(label, x_0.device) for label in (y, 0, self.network.no_label))
         if name == "guided":
-            change = counterfactual.guided(self.denoise, guide, none, x_0, self.schedule, steps, log_snr[1])
+            change = counterfactual.guided(self.denoise, guide, none, x_0, self.schedule, steps, m.log_snr[1])
         elif name == "classifier_free":
-            weight, depth = c.free_weight, log_snr[1]
+            weight, depth = self.config.free_weight, m.log_snr[1]
             change = counterfactual.classifier_free(self.denoise, none, free, weight, x_0, self.schedule, steps, depth)
         else:
-            tau = usual.tau if c.tau is None else c.tau
-            if tau == 1 and s:
+            if m.tau == 1 and m.guidance:
                 what = "tau=1 is the derivative in the condition: guidance has none"
                 raise UserError(what, do="Give tau=0.99, or guidance=0")
-            contrast = Contrast(guide, one, none, tau)
+            contrast = Contrast(guide, one, none, m.tau)
             if name == "published":
-                change = published(contrast, x_0, self.schedule, noise, steps, log_snr)
+                change = published(contrast, x_0, self.schedule, noise, steps, m.log_snr)
             else:
-                change = likelihood_ratio(contrast, x_0, self.schedule, noise, steps, log_snr, c.support)
-        return part_of(change, usual.part if c.part == "auto" else c.part)
+                change = likelihood_ratio(contrast, x_0, self.schedule, noise, steps, m.log_snr, self.config.support)
+        return part_of(change, m.part)
 
     def condition(self, label: int, device: torch.device | str) -> Condition:
         """A class (or no label) as an embedding, and as what guidance is towards."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffuseg.diffusion.samplers import ModelOutput, ddim, ddim_inversion
+from diffuseg.diffusion.samplers import ModelOutput, ddim, ddim_inversion, timesteps
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.methods.weak.sensitivity import Condition, Denoiser, start_timestep
 
@@ -40,7 +40,7 @@ def classifier_free(
     """
     n = len(x_0)
     free = unlabelled.rows(n)
-    both = Condition(*(torch.cat(pair) for pair in zip(free, none.rows(n), strict=True)))
+    both = unlabelled.beside(none, n)
 
     def decode(x: Tensor, t: int) -> Tensor:
         nothing, healthy = plain(torch.cat([x, x]), t, both).chunk(2)
@@ -55,7 +55,6 @@ def _decoded(
 ) -> Tensor:  # fmt: skip
     """x_0 encoded to the log-SNR `depth`, and decoded."""
     L = start_timestep(schedule, depth, steps)
-    ends = [round(L - i * L / steps) for i in range(steps)] + [0]
-    grid = list(zip(ends[:-1], ends[1:], strict=True))
+    grid = timesteps(L, steps)
     x_L = ddim_inversion(lambda x, t: ModelOutput(encode(x, t)), x_0, grid, schedule)
     return ddim(lambda x, t: ModelOutput(decode(x, t)), x_L, grid, schedule, lambda: torch.zeros_like(x_L))

@@ -1,6 +1,6 @@
 """The likelihood-ratio map: CDM's default, and our own; the paper has no such map.
 
-At a few noise levels of the image, where does its class explain the image better than the absence of it? What is compared
+At a few timesteps, where does its class explain the image better than the absence of it? What is compared
 is the denoising of the true image; no path is walked, unlike in the paper's Algorithm 1.
 """
 
@@ -20,16 +20,16 @@ def likelihood_ratio(
     contrast: Contrast, x_0: Float[Tensor, "n c *s"], schedule: NoiseSchedule, noise: Callable[[], Tensor],
     steps: int, log_snr: tuple[float, float], support: float = 0.0,
 ) -> Float[Tensor, "n c *s"]:  # fmt: skip
-    """Mean over noise levels, log-SNR evenly from the first to the last, of how much better the object explains a voxel.
+    """Mean over timesteps, log-SNR evenly from the first to the last, of how much better the object explains a voxel.
 
     SNR |x_0 - x0_hat|^2 / 2 per unit of log-SNR is the variational bound's part of -log p(x_0 | y), so SNR D . R, see
     `supported_change`, is that of the log-likelihood ratio (tau = 0), but for three liberties: reconstructions are averaged
-    before the product, R is smoothed, and what speaks against the object is left out. Each level has fresh noise on the true
+    before the product, R is smoothed, and what speaks against the object is left out. Each timestep has fresh noise on the true
     image, and the same noise with the other sign, so that what is odd in the noise cancels.
 
     Args:
-        steps: number of noise levels.
-        support: standard deviation of the smoothing of R, in voxels; 0: the change alone, at each level of unit size.
+        steps: number of timesteps.
+        support: standard deviation of the smoothing of R, in voxels; 0: the change alone, at each timestep of unit size.
 
     References:
         Kingma et al. 2021, eq. 17 (the bound as an integral over the SNR).
@@ -55,7 +55,7 @@ def supported_change(
     """sign(D) max(D . (G_sigma * R), 0): the change D where the image differs from both reconstructions in its direction.
 
     |x_0 - x0_hat(y0)|^2 - |x_0 - x0_hat(y1)|^2 = 2 D . R, with D = x0_hat(y1) - x0_hat(y0) and R = x_0 minus their mean:
-    summed over an image and the noise levels that is the evidence of a diffusion classifier, here kept apart for each voxel.
+    summed over an image and the timesteps that is the evidence of a diffusion classifier, here kept apart for each voxel.
     The residual is smoothed by a Gaussian of sigma voxels: by itself it is mostly texture and noise.
 
     References:

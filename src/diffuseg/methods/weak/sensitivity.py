@@ -1,4 +1,4 @@
-"""Condition sensitivity: how the denoising of one image changes with what it is said to show.
+"""Condition sensitivity: how the denoising of one image changes with the class it is conditioned on.
 
 A denoiser (x_t, t, condition) -> x0_hat is run under "object", y1, and under tau y1 + (1 - tau) y0, at the same noise.
 Their difference over 1 - tau tends to the derivative along f(y1) - f(y0) as tau -> 1; tau = 1 is that limit itself, by
@@ -22,7 +22,7 @@ from diffuseg.text import pluralize
 
 
 class Condition(NamedTuple):
-    """What the image is said to show: an embedding e for the denoiser, and w, the labels that guidance is towards."""
+    """A class as an embedding e for the denoiser, and as w, the labels that guidance is towards."""
 
     e: Float[Tensor, "b d"]
     w: Float[Tensor, "b k"]
@@ -30,6 +30,10 @@ class Condition(NamedTuple):
     def rows(self, n: int) -> "Condition":
         """One condition for n elements."""
         return Condition(self.e.expand(n, -1), self.w.expand(n, -1))
+
+    def beside(self, other: "Condition", n: int) -> "Condition":
+        """This one for n elements and another for n more, in one batch."""
+        return Condition(*(torch.cat(pair) for pair in zip(self.rows(n), other.rows(n), strict=True)))
 
 
 Denoiser = Callable[[Tensor, int, Condition], Tensor]
@@ -58,9 +62,7 @@ class Contrast:
 
     def apart(self, x: Float[Tensor, "n c *s"], other: Float[Tensor, "n c *s"], t: int) -> tuple[Tensor, Tensor]:
         """x0_hat of two paths, the second under the condition between, in one batch."""
-        n = len(x)
-        both = Condition(*(torch.cat(pair) for pair in zip(self.one.rows(n), self.between.rows(n), strict=True)))
-        one, between = self.denoise(torch.cat([x, other]), t, both).chunk(2)
+        one, between = self.denoise(torch.cat([x, other]), t, self.one.beside(self.between, len(x))).chunk(2)
         return one, between
 
     def moving(self, x: Float[Tensor, "n c *s"], dx: Float[Tensor, "n c *s"], t: int) -> tuple[Tensor, Tensor]:
