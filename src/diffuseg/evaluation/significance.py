@@ -16,7 +16,7 @@ from diffuseg.evaluation.statistics import EQUAL, RESAMPLES
 FLIPS = 10_000
 
 
-def sign_flip_test(differences: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None = None, seed: int = 0) -> float:
+def sign_flip_test(differences: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None = None) -> float:
     """Two-sided p-value of the mean of paired differences, by flipping their signs, those of a patient together.
 
     Tests that without a difference, a patient's differences are as likely with the other sign. Exact where there are at most
@@ -36,7 +36,7 @@ def sign_flip_test(differences: Sequence[float] | np.ndarray, groups: Sequence[H
         return 1.0
     size = np.abs(sums).max()
     total = lambda values, axis=-1: np.round(values.sum(axis) / size, 9)  # equal sums are equal however they are rounded
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     test = stats.permutation_test(
         (np.sort(sums),), total, permutation_type="samples", vectorized=True, n_resamples=FLIPS, batch=1000, rng=random
     )
@@ -90,9 +90,7 @@ def rank_biserial(differences: Sequence[float] | np.ndarray, groups: Sequence[Ha
     return float((ranks * np.sign(means)).sum() / ranks.sum())
 
 
-def first_places(
-    scores: Float[np.ndarray, "r n"], groups: Sequence[Hashable] | None = None, seed: int = 0
-) -> Float[np.ndarray, " r"]:
+def first_places(scores: Float[np.ndarray, "r n"], groups: Sequence[Hashable] | None = None) -> Float[np.ndarray, " r"]:
     """How often each of r results has the highest mean over the cases if other patients like these had come; sums to 1.
 
     Higher scores are better; patients are drawn with replacement. Results that are equal share a first place. Cases where a
@@ -105,7 +103,7 @@ def first_places(
     patient = np.unique(keys[finite], return_inverse=True)[1]
     counts = np.bincount(patient)
     sums = np.array([np.bincount(patient, weights=row[finite]) for row in scores])
-    drawn = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), RESAMPLES)
+    drawn = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), RESAMPLES)
     means = sums @ drawn.T / (counts @ drawn.T)
     best = means >= means.max(0) - EQUAL
     return (best / best.sum(0)).mean(1)

@@ -34,7 +34,7 @@ class Interval(NamedTuple):
         return mean if math.isnan(self.low) else f"{mean} [{low}, {high}]"
 
 
-def bootstrap_mean(values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None = None, seed: int = 0) -> Interval:
+def bootstrap_mean(values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None = None) -> Interval:
     """Mean of values with its bootstrap interval (BCa, widened for small n); NaN values are left out.
 
     With `groups` (the patient of each case) whole groups are resampled, because cases of one patient tell less than as many
@@ -62,14 +62,13 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, groups: Sequence[Hashab
         return Interval(mean, math.nan, math.nan)
     if np.ptp(sums[:, 0] / sums[:, 1]) < EQUAL:  # every resample has this mean, and BCa nothing to correct
         return Interval(mean, mean, mean)
-    return Interval(mean, *_interval(sums, seed))
+    return Interval(mean, *_interval(sums))
 
 
 def paired_difference(
     first: Sequence[float] | np.ndarray,
     second: Sequence[float] | np.ndarray,
     groups: Sequence[Hashable] | None = None,
-    seed: int = 0,
 ) -> Interval:
     """Mean of first - second over the same cases with its interval; pairs with a NaN are left out.
 
@@ -81,7 +80,7 @@ def paired_difference(
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if a.shape != b.shape:
         raise ValueError(f"pairs are needed, not shapes {a.shape} and {b.shape}")
-    return bootstrap_mean(a - b, groups, seed)
+    return bootstrap_mean(a - b, groups)
 
 
 def bootstrap_of(statistic: Callable[[Int[np.ndarray, " m"]], float], groups: Sequence[Hashable]) -> Interval:
@@ -121,7 +120,7 @@ def group_folds(groups: Sequence[Hashable], folds: int) -> Int[np.ndarray, " n"]
     return np.array([numbers[key] for key in groups])
 
 
-def _interval(sums: Float[np.ndarray, "n 2"], seed: int) -> tuple[float, float]:
+def _interval(sums: Float[np.ndarray, "n 2"]) -> tuple[float, float]:
     """Interval of the ratio of two sums: over groups, the sum of their values and the number of them."""
     interval = stats.bootstrap(
         (sums[:, 0], sums[:, 1]),
@@ -132,7 +131,7 @@ def _interval(sums: Float[np.ndarray, "n 2"], seed: int) -> tuple[float, float]:
         confidence_level=_confidence_level(len(sums)),
         method="BCa",
         batch=500,
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     ).confidence_interval
     return float(interval.low), float(interval.high)
 
