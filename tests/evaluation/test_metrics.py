@@ -210,7 +210,7 @@ def test_volumes_are_signed_and_in_ml() -> None:
 def test_each_class_is_measured_by_itself() -> None:
     truth = np.array([[1, 1, 0, 0], [4, 4, 0, 0], [0, 0, 0, 0]])
     prediction = np.array([[1, 0, 0, 0], [4, 4, 0, 0], [0, 0, 9, 0]])
-    scores = measure(prediction, truth, {"background": 0, "a": 1, "b": 4, "c": 7, "d": 9}, grid([10.0, 10.0]))
+    scores = measure(prediction, truth, {"background": 0, "a": 1, "b": 4, "c": 7, "d": 9}, grid([10.0, 10.0]), Rule())
     assert list(scores) == ["a", "b", "c", "d"]
     assert scores["a"].values["dice"] == pytest.approx(2 / 3)
     assert scores["b"].values["dice"] == 1.0

@@ -18,7 +18,7 @@ def test_intervals_cover_the_mean_of_normals_as_often_as_they_say(n: int) -> Non
     trials = 1000  # standard error of the coverage: 0.007
     hits = 0
     for _ in range(trials):
-        _, low, high = bootstrap_mean(random.normal(3.0, 2.0, n), resamples=1000)
+        _, low, high = bootstrap_mean(random.normal(3.0, 2.0, n))
         hits += low <= 3.0 <= high
     assert 0.925 <= hits / trials <= 0.975
 
@@ -29,12 +29,6 @@ def test_intervals_of_many_values_are_those_of_the_normal_distribution() -> None
     half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
     assert mean == pytest.approx(values.mean(), abs=1e-12)
     assert (mean - low, high - mean) == (pytest.approx(half, rel=0.1), pytest.approx(half, rel=0.1))
-
-
-def test_more_confidence_is_a_wider_interval() -> None:
-    values = np.random.default_rng(1).normal(size=25)
-    widths = [high - low for _, low, high in (bootstrap_mean(values, confidence=c) for c in (0.5, 0.8, 0.95, 0.99))]
-    assert widths == sorted(widths) and widths[0] < 0.6 * widths[2]
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1.0, -3.7])
@@ -49,16 +43,16 @@ def test_the_order_of_cases_does_not_matter(values: list[float], random: object)
     together = list(zip(values, groups, strict=True))
     random.shuffle(together)  # type: ignore[attr-defined]
     shuffled, names = zip(*together, strict=True)
-    assert bootstrap_mean(values, resamples=200) == bootstrap_mean(shuffled, resamples=200)
+    assert bootstrap_mean(values) == bootstrap_mean(shuffled)
     renamed = [f"patient {name}" for name in names]
-    one, other = bootstrap_mean(values, groups, 200), bootstrap_mean(shuffled, renamed, 200)
+    one, other = bootstrap_mean(values, groups), bootstrap_mean(shuffled, renamed)
     assert one == pytest.approx(other, nan_ok=True)
 
 
 @given(VALUES)
 @settings(max_examples=60, deadline=None)
 def test_the_interval_holds_the_mean_and_stays_among_the_values(values: list[float]) -> None:
-    mean, low, high = bootstrap_mean(values, resamples=200)
+    mean, low, high = bootstrap_mean(values)
     assert min(values) - 1e-12 <= low <= mean + 1e-12 and mean - 1e-12 <= high <= max(values) + 1e-12
 
 
@@ -91,7 +85,7 @@ def test_cases_of_one_patient_are_covered_only_if_patients_are_resampled() -> No
     for _ in range(300):
         values = np.repeat(random.normal(size=15), 4) + 0.3 * random.normal(size=60)
         for name, of in (("cases", None), ("patients", groups)):
-            _, low, high = bootstrap_mean(values, of, resamples=500)
+            _, low, high = bootstrap_mean(values, of)
             hits[name] += low <= 0 <= high
     assert hits["cases"] / 300 < 0.8 and hits["patients"] / 300 > 0.9
 
@@ -121,7 +115,6 @@ def test_the_random_numbers_are_its_own() -> None:
     before = np.random.get_state()[1].copy()
     values = np.random.default_rng(5).normal(size=9)
     assert bootstrap_mean(values) == bootstrap_mean(values)
-    assert bootstrap_mean(values) != bootstrap_mean(values, seed=1)
     assert (np.random.get_state()[1] == before).all()
 
 
@@ -145,13 +138,13 @@ def test_statistics_of_one_patient_and_of_nobody() -> None:
         bootstrap_of(lambda chosen: 0.0, [])
 
 
-@given(st.lists(st.integers(0, 9), min_size=2, max_size=40), st.integers(2, 10), st.integers(0, 3))
-def test_folds_keep_groups_together_and_are_of_equal_size(groups: list[int], folds: int, seed: int) -> None:
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=40), st.integers(2, 10))
+def test_folds_keep_groups_together_and_are_of_equal_size(groups: list[int], folds: int) -> None:
     if folds > len(set(groups)):
         with pytest.raises(ValueError, match="folds"):
-            group_folds(groups, folds, seed)
+            group_folds(groups, folds)
         return
-    fold = group_folds(groups, folds, seed)
+    fold = group_folds(groups, folds)
     pairs = set(zip(groups, fold.tolist(), strict=True))
     assert len(pairs) == len(set(groups))
     sizes = [sum(f == number for _, f in pairs) for number in range(folds)]

@@ -131,7 +131,7 @@ def test_probabilities_are_judged_as_calibration_does_it(evaluations):
     expected, doubts, risks = [], [], []
     for number in range(CASES):
         p, t = probability(number, 1 + number % 2, 1.0), np.searchsorted([0, 1, 5], truth(number))
-        expected.append(measures(p, t, band(t, [1.0, 1.0, 2.0], 3.0)))
+        expected.append(measures(p, t, band(t, [1.0, 1.0, 2.0])))
         doubts.append(expected_dice_loss(p, p.argmax(0)))
         risks.append(1 - np.mean([written.cells[f"case_{number}", name].score.values["dice"] for name in written.classes]))
     for name in expected[0]:

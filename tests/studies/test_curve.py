@@ -79,7 +79,7 @@ def test_shared_draws_give_what_predict_gives_for_each_number_of_draws(measured,
             _, mask = load_case(dataset, case)
             truth = class_indices(mask, model.plan)
             overlap = np.nanmean([dice(p.mask == k, truth == k) for k in (1, 2)])
-            near = band(truth, p.image.spacing, 3.0)
+            near = band(truth, p.image.spacing)
             y, q = np.eye(3)[truth[near]], p.probability[:, near].T.astype(float)
             found.append((overlap, -np.log(np.clip((q * y).sum(-1), 1e-6, None)).mean(), ((q - y) ** 2).sum(-1).mean()))
         np.testing.assert_allclose((point.dice, point.nll, point.brier), np.mean(found, axis=0), atol=1e-5)

@@ -8,7 +8,7 @@ band are those of everything in this package that speaks of likelihood.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
@@ -23,8 +23,6 @@ BAND_MM = 3.0
 COLDEST, HOTTEST = 0.05, 20.0
 VOXELS = 200_000  # of a case and region that are kept where voxels of many cases are judged together
 MEASURES = {"ece": "ECE", "adaptive_ece": "ECE, bins of equal mass", "brier": "Brier score", "nll": "NLL (nats)"}
-
-Mass = Literal["width", "mass"]
 
 
 class Reliability(NamedTuple):
@@ -44,7 +42,11 @@ class Reliability(NamedTuple):
 
 
 def class_indices(mask: Integer[np.ndarray, "*s"], values: Sequence[int]) -> Integer[np.ndarray, "*s"]:
-    """A mask of label values [*s] as class indices: the rank of each value in `values`; refuses values that are not there."""
+    """A mask of label values as class indices: the rank of each value in `values`.
+
+    Raises:
+        ValueError: A value of the mask is not in `values`.
+    """
     ordered = np.array(sorted(values))
     index = np.searchsorted(ordered, mask).clip(max=len(ordered) - 1)
     if (ordered[index] != mask).any():
@@ -53,25 +55,27 @@ def class_indices(mask: Integer[np.ndarray, "*s"], values: Sequence[int]) -> Int
 
 
 def usual_radius(spacing: Sequence[float]) -> float:
-    """How far the band reaches where nothing else is said, in mm: 3, or two voxels along the finest axis if that is more."""
+    """How far the band reaches, in mm: 3, or two voxels along the finest axis if that is more."""
     return max(BAND_MM, 2 * min(spacing))
 
 
-def band(truth: Integer[np.ndarray, "*s"], spacing: Sequence[float], radius: float | None = None) -> Bool[np.ndarray, "*s"]:
-    """Voxels within `radius` mm of the true boundary: of another class, the centre of a voxel is no further away.
+def band(truth: Integer[np.ndarray, "*s"], spacing: Sequence[float]) -> Bool[np.ndarray, "*s"]:
+    """Voxels within `usual_radius` of the true boundary: of another class, the centre of a voxel is no further away.
 
-    truth [*s], spacing in mm per axis; radius None: `usual_radius`. Both sides of all boundaries between classes; the edge
-    of the image is none. Where there is a single class there is no boundary, and no voxel. Refuses a negative radius and a
-    spacing for other axes.
+    Both sides of all boundaries between classes; the edge of the image is none. Where there is a single class there is no
+    boundary, and no voxel.
+
+    Args:
+        truth: Class indices or label values.
+        spacing: In mm per axis.
     """
-    radius = usual_radius(spacing) if radius is None else radius
-    if radius < 0 or len(spacing) != truth.ndim:
-        raise ValueError(f"a radius in mm and a spacing per axis are needed, not {radius} and {tuple(spacing)}")
     near = np.zeros(truth.shape, bool)
     classes = np.unique(truth)
     for value in classes if len(classes) > 1 else []:
         inside = truth == value
-        near |= inside & (np.asarray(distance_transform_edt(inside, sampling=spacing)) <= radius * (1 + ROUNDING))
+        near |= inside & (
+            np.asarray(distance_transform_edt(inside, sampling=spacing)) <= usual_radius(spacing) * (1 + ROUNDING)
+        )
     return near
 
 
@@ -79,7 +83,7 @@ def sample(
     probability: Float[np.ndarray, "k *s"],
     truth: Integer[np.ndarray, "*s"],
     where: Bool[np.ndarray, "*s"],
-    limit: int = VOXELS,
+    limit: int,
 ) -> tuple[Float[np.ndarray, "k v"], Integer[np.ndarray, " v"]]:
     """Probabilities and classes of the chosen voxels; of more than `limit` of a random choice, which is always the same."""
     chosen = np.flatnonzero(where)
@@ -92,63 +96,51 @@ def reliability(
     probability: Float[np.ndarray, "k *s"],
     truth: Integer[np.ndarray, "*s"],
     where: Bool[np.ndarray, "*s"] | None = None,
-    bins: int = BINS,
-    by: Mass = "width",
+    equal_mass: bool = False,
 ) -> Reliability:
-    """Confidence against the share that was right, in bins of equal width or equal mass.
+    """Confidence against the share that was right, in BINS bins.
 
     Confidence is the largest probability, right where that class is the true one (Guo et al. 2017). Bins of equal width
     divide [0, 1]; a value on an edge belongs to the upper bin. Bins of equal mass begin at quantiles of the confidences;
     equal confidences share a bin, so there may be fewer.
 
     Args:
-        probability: [k, *s], summing to 1 over k.
-        truth: Class indices [*s].
-        where: The voxels that count [*s]; None for all.
-        bins: Their number.
-        by: "width" or "mass".
+        probability: Sums to 1 over the classes.
+        truth: Class indices.
+        where: The voxels that count; None for all.
+        equal_mass: Bins of equal mass instead of equal width.
 
     Raises:
-        ValueError: There is no bin, or shapes do not fit together.
+        ValueError: Shapes do not fit together, or values are no probabilities or no classes; so in all measures of this file.
     """
     p, t = _chosen(probability, truth, where)
-    if bins < 1:
-        raise ValueError(f"{bins} bins: at least one is needed")
     confidence, right = p.max(0), t == p.argmax(0)
     if not len(t):
         nothing = np.zeros(0)
         return Reliability(nothing, nothing, nothing, nothing, nothing.astype(int))
-    inner = np.arange(1, bins) / bins
-    if by == "mass":
+    inner = np.arange(1, BINS) / BINS
+    if equal_mass:
         inner = np.unique(np.quantile(confidence, inner, method="inverted_cdf"))
-    elif by != "width":
-        raise ValueError(f"bins are of equal 'width' or 'mass', not {by!r}")
     index = np.searchsorted(inner, confidence, side="right")
     count = np.bincount(index, minlength=len(inner) + 1)
     sums = [np.bincount(index, weights=values, minlength=len(count)) for values in (confidence, right)]
-    edges, there = np.array([0.0, *inner, 1.0]), count > 0
-    means = [total[there] / count[there] for total in sums]
-    return Reliability(edges[:-1][there], edges[1:][there], means[0], means[1], count[there])
+    edges, filled = np.array([0.0, *inner, 1.0]), count > 0
+    means = [total[filled] / count[filled] for total in sums]
+    return Reliability(edges[:-1][filled], edges[1:][filled], means[0], means[1], count[filled])
 
 
 def ece(
-    probability: Float[np.ndarray, "k *s"],
-    truth: Integer[np.ndarray, "*s"],
-    where: Bool[np.ndarray, "*s"] | None = None,
-    bins: int = BINS,
+    probability: Float[np.ndarray, "k *s"], truth: Integer[np.ndarray, "*s"], where: Bool[np.ndarray, "*s"] | None = None
 ) -> float:
     """Expected calibration error in bins of equal width, in [0, 1], 0 is best; NaN without voxels. Guo et al. (2017), eq. 3."""
-    return reliability(probability, truth, where, bins, "width").ece
+    return reliability(probability, truth, where).ece
 
 
 def adaptive_ece(
-    probability: Float[np.ndarray, "k *s"],
-    truth: Integer[np.ndarray, "*s"],
-    where: Bool[np.ndarray, "*s"] | None = None,
-    bins: int = BINS,
+    probability: Float[np.ndarray, "k *s"], truth: Integer[np.ndarray, "*s"], where: Bool[np.ndarray, "*s"] | None = None
 ) -> float:
     """The same in bins of equal mass: where nearly all confidences are near 1, they still get bins. Nixon et al. (2019)."""
-    return reliability(probability, truth, where, bins, "mass").ece
+    return reliability(probability, truth, where, equal_mass=True).ece
 
 
 def brier(
@@ -166,9 +158,7 @@ def brier(
 
 
 def nll(
-    probability: Float[np.ndarray, "k *s"],
-    truth: Integer[np.ndarray, "*s"],
-    where: Bool[np.ndarray, "*s"] | None = None,
+    probability: Float[np.ndarray, "k *s"], truth: Integer[np.ndarray, "*s"], where: Bool[np.ndarray, "*s"] | None = None
 ) -> float:
     """Mean over voxels of -log max(p(true class), FLOOR), in nats, 0 is best; NaN without voxels."""
     p, t = _chosen(probability, truth, where)
@@ -178,30 +168,24 @@ def nll(
 
 
 def measures(
-    probability: Float[np.ndarray, "k *s"],
-    truth: Integer[np.ndarray, "*s"],
-    where: Bool[np.ndarray, "*s"] | None = None,
-    bins: int = BINS,
+    probability: Float[np.ndarray, "k *s"], truth: Integer[np.ndarray, "*s"], where: Bool[np.ndarray, "*s"] | None = None
 ) -> dict[str, float]:
-    """The MEASURES of the same voxels, by name; NaN without voxels. Refuses what each of them refuses."""
-    return {
-        "ece": ece(probability, truth, where, bins),
-        "adaptive_ece": adaptive_ece(probability, truth, where, bins),
-        "brier": brier(probability, truth, where),
-        "nll": nll(probability, truth, where),
-    }
+    """The MEASURES of the same voxels, by name; NaN without voxels."""
+    each = {"ece": ece, "adaptive_ece": adaptive_ece, "brier": brier, "nll": nll}
+    return {name: each[name](probability, truth, where) for name in MEASURES}
 
 
-def apply_temperature(
-    probability: Float[np.ndarray, "k *s"], temperature: float, floor: float = FLOOR
-) -> Float[np.ndarray, "k *s"]:
+def apply_temperature(probability: Float[np.ndarray, "k *s"], temperature: float) -> Float[np.ndarray, "k *s"]:
     """Probabilities p^(1/T) / sum of p^(1/T): softer for T > 1, harder for T < 1; the mask does not change.
 
-    That is the softmax of log p / T, p not below the floor. Refuses T <= 0. Guo et al. (2017), eq. 9.
+    That is the softmax of log p / T, p not below FLOOR. Guo et al. (2017), eq. 9.
+
+    Raises:
+        ValueError: The temperature is not above 0.
     """
     if not temperature > 0:
         raise ValueError(f"a temperature is above 0, not {temperature}")
-    logits = np.log(np.maximum(probability, floor)) / temperature
+    logits = np.log(np.maximum(probability, FLOOR)) / temperature
     power = np.exp(logits - logits.max(0))
     return power / power.sum(0)
 

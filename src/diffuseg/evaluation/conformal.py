@@ -17,7 +17,6 @@ from scipy import stats
 
 from diffuseg.evaluation.statistics import group_folds
 
-Scale = Literal["ml", "relative", "log"]
 Volumes = Float[np.ndarray, " n"]
 SMALLEST = 1e-3  # ml: a voxel of 1 mm
 
@@ -26,15 +25,15 @@ SMALLEST = 1e-3  # ml: a voxel of 1 mm
 class ConformalMargin:
     """What calibration found.
 
-    margin    how much each side is widened: ml, part of the predicted volume, or difference of logarithms, as `scale` says;
-              negative where the draws differ more than they need to, infinite where there were too few cases
+    margin    how much each side is widened, as a part of the predicted volume; negative where the draws differ more than they
+              need to, infinite where there were too few cases
     alpha     the part of cases that may be outside
-    smallest  ml: added to volumes before they divide or are taken the logarithm of, so that an empty mask has a score too
+    smallest  ml: added to volumes before they divide, so that an empty mask has a score too
     cases     number of calibration cases
     """
 
     margin: float
-    scale: Scale
+    scale: Literal["relative"]
     alpha: float
     smallest: float
     cases: int
@@ -42,12 +41,8 @@ class ConformalMargin:
     def apply(self, low: Volumes, high: Volumes) -> tuple[Volumes, Volumes]:
         """Intervals [n] in ml, widened; never below 0, and where they would be inside out the point in the middle."""
         _refuse(low, high)
-        if self.scale == "log":
-            factor = math.exp(self.margin) if self.margin < 700 else math.inf
-            new_low, new_high = (low + self.smallest) / factor - self.smallest, (high + self.smallest) * factor - self.smallest
-        else:
-            by = self.margin * _unit(low, high, self.scale, self.smallest)
-            new_low, new_high = low - by, high + by
+        by = self.margin * ((low + high) / 2 + self.smallest)
+        new_low, new_high = low - by, high + by
         middle = (low + high) / 2
         crossed = new_low > new_high
         return np.maximum(np.where(crossed, middle, new_low), 0.0), np.maximum(np.where(crossed, middle, new_high), 0.0)
@@ -67,29 +62,33 @@ class Coverage(NamedTuple):
 
 
 def calibrate_interval(
-    low: Volumes,
-    high: Volumes,
-    truth: Volumes,
-    alpha: float = 0.1,
-    scale: Scale = "relative",
-    smallest: float = SMALLEST,
+    low: Volumes, high: Volumes, truth: Volumes, alpha: float = 0.1, smallest: float = SMALLEST
 ) -> ConformalMargin:
-    """The widening that makes intervals [low, high] of volumes hold the truth in 1 - alpha of cases; all [n], in ml.
+    """The widening that makes intervals [low, high] of volumes hold the truth in 1 - alpha of cases.
 
-    Score of a case: max(low - truth, truth - high), in ml, or over the middle of its interval ("relative"), or with
-    logarithms ("log"). The margin is the ceil((n + 1)(1 - alpha))-th smallest of the n scores; infinite where that is more
-    than n, that is with fewer than 1 / alpha - 1 cases. To be calibrated on cases that the model was not trained on. Refuses
-    no case, alpha outside (0, 1), negative or infinite volumes, low above high, an unknown scale, and smallest <= 0.
+    Score of a case: max(low - truth, truth - high) over the middle of its interval. The margin is the
+    ceil((n + 1)(1 - alpha))-th smallest of the n scores; infinite where that is more than n, that is with fewer than
+    1 / alpha - 1 cases.
+
+    Args:
+        low: In ml, of cases that the model was not trained on; so are `high` and `truth`.
+        high: Not below `low`.
+        truth: True volumes.
+        alpha: The part of cases that may be outside.
+        smallest: Added to volumes before they divide, in ml.
+
+    Raises:
+        ValueError: There is no case, or alpha, smallest or a volume is out of range.
     """
     _refuse(low, high)
     if not len(low) or truth.shape != low.shape or not (np.isfinite(truth).all() and (truth >= 0).all()):
         raise ValueError("a true volume of 0 ml or more is needed for each of the intervals, and at least one")
     if not (0 < alpha < 1 and smallest > 0):
         raise ValueError(f"alpha in (0, 1) and a smallest volume above 0 ml are needed, not {alpha} and {smallest}")
-    scores = np.sort(_scores(low, high, truth, scale, smallest))
+    scores = np.sort(np.maximum(low - truth, truth - high) / ((low + high) / 2 + smallest))
     rank = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)
     margin = float(scores[rank - 1]) if rank <= len(scores) else math.inf
-    return ConformalMargin(margin, scale, alpha, smallest, len(scores))
+    return ConformalMargin(margin, "relative", alpha, smallest, len(scores))
 
 
 def cross_coverage(
@@ -97,64 +96,57 @@ def cross_coverage(
     high: Volumes,
     truth: Volumes,
     alpha: float = 0.1,
-    scale: Scale = "relative",
     smallest: float = SMALLEST,
     groups: Sequence[Hashable] | None = None,
     folds: int | None = None,
-    seed: int = 0,
 ) -> Coverage:
     """Each case with the widening calibrated on the others: those of other patients (`groups`) or, with `folds`, other folds.
 
-    All [n], in ml. Leaving out one case at a time, without ties, covers ceil(n (1 - alpha)) of n cases **whatever the
-    model**, for the rank of a score among the others decides: it shows the widths that are needed, and is no evidence of
-    coverage. Patients and folds left out make it vary, but not much; evidence is coverage of cases kept aside. Refuses what
-    `calibrate_interval` does, groups of another length, fewer than two groups, and other than 2 .. groups folds.
+    Leaving out one case at a time, without ties, covers ceil(n (1 - alpha)) of n cases **whatever the model**, for the rank
+    of a score among the others decides: it shows the widths that are needed, and is no evidence of coverage. Patients and
+    folds left out make it vary, but not much; evidence is coverage of cases kept aside.
+
+    Raises:
+        ValueError: There are fewer than two groups, or folds are not 2 .. groups; and what `calibrate_interval` raises.
     """
     keys = list(range(len(low))) if groups is None else list(groups)
     patients = len(set(keys))
     if len(keys) != len(low) or patients < 2:
         raise ValueError(f"{len(low)} cases in {patients} groups: at least two groups, and a group per case, are needed")
-    fold = group_folds(keys, patients if folds is None else folds, seed)
+    fold = group_folds(keys, patients if folds is None else folds)
     new_low, new_high = np.empty(len(low)), np.empty(len(low))
     for number in np.unique(fold):
         out = fold == number
-        widening = calibrate_interval(low[~out], high[~out], truth[~out], alpha, scale, smallest)
+        widening = calibrate_interval(low[~out], high[~out], truth[~out], alpha, smallest)
         new_low[out], new_high[out] = widening.apply(low[out], high[out])
     return interval_coverage(new_low, new_high, truth)
 
 
 def interval_coverage(low: Volumes, high: Volumes, truth: Volumes) -> Coverage:
-    """Whether true volumes lie in their intervals, all [n] in ml; both ends belong to it, to a rounding error."""
+    """Whether true volumes lie in their intervals; both ends belong to it, to a rounding error."""
     slack = 1e-9 * (1 + np.abs(truth))
     return Coverage((low - slack <= truth) & (truth <= high + slack), low, high)
 
 
-def expected_coverage(cases: int, alpha: float = 0.1, confidence: float = 0.9) -> tuple[float, float]:
-    """Where the coverage over endless new cases lies, at this confidence, given the number of calibration cases.
+def expected_coverage(cases: int, alpha: float = 0.1) -> tuple[float, float]:
+    """Where the coverage over endless new cases lies, at a confidence of 90 %, given the number of calibration cases.
 
     It depends on which cases one happened to calibrate on: Beta(k, n + 1 - k) with k = ceil((n + 1)(1 - alpha)), for scores
-    without ties; (1, 1) where the intervals are infinite. Refuses no case, and parts outside (0, 1). Vovk (2012).
+    without ties; (1, 1) where the intervals are infinite.
+
+    Raises:
+        ValueError: There is no case, or alpha is not in (0, 1).
+
+    References:
+        Vovk, Conditional Validity of Inductive Conformal Predictors (2012).
     """
-    if cases < 1 or not (0 < alpha < 1 and 0 < confidence < 1):
-        raise ValueError(f"{cases} cases, alpha {alpha}, confidence {confidence}")
+    if cases < 1 or not 0 < alpha < 1:
+        raise ValueError(f"{cases} cases, alpha {alpha}")
     rank = math.ceil((cases + 1) * (1 - alpha) - 1e-9)
     if rank > cases:
         return 1.0, 1.0
-    low, high = stats.beta.interval(confidence, rank, cases + 1 - rank)
+    low, high = stats.beta.interval(0.9, rank, cases + 1 - rank)
     return float(low), float(high)
-
-
-def _scores(low: Volumes, high: Volumes, truth: Volumes, scale: Scale, smallest: float) -> Volumes:
-    if scale == "log":
-        below, above = (np.log(a + smallest) - np.log(b + smallest) for a, b in ((low, truth), (truth, high)))
-        return np.maximum(below, above)
-    return np.maximum(low - truth, truth - high) / _unit(low, high, scale, smallest)
-
-
-def _unit(low: Volumes, high: Volumes, scale: Scale, smallest: float) -> Volumes:
-    if scale not in ("ml", "relative"):
-        raise ValueError(f"a scale is 'ml', 'relative' or 'log', not {scale!r}")
-    return np.ones(len(low)) if scale == "ml" else (low + high) / 2 + smallest
 
 
 def _refuse(low: np.ndarray, high: np.ndarray) -> None:

@@ -28,14 +28,18 @@ ROUNDING = 1e-4
 
 
 def dice(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], empty: Empty = "nan") -> float:
-    """Dice coefficient 2 |A and B| / (|A| + |B|) of two masks [*s], in [0, 1]; refuses different shapes."""
+    """Dice coefficient 2 |A and B| / (|A| + |B|), in [0, 1].
+
+    Raises:
+        ValueError: The masks are of different shapes; so in all measures of this file.
+    """
     _same_shape(prediction, truth)
     total = int(prediction.sum()) + int(truth.sum())
     return _neither(empty, 1.0, 0.0) if total == 0 else 2.0 * int((prediction & truth).sum()) / total
 
 
 def iou(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], empty: Empty = "nan") -> float:
-    """Intersection over union of two masks [*s], in [0, 1]; refuses different shapes."""
+    """Intersection over union, in [0, 1]."""
     _same_shape(prediction, truth)
     union = int((prediction | truth).sum())
     return _neither(empty, 1.0, 0.0) if union == 0 else int((prediction & truth).sum()) / union
@@ -44,10 +48,10 @@ def iou(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], empty
 def hd95(
     prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], spacing: Sequence[float], empty: Empty = "nan"
 ) -> float:
-    """95th percentile of the Hausdorff distance in mm, between the border voxels of two masks [*s].
+    """95th percentile of the Hausdorff distance in mm, between the border voxels of two masks.
 
     The larger one of the two directions; a voxel at the edge of the image is a border voxel. Spacing in mm per axis. If
-    one mask is empty the distance is infinite, reported as the diagonal of the image. Refuses different shapes.
+    one mask is empty the distance is infinite, reported as the diagonal of the image.
     """
     _same_shape(prediction, truth)
     worst = math.hypot(*(n * mm for n, mm in zip(truth.shape, spacing, strict=True)))
@@ -65,8 +69,11 @@ def nsd(
 ) -> float:
     """Normalised surface Dice: the part of both surfaces that lies within `tolerance` mm of the other one, in [0, 1].
 
-    Surfaces are weighed by their area (mm2; length in 2-D), so that thick slices do not count more than they are. Masks
-    [*s], spacing in mm per axis. Refuses different shapes and a negative tolerance.
+    Surfaces are weighed by their area (mm2; length in 2-D), so that thick slices do not count more than they are. Spacing in
+    mm per axis.
+
+    Raises:
+        ValueError: The tolerance is negative.
     """
     _same_shape(prediction, truth)
     if tolerance < 0:
@@ -78,27 +85,18 @@ def nsd(
 
 
 def volume(mask: Bool[np.ndarray, "*s"], voxel_ml: float) -> float:
-    """Volume of a mask in ml.
-
-    Args:
-        mask: [*s].
-        voxel_ml: Volume of a voxel in ml (`Image.voxel_ml`); on a sheared grid it is less than the product of the spacings.
-    """
+    """Volume of a mask in ml; `voxel_ml` is that of a voxel, on a sheared grid less than the product of the spacings."""
     return int(mask.sum()) * voxel_ml
 
 
 def volume_error(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], voxel_ml: float) -> float:
-    """Predicted minus true volume of two masks [*s], in ml: positive where too much is marked.
-
-    Raises:
-        ValueError: The masks are of different shapes.
-    """
+    """Predicted minus true volume in ml: positive where too much is marked."""
     _same_shape(prediction, truth)
     return volume(prediction, voxel_ml) - volume(truth, voxel_ml)
 
 
 def relative_volume_error(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"]) -> float:
-    """Volume error as a part of the true volume, masks [*s]: 0.1 is 10 % too much; NaN where the truth is empty."""
+    """Volume error as a part of the true volume: 0.1 is 10 % too much; NaN where the truth is empty."""
     _same_shape(prediction, truth)
     true = int(truth.sum())
     return (int(prediction.sum()) - true) / true if true else math.nan
@@ -157,22 +155,10 @@ def measure(
     truth: Integer[np.ndarray, "*s"],
     labels: dict[str, int],
     grid: Grid,
-    rule: Rule | None = None,
+    rule: Rule,
 ) -> dict[str, Score]:
-    """Score each class of two label maps.
-
-    Args:
-        prediction: [*s].
-        truth: [*s].
-        labels: Class -> value; the background (0) is left out.
-        grid: What the voxels measure.
-        rule: The empty-mask rule and the tolerance of NSD.
-
-    Raises:
-        ValueError: The masks are of different shapes.
-    """
+    """Score each class of two label maps; `labels` is class -> value, and the background (0) is left out."""
     _same_shape(prediction, truth)
-    rule = rule or Rule()
     scores = {}
     for name, value in labels.items():
         if value == 0:

@@ -40,9 +40,13 @@ class RiskCoverage(NamedTuple):
 
 
 def risk_coverage(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"]) -> RiskCoverage:
-    """Mean risk of the k least uncertain of n cases, k = 1 .. n; refuses no case, other lengths and values that are not finite.
+    """Mean risk of the k least uncertain of n cases, k = 1 .. n.
 
-    Geifman and El-Yaniv (2017).
+    Raises:
+        ValueError: There is no case, lengths differ or a value is not finite; so in all measures of this file.
+
+    References:
+        Geifman and El-Yaniv, Selective Classification for Deep Neural Networks (2017).
     """
     _refuse(risk, uncertainty)
     n = len(risk)
@@ -57,7 +61,7 @@ def risk_coverage(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, 
 def aurc(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"]) -> float:
     """Area under the risk-coverage curve: mean of the n mean risks, in the unit of the risk; lower is better.
 
-    An uncertainty that says nothing gives the mean risk of all cases. Refuses what `risk_coverage` does. Geifman et al. (2019).
+    An uncertainty that says nothing gives the mean risk of all cases. Geifman et al. (2019).
     """
     return float(risk_coverage(risk, uncertainty).risk.mean())
 
@@ -65,16 +69,16 @@ def aurc(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"]) ->
 def excess_aurc(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"]) -> float:
     """AURC minus that of an uncertainty which ranks cases as the risk itself does: 0 is best; never negative.
 
-    It tells the ranking from the quality of the masks, which AURC alone does not. Refuses what `risk_coverage` does.
-    Geifman et al. (2019).
+    It tells the ranking from the quality of the masks, which AURC alone does not. Geifman et al. (2019).
     """
     return max(0.0, aurc(risk, uncertainty) - aurc(risk, np.asarray(risk, np.float64)))
 
 
 def risk_after_rejecting(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"], fraction: float) -> float:
-    """Mean risk of what is kept where the most uncertain `fraction` of cases, rounded down to whole cases, goes to a human.
+    """Mean risk of the rest where the most uncertain `fraction` of cases, rounded down to whole cases, goes to a human.
 
-    Refuses fractions outside [0, 1) and what `risk_coverage` does.
+    Raises:
+        ValueError: The fraction is outside [0, 1).
     """
     return float(risk_coverage(risk, uncertainty).risk[len(risk) - 1 - _sent(len(risk), fraction)])
 
@@ -82,8 +86,10 @@ def risk_after_rejecting(risk: Float[np.ndarray, " n"], uncertainty: Float[np.nd
 def threshold_for_fraction(uncertainty: Float[np.ndarray, " n"], fraction: float) -> float:
     """The threshold above which a case goes to a human, so that at most `fraction` of these validation cases do.
 
-    The smallest such threshold among their uncertainties. Refuses no case, values that are not finite, and fractions
-    outside [0, 1).
+    The smallest such threshold among their uncertainties.
+
+    Raises:
+        ValueError: The fraction is outside [0, 1).
     """
     _refuse(uncertainty, uncertainty)
     return float(np.sort(uncertainty)[len(uncertainty) - 1 - _sent(len(uncertainty), fraction)])
@@ -101,10 +107,7 @@ REJECTION = {
 def rejection(
     risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"], groups: Sequence[Hashable], fraction: float
 ) -> dict[str, Interval]:
-    """The REJECTION numbers with their bootstrap intervals over groups (the patient of each case, [n]).
-
-    Refuses what `risk_coverage` and `risk_after_rejecting` refuse.
-    """
+    """The REJECTION numbers with their bootstrap intervals over groups (the patient of each case)."""
     rest = lambda i: risk_after_rejecting(risk[i], uncertainty[i], fraction)
     return {
         "risk": bootstrap_of(lambda i: float(risk[i].mean()), groups),

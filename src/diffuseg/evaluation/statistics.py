@@ -34,25 +34,22 @@ class Interval(NamedTuple):
         return mean if math.isnan(self.low) else f"{mean} [{low}, {high}]"
 
 
-def bootstrap_mean(
-    values: Sequence[float] | np.ndarray,
-    groups: Sequence[Hashable] | None = None,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
-) -> Interval:
-    """Mean of values [n] with its bootstrap interval (BCa, widened for small n); NaN values are left out.
+def bootstrap_mean(values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None = None) -> Interval:
+    """Mean of values with its bootstrap interval (BCa, widened for small n); NaN values are left out.
 
-    With `groups` (the patient of each case, [n]) whole groups are resampled, because cases of one patient tell less than
-    as many patients. The mean is that over cases. The random numbers are its own: equal values give equal intervals, in
-    whatever order they come. Of one group there is no interval: low and high are NaN. Refuses groups of another length.
+    With `groups` (the patient of each case) whole groups are resampled, because cases of one patient tell less than as many
+    patients. The mean is that over cases. The random numbers are its own: equal values give equal intervals, in whatever
+    order they come. Of one group there is no interval: low and high are NaN.
+
+    Raises:
+        ValueError: Groups are of another length.
     """
     array = np.asarray(values, np.float64)
     keys = list(range(len(array))) if groups is None else list(groups)
     if array.ndim != 1 or len(keys) != len(array):
         raise ValueError(f"values of shape {array.shape} and {len(keys)} groups")
-    kept = np.isfinite(array)
-    array, keys = array[kept], [key for key, keep in zip(keys, kept.tolist(), strict=True) if keep]
+    finite = np.isfinite(array)
+    array, keys = array[finite], [key for key, keep in zip(keys, finite.tolist(), strict=True) if keep]
     if len(array) == 0:
         return Interval(math.nan, math.nan, math.nan)
     # Sorted first, so that neither the draws nor the rounding of a sum depend on the order.
@@ -65,87 +62,85 @@ def bootstrap_mean(
         return Interval(mean, math.nan, math.nan)
     if np.ptp(sums[:, 0] / sums[:, 1]) < EQUAL:  # every resample has this mean, and BCa nothing to correct
         return Interval(mean, mean, mean)
-    return Interval(mean, *_interval(sums, resamples, confidence, seed))
+    return Interval(mean, *_interval(sums))
 
 
 def paired_difference(
     first: Sequence[float] | np.ndarray,
     second: Sequence[float] | np.ndarray,
     groups: Sequence[Hashable] | None = None,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
 ) -> Interval:
-    """Mean of first - second, both [n] over the same cases, with its interval; pairs with a NaN are left out.
+    """Mean of first - second over the same cases with its interval; pairs with a NaN are left out.
 
-    Two results differ at this confidence where the interval does not hold 0. Refuses different lengths.
+    Two results differ at CONFIDENCE where the interval does not hold 0.
+
+    Raises:
+        ValueError: Lengths differ.
     """
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if a.shape != b.shape:
         raise ValueError(f"pairs are needed, not shapes {a.shape} and {b.shape}")
-    return bootstrap_mean(a - b, groups, resamples, confidence, seed)
+    return bootstrap_mean(a - b, groups)
 
 
-def bootstrap_of(
-    statistic: Callable[[Int[np.ndarray, " m"]], float],
-    groups: Sequence[Hashable],
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
-) -> Interval:
-    """Any statistic of cases and its percentile interval: `statistic(chosen)` is told the numbers of the cases, [m].
+def bootstrap_of(statistic: Callable[[Int[np.ndarray, " m"]], float], groups: Sequence[Hashable]) -> Interval:
+    """Any statistic of cases and its percentile interval: `statistic(chosen)` gets the numbers of the cases.
 
-    Whole groups (the patient of each case, [n]) are drawn with replacement, so a case may be chosen several times; widened
-    for few groups like the interval of a mean. Of one group there is no interval: low and high are NaN. Refuses no case.
+    Whole groups (the patient of each case) are drawn with replacement, so a case may be chosen several times; widened for
+    few groups like the interval of a mean. Of one group there is no interval: low and high are NaN.
+
+    Raises:
+        ValueError: There is no case.
     """
     names = list(dict.fromkeys(groups))
     if not names:
         raise ValueError("a statistic of no case")
     members = [np.array([i for i, key in enumerate(groups) if key == name]) for name in names]
-    whole = statistic(np.arange(len(groups)))
+    value = statistic(np.arange(len(groups)))
     if len(names) == 1:
-        return Interval(whole, math.nan, math.nan)
-    drawn = np.random.default_rng(seed).integers(0, len(names), (resamples, len(names)))
-    found = [statistic(np.concatenate([members[g] for g in chosen])) for chosen in drawn]
-    tail = 50 * (1 - _widened(confidence, len(names)))
-    low, high = np.percentile(found, (tail, 100 - tail))
-    return Interval(whole, float(low), float(high))
+        return Interval(value, math.nan, math.nan)
+    drawn = np.random.default_rng(0).integers(0, len(names), (RESAMPLES, len(names)))
+    resampled = [statistic(np.concatenate([members[g] for g in chosen])) for chosen in drawn]
+    tail = 50 * (1 - _confidence_level(len(names)))
+    low, high = np.percentile(resampled, (tail, 100 - tail))
+    return Interval(value, float(low), float(high))
 
 
-def group_folds(groups: Sequence[Hashable], folds: int, seed: int = 0) -> Int[np.ndarray, " n"]:
-    """The fold of each case, [n], 0 .. folds - 1: groups shuffled and dealt out, so that none is in two folds.
+def group_folds(groups: Sequence[Hashable], folds: int) -> Int[np.ndarray, " n"]:
+    """The fold of each case, 0 .. folds - 1: groups shuffled and dealt out, so that none is in two folds.
 
-    Refuses fewer than two folds, and more than there are groups.
+    Raises:
+        ValueError: Folds are not 2 .. the number of groups.
     """
     names = list(dict.fromkeys(groups))
     if not 2 <= folds <= len(names):
         raise ValueError(f"{folds} folds of {len(names)} groups")
-    places = np.random.default_rng(seed).permutation(len(names)) % folds
+    places = np.random.default_rng(0).permutation(len(names)) % folds
     numbers = dict(zip(names, places.tolist(), strict=True))
     return np.array([numbers[key] for key in groups])
 
 
-def _interval(sums: Float[np.ndarray, "n 2"], resamples: int, confidence: float, seed: int) -> tuple[float, float]:
+def _interval(sums: Float[np.ndarray, "n 2"]) -> tuple[float, float]:
     """Interval of the ratio of two sums: over groups, the sum of their values and the number of them."""
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (sums[:, 0], sums[:, 1]),
         lambda total, count, axis=-1: total.sum(axis) / count.sum(axis),
         paired=True,
         vectorized=True,
-        n_resamples=resamples,
-        confidence_level=_widened(confidence, len(sums)),
+        n_resamples=RESAMPLES,
+        confidence_level=_confidence_level(len(sums)),
         method="BCa",
         batch=500,
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
-def _widened(confidence: float, n: int) -> float:
-    """The confidence to ask of a bootstrap over n groups so that it keeps the one that was meant.
+def _confidence_level(n: int) -> float:
+    """The confidence to ask of a bootstrap over n groups so that it keeps CONFIDENCE.
 
     Resampling knows the spread of n values as if n were large: at n = 10, 95 % intervals cover the truth 89 % of the time.
     This is the expanded percentile interval of Hesterberg (2015): Student's t and sqrt(n / (n - 1)) in place of the normal.
     """
-    t = stats.t.ppf((1 + confidence) / 2, n - 1) * math.sqrt(n / (n - 1))
+    t = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * math.sqrt(n / (n - 1))
     return min(1 - 2 * float(stats.norm.sf(t)), 0.9999)

@@ -79,14 +79,13 @@ def compare(
     metrics: Sequence[str] = DEFAULT,
     label: str | None = None,
     allow_seen: bool = False,
-    seed: int = 0,
 ) -> Comparison:
     """Compare evaluations that `diffuseg evaluate` wrote; writes comparison.json to `out_dir`, if there is one.
 
     Args:
         folders: Where they are.
         out_dir: Folder for comparison.json.
-        metrics: As in `compare_evaluations`, and so are `label`, `allow_seen` and `seed`.
+        metrics: As in `compare_evaluations`, and so are `label` and `allow_seen`.
 
     Raises:
         UserError: A folder holds no evaluation, and what `compare_evaluations` raises.
@@ -94,9 +93,9 @@ def compare(
     if out_dir is not None:
         check_writable(out_dir)
     evaluations = load_evaluations(folders)
-    comparison = compare_evaluations(evaluations, metrics, label, allow_seen, seed)
+    comparison = compare_evaluations(evaluations, metrics, label, allow_seen)
     if out_dir is not None:
-        write_json(Path(out_dir) / "comparison.json", nan_to_none(_content(comparison, evaluations, seed)))
+        write_json(Path(out_dir) / "comparison.json", nan_to_none(_content(comparison, evaluations)))
     return comparison
 
 
@@ -105,7 +104,6 @@ def compare_evaluations(
     metrics: Sequence[str] = DEFAULT,
     label: str | None = None,
     allow_seen: bool = False,
-    seed: int = 0,
 ) -> Comparison:
     """Compare evaluations of the same cases.
 
@@ -116,7 +114,6 @@ def compare_evaluations(
         metrics: Keys of METRICS.
         label: A class; None for the mean of a case's classes.
         allow_seen: Also cases that a model has met in its training or validation.
-        seed: Of the resampling.
 
     Raises:
         UserError: They cannot be compared, or a metric or class is unknown.
@@ -137,7 +134,7 @@ def compare_evaluations(
         values = {e.name: e.without(unpaired, metric).per_case(metric, label, unsigned=True) for e in evaluations}
         count = len({case for case, name in unpaired if label in (None, name)})
         for one, other in itertools.combinations(values.items(), 2):
-            raw.append(_difference(metric, one, other, patients, count, seed))
+            raw.append(_difference(metric, one, other, patients, count))
         scores[metric] = values
     adjusted = holm([difference.p for difference in raw])
     differences = [_decided(difference, p) for difference, p in zip(raw, adjusted, strict=True)]
@@ -145,7 +142,7 @@ def compare_evaluations(
         [evaluation.name for evaluation in evaluations],
         label or (ALL if len(first.classes) > 1 else first.classes[0]),
         {m: {name: bootstrap_mean(v, patients) for name, v in values.items()} for m, values in scores.items()},
-        {metric: _first(metric, values, patients, seed) for metric, values in scores.items()},
+        {metric: _first(metric, values, patients) for metric, values in scores.items()},
         differences,
         _notes(evaluations, differences),
     )
@@ -210,12 +207,11 @@ def _check_same_names(what: str, first: Evaluation, other: Evaluation, ones: set
 
 
 def _difference(
-    metric: str, first: tuple[str, np.ndarray], second: tuple[str, np.ndarray], patients: list[str], unpaired: int, seed: int
+    metric: str, first: tuple[str, np.ndarray], second: tuple[str, np.ndarray], patients: list[str], unpaired: int
 ) -> Difference:
     (one, ones), (other, others) = first, second
     apart = ones - others
     valued = np.isfinite(apart)
-    interval = paired_difference(ones, others, patients, seed=seed)
     same = valued.any() and np.abs(apart[valued]).max() < EQUAL
     return Difference(
         metric,
@@ -223,8 +219,8 @@ def _difference(
         other,
         int(valued.sum()),
         len({patient for patient, keep in zip(patients, valued.tolist(), strict=True) if keep}),
-        *interval,
-        sign_flip_test(apart, patients, seed=seed),
+        *paired_difference(ones, others, patients),
+        sign_flip_test(apart, patients),
         math.nan,
         cohens_d(apart, patients),
         rank_biserial(apart, patients),
@@ -242,9 +238,9 @@ def _decided(difference: Difference, adjusted: float) -> Difference:
     return replace(difference, adjusted=adjusted, verdict=verdict)
 
 
-def _first(metric: str, values: dict[str, np.ndarray], patients: list[str], seed: int) -> dict[str, float]:
+def _first(metric: str, values: dict[str, np.ndarray], patients: list[str]) -> dict[str, float]:
     sign = 1 if METRICS[metric].best == "highest" else -1
-    shares = first_places(sign * np.stack(list(values.values())), patients, seed=seed)
+    shares = first_places(sign * np.stack(list(values.values())), patients)
     return dict(zip(values, shares.tolist(), strict=True))
 
 
@@ -282,7 +278,7 @@ def _notes(evaluations: Sequence[Evaluation], differences: list[Difference]) -> 
     return lines
 
 
-def _content(comparison: Comparison, evaluations: Sequence[Evaluation], seed: int) -> dict[str, Any]:
+def _content(comparison: Comparison, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     return {
         "evaluations": {evaluation.name: str(evaluation.folder) for evaluation in evaluations},
         "cases": evaluations[0].cases,
@@ -296,7 +292,7 @@ def _content(comparison: Comparison, evaluations: Sequence[Evaluation], seed: in
         "correction": "Holm",
         "interval": {"confidence": CONFIDENCE, "method": METHOD, "resamples": RESAMPLES},
         "sign_flips": FLIPS,
-        "seed": seed,
+        "seed": 0,
         "seen": {e.name: {side: e.seen(side) for side in ("training", "validation")} for e in evaluations},
         "notes": comparison.notes,
     }

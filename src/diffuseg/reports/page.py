@@ -87,13 +87,14 @@ def write_page(
             raise UserError("lacks the means", file=evaluation.folder / "summary.json", do="Evaluate again")
     columns = _columns(evaluations, on_case)
     comparison, refused = _compare(evaluations, allow_seen) if len(columns) > 1 else (None, "")
+    cases = len(evaluations[0].cases)
     pictures = case_pictures(evaluations) if pictures is None else pictures
     content = {
-        "heading": _heading(evaluations),
+        "heading": f"Report on {len(columns)} evaluations" if len(columns) > 1 else f"Evaluation of {pluralize(cases, 'case')}",
         "columns": columns,
         "settings": _settings(columns),
         "summary": _summary(columns),
-        "differences": difference_rows(comparison, letters=True) if comparison else [],
+        "differences": difference_rows(comparison) if comparison else [],
         "comparison": comparison,
         "refused": refused,
         "dots": _dot_plot(columns),
@@ -117,12 +118,6 @@ def _render(content: dict[str, Any]) -> str:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("page.html").render(pluralize=pluralize, **content)
-
-
-def _heading(evaluations: Sequence[Evaluation]) -> str:
-    if len(evaluations) == 1:
-        return f"Evaluation of {pluralize(len(evaluations[0].cases), 'case')}"
-    return f"Report on {len(evaluations)} evaluations"
 
 
 def _columns(evaluations: Sequence[Evaluation], on_case: Callable[[int, int], None]) -> list[Column]:

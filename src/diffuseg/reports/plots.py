@@ -25,12 +25,12 @@ def dot_plot(
     figure, axes = figure_of(1, len(panels), (3.2 * len(panels), 3.2))
     for axis, (title, classes) in zip(axes[0], panels.items(), strict=True):
         for number, (values, (mean, low, high)) in enumerate(classes.values()):
-            there = np.array([value for value in values if np.isfinite(value)])
+            finite = np.array([value for value in values if np.isfinite(value)])
             # spread sideways by rank, not at random: neighbours in value are apart, and the picture is always the same
-            shift = 0.28 * (np.argsort(np.argsort(there)) * 0.618 % 1 - 0.5)
+            shift = 0.28 * (np.argsort(np.argsort(finite)) * 0.618 % 1 - 0.5)
             colour, marker = colours[number % len(colours)], MARKERS[number % len(MARKERS)]
-            axis.scatter(number + shift, there, s=14, color=colour, marker=marker, edgecolor="black", linewidth=0.3)
-            if (there < 0).any():
+            axis.scatter(number + shift, finite, s=14, color=colour, marker=marker, edgecolor="black", linewidth=0.3)
+            if (finite < 0).any():
                 axis.axhline(0, color="black", linewidth=0.6)
             if np.isfinite(mean):
                 axis.plot([number + 0.27, number + 0.43], [mean, mean], color="black", linewidth=2)
@@ -82,28 +82,21 @@ def reliability_plot(diagrams: dict[str, Reliability]) -> Any:
     figure, axes = figure_of(2, 1, (4.6, 5.4), heights=(3.0, 1.0))
     top, below = axes[:, 0]
     top.plot([0, 1], [0, 1], color="black", linewidth=0.8, label="as it should be")
-    for number, (name, found) in enumerate(diagrams.items()):
-        look = {"color": DARK[number % len(DARK)], "linestyle": LINES[number % len(LINES)]}
-        label = f"{name}: ECE {found.ece:.3f} of all these voxels"
-        top.plot(found.confidence, found.frequency, marker=MARKERS[number % len(MARKERS)], ms=4, label=label, **look)
-        share = found.count / max(found.count.sum(), 1)
-        below.plot(found.confidence, share, marker=MARKERS[number % len(MARKERS)], ms=3, **look)
-    start = min([0.5, *(float(found.confidence.min()) for found in diagrams.values() if len(found.count))])
+    for number, (name, diagram) in enumerate(diagrams.items()):
+        label = f"{name}: ECE {diagram.ece:.3f} of all these voxels"
+        top.plot(diagram.confidence, diagram.frequency, ms=4, label=label, **_line(number))
+        below.plot(diagram.confidence, diagram.count / max(diagram.count.sum(), 1), ms=3, **_line(number))
+    start = min([0.5, *(float(diagram.confidence.min()) for diagram in diagrams.values() if len(diagram.count))])
     for axis in (top, below):
         axis.set_xlim(max(0.0, start - 0.02), 1.01)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
     top.set_ylim(0, 1.02)
-    top.set_ylabel("share that is right", fontsize=9)
     top.legend(fontsize=8, frameon=False, loc="upper left")
-    below.set_ylabel("of the voxels", fontsize=9)
-    below.set_xlabel("probability of the class that is chosen", fontsize=9)
+    _name_axes(top, "", "share that is right")
+    _name_axes(below, "probability of the class that is chosen", "of the voxels")
     return figure
 
 
-def risk_coverage_plot(
-    curves: dict[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]], fraction: float | None = None
-) -> Any:
+def risk_coverage_plot(curves: dict[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]], fraction: float) -> Any:
     """Mean risk of the cases that are kept, name -> (risk, uncertainty); beside it the best possible order of each.
 
     `fraction` is marked: where so many of the cases are sent away.
@@ -111,22 +104,17 @@ def risk_coverage_plot(
     figure, axes = figure_of(1, 1, (4.6, 4.0))
     axis = axes[0, 0]
     for number, (name, (risk, uncertainty)) in enumerate(curves.items()):
-        look = {"color": DARK[number % len(DARK)], "linestyle": LINES[number % len(LINES)]}
-        found, best = risk_coverage(risk, uncertainty), risk_coverage(risk, risk)
-        axis.plot(found.coverage, found.risk, marker=MARKERS[number % len(MARKERS)], ms=3, label=name, **look)
+        curve, best = risk_coverage(risk, uncertainty), risk_coverage(risk, risk)
+        axis.plot(curve.coverage, curve.risk, ms=3, label=name, **_line(number))
         last = number + 1 == len(curves)
         axis.plot(best.coverage, best.risk, color="0.55", linewidth=0.8, label="best possible order" if last else None)
-        axis.plot([0, 1], [found.risk[-1]] * 2, color="black", linewidth=0.6, label="no order" if last else None)
-    if fraction is not None:
-        axis.axvline(1 - fraction, color="black", linewidth=0.6, linestyle="dotted")
-        place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "right", "fontsize": 8}
-        axis.annotate(f"{fraction:.0%} sent away", (1 - fraction, 0.02), (-4, 0), **place)
+        axis.plot([0, 1], [curve.risk[-1]] * 2, color="black", linewidth=0.6, label="no order" if last else None)
+    axis.axvline(1 - fraction, color="black", linewidth=0.6, linestyle="dotted")
+    place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "right", "fontsize": 8}
+    axis.annotate(f"{fraction:.0%} sent away", (1 - fraction, 0.02), (-4, 0), **place)
     axis.set_xlim(0, 1.01)
     axis.set_ylim(bottom=0)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8)
-    axis.set_xlabel("share of cases that are kept, the least uncertain first", fontsize=9)
-    axis.set_ylabel("their mean error (1 - Dice)", fontsize=9)
+    _name_axes(axis, "share of cases that are kept, the least uncertain first", "their mean error (1 - Dice)")
     axis.legend(fontsize=8, frameon=False)
     return figure
 
@@ -145,11 +133,21 @@ def cost_plot(points: dict[str, tuple[float, tuple[float, float, float]]]) -> An
         axis.set_xscale("log")
     else:
         axis.set_xlim(0, max(seconds) * 1.15 or 1)
+    _name_axes(axis, "seconds for a case (median)", "Dice, mean [95 %]")
+    return figure
+
+
+def _line(number: int) -> dict[str, str]:
+    """What tells a line from others: colour, marker, stroke."""
+    each = {"color": DARK, "linestyle": LINES, "marker": MARKERS}
+    return {name: choices[number % len(choices)] for name, choices in each.items()}
+
+
+def _name_axes(axis: Any, x: str, y: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
-    axis.set_xlabel("seconds for a case (median)", fontsize=9)
-    axis.set_ylabel("Dice, mean [95 %]", fontsize=9)
-    return figure
+    axis.set_xlabel(x, fontsize=9)
+    axis.set_ylabel(y, fontsize=9)
 
 
 def svg_of(figure: Any) -> str:

@@ -64,14 +64,12 @@ def mean_rows(comparison: "Comparison") -> list[tuple[str, ...]]:
     return rows
 
 
-def difference_rows(comparison: "Comparison", letters: bool = False) -> list[tuple[str, ...]]:
+def difference_rows(comparison: "Comparison") -> list[tuple[str, ...]]:
     """As text, first the heading: metric, pair, mean with interval, p-values, sizes of effects, number of cases, the better.
 
-    Args:
-        comparison: What was found.
-        letters: Letters stand for the names of evaluations.
+    Letters stand for the names of evaluations.
     """
-    name = evaluation_letters(comparison) if letters else {name: name for name in comparison.names}
+    name = evaluation_letters(comparison)
     rows = [("metric", "difference", "mean [95 % interval]", "p", "adjusted p", "d", "rank-biserial", "n", "better")]
     for d in comparison.differences:
         numbers = (Interval(d.mean, d.low, d.high).text(METRICS[d.metric].digits), _p(d.p), _p(d.adjusted))
@@ -87,7 +85,7 @@ def comparison_tables(comparison: "Comparison") -> list[Table]:
     means = [(metric, letters[name], *cells) for metric, name, *cells in mean_rows(comparison)[1:]]
     names = [f"{letter}: {name}" for name, letter in letters.items()]
     tables = [text_table(comparison.label, ("metric", "", "mean [95 % interval]", "first"), means, names, right=False)]
-    lines = list(zip(comparison.differences, difference_rows(comparison, letters=True)[1:], strict=True))
+    lines = list(zip(comparison.differences, difference_rows(comparison)[1:], strict=True))
     under = [*comparison.notes, "Sizes of effects (d, rank-biserial) are in comparison.json: --out."]
     for metric in comparison.means:
         chosen = [(d.n, row) for d, row in lines if d.metric == metric]
