@@ -1,5 +1,8 @@
 """The few types that travel between the rooms of the house."""
 
+# numpy does not say what np.prod returns here
+# pyright: reportUnknownArgumentType=false
+
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,5 +72,6 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        move = lambda x: None if x is None else x.to(device, non_blocking=True)
-        return Batch(self.image.to(device, non_blocking=True), move(self.mask), move(self.label), self.cases)
+        mask = None if self.mask is None else self.mask.to(device, non_blocking=True)
+        label = None if self.label is None else self.label.to(device, non_blocking=True)
+        return Batch(self.image.to(device, non_blocking=True), mask, label, self.cases)
