@@ -7,16 +7,16 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from diffuseg.errors import UserError
 
 
 @contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
+def atomic_path(path: Path | str) -> Generator[Path, None, None]:
     """A hidden path beside `path` to write to: renamed to it when the block ends well, removed when it does not.
 
     Makes the folder. Refuses a place that cannot be written.
@@ -68,9 +68,9 @@ def atomic_write(path: Path | str, content: str | bytes) -> None:
 def nan_to_none(value: Any) -> Any:
     """Plain values with None in place of NaN and infinity, which JSON does not know."""
     if isinstance(value, dict):
-        return {key: nan_to_none(inner) for key, inner in value.items()}
+        return {key: nan_to_none(inner) for key, inner in cast("dict[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [nan_to_none(inner) for inner in value]
+        return [nan_to_none(inner) for inner in cast("Sequence[Any]", value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -11,8 +11,9 @@ import json
 import logging
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from diffuseg.errors import UserError
 
@@ -150,15 +151,16 @@ def _coerce(hint: Any, value: Any, key: str) -> Any:
             return value
         raise UserError(f"{key}={value!r}: expected one of {', '.join(map(str, args))}")
     if origin is tuple and isinstance(value, (list, tuple)):
-        inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
-        if len(inner) == len(value):
-            return tuple(_coerce(i, v, key) for i, v in zip(inner, value, strict=True))
+        values = cast("Sequence[Any]", value)
+        inner = [args[0]] * len(values) if args[-1] is Ellipsis else args
+        if len(inner) == len(values):
+            return tuple(_coerce(i, v, key) for i, v in zip(inner, values, strict=True))
     if origin is tuple and args[-1] is Ellipsis and not isinstance(value, (str, dict)):
         return (_coerce(args[0], value, key),)
     if origin is dict and isinstance(value, dict):
-        return {_coerce(args[0], k, key): _coerce(args[1], v, key) for k, v in value.items()}
+        return {_coerce(args[0], k, key): _coerce(args[1], v, key) for k, v in cast("dict[Any, Any]", value).items()}
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
+        return cast("Any", value)
     raise UserError(f"{key}={value!r}: expected {getattr(hint, '__name__', hint)}")

@@ -1,5 +1,8 @@
 """The few types that travel between the rooms of the house."""
 
+# numpy does not say what np.prod returns here
+# pyright: reportUnknownArgumentType=false
+
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,5 +74,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        move = lambda x: None if x is None else x.to(device, non_blocking=True)
-        return Batch(self.image.to(device, non_blocking=True), move(self.mask), move(self.label), self.cases, move(self.raters))
+        mask = None if self.mask is None else self.mask.to(device, non_blocking=True)
+        label = None if self.label is None else self.label.to(device, non_blocking=True)
+        raters = None if self.raters is None else self.raters.to(device, non_blocking=True)
+        return Batch(self.image.to(device, non_blocking=True), mask, label, self.cases, raters)

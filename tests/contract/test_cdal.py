@@ -39,7 +39,7 @@ def test_the_lazy_penalty_equals_the_full_one_on_average():
     t = torch.randint(1, method.config.T + 1, (2,), generator=g)
     x_s, x_t = method._real_pair(x_0, t, g)
     direction = torch.randn(x_s.shape, generator=rng(9), dtype=torch.float64)
-    f = lambda h: method._discriminate(x_s + h * direction, x_t, t, image).double().sum()
+    f = lambda h: method._discriminate(x_s + h * direction, x_t, t, image).double().sum().detach()
     x_s.requires_grad_(True)
     (gradient,) = torch.autograd.grad(method._discriminate(x_s, x_t, t, image).sum(), x_s)
     assert float((gradient * direction).sum()) == pytest.approx(float((f(1e-3) - f(-1e-3)) / 2e-3), rel=1e-2)

@@ -88,11 +88,10 @@ def _normalisation(f: Fingerprint, d: dict[str, Any]) -> Choice:
 
 
 def _intensity(f: Fingerprint, d: dict[str, Any]) -> Choice:
-    if "unit" in d["normalisation"]:
-        low = min(0.0, *(seen["minimum"] for seen in f.intensity))
-        high = max(seen["maximum"] for seen in f.intensity)
-        if f.integer:
-            high = next((2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits), high)
+    low = min(0.0, *(seen["minimum"] for seen in f.intensity))
+    high = max(seen["maximum"] for seen in f.intensity)
+    if f.integer:
+        high = next((2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits), high)
     rows: list[dict[str, float]] = []
     for how, seen in zip(d["normalisation"], f.intensity, strict=True):
         if how == "ct":

@@ -100,7 +100,7 @@ def dpm_solver_pp_2m(denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseS
         h = float(lam[s] - lam[t])
         if previous is not None:
             r = previous[1] / h
-            D = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * previous[0]
+            D = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * previous[0]  # pyright: ignore[reportConstantRedefinition]
         x = float(sigma[s] / sigma[t]) * x - float(alpha[s]) * math.expm1(-h) * D
         previous = (x_0, h)
     return x

@@ -32,7 +32,7 @@ class Reliability(NamedTuple):
     high: Float[np.ndarray, " b"]
     confidence: Float[np.ndarray, " b"]
     frequency: Float[np.ndarray, " b"]
-    count: Integer[np.ndarray, " b"]
+    count: Integer[np.ndarray, " b"]  # pyright: ignore[reportIncompatibleMethodOverride]  a tuple counts too
 
     @property
     def ece(self) -> float:

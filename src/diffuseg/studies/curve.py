@@ -194,11 +194,10 @@ def table(curve: Curve) -> Table:
 
 def peak_of(work: Callable[[], Any], device: torch.device) -> tuple[float, float | None]:
     """Wall seconds of some work, and the peak memory in MB (10^6 bytes) meanwhile, None where it cannot be told."""
+    measurable = device.type != "cuda" and _forget_peak()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-    else:
-        measurable = _forget_peak()
     started = time.perf_counter()
     work()
     if device.type == "cuda":

@@ -116,7 +116,7 @@ class Answers(BaseHTTPRequestHandler):
         except ConnectionError:
             self.close_connection = True  # the reader went elsewhere
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         """Nothing: names of cases do not belong into a terminal's history."""
 
 
