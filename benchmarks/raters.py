@@ -2,7 +2,7 @@
 
 A row is NAME=CHECKPOINT, or NAME=CHECKPOINT,CHECKPOINT,... for an ensemble; --dropout NAME=CHECKPOINT draws with dropout left
 on. The pixelwise source of a deterministic model is what sampling its softmax gives. Results are numbers only; patients are
-pluralize, not named.
+counted, not named.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from diffuseg.networks.light import FeaturePyramid, LightDecoder
 from diffuseg.types import Batch
 from tests.contract.test_methods import build
 
-SMALL, LARGE = (slice(2, 6), slice(2, 6)), (slice(4, 12), slice(6, 14))
+FIRST, SECOND = (slice(1, 7), slice(1, 7)), (slice(9, 15), slice(8, 14))
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -34,13 +34,13 @@ def make(**settings: object) -> Distributional:
 
 def trained(method: Distributional, steps: int) -> Distributional:
     """On one image that three readers in ten mark here and seven there."""
-    raters = torch.stack([square(SMALL)] * 3 + [square(LARGE)] * 7)[None].expand(4, -1, -1, -1, -1)
-    image = torch.zeros(4, 1, 16, 16)
-    optimiser = torch.optim.Adam(method.parameters(), 5e-3)
+    raters = torch.stack([square(FIRST)] * 3 + [square(SECOND)] * 7)[None].expand(2, -1, -1, -1, -1)
+    image = torch.zeros(2, 1, 16, 16)
+    optimiser = torch.optim.Adam(method.parameters(), 1e-2)
     decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, steps)
     for step in range(steps):
-        one = torch.randint(10, (4,), generator=rng(10_000 + step))
-        batch = Batch(image, raters[torch.arange(4), one], raters=raters)
+        one = torch.randint(10, (2,), generator=rng(10_000 + step))
+        batch = Batch(image, raters[torch.arange(2), one], raters=raters)
         loss, _ = method.loss(batch, method.phases[0], rng(step))
         optimiser.zero_grad()
         loss.backward()
@@ -49,28 +49,28 @@ def trained(method: Distributional, steps: int) -> Distributional:
     return method.eval()
 
 
-def share_of_small(method: Distributional, draws: int = 200) -> tuple[float, float]:
-    """How many draws are nearer to the small square, and how many of all are a square at all (Dice above 0.8)."""
+def share_of_first(method: Distributional, draws: int = 200) -> tuple[float, float]:
+    """How many draws are nearer to the first square, and how many of all are a square at all (Dice above 0.8)."""
     with torch.no_grad():
         masks = torch.stack([p[1] > 0.5 for p in method.draw(torch.zeros(1, 16, 16), range(draws), chunk=100)])
     overlap = []
-    for place in (SMALL, LARGE):
+    for place in (FIRST, SECOND):
         truth = square(place)[1] > 0
         overlap.append(2 * (masks & truth).flatten(1).sum(1) / (masks.flatten(1).sum(1) + truth.sum()))
     small, large = overlap
     return float((small > large).float().mean()), float((torch.maximum(small, large) > 0.8).float().mean())
 
 
-@pytest.mark.parametrize(("T", "steps"), [(1, 200), pytest.param(2, 600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("T", "steps"), [(1, 250), pytest.param(2, 600, marks=pytest.mark.slow)])
 def test_draws_come_out_as_often_as_readers_say(T, steps):
-    small, sound = share_of_small(trained(make(T=T, steps=T), steps))
-    assert small == pytest.approx(0.3, abs=0.1)
+    first, sound = share_of_first(trained(make(T=T, steps=T, train_draws=8), steps))
+    assert first == pytest.approx(0.3, abs=0.12)
     assert sound > 0.8
 
 
 def test_without_the_spread_term_all_draws_are_the_majority():
-    small, _ = share_of_small(trained(make(spread=0.0, cross_entropy=0.0), 60))
-    assert small == 0
+    first, _ = share_of_first(trained(make(spread=0.0, cross_entropy=0.0), 60))
+    assert first == 0
 
 
 def test_the_image_is_encoded_once_for_all_draws_and_steps(monkeypatch):
@@ -115,7 +115,7 @@ def test_features_of_several_images_go_to_their_own_draws():
 def test_below_the_last_timestep_only_the_mask_of_x_t_counts():
     """At t < T, x_t is made from one reader's mask; the others are no samples of p(x_0 | x_t, I)."""
     method = make(T=2, p_terminal_timestep=0.0)
-    raters = torch.stack([square(SMALL), square(LARGE)])[None].expand(8, -1, -1, -1, -1)
+    raters = torch.stack([square(FIRST), square(SECOND)])[None].expand(8, -1, -1, -1, -1)
     images = torch.zeros(8, 1, 16, 16)
     both = Batch(images, raters[:, 0], raters=raters)
     one = Batch(images, raters[:, 0], raters=raters[:, [0, 0]])

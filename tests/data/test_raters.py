@@ -134,7 +134,7 @@ def test_faults_of_raters_name_the_file(tmp_path):
 MASKS = st.integers(1, 6).flatmap(lambda m: hnp.arrays(np.int16, (m, 3, 4), elements=st.sampled_from([0, 0, 1, 2, 5])))
 
 
-def pluralize(votes: list[int], how: str) -> int:
+def count_votes(votes: list[int], how: str) -> int:
     """One voxel, by counting."""
     background = votes.count(0)
     best = sorted((-number, value) for value, number in Counter(votes).items() if value)
@@ -149,7 +149,7 @@ def test_fusions_agree_with_counting_voxel_by_voxel_in_whatever_order(masks, how
     result = fuse_raters(masks, how)
     assert result.dtype == masks.dtype
     for place in itertools.product(range(3), range(4)):
-        expected = pluralize(masks[(slice(None), *place)].tolist(), how) if len(masks) > 1 else masks[(0, *place)]
+        expected = count_votes(masks[(slice(None), *place)].tolist(), how) if len(masks) > 1 else masks[(0, *place)]
         assert result[place] == expected
     assert np.array_equal(result, fuse_raters(np.random.default_rng(seed).permutation(masks), how))
 

@@ -257,3 +257,10 @@ def test_devices_that_are_not_there_are_refused():
     for name, says in (("tpu", "unknown device"), ("cuda:x", "unknown device"), ("cuda:99", "no device")):
         with pytest.raises(UserError, match=says):
             choose_device(name)
+
+
+def test_a_number_in_second_place_is_that_of_the_draws():
+    model = make_model()
+    image = np.random.default_rng(0).normal(size=(6, 5, 4))
+    first, second = model.predict(image, 3), model.predict(image, draws=3)
+    assert first.provenance["draws"] == 3 and np.array_equal(first.probability, second.probability)

@@ -117,7 +117,7 @@ class Model:
     def predict(
         self,
         image: Readable,
-        options: SamplingOptions | None = None,
+        options: SamplingOptions | int | None = None,
         *,
         calibrate: bool = True,
         on_draw: Callable[[int, int], None] | None = None,
@@ -132,7 +132,7 @@ class Model:
         Args:
             image: A file, files (one per channel), an Image, or an array [*s] or [c, *s]: its voxels are taken for 1 mm, its
                 axes for right, anterior, superior.
-            options: How to draw, see `SamplingOptions`.
+            options: How to draw, see `SamplingOptions`; a number is that of the draws.
             calibrate: Where the model is calibrated for these settings, temper probabilities and widen volume intervals; mask
                 and uncertainty maps are those of the draws either way.
             on_draw: Called with (done, draws) after each draw.
@@ -142,7 +142,8 @@ class Model:
             UserError: What `settings` refuses, an image that cannot be read, or with other channels or axes than the model's.
         """
         started = time.monotonic()
-        asked = replace(options or SamplingOptions(), **changes)
+        given = SamplingOptions(draws=options) if isinstance(options, int) else options or SamplingOptions()
+        asked = replace(given, **changes)
         options = self.resolve(asked)
         image, digests = self._image(image), file_digests(image)
         draws = self.prepare(image, options)
