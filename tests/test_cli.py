@@ -147,7 +147,7 @@ def test_what_the_user_can_mend_is_one_line(tmp_path, data, checkpoint):
     refused(call("evaluate", tmp_path / "none", data / "labelsTr", *out), "no such folder")
     refused(call("evaluate", data / "labelsTr", data / "labelsTr", *out, "--nsd-tolerance", -1), "tolerance")
     refused(call("train", tmp_path / "none", *out), "no such folder")
-    refused(call("train", data, *out, "--method", "gan"), "Known: unet, concat, cdal")
+    refused(call("train", data, *out, "--method", "gan"), "Known: unet, concat, distributional, cdal")
     refused(call("demo-data", checkpoint), str(checkpoint))
     assert not (tmp_path / "out").exists()
 

@@ -178,7 +178,7 @@ def test_a_plan_survives_its_file_and_may_be_edited(tmp_path):
         ({"flips": [3]}, "flips are axes of the patch"),
         ({"crop": [8, 8]}, "crop is one positive number of voxels per axis, or null"),
         ({"crop": [8, 0, 8]}, "crop is one positive number"),
-        ({"raters": "mean"}, "expected one of random, majority, union, intersection"),
+        ({"raters": "mean"}, "expected one of random, all, majority, union, intersection"),
         ({"context": 1}, "context is 0 or more, and 0 for a 3-D network"),
         ({"dims": 4}, "dims is 2 or 3"),
         ({"widths": []}, "widths are positive"),
