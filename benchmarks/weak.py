@@ -34,7 +34,7 @@ from diffuseg.evaluation.statistics import bootstrap_mean, group_folds
 from diffuseg.inference.folds import own_fold, validation_cases
 from diffuseg.inference.model import Model, load
 from diffuseg.inference.saliency_calibration import null_quantile
-from diffuseg.inference.sampling import ImageDraws, content_digest, draw_seed
+from diffuseg.inference.sampling import ImageDraws, draw_seed
 from diffuseg.methods.weak.binarize import Binarization, logistic_mask, normalized_saliency
 from diffuseg.methods.weak.cdm import MAPS
 
@@ -111,7 +111,7 @@ class Maps:
         return cls(draws.mean(0), torch.stack([normalized_saliency(m) for m in draws]).mean(0), bordered)
 
 
-DrawRecorder = dict[tuple[str, ...], Tensor]  # raw maps [n, *s] by settings and case
+RawMaps = dict[tuple[str, ...], Tensor]  # raw maps [n, *s] by settings and case
 Maker = Callable[[Case], Tensor]  # raw maps [n, *s] of an image, one per draw
 
 
@@ -184,8 +184,10 @@ def read(model: Model, dataset: Dataset, names: list[str], place: str | None = N
     for name in names:
         whole, number = source.whole(name), place and re.search(place, name)
         at = float(number[1]) if number else float("nan")
-        digest, spacing = content_digest(whole.native, whole.transform), tuple(whole.native.spacing)
-        found.append(Case(name, of[name], labels[name], at, digest, whole.image, whole.transform, whole.truth > 0, spacing))
+        spacing = tuple(whole.native.spacing)
+        found.append(
+            Case(name, of[name], labels[name], at, whole.digest, whole.image, whole.transform, whole.truth > 0, spacing)
+        )
     return found
 
 
@@ -194,7 +196,7 @@ def makers(models: list[Model], asked: argparse.Namespace, cases: list[Case], da
     found: dict[str, tuple[Maker, int]] = {"intensity": (lambda case: case.image.mean(0)[None] - case.image.mean(0).min(), 0)}
     mean = class_difference(models[0], dataset)
     found["position: mean of positives minus mean of negatives"] = (lambda case: mean[None], 0)
-    kept: DrawRecorder = {}
+    kept: RawMaps = {}
     for model, path in zip(models, asked.models, strict=True):
         if model.meta["method"] == "cam":
             layers = [0, len(model.method.widths) - 1, len(model.method.widths) - 2]
@@ -212,7 +214,7 @@ def makers(models: list[Model], asked: argparse.Namespace, cases: list[Case], da
     return found
 
 
-def drawn(model: Model, draws: int, wishes: Sequence[str] = (), kept: DrawRecorder | None = None) -> Maker:
+def drawn(model: Model, draws: int, wishes: Sequence[str] = (), kept: RawMaps | None = None) -> Maker:
     """The raw maps that `predict` would make with seed 0.
 
     Signed and absolute maps of one channel differ in nothing but their sign: `kept` holds the signed ones, made once.
@@ -220,7 +222,7 @@ def drawn(model: Model, draws: int, wishes: Sequence[str] = (), kept: DrawRecord
     method = model.method
     part = getattr(method.config, "part", None)
     part = MAPS[method.config.map].part if part == "auto" else part
-    store: DrawRecorder = {} if kept is None else kept
+    store: RawMaps = {} if kept is None else kept
     one = model.plan.image_channels == 1 and part in ("signed", "absolute")
     if one:
         method.config = replace(method.config, part="signed")

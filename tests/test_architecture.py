@@ -29,11 +29,8 @@ def module_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> list[tuple[int, str]]:
-    """Line and module of every import of diffuseg in a file, those inside functions included, those for types alone not."""
+    """Line and module of every import of diffuseg in a file, those inside functions and those for types alone included."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            node.body = []
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "diffuseg":

@@ -16,7 +16,7 @@ from diffuseg.data.augment import augment
 from diffuseg.data.dataset import Dataset, load_case, load_image, load_raters
 from diffuseg.data.plan import Plan
 from diffuseg.data.raters import fuse_raters
-from diffuseg.data.transforms import GridTransform, central_window, class_indices, mask_to_grid, to_grid
+from diffuseg.data.transforms import GridTransform, central_window, class_indices, content_digest, mask_to_grid, to_grid
 from diffuseg.errors import UserError
 from diffuseg.types import Batch, Image
 
@@ -28,7 +28,7 @@ class FullCase(NamedTuple):
     """A whole case: as in its file, and on the plan's grid.
 
     image [c, *s] normalised, mask [*s] class indices, both on the grid; truth [*s] class indices in native voxels. Of several
-    raters, mask and truth are the majority vote, whatever the training learns from
+    raters, mask and truth are the majority vote, whatever the training learns from; digest: `content_digest` of the image
     """
 
     native: Image
@@ -36,6 +36,7 @@ class FullCase(NamedTuple):
     mask: Int[Tensor, "*s"]
     transform: GridTransform
     truth: Int[np.ndarray, "*s"]
+    digest: str
 
 
 class _CachedCase(NamedTuple):
@@ -147,7 +148,8 @@ class Batches:
             return self._cache.values[key]  # type: ignore[return-value]
         native, mask = load_case(self.dataset, self.cases[case_id])
         image, transform = to_grid(native, self.plan)
-        whole = FullCase(native, image, mask_to_grid(mask, self.plan, transform), transform, class_indices(mask, self.plan))
+        on_grid, truth = mask_to_grid(mask, self.plan, transform), class_indices(mask, self.plan)
+        whole = FullCase(native, image, on_grid, transform, truth, content_digest(native, transform))
         self._cache.add(key, whole, native.data.nbytes + whole.truth.nbytes + 4 * image.numel() + 8 * whole.mask.numel())
         return whole
 
@@ -230,8 +232,7 @@ class Batches:
         image = _crop(image.float() if sliced else image, starts, sizes, case.floor).float()
         classes = _crop(mask, starts, sizes, 0.0).long()
         one_hot = torch.zeros(len(mask), plan.classes, *sizes).scatter_(1, classes[:, None], 1.0)
-        image, one_hot = augment(image, one_hot.flatten(0, 1), plan, rng, len(mask))
-        return image, one_hot
+        return augment(image, one_hot.flatten(0, 1), plan, rng, len(mask))
 
 
 def slice_stack(image: Float[Tensor, "c x y z"], plan: Plan) -> Float[Tensor, "n m h w"]:

@@ -5,6 +5,7 @@ round(n * spacing / target spacing), so the way back is the same map and ends on
 the centre of the first voxel instead, so its grid covers another extent and the way back has to guess at its border.
 """
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,16 @@ def to_grid(image: Image, plan: Plan) -> tuple[Float[Tensor, "c *s"], GridTransf
     x = torch.from_numpy(data.astype(np.float32, order="C"))
     x = torch.stack([_normalise(channel, plan, number) for number, channel in enumerate(x)])
     return _resize(x, transform.grid)[(slice(None), *transform.window)], transform
+
+
+def content_digest(image: Image, transform: GridTransform) -> str:
+    """A digest of the intensities of an image, as read, and of its size on the model's grid.
+
+    Values are sorted: an image that is stored turned or flipped gives the same noise on the grid. What is read is exact,
+    unlike what is resampled, whose last bits differ between processors.
+    """
+    values = np.sort(image.data.astype(np.float32).reshape(len(image.data), -1) + 0.0, axis=1)  # + 0: no -0
+    return hashlib.sha256(repr((values.shape, transform.grid)).encode() + values.tobytes()).hexdigest()
 
 
 def class_indices(mask: Image, plan: Plan) -> Int[np.ndarray, "*s"]:

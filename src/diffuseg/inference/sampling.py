@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffuseg.data.batches import FullCase
 from diffuseg.data.plan import Plan
-from diffuseg.data.transforms import GridTransform, to_grid, to_native
+from diffuseg.data.transforms import GridTransform, content_digest, to_grid, to_native
 from diffuseg.device import Precision
 from diffuseg.inference.ensemble import Ensemble
 from diffuseg.methods import Method
@@ -136,25 +136,15 @@ def prepare(
         UserError: The image has other channels or axes than the method's plan.
     """
     if isinstance(image, FullCase):
-        native, x, transform = image.native, image.image, image.transform
+        x, transform, digest = image.image, image.transform, image.digest
     else:
-        native, (x, transform) = image, to_grid(image, method.plan)
-    digest = content_digest(native, transform)
+        x, transform = to_grid(image, method.plan)
+        digest = content_digest(image, transform)
     indices = range(options.draws or 1) if indices is None else indices
     seeds = tuple(draw_seed(options.seed, digest, i) for i in indices)
     with _autocast(precision, device):
         label = _image_label(method, x.to(device), options.label)
     return ImageDraws(method, x, transform, seeds, options.steps, options.sampler, device, label, precision)
-
-
-def content_digest(image: Image, transform: GridTransform) -> str:
-    """A digest of the intensities of an image, as read, and of its size on the model's grid.
-
-    Values are sorted: an image that is stored turned or flipped gives the same noise on the grid. What is read is exact,
-    unlike what is resampled, whose last bits differ between processors.
-    """
-    values = np.sort(image.data.astype(np.float32).reshape(len(image.data), -1) + 0.0, axis=1)  # + 0: no -0
-    return hashlib.sha256(repr((values.shape, transform.grid)).encode() + values.tobytes()).hexdigest()
 
 
 def draw_seed(seed: int, digest: str, i: int) -> int:

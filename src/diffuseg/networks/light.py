@@ -4,7 +4,6 @@
 channels of the light part. `LightDecoder` goes from the coarsest of them to the finest, and is all that runs per draw and step.
 """
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -30,22 +29,8 @@ class FeaturePyramid(UNet):
         self.project = nn.ModuleList(conv(dims, a, b, kernel=1) for a, b in zip(widths[::-1], light_widths[::-1], strict=True))
 
     def forward(self, image: Float[Tensor, "b c *s"]) -> tuple[Tensor, ...]:  # type: ignore[override]
-        h = self.first(self._pad(image))  # type: ignore[misc]
-        skips: list[Tensor] = []
-        for stage, blocks in enumerate(self.down):
-            if stage:
-                skips.append(h)
-                h = halve(h)
-            for block in blocks:  # type: ignore[union-attr]
-                h = block(h)
-        h = self.middle[2](self.middle[1](self.middle[0](h)))
-        features = [self.project[0](h)]
-        for stage in reversed(range(self.stages - 1)):
-            h = torch.cat([double(self.narrow[stage](h)), skips.pop()], dim=1)
-            for block in self.up[stage]:  # type: ignore[union-attr]
-                h = block(h)
-            features.append(self.project[len(features)](h))
-        return tuple(features)
+        features = self._decoded(self.first(self._pad(image)))  # type: ignore[misc]
+        return tuple(project(h) for project, h in zip(self.project, features, strict=True))
 
 
 class LightDecoder(nn.Module):
@@ -59,7 +44,7 @@ class LightDecoder(nn.Module):
         super().__init__()
         embedding = 4 * max(widths[0], 8) if time else 0
         coarse_first = widths[::-1]
-        self.dims, self.stages, self.noise = dims, len(widths), noise
+        self.dims, self.stages = dims, len(widths)
         self.time = TimeEmbedding(max(widths[0], 8), embedding) if time else None
         self.state = nn.ModuleList(conv(dims, classes, w, kernel=1) for w in coarse_first) if noise else None
         pairs = zip(coarse_first[:-1], coarse_first[1:], strict=True)
@@ -74,17 +59,20 @@ class LightDecoder(nn.Module):
         size, b = x_t.shape[2:], len(x_t)
         x_t = pad_to_multiple(x_t, 2 ** (self.stages - 1))
         time = None if self.time is None or t is None else self.time(t)
+        states = [] if self.state is None else self._pooled(x_t)
         h = None
         for i, feature in enumerate(features):
             here = feature.repeat_interleave(b // len(feature), dim=0) if 1 < len(feature) < b else feature
             if self.state is not None:
-                here = here + self.state[i](self._pooled(x_t, self.stages - 1 - i))
+                here = here + self.state[i](states[i])
             h = here if h is None else double(self.narrow[i - 1](h)) + here
             h = self.blocks[i](h.expand(b, *h.shape[1:]), time, w)
         assert h is not None
         return crop(self.last(F.silu(self.norm(h, w))), size)
 
-    def _pooled(self, x_t: Tensor, times: int) -> Tensor:
-        for _ in range(times):
-            x_t = halve(x_t)
-        return x_t * 2 ** (times * self.dims / 2)
+    def _pooled(self, x_t: Tensor) -> list[Tensor]:
+        """x_t at every resolution, coarsest first."""
+        states = [x_t]
+        for _ in range(self.stages - 1):
+            states.append(halve(states[-1]))
+        return [x * 2 ** (times * self.dims / 2) for times, x in enumerate(states)][::-1]

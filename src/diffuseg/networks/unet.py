@@ -1,5 +1,8 @@
 """The one plain conditional U-Net that every mask method shares, so that methods differ in method and not in network."""
 
+from collections import deque
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -97,6 +100,15 @@ class UNet(nn.Module):
         assert h is not None
         pyramid = self._pad(x_t) if self.pyramid is not None and x_t is not None else None
         time = None if self.time is None else self.time(t)
+        decoded = self._decoded(h, pyramid, time, w)
+        del h  # the walk lets go of it when it can
+        (finest,) = deque(decoded, maxlen=1)
+        return crop(self.last(F.silu(self.norm(finest))), size)
+
+    def _decoded(
+        self, h: Tensor, pyramid: Tensor | None = None, time: Tensor | None = None, w: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """The features of the bottom and of each stage of the decoder, coarsest first."""
         skips: list[Tensor] = []
         for stage, stage_blocks in enumerate(self.down):
             if stage:
@@ -111,12 +123,12 @@ class UNet(nn.Module):
             if str(stage) in self.down_attention:
                 h = self.down_attention[str(stage)](h)
         h = self.middle[2](self.middle[1](self.middle[0](h, time, w)), time, w)
+        yield h
         for stage in reversed(range(self.stages - 1)):
             h = torch.cat([double(self.narrow[stage](h)), skips.pop()], dim=1)
             for block in self.up[stage]:  # type: ignore[union-attr]
                 h = block(h, time, w)
-        h = self.last(F.silu(self.norm(h)))
-        return crop(h, size)
+            yield h
 
     def _pad(self, x: Tensor) -> Tensor:
         return pad_to_multiple(x, 2 ** (self.stages - 1))

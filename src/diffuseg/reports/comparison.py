@@ -20,8 +20,7 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.significance import FLIPS, cohens_d, first_places, holm, rank_biserial, sign_flip_test
 from diffuseg.evaluation.statistics import CONFIDENCE, EQUAL, METHOD, RESAMPLES, Interval, bootstrap_mean, paired_difference
-from diffuseg.reports.evaluation import Evaluation, load_evaluations
-from diffuseg.reports.titles import ALL
+from diffuseg.reports.evaluation import ALL, Evaluation, load_evaluations
 from diffuseg.text import pluralize
 
 LEVEL = 0.05  # of a family of tests

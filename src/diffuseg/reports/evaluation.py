@@ -18,8 +18,8 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import METRICS, Score
 from diffuseg.evaluation.statistics import bootstrap_mean
 from diffuseg.reports.folders import masks_in, truths_in
-from diffuseg.reports.titles import ALL
 
+ALL = "mean of classes"
 HOW_TO = "Give folders that `diffuseg evaluate` wrote"
 COLUMNS = {key: f"{key}_{metric.unit}" if metric.unit else key for key, metric in METRICS.items()}
 VOLUMES = ("truth_ml", "prediction_ml", "interval_low_ml", "interval_high_ml")

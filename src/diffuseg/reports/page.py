@@ -16,12 +16,11 @@ from diffuseg.evaluation.selective import REJECTION
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean
 from diffuseg.reports.case_pictures import case_pictures
 from diffuseg.reports.comparison import Comparison, compare_evaluations
-from diffuseg.reports.evaluation import Evaluation
+from diffuseg.reports.evaluation import ALL, Evaluation
 from diffuseg.reports.plots import DARK, cost_plot, dot_plot, reliability_plot, risk_coverage_plot, svg_of
 from diffuseg.reports.probabilities import FRACTION, ProbabilityEvaluation, evaluate_probabilities
 from diffuseg.reports.tables import difference_rows
 from diffuseg.reports.titles import (
-    ALL,
     PLOTTED,
     RECORDED,
     evaluation_letter,

@@ -1,17 +1,14 @@
 """How measures and evaluations are called wherever they are shown, and what has to stand under their numbers."""
 
 import string
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffuseg.data.layout import ellipsize
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.statistics import Interval
+from diffuseg.reports.evaluation import Evaluation
 from diffuseg.text import pluralize
 
-if TYPE_CHECKING:
-    from diffuseg.reports.evaluation import Evaluation
-
-ALL = "mean of classes"
 COVERAGE = "volume in 90 % interval"
 EMPTY = ("both", "truth", "prediction")
 PLOTTED = ("dice", "hd95", "nsd", "volume_error")
@@ -61,7 +58,7 @@ def summary_cells(entry: dict[str, Any]) -> list[str]:
     ]
 
 
-def notes(evaluation: "Evaluation") -> list[str]:
+def notes(evaluation: Evaluation) -> list[str]:
     """What has to stand under every table of an evaluation: its rules, and the cases that are in no mean or no test."""
     summary = evaluation.summary
     lines = [

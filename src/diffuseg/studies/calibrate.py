@@ -6,7 +6,7 @@ and widenings are cross-fitted over halves of the patients. Of the uncertainty s
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from rich.table import Table
 from scipy import stats
 
 from diffuseg.atomic_io import atomic_write, nan_to_none, write_json
-from diffuseg.data.batches import Batches, FullCase
 from diffuseg.data.dataset import Dataset, load_raters, open_dataset, patients
-from diffuseg.data.transforms import rater_indices
+from diffuseg.data.raters import fuse_raters
+from diffuseg.data.transforms import class_indices, rater_indices
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import (
     COLDEST,
@@ -52,6 +52,7 @@ from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.reports.figures import png_of
 from diffuseg.reports.plots import reliability_plot, risk_coverage_plot
 from diffuseg.text import pluralize
+from diffuseg.types import Image
 
 ALPHA, FRACTION = 0.1, 0.2  # of cases whose volume may be outside; of cases that need review
 HALVES = 20  # patients: with fewer, half of them cannot calibrate an interval, and one is left out at a time
@@ -123,7 +124,8 @@ def measure_calibration(
     dataset = open_dataset(folder)
     fold = own_fold(model) if fold is None else fold
     names = validation_cases(model, dataset, fold, limit)
-    groups = [patients(dataset)[0][name] for name in names]
+    patient_of = patients(dataset)[0]
+    groups = [patient_of[name] for name in names]
     if len(set(groups)) < 2:
         what = f"{pluralize(len(names), 'case')} of one patient"
         raise UserError(what, do="Calibration needs at least two patients in the fold")
@@ -163,31 +165,30 @@ def _score_cases(
     model: Model, dataset: Dataset, names: list[str], options: SamplingOptions, on_case: Callable[[int, int], None] | None
 ) -> tuple[list[CaseScores], float]:
     """The cases, and the volume in ml of their largest voxel."""
-    files, source = {case.id: case for case in dataset.cases}, Batches(dataset, names, model.plan)
+    files = {case.id: case for case in dataset.cases}
     cases, voxel = [], 0.0
     for number, name in enumerate(names):
-        case = source.whole(name)
-        several = files[name].raters  # a single mask has been read already
-        raters = rater_indices(load_raters(dataset, files[name])[1], model.plan) if several else case.truth[None]
-        cases.append(_score_case(model, case, raters, options))
-        voxel = max(voxel, case.native.voxel_ml)
+        image, masks = load_raters(dataset, files[name])
+        truth = class_indices(replace(masks, data=fuse_raters(masks.data)[None]), model.plan)
+        cases.append(_score_case(model, image, truth, rater_indices(masks, model.plan), options))
+        voxel = max(voxel, image.voxel_ml)
         if on_case is not None:
             on_case(number + 1, len(names))
     return cases, voxel
 
 
-def _score_case(model: Model, case: FullCase, raters: np.ndarray, options: SamplingOptions) -> CaseScores:
+def _score_case(model: Model, image: Image, truth: np.ndarray, raters: np.ndarray, options: SamplingOptions) -> CaseScores:
     """One case without any calibration; probabilities against each rater's voxels and border."""
-    p = model.predict(case.native, options, calibrate=False)
+    p = model.predict(image, options, calibrate=False)
     classes = {name: k for k, name in enumerate(model.plan.names) if k}
-    everywhere = np.ones(case.truth.shape, bool)
-    wheres = {"image": [everywhere] * len(raters), "band": [band(rater, case.native.spacing) for rater in raters]}
-    overlaps = [dice(p.mask == model.plan.labels[name], case.truth == k, "one") for name, k in classes.items()]
+    everywhere = np.ones(truth.shape, bool)
+    wheres = {"image": [everywhere] * len(raters), "band": [band(rater, image.spacing) for rater in raters]}
+    overlaps = [dice(p.mask == model.plan.labels[name], truth == k, "one") for name, k in classes.items()]
     return CaseScores(
         {region: _voxels(p.probability, raters, masks) for region, masks in wheres.items()},
         {name: low for name, (low, _) in p.provenance["volume_ml_90"].items()},
         {name: high for name, (_, high) in p.provenance["volume_ml_90"].items()},
-        {name: int((case.truth == k).sum()) * case.native.voxel_ml for name, k in classes.items()},
+        {name: int((truth == k).sum()) * image.voxel_ml for name, k in classes.items()},
         1 - float(np.mean(overlaps)),
         p.provenance["uncertainty_score"],
     )
