@@ -40,8 +40,16 @@ def test_jaccard_by_hand():
 def test_a_distance_is_one(name):
     d = DISTANCES[name]
     a, b = probabilities(2, 3, 3, 5, 4), probabilities(2, 3, 3, 5, 4, seed=1)
-    torch.testing.assert_close(d(a, b), d(b, a))
-    assert (d(a, b) > 0.01).all() and d(a, a).max() < 2e-6
+    torch.testing.assert_close(d(a, b), d(b, a).mT)
+    assert (d(a, b) > 0.01).all() and d(a, a).diagonal(dim1=1, dim2=2).max() < 2e-6
+
+
+def test_jaccard_is_minimum_over_maximum():
+    """Of each draw with each mask, as its formula says it, in double precision."""
+    a, b = probabilities(2, 3, 3, 5, 4).double(), probabilities(2, 4, 3, 5, 4, seed=1).double()
+    for n, i, j in itertools.product(range(2), range(3), range(4)):
+        low, high = (f(a[n, i, 1:], b[n, j, 1:]).sum((1, 2)) for f in (torch.minimum, torch.maximum))
+        assert soft_jaccard(a, b)[n, i, j].item() == pytest.approx((1 - (low + 1) / (high + 1)).mean().item(), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", DISTANCES)
@@ -49,8 +57,7 @@ def test_negative_type(name):
     """sum_ij c_i c_j d(x_i, x_j) <= 0 for sum c = 0: the condition for a proper score, which product Jaccard breaks."""
     x = torch.cat([probabilities(1, 12, 2, 3, 3, seed=s) ** 3 for s in range(3)], 1)
     x = x / x.sum(2, keepdim=True)
-    i, j = torch.meshgrid(torch.arange(36), torch.arange(36), indexing="ij")
-    D = DISTANCES[name](x[:, i.flatten()], x[:, j.flatten()]).reshape(36, 36).double()
+    D = DISTANCES[name](x, x)[0].double()
     centre = torch.eye(36, dtype=torch.float64) - 1 / 36
     assert torch.linalg.eigvalsh(centre @ D @ centre).max() < 1e-5
 
@@ -71,13 +78,8 @@ def test_unbiased():
     population = probabilities(1, 5, 2, 4, 4)
     truth = one_hot(np.random.default_rng(1).integers(0, 2, (1, 2, 4, 4)))
     pairs = [energy_score(population[:, list(pair)], truth).item() for pair in itertools.product(range(5), repeat=2)]
-    index = torch.arange(5)
-    i, j = (v.flatten() for v in torch.meshgrid(index, index, indexing="ij"))
-    cross = torch.stack(
-        [soft_jaccard(population[:, i], truth[:, k : k + 1].expand_as(population[:, i])).mean() for k in (0, 1)]
-    )
-    own = soft_jaccard(population[:, i], population[:, j]).mean()
-    assert np.mean(pairs) == pytest.approx((cross.mean() - own / 2).item(), abs=1e-6)
+    cross, own = soft_jaccard(population, truth).mean(), soft_jaccard(population, population).mean()
+    assert np.mean(pairs) == pytest.approx((cross - own / 2).item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", DISTANCES)

@@ -19,28 +19,30 @@ from torch import Tensor
 
 from diffuseg.errors import UserError
 
-Distance = Callable[[Float[Tensor, "b n k *s"], Float[Tensor, "b n k *s"]], Float[Tensor, "b n"]]
+Distance = Callable[[Float[Tensor, "b n k *s"], Float[Tensor, "b r k *s"]], Float[Tensor, "b n r"]]
 
 
-def soft_jaccard(a: Float[Tensor, "b n k *s"], b: Float[Tensor, "b n k *s"]) -> Float[Tensor, "b n"]:
-    """1 - (sum min(a, b) + 1) / (sum max(a, b) + 1), mean over the foreground classes.
+def soft_jaccard(a: Float[Tensor, "b n k *s"], b: Float[Tensor, "b r k *s"]) -> Float[Tensor, "b n r"]:
+    """1 - (sum min(a, b) + 1) / (sum max(a, b) + 1) of each a with each b, mean over the foreground classes.
 
-    The one in both sums is a voxel that every mask has: two empty masks are alike.
+    The one in both sums is a voxel that every mask has: two empty masks are alike. Both sums follow from min + max = a + b and
+    max - min = |a - b|.
     """
-    axes = tuple(range(3, a.ndim))
-    both, either = torch.minimum(a, b)[:, :, 1:].sum(axes), torch.maximum(a, b)[:, :, 1:].sum(axes)
-    return (1 - (both + 1) / (either + 1)).mean(2)
+    a, b = (x[:, :, 1:].flatten(3).movedim(2, 1) for x in (a, b))
+    total = a.sum(3)[..., :, None] + b.sum(3)[..., None, :]
+    apart = torch.cdist(a, b, p=1)
+    return (2 * apart / (total + apart + 2)).mean(1)
 
 
-def euclidean(a: Float[Tensor, "b n k *s"], b: Float[Tensor, "b n k *s"]) -> Float[Tensor, "b n"]:
+def euclidean(a: Float[Tensor, "b n k *s"], b: Float[Tensor, "b r k *s"]) -> Float[Tensor, "b n r"]:
     """Root of the summed squared differences over all classes and voxels, divided by the root of their number."""
-    difference = (a - b).flatten(2)
-    return (difference.square().mean(2) + 1e-12).sqrt()
+    difference = a.flatten(2)[:, :, None] - b.flatten(2)[:, None]
+    return (difference.square().mean(3) + 1e-12).sqrt()
 
 
-def absolute(a: Float[Tensor, "b n k *s"], b: Float[Tensor, "b n k *s"]) -> Float[Tensor, "b n"]:
+def absolute(a: Float[Tensor, "b n k *s"], b: Float[Tensor, "b r k *s"]) -> Float[Tensor, "b n r"]:
     """Mean absolute difference over all classes and voxels: the energy score is then the CRPS of each voxel."""
-    return (a - b).abs().flatten(2).mean(2)
+    return torch.cdist(a.flatten(2), b.flatten(2), p=1) / a[0, 0].numel()
 
 
 DISTANCES: dict[str, Distance] = {"jaccard": soft_jaccard, "euclidean": euclidean, "crps": absolute}
@@ -62,12 +64,11 @@ def energy_score(
     """
     if distance not in DISTANCES:
         raise UserError(f"unknown distance {distance!r}", do=f"Known: {', '.join(DISTANCES)}")
-    d, m, r = DISTANCES[distance], draws.shape[1], truths.shape[1]
+    d, m = DISTANCES[distance], draws.shape[1]
     if spread and m < 2:
         raise UserError("an energy score compares draws with one another: at least two are needed", do="Give train_draws=2")
-    i, j = (index.flatten().to(draws.device) for index in torch.meshgrid(torch.arange(m), torch.arange(r), indexing="ij"))
-    score = d(draws[:, i], truths[:, j]).mean(1)
+    score = d(draws, truths.to(draws.dtype)).mean((1, 2))
     if spread:
         i, k = torch.triu_indices(m, m, offset=1, device=draws.device)
-        score = score - spread / 2 * d(draws[:, i], draws[:, k]).mean(1)
+        score = score - spread / 2 * d(draws, draws)[:, i, k].mean(1)
     return score
