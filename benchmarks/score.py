@@ -22,6 +22,7 @@ from diffuseg.data.dataset import open_dataset, splits
 from diffuseg.device import choose_precision
 from diffuseg.evaluation.calibration_metrics import band, measures
 from diffuseg.evaluation.metrics import dice
+from diffuseg.evaluation.multirater import DrawAgreement, draw_agreement
 from diffuseg.evaluation.statistics import bootstrap_mean
 from diffuseg.inference.model import Model, load
 from diffuseg.inference.sampling import SamplingOptions
@@ -41,6 +42,7 @@ def score(
     """Two rows, one draw and the mean of `draws`, with the same draws: Dice per class, volume Dice on native voxels.
 
     disagreement  voxels on which two draws differ, as a share of the object, mean over pairs
+    agreement     mean Dice of a draw with the truth, of two draws, and their difference with its interval
     band          ece, adaptive_ece, brier and nll (nats) in the band round the true border, mean over cases that have one
     """
     model = load(checkpoint, "cpu")
@@ -69,6 +71,7 @@ def score(
             "dice_per_case": nan_to_none(dict(zip(cases, per_case.round(5).tolist(), strict=True))),
             "band": {name: float(np.nanmean([m["band"][n][name] for m in measured])) for name in measured[0]["band"][n]},
             "disagreement": float(np.mean([m["disagreement"] for m in measured])) if n > 1 else None,
+            "agreement": _agreement([m["agreement"] for m in measured]) if n > 1 else None,
             "seconds_per_case": seconds * n / draws, "evaluations_per_case": steps * n,
             "training_steps": meta["steps_trained"], "training_seconds": meta.get("seconds"),
             "parameters": sum(p.numel() for p in method.parameters()),
@@ -93,8 +96,15 @@ def _case(model: Model, whole: FullCase, options: SamplingOptions) -> dict[str, 
         found["dice"][n] = [dice(mask == k, whole.truth == k) for k in classes]
         found["band"][n] = measures(p, whole.truth, near)
     changed = [(a != b).sum() for a, b in combinations(masks, 2)]
+    found["agreement"] = draw_agreement(np.stack(masks), whole.truth[None], list(classes))
     found["disagreement"] = float(np.mean(changed) / max((whole.truth > 0).sum(), 1)) if changed else 0.0
     return found
+
+
+def _agreement(cases: list[DrawAgreement]) -> dict[str, Any]:
+    """Means over cases; of the difference with its 95 % interval."""
+    truth, other, gap = (list(values) for values in zip(*cases, strict=True))
+    return {"draw_truth": float(np.mean(truth)), "draw_draw": float(np.mean(other)), "gap": bootstrap_mean(gap)._asdict()}
 
 
 def _known_mean(scores: np.ndarray, axis: int) -> np.ndarray:

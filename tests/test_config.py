@@ -1,5 +1,6 @@
 """Settings as JSON and by --set; former names of settings keep working."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from diffuseg import config
 from diffuseg.checkpoint import load_checkpoint
 from diffuseg.config import from_dict, override, to_dict
+from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS
 from diffuseg.methods.weak.base import SaliencyCalibration
@@ -104,3 +106,12 @@ def test_a_calibration_of_maps_with_an_option_that_is_gone_fits_no_maps():
         entry = {"settings": now | gone, "null_threshold": {}, "detection_threshold": {}, "images": 7}
         assert SaliencyCalibration.read(entry, CDMConfig).settings != now
     assert SaliencyCalibration.read(entry | {"settings": now | {"switch": "full"}}, CDMConfig).settings == now
+
+
+def test_a_list_of_one_needs_no_comma():
+    plan = Plan(dataset="made", channels=("c",), labels={"background": 0}, file_ending=".png", dims=2)
+    assert override(plan, ["normalisation=zscore", "widths=8"]) == dataclasses.replace(
+        plan, normalisation=("zscore",), widths=(8,)
+    )
+    with pytest.raises(UserError, match="normalisation"):
+        override(plan, ["normalisation=mean"])

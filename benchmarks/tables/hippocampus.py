@@ -45,14 +45,14 @@ def differences() -> str:
 
 def shipped() -> str:
     """The packaged model alone, at its own number of steps."""
-    rows = []
+    rows, weights = [], _weights("hippocampus")
     for row in load("hippocampus_fold0")["rows"]:
-        if row["method"] == "cdal" and row["model"] not in _weights("hippocampus"):
-            raise SystemExit("the scores of cDAL are not those of the packaged model: run benchmarks.score on it")
-        if row["method"] == "cdal" and row["steps"] == row["default_steps"]:
+        if row["model"] in weights and row["steps"] == row["default_steps"]:
             rows.append(
                 [str(row["draws"]), scored(row), *(f"{v:.3f}" for v in row["dice_per_class"].values()), str(row["cases"])]
             )
+    if not rows:
+        raise SystemExit("no scores are those of the packaged model: run benchmarks.score on it")
     return grid(["draws", "Dice [95 % CI]", "anterior", "posterior", "cases"], rows)
 
 
@@ -84,6 +84,33 @@ def shipped_calibration() -> str:
             [f"true volume inside the 90 % interval, {name} (width)", *cells, f"[{ends['low']:.2f}, {ends['high']:.2f}]"]
         )
     return grid(["", "before", "after", "95 %"], rows)
+
+
+def intervals() -> str:
+    """90 % volume intervals of draws that differ, beside those of near-copies: a constant share of the volume."""
+    rows = []
+    for file, name in (("hippocampus_calibration", "`distributional`"), ("hippocampus_calibration_cdal", "`cdal`")):
+        found = load(file)
+        draws = found["learnt"]["settings"]["draws"]
+        for part, sides in found["coverage"].items():
+            cells = [_covered(sides[side]) for side in ("raw", "widened")]
+            rows.append([f"{name}, {draws} draws", part, *cells])
+    return grid(["model", "class", "raw: covered [95 %], mean width", "conformal: covered [95 %], mean width"], rows)
+
+
+def _covered(side: dict[str, Any]) -> str:
+    return "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**side["fraction"]) + f", {side['mean_width_ml']:.3f} ml"
+
+
+def agreement() -> str:
+    """Dice of a draw with the truth and of two draws, on hippocampus, where it was measured."""
+    rows = []
+    for row in load("hippocampus_fold0")["rows"]:
+        if row.get("agreement"):
+            found = row["agreement"]
+            numbers = [f"{found[key]:.3f}" for key in ("draw_truth", "draw_draw")]
+            rows.append([_named(row), str(row["steps"]), str(row["draws"]), *numbers, ends(found["gap"], 3)])
+    return grid(["method", "steps", "draws", "Dice, draw and truth", "Dice, two draws", "difference [95 % CI]"], rows)
 
 
 def shipped_doubt() -> str:

@@ -155,7 +155,7 @@ def _coerce(hint: Any, value: Any, key: str) -> Any:
         inner = [args[0]] * len(values) if args[-1] is Ellipsis else args
         if len(inner) == len(values):
             return tuple(_coerce(i, v, key) for i, v in zip(inner, values, strict=True))
-    if origin is tuple and args[-1] is Ellipsis and not isinstance(value, (str, dict)):
+    if origin is tuple and args[-1] is Ellipsis and not isinstance(value, dict):  # one of a list
         return (_coerce(args[0], value, key),)
     if origin is dict and isinstance(value, dict):
         return {_coerce(args[0], k, key): _coerce(args[1], v, key) for k, v in cast("dict[Any, Any]", value).items()}

@@ -31,7 +31,6 @@ from diffuseg.methods import Method
 from diffuseg.types import Image
 
 NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
-DRAWS = 8  # per image, where nobody says otherwise
 Readable = Image | np.ndarray | Path | str | Sequence[Path | str]
 
 
@@ -67,7 +66,7 @@ class Model:
         best = self.recommended(options)
         if best is not None:
             options = replace(options, draws=best["draws"], steps=best["steps"], sampler=best["sampler"])
-        draws = DRAWS if options.draws is None else options.draws
+        draws = self.method.default_draws if options.draws is None else options.draws
         if draws < 1:
             raise UserError(f"{draws} draws: at least one is needed")
         fusion(options.fuse)
@@ -83,7 +82,7 @@ class Model:
         """All that decides a result besides the image, as <case>.json has it.
 
         Args:
-            options: How to draw; what is None is what is recommended for the model, else 8 draws and the method's own.
+            options: How to draw; what is None is what is recommended for the model, else the method's own.
             changes: Fields of `SamplingOptions`, in place of those of `options`.
 
         Raises:

@@ -36,7 +36,7 @@ class SamplingOptions:
     """How an image is drawn from; `Model.settings` fills in what is None.
 
     Attributes:
-        draws: Number of draws; None: what is recommended for the model, else 8.
+        draws: Number of draws; None: what is recommended for the model, else the method's own.
         steps: Denoising steps of a draw; None: recommended, else the method's own.
         sampler: Name of the sampler, of CDM the kind of map; None: recommended, else the method's own.
         seed: Same seed, same draws.

@@ -111,6 +111,7 @@ class Method(nn.Module, ABC, Generic[Config]):
     inference_settings: ClassVar[tuple[str, ...]] = ()
     disclaimer: ClassVar[str] = ""
     config_class: ClassVar[type[MethodConfig]] = MethodConfig
+    default_draws: ClassVar[int] = 8
     default_steps: int = 1
     default_sampler: str = "ancestral"
     schedule: NoiseSchedule

@@ -67,6 +67,7 @@ class Distributional(MaskMethod[DistributionalConfig]):
     """f = U-Net(I) once; x0_hat = G(x_t, t, f, z) per draw and step; the posterior q(x_s | x_t, x0_hat) between steps."""
 
     config_class = DistributionalConfig
+    default_draws = 32  # a light pass each
 
     def __init__(self, plan: Plan, config: DistributionalConfig) -> None:
         super().__init__(plan, config)
