@@ -127,6 +127,24 @@ def test_a_residual_block_starts_as_its_skip_over_root_two(dims, outputs):
 
 
 @pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("outputs", [8, 4])
+def test_a_residual_block_by_hand(dims, outputs):
+    """Time enters between the convolutions, the latent both norms, each with an affine map of its own."""
+    block, x = shaken(ResidualBlock(dims, 8, outputs, time=6, latent=5)), torch.randn(2, 8, *SIZES[dims])
+    t, w, axes = torch.randn(2, 6), torch.randn(2, 5), [1] * dims
+
+    def adaptive(h, norm):
+        gamma, beta = (part.reshape(2, -1, *axes) for part in norm.affine(w).chunk(2, dim=1))
+        return gamma * F.group_norm(h, groups(h.shape[1]), eps=1e-6) + beta
+
+    h = block.conv_1(F.silu(adaptive(x, block.norm_1))) + block.time(t).reshape(2, -1, *axes)
+    h = block.conv_2(F.silu(adaptive(h, block.norm_2)))
+    torch.testing.assert_close(block(x, t, w), (block.skip(x) + h) / math.sqrt(2), atol=1e-5, rtol=1e-5)
+    for norm in (block.norm_1, block.norm_2):
+        assert torch.autograd.grad(block(x, t, w).square().sum(), norm.affine.weight)[0].abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("dims", [2, 3])
 def test_attention_starts_as_identity_and_is_the_textbook_formula(dims):
     layer, x = SelfAttention(dims, 8), torch.randn(2, 8, *SIZES[dims])
     torch.testing.assert_close(layer(x), x / math.sqrt(2), atol=1e-3, rtol=0)
