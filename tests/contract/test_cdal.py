@@ -9,7 +9,7 @@ from diffuseg.config import from_dict, to_dict
 from diffuseg.data.plan import Plan, check_plan
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS
-from diffuseg.methods.presets import PRESETS
+from diffuseg.methods.presets import FORMER, PRESETS, method_of, preset_of
 from diffuseg.train.setup import TrainConfig
 from tests.contract.test_methods import build, make_batch
 
@@ -313,20 +313,42 @@ def test_the_latent_changes_the_answer_for_one_and_the_same_state():
     torch.testing.assert_close(method.denoise(x, 1, features, 5 * scaled), method.denoise(x, 1, features, scaled))
 
 
-@pytest.mark.parametrize(
-    "preset, channels, classes, millions",
-    [
-        ("cdal/hippocampus", 1, 3, 2.692),
-        ("cdal/monuseg", 3, 2, 41.667),
-        ("cdal/cxr", 1, 2, 8.844),
-        ("as_released", 1, 3, 2.692),
-    ],
-)
-def test_presets_fit_together_and_have_about_the_published_number_of_parameters(preset, channels, classes, millions):
+def test_attention_on_the_label_is_refused_in_training_where_recycling_would_undo_it():
+    """x_t below T would be made without the label. A checkpoint that was trained like this still loads and draws."""
+    for settings in (("recycle=1",), ("recycle=0.5",)):
+        with pytest.raises(UserError, match="recycle=0"):
+            build("cdal", "2d", "attention=label", *settings).check_training()
+    for settings in (("attention=label", "recycle=0"), ("attention=input",), ()):
+        build("cdal", "2d", *settings).check_training()
+
+
+PRESET_SIZES = [
+    # channels, classes, millions of parameters of generator and of discriminator in the released networks
+    ("cdal/ours_hippocampus", 1, 3, 2.692, None),
+    ("cdal/ours_monuseg", 3, 2, 41.667, None),
+    ("cdal/ours_cxr", 1, 2, 8.844, None),
+    ("cdal/as_released", 1, 3, 2.692, 12.463),
+]
+
+
+@pytest.mark.parametrize("preset, channels, classes, generator, discriminator", PRESET_SIZES)
+def test_presets_fit_together_and_have_about_the_published_number_of_parameters(
+    preset, channels, classes, generator, discriminator
+):
     known = Plan("made", tuple("RGB"[:channels]), {f"class{i}": i for i in range(classes)}, ".png")
     plan = from_dict(Plan, to_dict(known) | {"normalisation": ("zscore",) * channels} | PRESETS[preset]["plan"])
     check_plan(plan)
     from_dict(TrainConfig, PRESETS[preset]["train"])
     method = METHODS["cdal"](plan, from_dict(METHODS["cdal"].config_class, PRESETS[preset]["config"]))
-    found = sum(p.numel() for name, child in method.named_children() if name != "discriminator" for p in child.parameters())
-    assert found / 1e6 == pytest.approx(millions, rel=0.1)
+    method.check_training()
+    count = lambda modules: sum(p.numel() for module in modules for p in module.parameters()) / 1e6
+    parts = [child for name, child in method.named_children() if name != "discriminator"]
+    assert count(parts) == pytest.approx(generator, rel=0.1)
+    if discriminator is not None:
+        assert count([method.discriminator]) == pytest.approx(discriminator, rel=0.001)
+
+
+def test_former_names_of_presets_mean_the_same():
+    assert {name: preset_of(name) for name in FORMER} == {name: PRESETS[new] for name, new in FORMER.items()}
+    assert all(method_of(name) == "cdal" for name in FORMER) and preset_of("cdal/nobody") is None
+    assert {name.partition("/")[2].partition("_")[0] for name in PRESETS} == {"ours", "as"}  # whose training it is

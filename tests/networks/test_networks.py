@@ -20,7 +20,7 @@ from diffuseg.networks.blocks import (
     sinusoid,
 )
 from diffuseg.networks.classifier import Classifier
-from diffuseg.networks.discriminator import Discriminator
+from diffuseg.networks.discriminator import Discriminator, DiscriminatorBlock
 from diffuseg.networks.unet import ImageEncoder, UNet
 
 SIZES = {2: (6, 7), 3: (4, 5, 6)}
@@ -269,3 +269,29 @@ def test_features_of_the_discriminator_by_level():
     x, t = torch.randn(2, 2, 8, 9, 4), torch.tensor([1.0, 2.0])
     torch.testing.assert_close(judge.features(x, t, 0), judge.first(x))
     assert [tuple(judge.features(x, t, i).shape[1:]) for i in (1, 2)] == [(8, 4, 4, 2), (6, 2, 2, 1)]
+
+
+def test_the_released_discriminator_keeps_the_first_resolution_and_sums_over_positions():
+    """Features of a 32 x 32 slice as released: 32, 32, 16, 8, 4 pixels; a sum is so many means."""
+    judge = shaken(Discriminator(2, 2, (4, 4, 8, 8, 8), released=True))
+    x, t = torch.randn(2, 2, 32, 32), torch.tensor([250.0, 1000.0])
+    assert [judge.features(x, t, i).shape[-1] for i in range(5)] == [32, 32, 16, 8, 4]
+    assert [(b.conv_1.out_channels, b.conv_2.out_channels) for b in judge.blocks] == [(4, 4), (8, 8), (8, 8), (8, 8)]
+    ours = Discriminator(2, 2, (4, 4, 8, 8, 8))
+    assert [ours.features(x, t, i).shape[-1] for i in range(5)] == [32, 16, 8, 4, 2]
+    seen = []
+    judge.head.register_forward_hook(lambda module, inputs, output: seen.append(F.leaky_relu(output, 0.2)))
+    logit = judge(x, t)
+    torch.testing.assert_close(logit, judge.logit(seen[0].sum((2, 3)))[:, 0])
+    ours.head.register_forward_hook(lambda module, inputs, output: seen.append(F.leaky_relu(output, 0.2)))
+    logit = ours(x, t)
+    torch.testing.assert_close(logit, ours.logit(seen[1].mean((2, 3)))[:, 0])
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_block_of_the_discriminator_by_hand(early):
+    block = shaken(DiscriminatorBlock(2, 4, 8, 6, early))
+    x, t = torch.randn(2, 4, 6, 8), torch.randn(2, 6)
+    h = block.conv_1(F.leaky_relu(x, 0.2)) + block.time(t)[:, :, None, None]
+    by_hand = (block.skip(F.avg_pool2d(x, 2)) + block.conv_2(F.avg_pool2d(F.leaky_relu(h, 0.2), 2))) / math.sqrt(2)
+    torch.testing.assert_close(block(x, t), by_hand)
