@@ -65,7 +65,19 @@ def test_the_plain_ddpm_as_published_predicts_the_noise_and_changes_nothing_else
     assert PRESETS["concat/as_published"] == {"plan": {}, "config": {"predict": "eps"}, "train": {}}
 
 
+def test_cdm_as_released_predicts_noise_and_variance_at_uniform_timesteps_and_drops_no_label():
+    c, preset = config_of("cdm/as_released"), PRESETS["cdm/as_released"]
+    assert (c.predict, c.variance, c.vlb, c.focus, c.label_dropout) == ("eps", "learned", 1e-3, 0.0, 0.0)
+    assert (c.T, c.schedule, c.learning_rate, c.dropout, c.blocks) == (1000, "cosine", 1e-4, 0.0, 3)
+    assert c.widths == tuple(128 * m for m in (1, 1, 2, 2, 4, 4)) and c.attention_levels == ()
+    assert (c.map, c.tau, c.steps, c.support, c.decide, c.guidance) == ("published", 0.95, 10, 0.0, "present", None)
+    train = from_dict(TrainConfig, preset["train"])
+    assert (train.ema, train.clip, train.weight_decay, train.warmup, train.floor) == (0.9999, 0.0, 0.0, 0, 1.0)
+    assert preset["plan"] == {"dims": 2, "context": 0, "batch": 4, "augmentation": "none"}
+
+
 def test_every_preset_is_known_here_or_beside_its_method():
     assert set(PRESETS) == {
-        *OURS, "cdal/as_released", "concat/as_published", "medsegdiff/as_published", "medsegdiff_v2/as_published"
+        *OURS, "cdal/as_released", "concat/as_published", "medsegdiff/as_published", "medsegdiff_v2/as_published",
+        "cdm/as_released",
     }  # fmt: skip
