@@ -37,10 +37,15 @@ VARIANTS: list[tuple[str, str, str, str]] = [  # (name, what, method, --set)
     ("v1_published", "V1, eq. 3 without the residual", "medsegdiff", "dce=published"),
     ("v1_no_filter", "V1 without FF-Parser", "medsegdiff", "ff_parser=false"),
     ("v1_plain", "V1 without DCE and FF-Parser", "medsegdiff", "dce=off"),
-    ("v2", "V2", "medsegdiff_v2", ""),
-    ("v2_no_anchor", "V2 without anchor", "medsegdiff_v2", "anchor=false"),
-    ("v2_no_former", "V2 without SS-Former", "medsegdiff_v2", "ss_former=false"),
-    ("v2_condition", "the segmentation that V2's condition makes, without diffusion", "medsegdiff_v2", ""),
+    ("v2", "V2", "medsegdiff_v2", "alpha_counts=training_steps"),
+    ("v2_no_anchor", "V2 without anchor", "medsegdiff_v2", "anchor=false alpha_counts=training_steps"),
+    ("v2_no_former", "V2 without SS-Former", "medsegdiff_v2", "ss_former=false alpha_counts=training_steps"),
+    (
+        "v2_condition",
+        "the segmentation that V2's condition makes, without diffusion",
+        "medsegdiff_v2",
+        "alpha_counts=training_steps",
+    ),
     ("v1_long", "V1, 1000 levels", "medsegdiff", LONG),
 ]
 DRAWS = (1, 5, 25)

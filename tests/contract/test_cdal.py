@@ -169,7 +169,9 @@ def test_attention_is_the_mean_of_the_named_block_of_the_discriminator(level):
     A = torch.nn.functional.interpolate(mean, size=(20, 24), mode="bilinear", align_corners=False)
     torch.testing.assert_close(method._attention(inputs, t, x), A)
     method = build("cdal", "2d", "attention=input", "attention_norm=mean", f"attention_level={level}", "T=4")
-    torch.testing.assert_close(method._attention(inputs, t, x), A.abs() / A.abs().mean((1, 2, 3), keepdim=True), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        method._attention(inputs, t, x), A.abs() / A.abs().mean((1, 2, 3), keepdim=True), atol=1e-3, rtol=1e-3
+    )
 
 
 def test_attention_on_the_input_multiplies_the_image_features():

@@ -25,7 +25,9 @@ def config_of(name: str):
 @pytest.mark.parametrize("name", [*OURS, "cdal/as_released"])
 def test_sizes_timesteps_and_rates_are_the_released_ones(name):
     data = name.partition("ours_")[2] or "hippocampus"
-    base, multipliers, size, attended, T, latent, embedding, rate_G, rate_D, batch, every, widths_D, level, encoder = RELEASED[data]
+    base, multipliers, size, attended, T, latent, embedding, rate_G, rate_D, batch, every, widths_D, level, encoder = RELEASED[
+        data
+    ]
     c, plan = config_of(name), PRESETS[name]["plan"]
     assert c.widths == tuple(base * m for m in multipliers)
     assert sorted(size // 2**stage for stage in c.attention_levels) == sorted(attended)

@@ -105,9 +105,7 @@ def test_the_temperature_is_that_of_the_band_and_not_of_the_image():
         said = 1 / (1 + np.exp(-sharper * logit))
         return np.stack([1 - said, said]), truth
 
-    cases = [
-        CaseScores({"band": voxels(2.0, 4000), "image": voxels(0.5, 40_000)}, {}, {}, {}, 0.0, 0.0) for _ in range(3)
-    ]
+    cases = [CaseScores({"band": voxels(2.0, 4000), "image": voxels(0.5, 40_000)}, {}, {}, {}, 0.0, 0.0) for _ in range(3)]
     assert _temperature(cases) == pytest.approx(2.0, rel=0.06)
 
 
