@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.tables.grid import ROOT, change, ends, grid, load, scored
+from benchmarks.tables.grid import ROOT, called, change, ends, grid, load, scored
 from diffuseg.checkpoint import model_hash, read_meta
 
 SIDES = ("before", "after")
@@ -175,4 +175,4 @@ def _difference(row: dict[str, Any], bar: dict[str, Any]) -> str:
 
 
 def _named(row: dict[str, Any]) -> str:
-    return f"`{row['method']}`" + (f", {row['what']}" if row.get("what") else "")
+    return f"`{row['method']}`" + (f", {called(row['what'])}" if row.get("what") else "")

@@ -51,8 +51,8 @@ class MedSegDiffConfig(DenoisingConfig):
     ff_parser     whether m_x passes the filter first (with dce "off" there is nothing to filter)
     filter_size   reference frequencies per axis of the filter, even; at most as many as the patch has at that stage
     skips         what the decoder is given beside the bottom: the features of both branches, summed, or the "mask"'s
-    image_time    whether the image's encoder is told t too, in every block (E_t^I of eq. 2); then all of it is computed again at
-                  each step, and nothing is kept from one to the next
+    image_time    whether the image's encoder is told t too, in every block (E_t^I of eq. 2); then all of it is computed again
+                  at each step, and nothing is kept from one to the next
     calibration   weight of the squared error of a segmentation made of the image branch (released: 10); 0: no such head.
                   It is trained beside and never mixed into a draw
     """
@@ -111,7 +111,8 @@ class TwinEncoderUNet(nn.Module):
 
     `encode(image)` gives what does not depend on x_t: the image branch up to and including its first coupled stage (all
     of it without coupling), one tensor per stage. The image branch has no t of its own unless `image_time`; from the first
-    coupling on m_x brings it. With `image_time` all of the branch depends on t, and `encode` gives the padded image. Any spatial size is accepted: it is padded to a multiple of 2**stages and the result is cropped.
+    coupling on m_x brings it. With `image_time` all of the branch depends on t, and `encode` gives the padded image.
+    Any spatial size is accepted: it is padded to a multiple of 2**stages and the result is cropped.
     """
 
     def __init__(self, plan: Plan, widths: Sequence[int], blocks: Sequence[int], c: MedSegDiffConfig) -> None:

@@ -1,7 +1,8 @@
 """Named settings: published configurations as far as they are known, and what differs from our defaults.
 
 A name says whose training it is: `as_published` and `as_released` are a paper's or its code's, `ours` takes sizes from a paper
-and trains them in our way. Each preset overrides the plan ("plan"), the method ("config") and the training ("train"); --set overrides the preset.
+and trains them in our way. Each preset overrides the plan ("plan"), the method ("config") and the training ("train"); --set
+overrides the preset.
 """
 
 from typing import Any
