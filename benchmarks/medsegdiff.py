@@ -45,7 +45,7 @@ VARIANTS: list[tuple[str, str, str, str]] = [  # (name, what, method, --set)
         "v2_condition",
         "the segmentation that V2's condition makes, without diffusion",
         "medsegdiff_v2",
-        "alpha_counts=training_steps",
+        FORMER_ALPHA,
     ),
     ("v1_long", "V1, 1000 levels", "medsegdiff", LONG),
 ]
