@@ -8,7 +8,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SMALL := --set plan.widths=8,16,32,64 --set discriminator_widths=8,8,16,32 --set train.validation_cases=4
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: demo test test-all test-slow coverage golden lint types check tables docs package clean
+.PHONY: demo test test-all test-slow coverage mutants golden lint types check tables docs package clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,9 @@ test-slow: $(VENV)/.installed-dev   ## those that take minutes
 coverage: $(VENV)/.installed-dev   ## the fast tests again, and how much of each package they run
 	$(THREADS) $(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=json
 	$(BIN)/python -m tools.coverage_gate
+
+mutants: $(VENV)/.installed-dev   ## break the methods in one place at a time: do the tests notice? ONLY=cdal for a part
+	$(THREADS) $(BIN)/python -m tools.mutants --only "$(ONLY)"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks tools

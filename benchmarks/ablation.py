@@ -31,7 +31,7 @@ VARIANTS: list[tuple[str, str, str]] = [  # (name, what, --set)
     ("leaking", "no recycling", "recycle=0"),
     ("other", "no recycling, x_t of another case", "recycle=0 x_t=other_case"),
     ("nolatent", "no latent", "latent=0"),
-    ("label", "attention on the label, in training only", "attention=label"),
+    ("label_kept", "no recycling, attention on the label, in training only", "recycle=0 attention=label"),
     ("input", "attention on the image features, in training and sampling", "attention=input"),
     ("strong", "adversary five times as strong", "adversarial=0.1"),
     ("eight", "eight levels", "T=8"),

@@ -29,6 +29,7 @@ from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.train.loop import TrainSettings, train
 
 # As `concat`, so that steps can be counted.
+FORMER_ALPHA = "alpha_counts=training_steps"  # the reading that the rows of V2 were measured with
 LONG = "T=1000 schedule=linear predict=v recycle=0 p_terminal_timestep=0 steps=10 sampler=ddim"
 VARIANTS: list[tuple[str, str, str, str]] = [  # (name, what, method, --set)
     ("unet", "U-Net of the same widths", "unet", ""),
@@ -37,10 +38,15 @@ VARIANTS: list[tuple[str, str, str, str]] = [  # (name, what, method, --set)
     ("v1_published", "V1, eq. 3 without the residual", "medsegdiff", "dce=published"),
     ("v1_no_filter", "V1 without FF-Parser", "medsegdiff", "ff_parser=false"),
     ("v1_plain", "V1 without DCE and FF-Parser", "medsegdiff", "dce=off"),
-    ("v2", "V2", "medsegdiff_v2", ""),
-    ("v2_no_anchor", "V2 without anchor", "medsegdiff_v2", "anchor=false"),
-    ("v2_no_former", "V2 without SS-Former", "medsegdiff_v2", "ss_former=false"),
-    ("v2_condition", "the segmentation that V2's condition makes, without diffusion", "medsegdiff_v2", ""),
+    ("v2", "V2", "medsegdiff_v2", FORMER_ALPHA),
+    ("v2_no_anchor", "V2 without anchor", "medsegdiff_v2", f"anchor=false {FORMER_ALPHA}"),
+    ("v2_no_former", "V2 without SS-Former", "medsegdiff_v2", f"ss_former=false {FORMER_ALPHA}"),
+    (
+        "v2_condition",
+        "the segmentation that V2's condition makes, without diffusion",
+        "medsegdiff_v2",
+        FORMER_ALPHA,
+    ),
     ("v1_long", "V1, 1000 levels", "medsegdiff", LONG),
 ]
 DRAWS = (1, 5, 25)

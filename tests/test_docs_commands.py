@@ -75,7 +75,7 @@ def check_settings(arguments: list[str]) -> None:
     """--method, --preset and --set name what there is, with values of the right type."""
     given = [*settings(arguments, "--preset"), *(f"{name}/" for name in settings(arguments, "--method"))]
     for preset in settings(arguments, "--preset"):
-        assert preset in PRESETS
+        assert preset in PRESETS  # by their present names
     for name in settings(arguments, "--method"):
         assert name in METHODS
     own = []

@@ -10,6 +10,21 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+# What rows were called that are less published than their names said: name in the results -> name in a table.
+CALLED = {
+    "accumulated, one draw (CDM as published)": "accumulated, one draw (CDM's published map, on our training)",
+    "accumulated, guided by 10, one draw (CG-CDM as published)": (
+        "accumulated, guided by 10, one draw (CG-CDM's published map, on our training)"
+    ),
+    "noise prediction, as published": "noise prediction, in our training",
+}
+
+
+def called(name: str) -> str:
+    """The name of a row in a table."""
+    return CALLED.get(name, name)
+
+
 def load(name: str) -> dict[str, Any]:
     """The results of this name; stops where there are none."""
     path = RESULTS / f"{name}.json"

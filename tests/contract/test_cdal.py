@@ -1,5 +1,7 @@
 """What is particular to cDAL: its pairs, its penalty, its attention, recycling and the controls."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from diffuseg.config import from_dict, to_dict
 from diffuseg.data.plan import Plan, check_plan
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS
-from diffuseg.methods.presets import PRESETS
+from diffuseg.methods.presets import FORMER, PRESETS, method_of, preset_of
 from diffuseg.train.setup import TrainConfig
 from tests.contract.test_methods import build, make_batch
 
@@ -46,6 +48,141 @@ def test_the_lazy_penalty_equals_the_full_one_on_average():
     expected = 0.7 / 2 * 5 * gradient.square().sum() / 2
     assert float(total.detach()) == pytest.approx(float(expected), rel=1e-4)
     assert [p.every for p in method.phases] == [1, 5, 1]
+
+
+# -- the adversary, by value and by sign -------------------------------------------------------------------------------
+
+
+def seen_pairs(method) -> list[tuple[torch.Tensor, ...]]:
+    """(x_s, x_t, t, logit) of each call of the discriminator from here on, in order."""
+    calls, asked = [], method._discriminate
+
+    def spy(x_s, x_t, t, image):
+        logit = asked(x_s, x_t, t, image)
+        calls.append((x_s, x_t, t, logit.detach()))
+        return logit
+
+    method._discriminate = spy
+    return calls
+
+
+def test_a_step_of_the_generator_raises_what_the_discriminator_says_of_its_fakes():
+    """The adversarial term alone, softplus(-D(fake)): its gradient makes fakes pass for true ones."""
+    method = build("cdal", "2d", "adversarial=1", "dice=0", "cross_entropy=0", "recycle=0")
+    batch, phase, pairs = make_batch(method), method.phases[-1], seen_pairs(method)
+    loss, _ = method.loss(batch, phase, rng(3))
+    torch.testing.assert_close(loss.detach(), torch.nn.functional.softplus(-pairs[0][-1]).mean())
+    loss.backward()
+    moved = [p for m in phase.modules for p in method.get_submodule(m).parameters() if p.grad is not None]
+    length = sum(p.grad.square().sum() for p in moved).sqrt()
+    with torch.no_grad():
+        for p in moved:
+            p.sub_(0.3 * p.grad / length)
+    method.loss(batch, phase, rng(3))
+    assert float(pairs[1][-1].mean()) > float(pairs[0][-1].mean()) + 1e-4
+
+
+def test_the_discriminator_learns_that_masks_are_true_and_answers_are_not():
+    """At T = 1 the less noisy end of the true pair is the mask itself, and of the other the generator's answer."""
+    method = build("cdal", "2d", "T=1", "steps=1")
+    batch = make_batch(method)
+    truth, answer = 2 * batch.mask - 1, torch.full_like(batch.mask, 0.25)
+    method._mask = lambda logits: (answer, (answer + 1) / 2)
+    said = lambda x_s, *_: torch.full((3,), 2.0 if torch.equal(x_s, truth) else -0.5 if torch.equal(x_s, answer) else 99.0)
+    method._discriminate = said
+    loss, log = method.loss(batch, method.phases[0], rng())
+    assert float(loss) == pytest.approx(math.log1p(math.exp(-2.0)) + math.log1p(math.exp(-0.5)))
+    assert (float(log["D(real)"]), float(log["D(fake)"])) == (2.0, -0.5)
+
+
+@pytest.mark.parametrize("phase", ["discriminator", "generator"])
+def test_fakes_are_drawn_from_the_posterior_given_the_generators_answer(phase):
+    """Of q(x_s | x_t, x0_hat) by DDPM's coefficients: residuals of mean 0 and variance 1 at each timestep above 1."""
+    method = build("cdal", "2d", "T=3", "steps=3", "recycle=0", "adversarial=1")
+    n = 60
+    batch, pairs = make_batch(method, n=n), seen_pairs(method)
+    x0_hat = torch.full_like(batch.mask, 0.3)
+    method._mask = lambda logits: (x0_hat, (x0_hat + 1) / 2)
+    method.loss(batch, next(p for p in method.phases if p.name == phase), rng(1))
+    x_s, x_t, t, _ = pairs[-1]
+    ab = method.schedule.alpha_bar.tolist()
+    for level in (1, 2, 3):
+        beta = 1 - ab[level] / ab[level - 1]
+        by_answer = ab[level - 1] ** 0.5 * beta / (1 - ab[level])
+        by_state = (1 - beta) ** 0.5 * (1 - ab[level - 1]) / (1 - ab[level])
+        spread = (beta * (1 - ab[level - 1]) / (1 - ab[level])) ** 0.5
+        rest = (x_s - by_answer * x0_hat - by_state * x_t)[t == level]
+        assert len(rest) > 5
+        if level == 1:
+            torch.testing.assert_close(rest, torch.zeros_like(rest), atol=1e-5, rtol=0)
+        else:
+            assert float(rest.mean() / spread) == pytest.approx(0, abs=0.05)
+            assert float(rest.std() / spread) == pytest.approx(1, abs=0.05)
+    assert all(torch.equal(one[1], x_t) for one in pairs)  # D compares a true and a made x_s of one and the same x_t
+
+
+def test_half_of_the_generators_timesteps_are_the_noisiest_and_the_others_uniform():
+    """The discriminator's are uniform."""
+    method = build("cdal", "2d", "T=4", "recycle=0", "adversarial=0", "attention=off", "p_terminal_timestep=0.5")
+    x_0, image, seen = torch.ones(8000, 2, 1, 1), torch.zeros(8000, 1, 1, 1), []
+
+    def logits(x_t, t, features, z):
+        seen.append(t)
+        return torch.zeros_like(x_t)
+
+    method._logits, method.encode = logits, lambda image: image
+    method._generator_loss(x_0, x_0, image, rng())
+    share = seen[0].bincount(minlength=5)[1:] / 8000
+    torch.testing.assert_close(share, torch.tensor([0.125, 0.125, 0.125, 0.625]), atol=0.02, rtol=0)
+    method._discriminate = lambda x_s, *_: torch.zeros(8000)
+    method._discriminator_loss(x_0, image, rng())
+    torch.testing.assert_close(seen[1].bincount(minlength=5)[1:] / 8000, torch.full((4,), 0.25), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("phase", ["discriminator", "generator"])
+def test_equal_images_of_a_batch_get_latents_of_their_own(phase):
+    """Image, state and timestep are the same for both: only z can make their answers differ."""
+    method, answers = build("cdal", "2d", "T=1", "steps=1", "adversarial=1"), []
+    batch = make_batch(method, n=1)
+    batch.image, batch.mask = (x.expand(2, *x.shape[1:]) for x in (batch.image, batch.mask))
+    asked = method._logits
+
+    def logits(x_t, t, features, z):
+        answers.append(asked(x_t[:1].expand_as(x_t), t, features, z))
+        return answers[-1]
+
+    method._logits = logits
+    method.loss(batch, next(p for p in method.phases if p.name == phase), rng())
+    assert (answers[0][0] - answers[0][1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_attention_is_the_mean_of_the_named_block_of_the_discriminator(level):
+    """By hand: the first convolution, so many blocks, the mean over channels, enlarged."""
+    method = build("cdal", "2d", "attention=input", "attention_norm=none", f"attention_level={level}", "T=4")
+    x, t = torch.randn(2, 2, 20, 24, generator=rng()), torch.tensor([1, 4])
+    inputs, D = method._pair_inputs(x, x, torch.randn(2, 1, 20, 24, generator=rng(1))), method.discriminator
+    h = D.first(inputs)
+    for block in D.blocks[:level]:
+        h = block(h, D.time(t * 250.0))
+    mean = h.sum(1, keepdim=True) / h.shape[1]
+    A = torch.nn.functional.interpolate(mean, size=(20, 24), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(method._attention(inputs, t, x), A)
+    method = build("cdal", "2d", "attention=input", "attention_norm=mean", f"attention_level={level}", "T=4")
+    torch.testing.assert_close(
+        method._attention(inputs, t, x), A.abs() / A.abs().mean((1, 2, 3), keepdim=True), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_attention_on_the_input_multiplies_the_image_features():
+    method = build("cdal", "2d", "attention=input")
+    x, t, seen = torch.randn(2, 2, 20, 24, generator=rng()), torch.tensor([1, 2]), []
+    image = torch.randn(1, 1, 20, 24, generator=rng(1))
+    features = method.encode(image)
+    method.generator.forward = lambda x_t, t, f, w: seen.append(f) or x_t
+    method._logits(x, t, features, torch.randn(2, 8, generator=rng(2)))
+    A = method._attention(method._pair_inputs(x, x, image.expand(2, -1, -1, -1)), t, x)
+    torch.testing.assert_close(seen[0], A * method.encoder(image))
 
 
 @pytest.mark.parametrize("norm", ["sigmoid", "mean"])
@@ -178,20 +315,42 @@ def test_the_latent_changes_the_answer_for_one_and_the_same_state():
     torch.testing.assert_close(method.denoise(x, 1, features, 5 * scaled), method.denoise(x, 1, features, scaled))
 
 
-@pytest.mark.parametrize(
-    "preset, channels, classes, millions",
-    [
-        ("cdal/hippocampus", 1, 3, 2.692),
-        ("cdal/monuseg", 3, 2, 41.667),
-        ("cdal/cxr", 1, 2, 8.844),
-        ("as_released", 1, 3, 2.692),
-    ],
-)
-def test_presets_fit_together_and_have_about_the_published_number_of_parameters(preset, channels, classes, millions):
+def test_attention_on_the_label_is_refused_in_training_where_recycling_would_undo_it():
+    """x_t below T would be made without the label. A checkpoint that was trained like this still loads and draws."""
+    for settings in (("recycle=1",), ("recycle=0.5",)):
+        with pytest.raises(UserError, match="recycle=0"):
+            build("cdal", "2d", "attention=label", *settings).check_training()
+    for settings in (("attention=label", "recycle=0"), ("attention=input",), ()):
+        build("cdal", "2d", *settings).check_training()
+
+
+PRESET_SIZES = [
+    # channels, classes, millions of parameters of generator and of discriminator in the released networks
+    ("cdal/ours_hippocampus", 1, 3, 2.692, None),
+    ("cdal/ours_monuseg", 3, 2, 41.667, None),
+    ("cdal/ours_cxr", 1, 2, 8.844, None),
+    ("cdal/as_released", 1, 3, 2.692, 12.463),
+]
+
+
+@pytest.mark.parametrize("preset, channels, classes, generator, discriminator", PRESET_SIZES)
+def test_presets_fit_together_and_have_about_the_published_number_of_parameters(
+    preset, channels, classes, generator, discriminator
+):
     known = Plan("made", tuple("RGB"[:channels]), {f"class{i}": i for i in range(classes)}, ".png")
     plan = from_dict(Plan, to_dict(known) | {"normalisation": ("zscore",) * channels} | PRESETS[preset]["plan"])
     check_plan(plan)
     from_dict(TrainConfig, PRESETS[preset]["train"])
     method = METHODS["cdal"](plan, from_dict(METHODS["cdal"].config_class, PRESETS[preset]["config"]))
-    found = sum(p.numel() for name, child in method.named_children() if name != "discriminator" for p in child.parameters())
-    assert found / 1e6 == pytest.approx(millions, rel=0.1)
+    method.check_training()
+    count = lambda modules: sum(p.numel() for module in modules for p in module.parameters()) / 1e6
+    parts = [child for name, child in method.named_children() if name != "discriminator"]
+    assert count(parts) == pytest.approx(generator, rel=0.1)
+    if discriminator is not None:
+        assert count([method.discriminator]) == pytest.approx(discriminator, rel=0.001)
+
+
+def test_former_names_of_presets_mean_the_same():
+    assert {name: preset_of(name) for name in FORMER} == {name: PRESETS[new] for name, new in FORMER.items()}
+    assert all(method_of(name) == "cdal" for name in FORMER) and preset_of("cdal/nobody") is None
+    assert {name.partition("/")[2].partition("_")[0] for name in PRESETS} == {"ours", "as"}  # whose training it is

@@ -311,6 +311,24 @@ def test_without_coupling_the_whole_image_branch_is_computed_once():
 # -- V1's equations ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dce", ["residual", "off"])
+def test_the_image_branch_is_told_t_where_asked(dce):
+    """E_t^I: its first stage changes with t, one linear layer per block more; without it only m_x brings t."""
+    told, plain = (build("medsegdiff", "2d", f"dce={dce}", f"image_time={told}") for told in ("true", "false"))
+    more = parameters(told) - parameters(plain)
+    assert more and all(name.startswith("network.image.stages.") and ".time." in name for name in more)
+    image, x_t = torch.randn(1, 1, 20, 24), torch.randn(2, 2, 20, 24)
+    features, t = told.encode(image), torch.tensor([1.0, 900.0])
+    assert len(features) == 1 and features[0].shape[1] == 1
+    _, branch = told.network(x_t, t, features)
+    first = told.network.image.stage(0, features[0].expand(2, -1, -1, -1), told.network.time(t))
+    assert not torch.allclose(first[0], first[1], atol=1e-3)
+    if dce == "off":
+        torch.testing.assert_close(branch[0], first)
+    one = told.output(x_t[:1], torch.tensor([3]), features)
+    torch.testing.assert_close(told.output(x_t, torch.tensor([3, 1]), features)[:1], one, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(2, 5, 4, 3), (1, 3, 4, 2, 5)])
 def test_dynamic_conditional_encoding_by_hand(shape):
     """Eq. 3, A = (LN(m_I) * LN(m_x)) * m_I, with layer norms over channels written out in numpy."""
@@ -576,6 +594,7 @@ def test_the_published_preset_is_what_the_paper_says():
     preset = PRESETS["medsegdiff/as_published"]
     config = from_dict(MedSegDiffConfig, preset["config"])
     assert (config.T, config.schedule, config.variance, config.sampler) == (1000, "linear", "fixed", "ancestral")
+    assert config.image_time
     assert (config.skips, config.filter_size, preset["train"]) == ("mask", 64, {"ema": 0.9999})
     published = {"dims": 2, "context": 0, "patch": (256, 256), "batch": 32, "steps": 100_000, "augmentation": "none"}
     assert preset["plan"] == published

@@ -186,7 +186,7 @@ def touched(method, phase) -> set[str]:
 
 def test_the_bracket_trains_the_condition_and_the_noise_trains_everything():
     """The condition is not detached: L_noise reaches it through anchor and transformer, but not its segmentation's head."""
-    method = build("medsegdiff_v2")
+    method = build("medsegdiff_v2", "3d", "alpha_counts=training_steps")
     bracket, noise = method.phases
     everything = {name for name, _ in method.named_parameters()}
     head = {f"condition.{part}.{name}" for part in ("head", "norm.norm") for name in ("weight", "bias")}
@@ -195,14 +195,14 @@ def test_the_bracket_trains_the_condition_and_the_noise_trains_everything():
 
 
 def test_without_the_anchor_only_the_bracket_trains_the_condition_decoder():
-    method = build("medsegdiff_v2", "2d", "anchor=false")
+    method = build("medsegdiff_v2", "2d", "anchor=false", "alpha_counts=training_steps")
     assert not any(name.startswith("condition.decoder") for name in touched(method, method.phases[1]))
     assert any(name.startswith("condition.decoder") for name in touched(method, method.phases[0]))
     assert any(name.startswith("condition.encoder") for name in touched(method, method.phases[1]))
 
 
 def test_the_bracket_is_dice_and_beta_cross_entropy_of_the_conditions_segmentation():
-    method = build("medsegdiff_v2", "2d", "beta=3")
+    method = build("medsegdiff_v2", "2d", "beta=3", "alpha_counts=training_steps")
     batch = make_batch(method)
     logits = method.condition.segment(batch.image)
     assert logits.shape == batch.mask.shape
@@ -212,9 +212,41 @@ def test_the_bracket_is_dice_and_beta_cross_entropy_of_the_conditions_segmentati
     assert set(log) == {"dice", "cross_entropy"}
 
 
+def test_the_bracket_counts_for_the_elements_whose_timestep_is_a_multiple_of_alpha():
+    """L_t = L_noise + [t = 0 mod alpha] (Dice + beta CE), element by element, of the timesteps that the noise was drawn at."""
+    method = build("medsegdiff_v2", "2d", "alpha=2", "beta=3", "T=4", "recycle=0")
+    batch, seen, asked = make_batch(method, n=6), [], method.output
+    method.output = lambda x_t, t, features: (seen.append(t), asked(x_t, t, features))[1]
+    (phase,) = method.phases
+    total, log = method.loss(batch, phase, rng(3))
+    counts = seen[0] % 2 == 0
+    assert 0 < int(counts.sum()) < 6
+    logits = method.condition.segment(batch.image)[counts]
+    each = soft_dice_loss(logits.softmax(1), batch.mask[counts]) + 3 * cross_entropy(logits, batch.mask[counts])
+    torch.testing.assert_close(log["bracket"], each.sum().detach() / 6)
+    alone, _ = build("medsegdiff_v2", "2d", "T=4", "recycle=0", "alpha_counts=training_steps").loss(batch, phase, rng(3))
+    torch.testing.assert_close(total, alone + each.sum() / 6)
+
+
+def test_a_bracket_at_no_timestep_is_refused_and_alpha_is_five_where_it_can_be():
+    with pytest.raises(UserError, match="alpha=5: none of T=4"):
+        build("medsegdiff_v2", "2d", "alpha=5", "T=4").check_training()
+    build("medsegdiff_v2", "2d", "alpha=5", "T=4", "alpha_counts=training_steps").check_training()
+    assert [MedSegDiffV2Config(T=T).interval for T in (1, 4, 5, 1000)] == [1, 4, 5, 5]
+    assert MedSegDiffV2Config(alpha_counts="training_steps").interval == 5
+
+
 def test_the_loop_runs_the_bracket_every_alpha_steps(tmp_path):
     data = make_dataset(tmp_path / "data", cases=3, shape=(10, 12, 9))
-    sets = ["alpha=3", "widths=8,8", "plan.patch=8,8,8", "plan.batch=1", "train.log_every=1", "train.validation_cases=1"]
+    sets = [
+        "alpha=3",
+        "alpha_counts=training_steps",
+        "widths=8,8",
+        "plan.patch=8,8,8",
+        "plan.batch=1",
+        "train.log_every=1",
+        "train.validation_cases=1",
+    ]
     train(TrainSettings(data, "medsegdiff_v2", tmp_path / "run", steps=7, set=sets, device="cpu", precision="fp32"))
     with (tmp_path / "run" / "log.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("noise/loss")]
@@ -263,7 +295,8 @@ def test_the_published_preset():
     assert (config.predict, config.anchor, config.ss_former, config.band_pass) == ("eps", True, True, True)
     assert (config.recycle, config.p_terminal_timestep, config.input_scale, config.steps) == (0.0, 0.0, 1.0, 100)
     assert (config.T, config.schedule, config.variance, config.sampler) == (1000, "linear", "fixed", "ancestral")
-    assert (config.alpha, config.beta, config.former_blocks, config.noise, config.learning_rate) == (5, 1.0, 1, 1.0, 1e-4)
+    assert (config.beta, config.former_blocks, config.noise, config.learning_rate) == (1.0, 1, 1.0, 1e-4)
+    assert (config.interval, config.alpha_counts) == (5, "timesteps")
     published = {"dims": 2, "context": 0, "patch": (256, 256), "batch": 32, "steps": 100_000, "augmentation": "none"}
     assert preset["plan"] == published and preset["train"] == {"ema": 0.9999}
     plan = Plan("made", ("r", "g", "b"), {"background": 0, "cup": 1}, ".png", dims=2, normalisation=("unit",) * 3)

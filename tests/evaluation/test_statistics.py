@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffuseg.evaluation.statistics import bootstrap_mean, bootstrap_of, group_folds, paired_difference
+from diffuseg.evaluation.statistics import (
+    CONFIDENCE,
+    RESAMPLES,
+    _confidence_level,
+    bootstrap_mean,
+    bootstrap_of,
+    group_folds,
+    paired_difference,
+)
 
 VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=30)
 
@@ -21,6 +29,14 @@ def test_intervals_cover_the_mean_of_normals_as_often_as_they_say(n: int) -> Non
         _, low, high = bootstrap_mean(random.normal(3.0, 2.0, n))
         hits += low <= 3.0 <= high
     assert 0.925 <= hits / trials <= 0.975
+
+
+@pytest.mark.parametrize(("n", "t"), [(2, 12.7062), (5, 2.776445), (10, 2.262157), (30, 2.045230)])
+def test_few_values_ask_for_the_confidence_of_students_t_times_root_n_over_n_minus_one(n: int, t: float) -> None:
+    """Hesterberg's expanded interval, from tables of t at n - 1 degrees of freedom: 2 Phi(t sqrt(n / (n - 1))) - 1."""
+    expected = min(math.erf(t * math.sqrt(n / (n - 1)) / math.sqrt(2)), 0.9999)
+    assert _confidence_level(n) == pytest.approx(expected, abs=1e-6)
+    assert (CONFIDENCE, RESAMPLES) == (0.95, 2000)  # as docs/evaluation.md and every table say
 
 
 def test_intervals_of_many_values_are_those_of_the_normal_distribution() -> None:

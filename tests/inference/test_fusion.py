@@ -226,6 +226,26 @@ def test_where_draws_disagree_about_the_size_the_best_mask_is_not_the_majority()
     assert best_overlap(np.array([[0, 0, 0], [0, 0, 0], [0, 1, 0]], np.uint8), 2).sum() == 0  # two of three see nothing
 
 
+class Reluctant(Oracle):
+    """Every third draw shows the class, the others nothing; the mean probability is nevertheless above one half."""
+
+    @torch.no_grad()
+    def draw(self, image, seeds, **options):
+        for number, _ in enumerate(seeds):
+            p = torch.full(image.shape[1:], 0.99 if number % 3 == 0 else 0.45)
+            yield torch.stack([1 - p, p])
+
+
+def test_a_mask_of_the_best_overlap_is_empty_where_most_draws_are():
+    """Two of three draws are empty: no mask at all agrees with them best, whatever the mean says."""
+    draws = [torch.tensor([[0.55] * 3, [0.45] * 3])] * 2 + [torch.tensor([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]])]
+    assert fused("dice", draws).argmax(0).tolist() == [0, 0, 0]
+    assert fused("mean", draws).argmax(0).tolist() == [1, 1, 0]
+    model, image = make_model(method=Reluctant), Image(np.zeros((1, 5, 6, 7), np.float32))
+    assert (model.predict(image, draws=3, fuse="mean").mask > 0).all()
+    assert not model.predict(image, draws=3, fuse="dice").mask.any()
+
+
 def test_where_the_sets_of_two_classes_meet_the_more_frequent_one_wins():
     draws = np.array([[1, 1, 2, 2], [1, 2, 2, 2], [1, 2, 2, 0]], np.uint8)
     assert best_overlap(draws, 3).tolist() == [1, 2, 2, 2]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import ModelOutput
-from diffuseg.methods.tiles import Tiling, gaussian, windows
+from diffuseg.methods.tiles import SLICES, Tiling, gaussian, windows
 
 
 def answering(denoise):
@@ -98,6 +98,29 @@ def test_every_tile_of_a_draw_gets_the_draws_own_latent():
     got = tiling.denoise(answering(lambda x, t, f, z: x + z.reshape(-1, 1, 1, 1, 1)), x_t, 1, z, 2).x_0
     torch.testing.assert_close(got[0], torch.ones_like(got[0]))
     torch.testing.assert_close(got[1], 2 * torch.ones_like(got[1]))
+
+
+@pytest.mark.parametrize("kept", [2**31, 0])
+def test_a_volume_of_many_slices_is_the_same_as_each_slice(kept, monkeypatch):
+    """More slices than a network sees at a time: each meets its own features, at every timestep."""
+    monkeypatch.setattr("diffuseg.methods.tiles.FEATURES_KEPT", kept)
+    n = 2 * SLICES + 7
+    image = torch.arange(n, dtype=torch.float32).reshape(1, n, 1, 1).expand(1, n, 8, 8)
+    tiling = Tiling(image, plan(dims=2, patch=(8, 8), slice_axis=0), encode=lambda x: x)
+    x_t = torch.randn(3, 3, *tiling.shape)
+    for t in (2, 1):
+        got = tiling.crop(tiling.denoise(answering(lambda x, t, f, z: t * (x + f)), x_t, t, None, 3).x_0)
+        torch.testing.assert_close(got, t * (tiling.crop(x_t) + image))
+
+
+@pytest.mark.parametrize("context", [0, 1])
+@pytest.mark.parametrize("slices", [5, SLICES + 3])
+def test_every_slice_of_a_draw_gets_the_draws_own_latent(context, slices):
+    tiling = Tiling(torch.randn(1, slices, 12, 8), plan(dims=2, context=context, patch=(8, 8), slice_axis=0), lambda x: x)
+    z = torch.tensor([[1.0], [2.0], [3.0]])
+    x_t = torch.zeros(3, 3, *tiling.shape)
+    got = tiling.crop(tiling.denoise(answering(lambda x, t, f, z: x + z.reshape(-1, 1, 1, 1)), x_t, 1, z, 3).x_0)
+    torch.testing.assert_close(got, z.reshape(3, 1, 1, 1, 1).expand_as(got))
 
 
 def test_weights_trust_the_centre():

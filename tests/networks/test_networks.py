@@ -20,7 +20,7 @@ from diffuseg.networks.blocks import (
     sinusoid,
 )
 from diffuseg.networks.classifier import Classifier
-from diffuseg.networks.discriminator import Discriminator
+from diffuseg.networks.discriminator import Discriminator, DiscriminatorBlock
 from diffuseg.networks.unet import ImageEncoder, UNet
 
 SIZES = {2: (6, 7), 3: (4, 5, 6)}
@@ -124,6 +124,24 @@ def test_a_residual_block_starts_as_its_skip_over_root_two(dims, outputs):
     h = block(x, torch.randn(2, 6), torch.randn(2, 5))
     torch.testing.assert_close(h, block.skip(x) / math.sqrt(2), atol=1e-3, rtol=0)
     assert isinstance(block.skip, nn.Identity) == (outputs == 8)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("outputs", [8, 4])
+def test_a_residual_block_by_hand(dims, outputs):
+    """Time enters between the convolutions, the latent both norms, each with an affine map of its own."""
+    block, x = shaken(ResidualBlock(dims, 8, outputs, time=6, latent=5)), torch.randn(2, 8, *SIZES[dims])
+    t, w, axes = torch.randn(2, 6), torch.randn(2, 5), [1] * dims
+
+    def adaptive(h, norm):
+        gamma, beta = (part.reshape(2, -1, *axes) for part in norm.affine(w).chunk(2, dim=1))
+        return gamma * F.group_norm(h, groups(h.shape[1]), eps=1e-6) + beta
+
+    h = block.conv_1(F.silu(adaptive(x, block.norm_1))) + block.time(t).reshape(2, -1, *axes)
+    h = block.conv_2(F.silu(adaptive(h, block.norm_2)))
+    torch.testing.assert_close(block(x, t, w), (block.skip(x) + h) / math.sqrt(2), atol=1e-5, rtol=1e-5)
+    for norm in (block.norm_1, block.norm_2):
+        assert torch.autograd.grad(block(x, t, w).square().sum(), norm.affine.weight)[0].abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -251,3 +269,29 @@ def test_features_of_the_discriminator_by_level():
     x, t = torch.randn(2, 2, 8, 9, 4), torch.tensor([1.0, 2.0])
     torch.testing.assert_close(judge.features(x, t, 0), judge.first(x))
     assert [tuple(judge.features(x, t, i).shape[1:]) for i in (1, 2)] == [(8, 4, 4, 2), (6, 2, 2, 1)]
+
+
+def test_the_released_discriminator_keeps_the_first_resolution_and_sums_over_positions():
+    """Features of a 32 x 32 slice as released: 32, 32, 16, 8, 4 pixels; a sum is so many means."""
+    judge = shaken(Discriminator(2, 2, (4, 4, 8, 8, 8), released=True))
+    x, t = torch.randn(2, 2, 32, 32), torch.tensor([250.0, 1000.0])
+    assert [judge.features(x, t, i).shape[-1] for i in range(5)] == [32, 32, 16, 8, 4]
+    assert [(b.conv_1.out_channels, b.conv_2.out_channels) for b in judge.blocks] == [(4, 4), (8, 8), (8, 8), (8, 8)]
+    ours = Discriminator(2, 2, (4, 4, 8, 8, 8))
+    assert [ours.features(x, t, i).shape[-1] for i in range(5)] == [32, 16, 8, 4, 2]
+    seen = []
+    judge.head.register_forward_hook(lambda module, inputs, output: seen.append(F.leaky_relu(output, 0.2)))
+    logit = judge(x, t)
+    torch.testing.assert_close(logit, judge.logit(seen[0].sum((2, 3)))[:, 0])
+    ours.head.register_forward_hook(lambda module, inputs, output: seen.append(F.leaky_relu(output, 0.2)))
+    logit = ours(x, t)
+    torch.testing.assert_close(logit, ours.logit(seen[1].mean((2, 3)))[:, 0])
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_block_of_the_discriminator_by_hand(early):
+    block = shaken(DiscriminatorBlock(2, 4, 8, 6, early))
+    x, t = torch.randn(2, 4, 6, 8), torch.randn(2, 6)
+    h = block.conv_1(F.leaky_relu(x, 0.2)) + block.time(t)[:, :, None, None]
+    by_hand = (block.skip(F.avg_pool2d(x, 2)) + block.conv_2(F.avg_pool2d(F.leaky_relu(h, 0.2), 2))) / math.sqrt(2)
+    torch.testing.assert_close(block(x, t), by_hand)

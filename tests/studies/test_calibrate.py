@@ -23,7 +23,7 @@ from diffuseg.inference.model import load
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.methods import METHODS
 from diffuseg.reports.evaluate import evaluate
-from diffuseg.studies.calibrate import FRACTION, Measured, _coverage, measure_calibration
+from diffuseg.studies.calibrate import FRACTION, CaseScores, Measured, _coverage, _temperature, measure_calibration
 from diffuseg.studies.calibrate_files import tables, write_calibration
 from diffuseg.types import Image
 from tests.inference.oracle import Oracle, make_model, make_plan
@@ -85,6 +85,20 @@ def test_the_known_temperature_is_found_and_makes_probabilities_frequencies(meas
         assert sides["difference"].mean == pytest.approx(sides["after"].mean - sides["before"].mean), name
     assert measured.diagrams["after"].ece < 0.02 < measured.diagrams["before"].ece
     assert measured.diagrams["after"].count.sum() == measured.diagrams["before"].count.sum()
+
+
+def test_the_temperature_is_that_of_the_band_and_not_of_the_image():
+    """In the band logits are twice too large, elsewhere they are twice too small; the second is asked nowhere."""
+    random = np.random.default_rng(0)
+
+    def voxels(sharper: float, n: int) -> tuple[np.ndarray, np.ndarray]:
+        logit = random.normal(0, 1.5, n)
+        truth = (random.random(n) < 1 / (1 + np.exp(-logit))).astype(np.int64)
+        said = 1 / (1 + np.exp(-sharper * logit))
+        return np.stack([1 - said, said]), truth
+
+    cases = [CaseScores({"band": voxels(2.0, 4000), "image": voxels(0.5, 40_000)}, {}, {}, {}, 0.0, 0.0) for _ in range(3)]
+    assert _temperature(cases) == pytest.approx(2.0, rel=0.06)
 
 
 def test_no_case_is_scored_with_a_temperature_that_it_fitted(tmp_path, data, measured):

@@ -86,11 +86,14 @@ def test_a_training_that_met_bad_data_goes_on_when_it_is_mended(tmp_path, spoilt
 
 # arguments after those of a good training -> words of the line
 WISHES = {
-    "--preset cdal/hipocampus": ("unknown preset 'cdal/hipocampus'", "cdal/hippocampus"),
-    "--preset cdal/hippocampus": ("the preset cdal/hippocampus", "--method cdal"),  # that of another method
+    "--preset cdal/as_relesed": ("unknown preset 'cdal/as_relesed'", "cdal/as_released"),
+    "--preset cdal/ours_cxr": ("the preset cdal/ours_cxr", "--method cdal"),  # that of another method
+    "--preset cdal/hippocampus": ("the preset cdal/hippocampus", "--method cdal"),  # by its former name
     "--method concat --set sampler=foo": ("unknown sampler 'foo'", "ddim"),
     "--method concat --set steps=0": ("steps=0", "1 or more"),
     "--method cdal --set x_t=other_case": ("x_t=other_case", "recycle=0"),
+    "--method cdal --set attention=label": ("attention=label", "recycle=1", "recycle=0"),
+    "--method cdal --set attention=label --set recycle=0.5": ("attention=label", "recycle=0.5", "recycle=0"),
     "--set lerning_rate=1": ("unknown setting 'lerning_rate'", "did you mean 'learning_rate'?"),
     "--set train.warm_up=1": ("did you mean 'warmup'?",),
     "--set plan.bach=1": ("did you mean 'batch'?",),

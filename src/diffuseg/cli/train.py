@@ -29,7 +29,7 @@ def train(
     plan: Annotated[Path | None, typer.Option(help="An edited plan.", show_default="made from the data")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
     steps: Annotated[int | None, typer.Option(help="Stop after so many steps.", show_default="the plan's")] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings of a paper, such as cdal/hippocampus.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings of a paper, such as cdal/as_released.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value of the method, plan.key=value, train.key=value; repeatable.")
     ] = None,

@@ -127,6 +127,13 @@ class Method(nn.Module, ABC, Generic[Config]):
         """The phases of one training step, in order; one that trains `network` where a method says nothing else."""
         return (Phase("network", ("network",), self.config.learning_rate),)
 
+    def check_training(self) -> None:
+        """Refuse settings that a checkpoint of before may have, but that do not train what they name.
+
+        Raises:
+            UserError: these settings are not worth a training.
+        """
+
     @abstractmethod
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
         """The scalar that a phase minimises, and what to log; all randomness comes from `rng`."""

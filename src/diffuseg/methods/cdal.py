@@ -45,7 +45,10 @@ class CDALConfig(MaskConfig):
     mse, dice, cross_entropy, adversarial   weights of the generator's loss
     discriminator_every     generator steps per step of the discriminator
     r1, r1_every            gradient penalty on real pairs, gamma, and its lazy interval (rescaled by the interval)
-    attention               "label" multiplies the label before noising (as released, training only);
+    discriminator           "ours" halves the image in every block; "released" is that of the released hippocampus training:
+                            channels grow in the first convolution of a block, the first block keeps the resolution, and the
+                            logit is made of a sum over positions
+    attention               "label" multiplies the label before noising (as released, training only; it needs recycle=0);
                             "input" multiplies the image features, from D on x_t alone: in training and in sampling
     attention_norm          "none" (as released, signed and unbounded), "sigmoid" or "mean": positive with mean one
     recycle                 share of batches whose x_t (t < T) comes from the model's own prediction, not from the mask
@@ -72,6 +75,7 @@ class CDALConfig(MaskConfig):
     adversarial: float = setting(0.02, 0)
     discriminator_widths: tuple[int, ...] = setting((16, 16, 32, 64), 1)
     discriminator_image: bool = True
+    discriminator: Literal["ours", "released"] = "ours"
     discriminator_learning_rate: float = setting(2e-4, 0)
     discriminator_every: int = setting(2, 1)
     r1: float = 1.0
@@ -109,7 +113,9 @@ class CDAL(MaskMethod[CDALSettings]):
             if config.attention != "off" and config.attention_level >= len(config.discriminator_widths):
                 last = len(config.discriminator_widths) - 1
                 raise UserError(f"attention_level={config.attention_level}: the discriminator's last block is {last}")
-            self.discriminator = Discriminator(plan.dims, inputs, config.discriminator_widths)
+            self.discriminator = Discriminator(
+                plan.dims, inputs, config.discriminator_widths, config.discriminator == "released"
+            )
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -123,6 +129,14 @@ class CDAL(MaskMethod[CDALSettings]):
         adversary = (Phase("discriminator", modules, rate, every, c.betas),)
         penalty = (Phase("r1", modules, rate, every * c.r1_every, c.betas),) if c.r1 else ()
         return adversary + penalty + phases
+
+    def check_training(self) -> None:
+        """Attention on the label acts on a mask that recycling then takes out of x_t."""
+        if self.config.attention == "label" and self.config.recycle:
+            raise UserError(
+                f"attention=label: recycling (recycle={self.config.recycle:g}) takes the label out of x_t again",
+                do="Give recycle=0 too, or attention=input.",
+            )
 
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
         assert batch.mask is not None

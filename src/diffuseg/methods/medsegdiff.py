@@ -51,6 +51,8 @@ class MedSegDiffConfig(DenoisingConfig):
     ff_parser     whether m_x passes the filter first (with dce "off" there is nothing to filter)
     filter_size   reference frequencies per axis of the filter, even; at most as many as the patch has at that stage
     skips         what the decoder is given beside the bottom: the features of both branches, summed, or the "mask"'s
+    image_time    whether the image's encoder is told t too, in every block (E_t^I of eq. 2); then all of it is computed again
+                  at each step, and nothing is kept from one to the next
     calibration   weight of the squared error of a segmentation made of the image branch (released: 10); 0: no such head.
                   It is trained beside and never mixed into a draw
     """
@@ -60,6 +62,7 @@ class MedSegDiffConfig(DenoisingConfig):
     ff_parser: bool = True
     filter_size: int = setting(16, 2)
     skips: Literal["both", "mask"] = "both"
+    image_time: bool = False
     calibration: float = setting(0.0, 0)
 
     def __post_init__(self) -> None:
@@ -107,8 +110,9 @@ class TwinEncoderUNet(nn.Module):
     """D((E^I + E^x, t), t): an encoder for the image, one for the noisy mask, a shared last stage, a plain decoder.
 
     `encode(image)` gives what does not depend on x_t: the image branch up to and including its first coupled stage (all
-    of it without coupling), one tensor per stage. The image branch has no t of its own; from the first coupling on m_x brings
-    it. Any spatial size is accepted: it is padded to a multiple of 2**stages and the result is cropped.
+    of it without coupling), one tensor per stage. The image branch has no t of its own unless `image_time`; from the first
+    coupling on m_x brings it. With `image_time` all of the branch depends on t, and `encode` gives the padded image.
+    Any spatial size is accepted: it is padded to a multiple of 2**stages and the result is cropped.
     """
 
     def __init__(self, plan: Plan, widths: Sequence[int], blocks: Sequence[int], c: MedSegDiffConfig) -> None:
@@ -116,7 +120,7 @@ class TwinEncoderUNet(nn.Module):
         dims, classes, time = plan.dims, plan.classes, 4 * widths[0]
         self.stages, self.skips = len(widths) - 1, c.skips  # stages that each branch has for itself
         self.time = TimeEmbedding(widths[0], time)
-        self.image = Encoder(dims, plan.image_channels, widths[:-1], blocks[:-1])
+        self.image = Encoder(dims, plan.image_channels, widths[:-1], blocks[:-1], time if c.image_time else 0)
         self.mask = Encoder(dims, classes, widths[:-1], blocks[:-1], time)
         self.couplings = nn.ModuleDict()
         padded = [n + -n % 2**self.stages for n in plan.patch]
@@ -127,7 +131,7 @@ class TwinEncoderUNet(nn.Module):
                 self.couplings[str(k)] = ReleasedGate(dims, widths[k], parser)
             else:
                 self.couplings[str(k)] = DynamicConditionalEncoding(dims, widths[k], parser, c.dce == "residual")
-        self.uncoupled = min((int(k) + 1 for k in self.couplings), default=self.stages)
+        self.uncoupled = 0 if c.image_time else min((int(k) + 1 for k in self.couplings), default=self.stages)
         self.bottom = Bottom(dims, widths[-2], widths[-1], blocks[-1], time)
         self.decoder = Decoder(dims, widths, c.blocks, time)
         self.norm, self.last = Norm(widths[0]), conv(dims, widths[0], c.outputs(classes), zero=True)
@@ -137,6 +141,8 @@ class TwinEncoderUNet(nn.Module):
     def encode(self, image: Float[Tensor, "b c *s"]) -> tuple[Tensor, ...]:
         """Image features of the stages that no x_t has touched yet, at padded sizes."""
         m_I, features = pad_to_multiple(image, 2**self.stages), []
+        if not self.uncoupled:
+            return (m_I,)
         for k in range(self.uncoupled):
             m_I = self.image.stage(k, m_I)
             features.append(m_I)
@@ -148,9 +154,11 @@ class TwinEncoderUNet(nn.Module):
         """The output, and the image branch's features of every stage; features of one image serve the whole batch."""
         time, m_x, m_I = self.time(t), pad_to_multiple(x_t, 2**self.stages), features[0]
         skips, branch = [], []
+        if not self.uncoupled:
+            m_I = m_I.expand(len(x_t), *m_I.shape[1:])
         for k in range(self.stages):
             m_x = self.mask.stage(k, m_x, time)
-            m_I = features[k] if k < self.uncoupled else self.image.stage(k, m_I)
+            m_I = features[k] if k < self.uncoupled else self.image.stage(k, m_I, time if not self.uncoupled else None)
             if str(k) in self.couplings:
                 m_I = self.couplings[str(k)](m_I, m_x)
             branch.append(m_I)

@@ -5,7 +5,7 @@ diffusion U-Net sees x_t. They meet twice:
 
     f_anc = max(f_c * k_Gauss, f_c),   f_d <- sigmoid(f_anc * k_1x1) . f_d + f_d            anchor, at full resolution
     e <- e + W c',  c' = SS-Former(e, c, t)                                                 semantic, between the bottoms
-    L = L_noise + [every alpha steps] (L_dice + beta L_ce), the bracket on the condition's segmentation
+    L_t = L_noise + [t = 0 mod alpha] (L_dice + beta L_ce), the bracket on the condition's segmentation
 
 We know V2's paper from its figure, its abstract and restatements of its equations; docs/methods/medsegdiff.md lists what
 is taken from them and what is our reading. The released code has neither the gate nor the transformer nor the bracket.
@@ -13,6 +13,7 @@ is taken from them and what is our reading. The released code has neither the ga
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,15 @@ from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
 from diffuseg.methods.base import Loss, Phase, mask_to_x, setting
 from diffuseg.methods.tiles import Features
-from diffuseg.methods.training import DenoisingConfig, MaskDenoising, detached, segmentation_loss
+from diffuseg.methods.training import (
+    DenoisingConfig,
+    MaskDenoising,
+    cross_entropy,
+    detached,
+    sample_timesteps,
+    segmentation_loss,
+    soft_dice_loss,
+)
 from diffuseg.networks.blocks import Norm, TimeEmbedding, conv, crop, halve, in_float32, pad_to_multiple
 from diffuseg.networks.ssformer import SSFormer
 from diffuseg.networks.stages import Bottom, Decoder, Encoder
@@ -37,7 +46,9 @@ class MedSegDiffV2Config(DenoisingConfig):
     anchor          whether the condition's features gate the first features of the diffusion U-Net
     ss_former       whether the bottoms meet in the SS-Former; without it the condition is added as it is
     former_blocks   blocks of the SS-Former; band_pass: whether its spectra pass the timestep's band-pass
-    alpha           training steps from one training of the condition's segmentation to the next
+    alpha           the bracket is trained where t is a multiple of it; left out: 5, or T where there are fewer timesteps
+    alpha_counts    "timesteps": t is that of the element, as L_t says it: a reading of the paper's notation; "training_steps":
+                    every so many steps of the training the whole batch, in a step and with moments of its own
     beta            weight of its cross-entropy beside its Dice term
     """
 
@@ -45,8 +56,14 @@ class MedSegDiffV2Config(DenoisingConfig):
     ss_former: bool = True
     former_blocks: int = setting(1, 1)
     band_pass: bool = True
-    alpha: int = setting(5, 1)
+    alpha: int | None = setting(None, 1)
+    alpha_counts: Literal["timesteps", "training_steps"] = "timesteps"
     beta: float = setting(1.0, 0)
+
+    @property
+    def interval(self) -> int:
+        """alpha, filled in where it is left out."""
+        return self.alpha or (5 if self.alpha_counts == "training_steps" else min(5, self.T))
 
 
 class ConditionUNet(nn.Module):
@@ -159,17 +176,41 @@ class MedSegDiffV2(MaskDenoising[MedSegDiffV2Config]):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """The bracket, every alpha steps and on the condition U-Net alone; L_noise, every step and on everything."""
-        rate, alpha = self.config.learning_rate, self.config.alpha
-        anchor = ("anchor",) if self.anchor is not None else ()
-        return Phase("condition", ("condition",), rate, alpha), Phase("noise", ("condition", *anchor, "network"), rate)
+        """L_t on everything; where alpha counts training steps, the bracket before it, on the condition U-Net alone."""
+        rate, anchor = self.config.learning_rate, ("anchor",) if self.anchor is not None else ()
+        everything = Phase("noise", ("condition", *anchor, "network"), rate)
+        if self.config.alpha_counts == "timesteps":
+            return (everything,)
+        return Phase("condition", ("condition",), rate, self.config.interval), everything
+
+    def check_training(self) -> None:
+        """A bracket at no timestep at all would leave the condition's segmentation untrained."""
+        c = self.config
+        if c.alpha_counts == "timesteps" and c.interval > c.T:
+            raise UserError(
+                f"alpha={c.interval}: none of T={c.T} timesteps is a multiple of it",
+                do=f"Give alpha={c.T} or less, or alpha_counts=training_steps.",
+            )
 
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
         assert batch.mask is not None
-        if phase.name == "noise":
-            return self.denoising_loss(mask_to_x(batch.mask), batch.mask, self.encode(batch.image), rng)
-        terms = segmentation_loss(self.condition.segment(batch.image).float(), batch.mask)
-        return terms["dice"] + self.config.beta * terms["cross_entropy"], detached(terms)
+        if phase.name == "condition":
+            terms = segmentation_loss(self.condition.segment(batch.image).float(), batch.mask)
+            return terms["dice"] + self.config.beta * terms["cross_entropy"], detached(terms)
+        state = rng.get_state()
+        total, log = self.denoising_loss(mask_to_x(batch.mask), batch.mask, self.encode(batch.image), rng)
+        if self.config.alpha_counts == "training_steps":
+            return total, log
+        again = torch.Generator().set_state(state)  # the timesteps that the denoising loss has drawn first
+        t = sample_timesteps(len(batch.mask), self.config.T, self.config.p_terminal_timestep, again).to(batch.mask.device)
+        bracket = self._bracket(batch.image, batch.mask, t)
+        return total + bracket, log | {"bracket": bracket.detach()}
+
+    def _bracket(self, image: Tensor, mask: Tensor, t: Tensor) -> Tensor:
+        """[t = 0 mod alpha] (L_dice + beta L_ce) of the condition's segmentation, mean over the elements."""
+        logits = self.condition.segment(image).float()
+        each = soft_dice_loss(logits.softmax(1), mask) + self.config.beta * cross_entropy(logits, mask)
+        return (each * (t % self.config.interval == 0)).mean()
 
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
         if self.anchor is None:

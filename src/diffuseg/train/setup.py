@@ -20,7 +20,7 @@ from diffuseg.data.plan import Plan, check_plan, fingerprint, load_plan, make_pl
 from diffuseg.device import Precision, choose_precision
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS, Method
-from diffuseg.methods.presets import PRESETS, method_of
+from diffuseg.methods.presets import PRESETS, method_of, preset_of
 from diffuseg.train.distributed import Processes, join_processes
 from diffuseg.train.state import Optimisers
 from diffuseg.train.validate import Validation
@@ -110,6 +110,7 @@ def set_up(settings: TrainSettings) -> TrainState:
     _check_config(config)
     torch.manual_seed(settings.seed)  # initial weights; everything later has generators of its own
     method = METHODS[settings.method](plan, method_config).to(processes.device)
+    method.check_training()
     processes.broadcast_weights(method)
     if method.generative:
         method.sampling(None, None)
@@ -137,7 +138,7 @@ def _open_data(settings: TrainSettings) -> tuple[Dataset, dict[str, list[str]], 
     """The data set, the cases of the fold, and the image-level labels if the method learns from these."""
     if settings.method not in METHODS:
         raise UserError(f"unknown method {settings.method!r}", do=f"Known: {', '.join(METHODS)}")
-    if settings.preset is not None and settings.preset not in PRESETS:
+    if settings.preset is not None and preset_of(settings.preset) is None:
         raise UserError(f"unknown preset {settings.preset!r}", do=f"Known: {', '.join(PRESETS)}")
     if settings.preset is not None and method_of(settings.preset) != settings.method:
         raise UserError(f"the preset {settings.preset} is one of --method {method_of(settings.preset)}, not {settings.method}")
@@ -189,7 +190,7 @@ def _steps(settings: TrainSettings, plan: Plan) -> int:
 
 def _configure(settings: TrainSettings, dataset: Dataset) -> tuple[Plan, Any, TrainConfig]:
     """Plan, settings of the method and of the training: defaults, then the preset, then --set."""
-    preset = PRESETS[settings.preset] if settings.preset else {}
+    preset = (preset_of(settings.preset) if settings.preset else None) or {}
     method_config = from_dict(METHODS[settings.method].config_class, preset.get("config", {}))
     config = from_dict(TrainConfig, preset.get("train", {}))
     overrides: dict[str, list[str]] = {"plan": [], "train": [], "": []}

@@ -1,0 +1,130 @@
+"""Do the tests notice when a method is wrong? Break the code in one place, run the tests that should see it, and count.
+
+    python -m tools.mutants                       # all of them, some minutes
+    python -m tools.mutants --only cdal --list    # those whose file or text has this word
+
+Each mutant is put into a temporary copy of the tree, never into this one. Tests run in a child of a process that has loaded the
+libraries already, so that a mutant costs seconds. A mutant that no test notices has survived; a known one has its reason in
+`EXPECTED`. The list is in tools/mutants.toml: file in src/diffuseg, old text (once in that file), new text, tests.
+"""
+
+import argparse
+import importlib
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+LIST = ROOT / "tools" / "mutants.toml"
+LIBRARIES = ("numpy", "scipy.stats", "torch", "monai.metrics", "nibabel", "hypothesis", "jaxtyping", "beartype", "pytest")
+SECONDS = 240  # after which a mutant that hangs counts as noticed
+
+# name -> why no test can or need notice it
+EXPECTED: dict[str, str] = {}
+
+
+def mutants(word: str = "") -> list[dict[str, Any]]:
+    """The list, or those of it whose name or file has a word."""
+    return [m for m in tomllib.loads(LIST.read_text())["mutant"] if word in m["name"] or word in m["file"]]
+
+
+def mutated(text: str, mutant: dict[str, Any]) -> str:
+    """The text with the mutant put in; stops where its old text is not there exactly once."""
+    if text.count(mutant["old"]) != 1:
+        raise SystemExit(f"{mutant['name']}: its old text is {text.count(mutant['old'])} times in {mutant['file']}")
+    return text.replace(mutant["old"], mutant["new"])
+
+
+def copy_of_the_tree(folder: Path) -> Path:
+    """Sources and tests, and links to what they read; no compiled files."""
+    for name in ("src", "tests", "benchmarks", "tools"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    for item in ROOT.iterdir():
+        if not (folder / item.name).exists() and not item.name.startswith("."):
+            (folder / item.name).symlink_to(item)
+    return folder
+
+
+def passes(tree: Path, tests: str) -> bool:
+    """Whether these tests pass in a tree, in a child of this process."""
+    child = os.fork()
+    if not child:
+        os._exit(_run(tree, tests))
+    started = time.monotonic()
+    while time.monotonic() - started < SECONDS:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            if code in (3, 4, 5):  # faults of pytest itself, of its options, or no test at all
+                raise SystemExit(f"no answer from: pytest {tests}")
+            return code == 0
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def _run(tree: Path, tests: str) -> int:
+    import pytest
+
+    os.chdir(tree)
+    sys.path[:0] = [str(tree / "src"), str(tree)]
+    os.environ["PYTHONPATH"] = str(tree / "src")
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    if not str(importlib.import_module("diffuseg").__file__).startswith(str(tree)):
+        return 4
+    for name in [name for name in sys.modules if name.partition(".")[0] == "diffuseg"]:
+        del sys.modules[name]
+    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow", *shlex.split(tests)]))
+
+
+def main() -> int:
+    """Print killed or survived for each mutant, and the share; 1 where one survives that should not."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="a word of the name or the file")
+    parser.add_argument("--list", action="store_true", help="print them, run nothing")
+    asked = parser.parse_args()
+    chosen = mutants(asked.only)
+    for mutant in chosen:
+        mutated((ROOT / "src" / "diffuseg" / mutant["file"]).read_text(), mutant)
+        if asked.list:
+            print(f"{mutant['name']}: {mutant['file']}: {mutant['tests']}")
+    if asked.list:
+        return 0
+    sys.dont_write_bytecode = True
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    survivors, failing = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        tree = copy_of_the_tree(Path(folder))
+        for mutant in chosen:
+            tests, path = mutant["tests"], tree / "src" / "diffuseg" / mutant["file"]
+            if tests not in failing:
+                failing[tests] = not passes(tree, tests)
+            if failing[tests]:
+                raise SystemExit(f"these fail without any mutant: pytest {tests}")
+            text = path.read_text()
+            path.write_text(mutated(text, mutant))
+            survived = passes(tree, tests)
+            path.write_text(text)
+            if survived:
+                survivors.append(mutant["name"])
+            print(f"{'SURVIVED' if survived else 'killed':8} {mutant['name']}", flush=True)
+    killed = len(chosen) - len(survivors)
+    print(f"{killed} of {len(chosen)} killed, {100 * killed / max(len(chosen), 1):.0f} %")
+    for name in survivors:
+        print(f"survivor {name}: {EXPECTED.get(name, 'no reason is known; a test is missing')}")
+    return 1 if set(survivors) - set(EXPECTED) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
