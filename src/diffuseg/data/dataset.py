@@ -171,7 +171,9 @@ def _odd_labels(dataset: Dataset, mask: Image) -> list[UserError]:
     values, counts = np.unique(mask.data, return_counts=True)
     allowed = ", ".join(f"{value} {name}" for name, value in dataset.labels.items())
     odd = [
-        (value, n) for value, n in zip(values.tolist(), counts.tolist(), strict=True) if value not in dataset.labels.values()
+        (value, n)
+        for value, n in zip(values.tolist(), counts.tolist(), strict=True)
+        if value not in dataset.labels.values() and value != dataset.ignore
     ]
     return [
         UserError(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.data.io import ENDINGS, LOSSLESS, case_of, ending_of
+from diffuseg.data.label_values import ignore_value, label_values
 from diffuseg.data.raters import rater_count, rater_files
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -43,6 +44,7 @@ class Dataset:
     labels       name -> value in the masks, by rising value, background 0 first
     file_ending  of the images, ".nii.gz"
     extra        dataset.json as it is
+    ignore       value of voxels that nobody has annotated ("ignore" of dataset.json); None where there is none
     """
 
     folder: Path
@@ -52,6 +54,7 @@ class Dataset:
     file_ending: str
     cases: tuple[Case, ...]
     extra: dict[str, Any]
+    ignore: int | None = None
 
 
 def open_dataset(folder: Path | str, masks: bool = True) -> Dataset:
@@ -70,6 +73,7 @@ def open_dataset(folder: Path | str, masks: bool = True) -> Dataset:
     if not isinstance(extra, dict):
         raise UserError("it must hold an object { ... }", file=description)
     channels, labels = _channels(extra, description), label_values(extra, description)
+    ignore = ignore_value(extra, description)
     listed, raters = extra.get("training"), rater_count(extra, description)
     if isinstance(listed, list) and listed and "channel_names" not in extra:
         if raters:
@@ -85,7 +89,7 @@ def open_dataset(folder: Path | str, masks: bool = True) -> Dataset:
             cases = _bare_cases(folders, images)
         else:
             cases = _rated_cases(folder, images[0], ending, raters) if raters else _found_cases(folder, images[0], ending)
-    return Dataset(folder, str(extra.get("name", folder.name)), channels, labels, ending, tuple(cases), extra)
+    return Dataset(folder, str(extra.get("name", folder.name)), channels, labels, ending, tuple(cases), extra, ignore)
 
 
 def find_images(
@@ -148,23 +152,6 @@ def _channels(extra: dict[str, Any], file: Path) -> tuple[str, ...]:
     if set(names) != {str(number) for number in range(len(names))}:
         raise UserError(f'"channel_names" must count from "0", not {", ".join(names)}', file=file)
     return tuple(str(names[str(number)]) for number in range(len(names)))
-
-
-def label_values(extra: dict[str, Any], file: Path) -> dict[str, int]:
-    """Classes and their values from the content of dataset.json; refuses what docs/data.md says of labels."""
-    labels = extra.get("labels")
-    if not isinstance(labels, dict) or not labels:
-        raise UserError('it needs "labels": {"background": 0, ...}', file=file)
-    if all(re.fullmatch(r"\d+", key) for key in labels):  # MSD writes {"0": "background"}
-        labels = {str(name): int(value) for value, name in labels.items()}
-    for name, value in labels.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise UserError(f"label {name!r} has the value {value!r}; one integer per label is supported", file=file)
-    if labels.get("background", 0) != 0 or 0 not in labels.values():
-        raise UserError("the background must be label 0", file=file, do=f"It says {labels}")
-    if len(set(labels.values())) < len(labels) or len(labels) < 2:
-        raise UserError(f"labels need a background and further, different values, not {labels}", file=file)
-    return dict(sorted(labels.items(), key=lambda item: item[1]))
 
 
 def _ending(extra: dict[str, Any], images: Path, description: Path) -> str:

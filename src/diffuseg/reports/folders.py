@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from diffuseg.data.io import ENDINGS, LOSSLESS, case_of, ending_of, grid_fault, read_image
+from diffuseg.data.label_values import ignore_value
 from diffuseg.data.layout import list_files, read_json
 from diffuseg.data.raters import rater_count, rater_files
 from diffuseg.errors import UserError
@@ -35,6 +36,13 @@ def truths_in(folder: Path) -> dict[str, tuple[Path, ...]]:
     raters = rater_count(extra, description) if isinstance(extra, dict) else 0
     rated = rater_files(list_files(folder), LOSSLESS[0], raters) if raters else {}
     return dict(sorted(rated.items())) or {case: (path,) for case, path in masks_in(folder).items()}
+
+
+def ignored_label(labels_dir: Path) -> int | None:
+    """The value of voxels that nobody has annotated, from dataset.json beside the labels; None where there is none."""
+    description = labels_dir.resolve().parent / "dataset.json"
+    extra = read_json(description) if description.is_file() else {}
+    return ignore_value(extra, description) if extra else None
 
 
 def images_beside(labels_dir: Path) -> Path:

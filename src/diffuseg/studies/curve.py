@@ -219,7 +219,7 @@ def _point(model: Model, image: Image, options: SamplingOptions, qualities: list
 
 def _qualities(model: Model, case: FullCase, options: SamplingOptions, counts: Sequence[int]) -> dict[int, Quality]:
     """Number of draws -> quality of the mean of the first so many draws, on native voxels."""
-    draws, near, found = model.prepare(case, options), band(case.truth, case.native.spacing), {}
+    draws, near, found = model.prepare(case, options), band(case.truth, case.native.steps), {}
     ensemble = draws.ensemble()
     for draw in draws.draw():
         ensemble.add(draw)
