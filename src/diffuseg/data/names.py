@@ -3,14 +3,12 @@
 import re
 from collections.abc import Iterable
 
-LEFT = {
-    "left", "lhs", "lh", "lt", "l", "lk", "lul", "lll", "links", "linke", "linker", "linkes", "gauche", "izquierda", "izquierdo", "izq",
-    "sinistra",    "sinistro", "sinister", "sinistrum", "sin", "esquerda", "esquerdo", "links-", "lewy", "lewa", "vanster", "venstre",
-}  # fmt: skip
-RIGHT = {
-    "right", "rhs", "rh", "rt", "r", "rk", "rul", "rml", "rll", "rechts", "rechte", "rechter", "rechtes", "droite", "droit", "derecha", "derecho", "der",
-    "destra", "destro", "dexter", "dextra", "dextrum", "dex", "direita", "direito", "prawy", "prawa", "hoger", "hoyre",
-}  # fmt: skip
+LEFT = {"left", "lhs", "lh", "lt", "l", "lk", "lul", "lll", "lewy", "lewa", "vanster", "venstre"}
+LEFT |= {"links", "linke", "linker", "linkes", "gauche", "izquierda", "izquierdo", "izq", "esquerda", "esquerdo"}
+LEFT |= {"sinistra", "sinistro", "sinister", "sinistrum", "sin"}
+RIGHT = {"right", "rhs", "rh", "rt", "r", "rk", "rul", "rml", "rll", "prawy", "prawa", "hoger", "hoyre"}
+RIGHT |= {"rechts", "rechte", "rechter", "rechtes", "droite", "droit", "derecha", "derecho", "der", "direita", "direito"}
+RIGHT |= {"destra", "destro", "dexter", "dextra", "dextrum", "dex"}
 LONG = ("left", "right", "links", "rechts", "gauche", "droite", "izquierd", "derech", "sinistr", "destr", "sinister", "dexter",
         "esquerd", "direit")  # fmt: skip
 CT = {"ct", "hu", "cta", "cect", "ncct", "cbct", "ldct", "ctscan", "hounsfield", "tomodensitometry"}

@@ -36,8 +36,8 @@ def class_suffixes(labels: dict[str, int]) -> list[str]:
 def read(file: Path, mask: bool) -> np.ndarray:
     """Planes [c, h, w] of a picture as stored; a palette gives its indices in a mask, its colours in an image.
 
-    Tags for display are not applied, whatever the compression: orientation, and WhiteIsZero. An opaque alpha channel is dropped,
-    any transparency is refused; so are several pages or frames, and lossy masks in a .tif.
+    Tags for display are not applied, whatever the compression: orientation, and WhiteIsZero. An opaque alpha channel is
+    dropped, any transparency is refused; so are several pages or frames, and lossy masks in a .tif.
     """
     if file.name.lower().endswith((".tif", ".tiff")):
         return _read_tiff(file, mask)
@@ -74,13 +74,11 @@ def _read_tiff(file: Path, mask: bool) -> np.ndarray:
 
 def _without_display(raw: bytes, page: Any) -> bytes:
     """A TIFF whose tags for display say nothing, so that the decoder gives what is stored: no turn, black is zero."""
-    changed = bytearray(raw)
+    changed, order = bytearray(raw), "little" if page.parent.byteorder == "<" else "big"
     for code, plain, unless in ((274, 1, ()), (262, 1, (1, 2, 3, 4, 5, 6, 8))):
         tag = page.tags.get(code)
         if tag is not None and tag.value not in unless:
-            changed[tag.valueoffset : tag.valueoffset + 2] = plain.to_bytes(
-                2, "little" if page.parent.byteorder == "<" else "big"
-            )
+            changed[tag.valueoffset : tag.valueoffset + 2] = plain.to_bytes(2, order)
     return bytes(changed)
 
 

@@ -14,9 +14,10 @@ import numpy as np
 
 from diffuseg.atomic_io import check_writable
 from diffuseg.data.dataset import patients
+from diffuseg.data.inventory import few
 from diffuseg.data.io import ending_of, grid_fault, read_mask
 from diffuseg.data.label_values import label_values
-from diffuseg.data.layout import Case, Dataset, ellipsize, read_json
+from diffuseg.data.layout import Case, Dataset, read_json
 from diffuseg.data.outputs import SIDECAR, record_of
 from diffuseg.data.raters import MAJORITY, fuse_raters, read_raters
 from diffuseg.errors import UserError
@@ -171,7 +172,7 @@ def _compare(
     for mask, file in (*zip(raters.data, truth_paths, strict=True), (prediction.data, path)):
         odd = sorted(set(np.unique(mask).tolist()) - set(labels.values()))
         if odd:
-            raise UserError(f"label values {ellipsize(map(str, odd))} are not in dataset.json", file=file)
+            raise UserError(f"label values {few(map(str, odd))} are not in dataset.json", file=file)
     intervals = {}
     try:
         intervals = _intervals(path.with_name(f"{case}.json")) if known else {}  # the volume of a part is no whole one's
@@ -214,7 +215,7 @@ def _unheld(predictions: dict[str, Path], labels: dict[str, int], labels_dir: Pa
         return ""
     description = labels_dir.resolve().parent / "dataset.json"
     why = "names no such class" if description.is_file() else "is not there to say which label values these are"
-    return f"Predicted volume intervals of {ellipsize(unknown)} are held against no true volume: {description} {why}."
+    return f"Predicted volume intervals of {few(unknown)} are held against no true volume: {description} {why}."
 
 
 def _seen(predictions: dict[str, Path]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from diffuseg.data.inventory import refuse_twins
 from diffuseg.data.io import ENDINGS, LOSSLESS, case_of, ending_of, grid_fault, read_image
 from diffuseg.data.label_values import ignore_value
 from diffuseg.data.layout import list_files, read_json
@@ -11,17 +12,17 @@ from diffuseg.types import Image
 
 
 def masks_in(folder: Path) -> dict[str, Path]:
-    """Mask files by case; of several files of one case the one whose ending stands first in LOSSLESS.
+    """Mask files by case.
 
     Raises:
-        UserError: There is no such folder, or no mask in it.
+        UserError: There is no such folder, no mask in it, or two files of one case.
     """
     if not folder.is_dir():
         raise UserError("no such folder", file=folder)
     files = [path for path in list_files(folder) if path.name.lower().endswith(LOSSLESS)]
     if not files:
         raise UserError("there is no mask in this folder", file=folder, do=f"Expected <case> with {' '.join(LOSSLESS)}")
-    files.sort(key=lambda path: LOSSLESS.index(ending_of(path)), reverse=True)
+    refuse_twins(files)
     return dict(sorted((case_of(path, ending_of(path)), path) for path in files))
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from diffuseg.data.inventory import few
 from diffuseg.data.io import ending_of, grid_fault, read_mask
-from diffuseg.data.layout import ellipsize
 from diffuseg.data.outputs import probability_names, record_of, sidecar_name
 from diffuseg.data.raters import fuse_raters, read_raters
 from diffuseg.errors import UserError
@@ -76,7 +76,7 @@ def evaluate_probabilities(
             left_out.append(f"{case}: {fault}")
         on_case()
     if absent and (cases or left_out):
-        left_out.append(f"{pluralize(len(absent), 'case')} without probabilities: {ellipsize(absent)}")
+        left_out.append(f"{pluralize(len(absent), 'case')} without probabilities: {few(absent)}")
     return (_evaluate(evaluation, cases) if cases else None), left_out
 
 
