@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from diffuseg.cli.app import app, complain
-from diffuseg.data.inventory import few
 from diffuseg.text import pluralize
 
 
@@ -24,6 +23,7 @@ def view(
 ) -> None:
     """Look at image, mask, probability, uncertainty, draws and steps, in a page. Nothing leaves this machine."""
     from diffuseg.atomic_io import check_writable
+    from diffuseg.data.inventory import few
     from diffuseg.viewer.cases import find_cases
 
     if export is not None:

@@ -21,6 +21,8 @@ ANISOTROPIC = 3.0  # ratio of spacings above which neighbouring slices say too l
 THIN = 8  # slices below which a volume is a stack of pictures
 PASSES = 40  # over the training cases
 LESION = r"lesion|tumou?r|nodul|metasta|polyp|cyst|cancer|infarct|haemorrhage|hemorrhage"
+PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+
 Choice = tuple[Any, str]
 
 
@@ -78,8 +80,10 @@ def _context(f: Fingerprint, d: dict[str, Any]) -> Choice:
 def _normalisation(f: Fingerprint, d: dict[str, Any]) -> Choice:
     overrule = f"--set plan.normalisation={','.join(['zscore'] * len(f.intensity))} (or ct, unit) chooses otherwise."
     ct, mr = [is_ct(name) for name in d["channels"]], [is_mr(name) for name in d["channels"]]
-    if f.dims == 2 and f.integer and not any(ct) and not any(mr) and min(seen["minimum"] for seen in f.intensity) >= 0:
-        low, high = f.brightest
+    low, high = f.brightest
+    eight_bits = high < 256 and d["file_ending"] in PICTURES
+    whole = f.integer and min(seen["minimum"] for seen in f.intensity) >= 0
+    if f.dims == 2 and whole and not any(ct) and (eight_bits or not any(mr)):
         if low < 256 <= high / 4:
             what = f"Files range up to {low:g} and up to {high:g}, as those of 8 and of 16 bits do"
             return ("zscore",) * len(ct), f"{what}: each is brought to mean 0 and deviation 1 by itself. {overrule}"

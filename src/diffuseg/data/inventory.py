@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from diffuseg.data.geometry import warn_once
-from diffuseg.data.io import ENDINGS, case_of, ending_of
+from diffuseg.data.io import ENDINGS, ITK, NIFTI, case_of, ending_of
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
 
@@ -21,10 +21,11 @@ def refuse_dangling(paths: Sequence[Path]) -> None:
 
 def refuse_twins(files: Iterable[Path]) -> None:
     """Refuse two image files of one name, such as x.nii beside x.nii.gz: nothing says which one counts."""
-    found: dict[str, Path] = {}
+    found: dict[tuple[str, bool], Path] = {}
     for path in files:
         if path.name.lower().endswith(ENDINGS):
-            other = found.setdefault(case_of(path, ending_of(path)), path)
+            ending = ending_of(path)  # a picture beside a volume is a preview
+            other = found.setdefault((case_of(path, ending), ending in NIFTI + ITK), path)
             if other != path:
                 raise UserError(f"stands beside {other.name}: two files of one case", file=path, do="Keep one of them")
 

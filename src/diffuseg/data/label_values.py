@@ -55,7 +55,7 @@ def _by_name(extra: dict[str, Any], file: Path) -> dict[str, int]:
         labels = {str(name): int(value) for value, name in labels.items()}
     for name, value in labels.items():
         if isinstance(value, list):
-            what = f"label {name!r} is a region, {value}: regions of several labels are not supported"
+            what = f"label {name!r} is a region, {value}: one integer per label is supported, no regions"
             raise UserError(what, file=file, do="Give each label one integer; draw regions from its classes afterwards")
         if not isinstance(value, int) or isinstance(value, bool):
             raise UserError(f"label {name!r} has the value {value!r}; one integer per label is supported", file=file)

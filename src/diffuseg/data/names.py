@@ -61,4 +61,4 @@ def is_mr(name: str) -> bool:
 
 def is_xray(name: str) -> bool:
     """Whether a channel is a plain radiograph by its name."""
-    return bool(set(words(name.replace("-", ""))) & XRAY) or "x-ray" in name.lower() or "radiograph" in name.lower()
+    return bool(set(words(name)) & XRAY) or re.search(r"x[-_ ]?ray|radiograph", name.lower()) is not None
