@@ -399,7 +399,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, ending):
 @pytest.mark.parametrize(("unit", "mm"), [("micron", 1e-3), ("meter", 1e3), ("mm", 1.0), ("unknown", 1.0)])
 def test_lengths_of_a_nifti_are_in_mm_whatever_its_unit_and_go_back_so(tmp_path, unit, mm):
     stored = np.diag([0.5, 0.6, 0.7, 1.0]) / mm
-    stored[:3, 3] = np.array([3, -4, 5]) / mm
+    stored[:, 3] = [3 / mm, -4 / mm, 5 / mm, 1]
     image = nib.Nifti1Image(voxels(), stored)
     image.header.set_xyzt_units(unit)
     nib.save(image, tmp_path / "x.nii")
