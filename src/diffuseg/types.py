@@ -3,6 +3,7 @@
 # numpy does not say what np.prod returns here
 # pyright: reportUnknownArgumentType=false
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,28 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Num
+
+Steps = Sequence[float] | Float[np.ndarray, "3 d"]  # spacing in mm per axis, or the way to the next voxel as a column per axis
+RIGHT = 1e-3  # cosine of the angle between axes below which it counts as a right one: distances are off by no more
+
+
+def steps_of(axes: Float[np.ndarray, "3 d"]) -> Steps:
+    """The spacing per axis where the axes are at right angles, else the matrix itself."""
+    spacing = np.linalg.norm(axes, axis=0)
+    cosines = axes.T @ axes / np.outer(spacing, spacing)
+    if np.abs(cosines - np.eye(len(spacing))).max() <= RIGHT:
+        return tuple(float(v) for v in spacing)
+    return axes
+
+
+def is_sheared(steps: Steps) -> bool:
+    """Whether steps are those of a sheared grid: a matrix."""
+    return isinstance(steps, np.ndarray) and steps.ndim == 2
+
+
+def spacing_of(steps: Steps) -> tuple[float, ...]:
+    """Size of a voxel along each axis in mm."""
+    return tuple(float(v) for v in (np.linalg.norm(steps, axis=0) if is_sheared(steps) else steps))
 
 
 @dataclass(frozen=True)
@@ -43,6 +66,11 @@ class Image:
         return tuple(float(v) for v in np.linalg.norm(self.affine[:3, : self.dims], axis=0))
 
     @property
+    def steps(self) -> Steps:
+        """What distances are measured with: the spacing, or on a sheared grid the way to the next voxel along each axis."""
+        return steps_of(self.affine[:3, : self.dims])
+
+    @property
     def voxel_ml(self) -> float:
         """Volume of a voxel in ml, by the determinant of the affine; a pixel of a picture is taken to be 1 mm thick."""
         return voxel_ml(self.affine, self.dims)
@@ -52,7 +80,10 @@ def voxel_ml(affine: Float[np.ndarray, "4 4"], dims: int) -> float:
     """Volume of a voxel of a grid in ml, right on sheared grids too; the pixel of a picture is taken to be 1 mm thick."""
     if dims == 3:
         return float(abs(np.linalg.det(affine[:3, :3]))) / 1000
-    return float(np.prod(np.linalg.norm(affine[:3, :dims], axis=0))) / 1000
+    steps = steps_of(affine[:3, :dims])
+    if isinstance(steps, tuple):
+        return float(np.prod(np.linalg.norm(affine[:3, :dims], axis=0))) / 1000
+    return float(np.sqrt(np.linalg.det(steps.T @ steps))) / 1000
 
 
 @dataclass
@@ -60,7 +91,8 @@ class Batch:
     """What one training step sees, on the grid of the plan.
 
     image  [b, c, *s] normalised intensities (2.5-D: the neighbouring slices are further channels)
-    mask   [b, k, *s] one-hot in {0, 1}, class 0 is background; None where only image-level labels exist
+    mask   [b, k, *s] one-hot in {0, 1}, class 0 is background; all 0 where nobody has annotated; None where only image-level
+           labels exist
     raters [b, r, k, *s] the masks of all raters, where the plan says raters=all; `mask` is that of one of them
     label  [b] image-level class; None where masks exist
     cases  the case of each element

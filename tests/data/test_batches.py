@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffuseg.data.batches import Batches, slice_stack
+from diffuseg.data.batches import Batches, _points, slice_stack
 from diffuseg.data.dataset import open_dataset
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import to_native
@@ -247,3 +247,9 @@ def test_a_bad_case_is_named_also_from_the_thread(folder, tmp_path):
     for read in (lambda: source.batch(0), lambda: source.whole("case2"), lambda: list(source.iterate(0, 2))):
         with pytest.raises(UserError, match=r"case2_0000\.nii\.gz"):
             read()
+
+
+def test_points_of_a_long_picture_do_not_wrap():
+    mask = np.zeros((40000, 4), bool)
+    mask[36000:36003, 2] = True
+    np.testing.assert_array_equal(_points(mask, (0, 0), mask.shape), [[36000, 2], [36001, 2], [36002, 2]])

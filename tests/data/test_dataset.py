@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuseg.data.dataset import Case, Dataset, check, find_images, load_case, open_dataset, patients, splits
+from diffuseg.data.label_values import ignore_value, label_values
 from diffuseg.errors import UserError
 
 SHAPE = (4, 5, 6)
@@ -303,3 +304,55 @@ def test_given_splits_are_taken_as_they_are(folder):
     describe(folder, patients={"a": "x", "b": "x", "c": "y"})
     (line,) = check(open_dataset(folder))
     assert "splits_final.json" in line and "patients in train and in val: x" in line
+
+
+LINK = "../.git/annex/objects/nothing"
+
+
+@pytest.mark.parametrize("name", ["imagesTr/b_0000.nii.gz", "labelsTr/b.nii.gz"])
+def test_links_to_nowhere_are_refused_not_passed_over(folder, name):
+    (folder / name).unlink()
+    (folder / name).symlink_to(LINK)
+    refused(lambda: open_dataset(folder), name.split("/")[0], "links to nowhere: " + name.split("/")[1])
+
+
+def test_two_files_of_one_case_are_refused(folder):
+    (folder / "labelsTr/b.nii").write_bytes(b"x")
+    refused(lambda: open_dataset(folder), "labelsTr", "b.nii.gz", "two files of one case")
+
+
+def test_what_no_case_uses_is_named(folder, caplog):
+    (folder / "labelsTr/nobody.nii.gz").write_bytes(b"x")
+    (folder / "imagesTr/z_0000.png").write_bytes(b"x")
+    describe(folder, numTraining=17)
+    open_dataset(folder)
+    for text in ("nobody.nii.gz", "z_0000.png", "numTraining is 17"):
+        assert text in caplog.text
+
+
+def test_a_key_given_twice_is_refused(folder):
+    text = (folder / "dataset.json").read_text()
+    (folder / "dataset.json").write_text(text.replace("{", '{"name": "a", "name": "b", ', 1))
+    refused(lambda: open_dataset(folder), "dataset.json", "given twice")
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"background": 0, "a": 2, "ignore": 1}, "highest"),
+        ({"background": 0, "a": 1, "b": -1}, "negative"),
+        ({"background": 0, "a": 1, "whole": [1, 2]}, "no regions"),
+        ({"background": 0, "a": 1, "void": 2}, "learnt as a class"),
+        ({"Background": 1, "a": 0}, "background must be label 0"),
+        ({"0": "background", "1": "a", "2": "a"}, "one name"),
+    ],
+)
+def test_labels_that_mean_something_else_are_refused(tmp_path, labels, words):
+    with pytest.raises(UserError, match=words):
+        label_values({"labels": labels}, tmp_path / "dataset.json")
+
+
+def test_the_order_of_labels_says_nothing_and_ignore_is_no_class(tmp_path):
+    extra = {"labels": {"ignore": 9, "b": 4, "a": 2, "background": 0}}
+    assert list(label_values(extra, tmp_path).items()) == [("background", 0), ("a", 2), ("b", 4)]
+    assert ignore_value(extra, tmp_path) == 9

@@ -216,7 +216,7 @@ def test_tif_of_any_kind(tmp_path):
     PIL.Image.fromarray(COLOURS).save(path, compression="tiff_lzw")
     np.testing.assert_array_equal(read_image(path).data, np.moveaxis(COLOURS, -1, 0))
     tifffile.imwrite(path, 255 - COLOURS[..., 0], photometric="miniswhite")
-    np.testing.assert_array_equal(read_image(path).data[0], COLOURS[..., 0])  # white is 0: brightness is what counts
+    np.testing.assert_array_equal(read_image(path).data[0], 255 - COLOURS[..., 0])  # as stored, whatever white is
     tifffile.imwrite(path, np.zeros((4, 6, 5), np.uint8), photometric="minisblack")
     with pytest.raises(UserError, match="4 pages"):
         read_image(path)
@@ -394,3 +394,34 @@ def test_a_folder_that_cannot_be_written(tmp_path, ending):
     if not os.access(closed, os.W_OK):  # the superuser may write anywhere
         with pytest.raises(UserError, match=f"x{ending}: cannot be written"):
             write(closed / f"x{ending}", picture, Image(picture[None]))
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("micron", 1e-3), ("meter", 1e3), ("mm", 1.0), ("unknown", 1.0)])
+def test_lengths_of_a_nifti_are_in_mm_whatever_its_unit_and_go_back_so(tmp_path, unit, mm):
+    stored = np.diag([0.5, 0.6, 0.7, 1.0]) / mm
+    stored[:, 3] = [3 / mm, -4 / mm, 5 / mm, 1]
+    image = nib.Nifti1Image(voxels(), stored)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "x.nii")
+    read = read_image(tmp_path / "x.nii")
+    np.testing.assert_allclose(read.spacing, (0.5, 0.6, 0.7), rtol=1e-5)
+    assert read.voxel_ml == pytest.approx(0.21 / 1000, rel=1e-5)
+    write(tmp_path / "y.nii", read.data[0], read)
+    np.testing.assert_allclose(nib.load(tmp_path / "y.nii").affine, stored, rtol=1e-5)
+    np.testing.assert_allclose(read_image(tmp_path / "y.nii").affine, read.affine, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sform", "qform", "words"),
+    [
+        (np.diag([1, 1, 0.8, 1]), np.diag([1, 1, 0.6, 1]), "0.8 mm by its sform"),
+        (np.eye(4) + np.pad([[30.0], [0], [0]], ((0, 1), (3, 0))), np.eye(4), "30 mm apart"),
+    ],
+)
+def test_a_header_that_contradicts_itself_is_warned_of(tmp_path, caplog, sform, qform, words):
+    image = nib.Nifti1Image(voxels(), sform)
+    image.set_qform(qform, 1, update_affine=False)
+    image.set_sform(sform, 1, update_affine=False)
+    nib.save(image, tmp_path / "x.nii")
+    read_image(tmp_path / "x.nii")
+    assert words in caplog.text and "x.nii" in caplog.text

@@ -307,3 +307,20 @@ def test_images_of_another_kind_are_refused():
         to_grid(Image(np.zeros((1, 4, 4, 4), np.float32)), plan(dims=2, orientation=None, spacing=(1.0, 1.0)))
     with pytest.raises(UserError, match="crop of 2"):
         to_grid(Image(np.zeros((1, 4, 4, 4), np.float32)), plan(dims=2, spacing=None, crop=(2, 2)))
+
+
+@pytest.mark.parametrize("size", [0.001, 0.01])
+def test_an_image_of_which_next_to_nothing_is_left_is_refused(size):
+    tiny = Image(np.zeros((1, 16, 16, 16), np.float32), np.diag([size, size, size, 1]))
+    with pytest.raises(UserError, match="next to nothing"):
+        to_grid(tiny, plan(normalisation=("zscore",), spacing=(1.0, 1.0, 1.0)))
+
+
+@pytest.mark.parametrize("how", ["zscore", "ct"])
+def test_without_clipping_a_hot_spot_is_kept(how):
+    data = np.random.default_rng(0).normal(100, 5, (1, 20, 20, 20)).astype(np.float32)
+    data[0, 3, 3, 3], data[0, 5, 5, 5] = 1000, 2000
+    numbers = ({"low": 90.0, "high": 110.0, "mean": 100.0, "std": 5.0},)
+    made = lambda clip: plan(normalisation=(how,), intensity=numbers, spacing=None, clip=clip)
+    cut, kept = (to_grid(Image(data), made(clip))[0][0] for clip in (True, False))
+    assert cut[3, 3, 3] == cut[5, 5, 5] < 5 and kept[5, 5, 5] > 1.9 * kept[3, 3, 3] > 100

@@ -355,3 +355,18 @@ def test_predict_and_evaluate_mean_the_same_volume_on_a_sheared_grid(tmp_path: P
     # predict writes volumes to the sixth digit
     assert round(score.prediction_ml, 6) == pytest.approx(predicted.provenance["volume_ml"]["organ"], abs=1e-9)
     assert score.values["volume_error"] == 0
+
+
+def test_what_nobody_has_annotated_is_not_measured(folders, tmp_path):
+    predictions, labels = folders
+    described = json.loads((labels.parent / "dataset.json").read_text())
+    (labels.parent / "dataset.json").write_text(json.dumps(described | {"labels": LABELS | {"ignore": 9}}))
+    for number in range(5):
+        truth = mask(number)
+        put(predictions / f"case_{number:04d}.nii.gz", np.where(np.arange(12)[:, None, None] < 6, 1, truth))
+        truth[:6] = 9
+        put(labels / f"case_{number:04d}.nii.gz", truth)
+    rows = evaluate(predictions, labels, tmp_path / "out").rows
+    assert {row.label for row in rows} == {"head", "tail"}
+    assert all(row.score.values["dice"] == 1 for row in rows if not row.score.empty)
+    assert any(not row.score.empty for row in rows)

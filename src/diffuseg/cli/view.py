@@ -23,7 +23,7 @@ def view(
 ) -> None:
     """Look at image, mask, probability, uncertainty, draws and steps, in a page. Nothing leaves this machine."""
     from diffuseg.atomic_io import check_writable
-    from diffuseg.data.layout import ellipsize
+    from diffuseg.data.inventory import few
     from diffuseg.viewer.cases import find_cases
 
     if export is not None:
@@ -31,9 +31,7 @@ def view(
     cases = find_cases(folder, images, case)
     without = [one.name for one in cases if not one.image_found]
     if without:
-        complain(
-            f"no image found for {pluralize(len(without), 'case')}: {ellipsize(without)}; --images FOLDER says where images are"
-        )
+        complain(f"no image found for {pluralize(len(without), 'case')}: {few(without)}; --images FOLDER says where images are")
     count = pluralize(len(cases), "case")
     if export is not None:
         from diffuseg.viewer.page import write_page

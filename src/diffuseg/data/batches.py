@@ -231,8 +231,10 @@ class Batches:
         sizes = [p + 2 * m for p, m in zip(plan.patch, margin, strict=True)]
         image = _crop(image.float() if sliced else image, starts, sizes, case.floor).float()
         classes = _crop(mask, starts, sizes, 0.0).long()
-        one_hot = torch.zeros(len(mask), plan.classes, *sizes).scatter_(1, classes[:, None], 1.0)
-        return augment(image, one_hot.flatten(0, 1), plan, rng, len(mask))
+        ignored = plan.ignore is not None
+        one_hot = torch.zeros(len(mask), plan.classes + ignored, *sizes).scatter_(1, classes[:, None], 1.0)
+        image, one_hot = augment(image, one_hot.flatten(0, 1), plan, rng, len(mask))
+        return image, one_hot[: plan.classes] if ignored else one_hot  # with "ignore" there is one mask
 
 
 def slice_stack(image: Float[Tensor, "c x y z"], plan: Plan) -> Float[Tensor, "n m h w"]:
@@ -262,7 +264,8 @@ def _points(mask: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.n
     window = mask[tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))]
     flat = np.flatnonzero(window)
     flat = flat[:: max(1, -(-len(flat) // POINTS))]
-    return (np.stack(np.unravel_index(flat, window.shape), 1) + np.array(start)).astype(np.int16)
+    wide = np.int16 if max(mask.shape) < 2**15 else np.int32
+    return (np.stack(np.unravel_index(flat, window.shape), 1) + np.array(start)).astype(wide)
 
 
 def _start(size: int, patch: int, centre: int | None, rng: np.random.Generator) -> int:

@@ -9,8 +9,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from diffuseg.data.geometry import warn_once
+from diffuseg.data.inventory import few
 from diffuseg.data.io import ENDINGS, grid_fault, read_image, read_mask
-from diffuseg.data.layout import Case, Dataset, ellipsize, find_images, list_files, open_dataset, read_json, read_table
+from diffuseg.data.layout import Case, Dataset, find_images, list_files, open_dataset, read_json, read_table
 from diffuseg.data.raters import fuse_raters
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -108,7 +110,7 @@ def patients(dataset: Dataset) -> tuple[dict[str, str], str]:
         return {name: name for name in names}, "each case is taken for a patient of its own"
     lacking = [name for name in names if not patient_of.get(name)]
     if lacking:
-        raise UserError(f"no patient for {ellipsize(lacking)}", file=file)
+        raise UserError(f"no patient for {few(lacking)}", file=file)
     return {name: patient_of[name] for name in names}, rule
 
 
@@ -171,7 +173,9 @@ def _odd_labels(dataset: Dataset, mask: Image) -> list[UserError]:
     values, counts = np.unique(mask.data, return_counts=True)
     allowed = ", ".join(f"{value} {name}" for name, value in dataset.labels.items())
     odd = [
-        (value, n) for value, n in zip(values.tolist(), counts.tolist(), strict=True) if value not in dataset.labels.values()
+        (value, n)
+        for value, n in zip(values.tolist(), counts.tolist(), strict=True)
+        if value not in dataset.labels.values() and value != dataset.ignore
     ]
     return [
         UserError(
@@ -202,7 +206,11 @@ def _read_patients(table: Path) -> dict[str, str]:
     rows, columns = read_table(table)
     if not {"case", "patient"} <= columns:
         raise UserError("it needs the columns case and patient", file=table)
-    return {row["case"]: row["patient"] for row in rows}
+    patient_of: dict[str, str] = {}
+    for row in rows:
+        if patient_of.setdefault(row["case"], row["patient"]) != row["patient"]:
+            raise UserError(f"case {row['case']} has two patients", file=table)
+    return patient_of
 
 
 def _read_splits(dataset: Dataset) -> list[dict[str, list[str]]]:
@@ -214,10 +222,13 @@ def _read_splits(dataset: Dataset) -> list[dict[str, list[str]]]:
         train, val = (_side(fold, side, f"{file}: fold {number}") for side in ("train", "val"))
         unknown = sorted({*train, *val} - known)
         if unknown:
-            raise UserError(f"fold {number} names unknown cases: {ellipsize(unknown)}", file=file)
+            raise UserError(f"fold {number} names unknown cases: {few(unknown)}", file=file)
         both = sorted({*train} & {*val})
         if both:
-            raise UserError(f"fold {number} has cases in train and in val: {ellipsize(both)}", file=file)
+            raise UserError(f"fold {number} has cases in train and in val: {few(both)}", file=file)
+    left = sorted(known - {case for fold in content for side in ("train", "val") for case in fold[side]})
+    if left:
+        warn_once(file, f"{pluralize(len(left), 'case is', 'cases are')} in no fold, and not used: {few(left)}")
     return [{"train": fold["train"], "val": fold["val"]} for fold in content]
 
 
@@ -237,5 +248,5 @@ def check_patient_leakage(dataset: Dataset) -> None:
         both = sorted({patient_of[case] for case in fold["train"]} & {patient_of[case] for case in fold["val"]})
         if both:
             raise UserError(
-                f"fold {number} has patients in train and in val: {ellipsize(both)}", file=dataset.folder / "splits_final.json"
+                f"fold {number} has patients in train and in val: {few(both)}", file=dataset.folder / "splits_final.json"
             )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffuseg.data.fingerprint import Fingerprint
+from diffuseg.data.names import is_ct, is_mr, is_xray, tells_sides
 from diffuseg.text import pluralize
 
 SAME = 1e-3  # relative difference of spacings below which nothing is resampled
@@ -20,8 +21,7 @@ ANISOTROPIC = 3.0  # ratio of spacings above which neighbouring slices say too l
 THIN = 8  # slices below which a volume is a stack of pictures
 PASSES = 40  # over the training cases
 LESION = r"lesion|tumou?r|nodul|metasta|polyp|cyst|cancer|infarct|haemorrhage|hemorrhage"
-XRAY = r"\bx-?ray|cxr|radiograph|\bdx\b|\bcr\b|mammo"
-MR = r"\bmri?\b|\bmri|t1|t2|flair|\bpd\b|dwi|adc"
+PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
 Choice = tuple[Any, str]
 
@@ -78,13 +78,30 @@ def _context(f: Fingerprint, d: dict[str, Any]) -> Choice:
 
 
 def _normalisation(f: Fingerprint, d: dict[str, Any]) -> Choice:
-    if f.dims == 2 and f.integer:
-        return ("unit",) * len(f.intensity), "Pictures with whole numbers: their full range becomes -1 to 1."
-    how = tuple("ct" if re.search(r"\bct\b|\bhu\b", name.lower()) else "zscore" for name in d["channels"])
+    overrule = f"--set plan.normalisation={','.join(['zscore'] * len(f.intensity))} (or ct, unit) chooses otherwise."
+    ct, mr = [is_ct(name) for name in d["channels"]], [is_mr(name) for name in d["channels"]]
+    low, high = f.brightest
+    eight_bits = high < 256 and d["file_ending"] in PICTURES
+    whole = f.integer and min(seen["minimum"] for seen in f.intensity) >= 0
+    if f.dims == 2 and whole and not any(ct) and (eight_bits or not any(mr)):
+        if low < 256 <= high / 4:
+            what = f"Files range up to {low:g} and up to {high:g}, as those of 8 and of 16 bits do"
+            return ("zscore",) * len(ct), f"{what}: each is brought to mean 0 and deviation 1 by itself. {overrule}"
+        return ("unit",) * len(ct), f"Pictures with whole numbers: their full range becomes -1 to 1. {overrule}"
+    how = tuple("ct" if yes else "zscore" for yes in ct)
     if "ct" not in how:
-        return how, "Intensities have no unit, so each volume is brought to mean 0 and deviation 1 by itself."
+        return how, f"Intensities have no unit, so each image is brought to mean 0 and deviation 1 by itself. {overrule}"
     rest = "" if set(how) == {"ct"} else "; other channels by their own mean and deviation"
-    return how, f"CT has a unit, so all volumes are clipped and scaled alike{rest}."
+    called = ", ".join(name for name, yes in zip(d["channels"], ct, strict=True) if yes)
+    return how, f"By its name, {called} is CT, which has a unit, so all images are clipped and scaled alike{rest}. {overrule}"
+
+
+def _clip(f: Fingerprint, d: dict[str, Any]) -> Choice:
+    if set(d["normalisation"]) == {"unit"}:
+        return True, "Not used: the full range is kept."
+    ranges = [f"{row['low']:g} to {row['high']:g}" for row in d["intensity"] if "std" in row]
+    what = f"CT is cut to {', '.join(ranges)}" if ranges else "Each image is cut to its percentiles 0.5 and 99.5"
+    return True, f"{what}: brighter spots all look alike. --set plan.clip=false keeps them apart."
 
 
 def _intensity(f: Fingerprint, d: dict[str, Any]) -> Choice:
@@ -157,25 +174,27 @@ def _augmentation(f: Fingerprint, d: dict[str, Any]) -> Choice:
     names = " ".join(d["channels"]).lower()
     if f.dims == 2 and (len(d["channels"]) == 3 or re.search(r"\brgb\b|colou?r", names)):
         return "colour", "Three channels of a picture are colours: light and stain vary."
-    if "ct" in d["normalisation"] or re.search(r"\bct\b|\bhu\b", names):
+    if "ct" in d["normalisation"] or any(is_ct(name) for name in d["channels"]):
         return "ct", "CT intensities are calibrated and vary little."
-    if re.search(XRAY, names) or (f.dims == 2 and not re.search(MR, names)):
+    if any(is_xray(name) for name in d["channels"]) or (f.dims == 2 and not any(is_mr(name) for name in d["channels"])):
         return "xray", "Exposure varies, and so does contrast along the range."
     return "mr", "MR varies in contrast, brightness and coil sensitivity."
 
 
 def _flips(f: Fingerprint, d: dict[str, Any]) -> Choice:
-    names = [name.lower() for name in d["labels"] if d["labels"][name] != 0]
-    if any(re.search(r"\b(left|right|lh|rh|l|r)\b", name.replace("_", " ")) for name in names):
-        return (), "Labels tell left from right."
+    overrule = "--set plan.flips=... chooses otherwise, [] for none"
+    names = [name for name in d["labels"] if d["labels"][name] != 0]
+    sided = tells_sides(names)
+    if sided:
+        return (), f"Labels tell left from right ({', '.join(sided)}). {overrule}."
     if d["augmentation"] == "colour":
-        return (0, 1), "These pictures have no up and no left."
-    if all(re.search(LESION, name) for name in names):
+        return (0, 1), f"These pictures have no up and no left. {overrule}."
+    if all(re.search(LESION, name.lower()) for name in names):
         # The patient's left and right: columns of a picture, the first axis of a volume in RAS.
         if f.dims == 2:
-            return (1,), "A lesion may be on either side."
+            return (1,), f"A lesion may be on either side, and no name tells left from right. {overrule}."
         if d["orientation"] == "RAS" and (d["dims"] == 3 or d["slice_axis"] != 0):
-            return (0,), "A lesion may be on either side."
+            return (0,), f"A lesion may be on either side, and no name tells left from right. {overrule}."
     return (), "Anatomy is not symmetric."
 
 
@@ -196,6 +215,7 @@ DECISIONS: dict[str, Callable[[Fingerprint, dict[str, Any]], Choice]] = {
     "context": _context,
     "normalisation": _normalisation,
     "intensity": _intensity,
+    "clip": _clip,
     "widths": _widths,
     "patch": _patch,
     "batch": _batch,

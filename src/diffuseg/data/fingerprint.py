@@ -23,6 +23,7 @@ class Fingerprint:
     intensity     per channel: minimum and maximum of all voxels; mean, std and the percentiles 0.5 ("low"), 50 ("median")
                   and 99.5 ("high") of the voxels with a label other than background (of all where nothing is labelled)
     frequency     label -> share of all voxels; present: label -> number of cases that have it; both empty without masks
+    brightest     highest intensity of a case: that of the darkest case and that of the brightest
     raters        fewest and most masks of a case; where there are several, all of the above looks at their majority vote
     """
 
@@ -42,6 +43,7 @@ class Fingerprint:
     frequency: dict[str, float]
     present: dict[str, int]
     raters: tuple[int, int] = (1, 1)
+    brightest: tuple[float, float] = (0.0, 0.0)
 
 
 def fingerprint(dataset: Dataset) -> Fingerprint:
@@ -61,15 +63,18 @@ def fingerprint(dataset: Dataset) -> Fingerprint:
         orientations.update([codes] if codes else [])
         flat = image.data.reshape(len(image.data), -1)
         labelled = np.zeros(flat.shape[1], int) if mask is None else mask.data.reshape(-1)
+        if dataset.ignore is not None:
+            labelled = np.where(labelled == dataset.ignore, 0, labelled)
         extremes.append((flat.min(1), flat.max(1)))
         integer = integer and bool((flat == np.rint(flat)).all())
         samples.append(_sample(flat, labelled))
         for label, value in dataset.labels.items() if mask is not None else ():
-            count = int((labelled == value).sum())
+            count = int((mask.data == value).sum()) if mask is not None else 0
             counts[label] += count
             present[label] += count > 0
     patient_of, rule = patients(dataset)
     total, masks = sum(counts.values()), [len(case.masks) for case in dataset.cases]
+    tops = [float(high.max()) for _, high in extremes]
     low, high = np.min([low for low, _ in extremes], 0), np.max([high for _, high in extremes], 0)
     return Fingerprint(
         cases=len(dataset.cases),
@@ -88,6 +93,7 @@ def fingerprint(dataset: Dataset) -> Fingerprint:
         frequency={label: count / total for label, count in counts.items() if total},
         present=present if total else {},
         raters=(min(masks), max(masks)),
+        brightest=(min(tops), max(tops)),
     )
 
 

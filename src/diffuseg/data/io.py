@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 
 from diffuseg.atomic_io import atomic_path
-from diffuseg.data import pictures
+from diffuseg.data import geometry, pictures
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
 from diffuseg.types import Image
@@ -177,8 +177,7 @@ def _read(file: Path, mask: bool) -> FileContents:
         raise UserError(f"cannot be read, broken or truncated ({reason})", file=file, do="Copy or export it again") from None
     if contents.data.size == 0:
         raise UserError(f"there is no voxel in it: shape {contents.data.shape[1:]}", file=file)
-    if not np.isfinite(contents.affine).all() or abs(np.linalg.det(contents.affine)) < 1e-12:
-        raise UserError("its affine does not map voxels to a volume", file=file, do="Mend the header's spacing and orientation")
+    geometry.check_sizes(contents.affine, file)
     return contents
 
 
@@ -213,14 +212,15 @@ def _read_nifti(file: Path) -> FileContents:
     if not 2 <= data.ndim <= 4:
         raise UserError(f"an image has 2 or 3 axes and channels, this file has shape {image.shape}", file=file)
     channels_first = np.moveaxis(data, 3, 0) if data.ndim == 4 else data[None]
-    return FileContents(channels_first, np.asarray(image.affine, np.float64), image.header)
+    return FileContents(channels_first, geometry.nifti_affine(image, file), image.header)
 
 
 def _write_nifti(aside: Path, planes: np.ndarray, like: Image) -> None:
     data = planes[0] if len(planes) == 1 else _channels_last(planes)
     header = like.header if isinstance(like.header, nib.Nifti1Header) else None
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    image = kind(data, like.affine, header, dtype=data.dtype)
+    affine = like.affine if header is None else geometry.in_mm(like.affine, 1 / geometry.nifti_scale(header))
+    image = kind(data, affine, header, dtype=data.dtype)
     if header is None:
         image.header.set_xyzt_units("mm")
         axes = like.affine[:3, :3] / np.linalg.norm(like.affine[:3, :3], axis=0)
@@ -257,7 +257,9 @@ def _read_itk(file: Path) -> FileContents:
     affine = np.eye(4)
     affine[:dims, :dims] = np.array(image.GetDirection()).reshape(dims, dims) * image.GetSpacing()
     affine[:dims, 3] = image.GetOrigin()
-    return FileContents(data, LPS_TO_RAS @ affine)
+    key = "NRRD_space units"
+    scale = geometry.nrrd_scale(image.GetMetaData(key), file) if image.HasMetaDataKey(key) else 1.0
+    return FileContents(data, geometry.in_mm(LPS_TO_RAS @ affine, scale))
 
 
 def _write_itk(aside: Path, planes: np.ndarray, like: Image) -> None:

@@ -3,7 +3,8 @@
 from collections import Counter
 from pathlib import Path
 
-from diffuseg.data.layout import Dataset, ellipsize, read_table
+from diffuseg.data.inventory import few
+from diffuseg.data.layout import Dataset, read_table
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
 
@@ -29,7 +30,7 @@ def read_labels(dataset: Dataset, table: Path | None = None) -> dict[str, int]:
     if lacking:
         do = "Give --labels a table with the columns case and label, or sort the images into imagesTr/<class>/"
         raise UserError(
-            f"no image-level label for {len(lacking)} of {pluralize(len(dataset.cases), 'case')}: {ellipsize(lacking)}",
+            f"no image-level label for {len(lacking)} of {pluralize(len(dataset.cases), 'case')}: {few(lacking)}",
             file=file,
             do=do,
         )

@@ -7,12 +7,14 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffuseg.data.geometry import warn_once
+from diffuseg.data.inventory import few, name_unused, refuse_dangling, refuse_twins
 from diffuseg.data.io import ENDINGS, LOSSLESS, case_of, ending_of
+from diffuseg.data.label_values import ignore_value, label_values
 from diffuseg.data.raters import rater_count, rater_files
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -43,6 +45,7 @@ class Dataset:
     labels       name -> value in the masks, by rising value, background 0 first
     file_ending  of the images, ".nii.gz"
     extra        dataset.json as it is
+    ignore       value of voxels that nobody has annotated ("ignore" of dataset.json); None where there is none
     """
 
     folder: Path
@@ -52,6 +55,7 @@ class Dataset:
     file_ending: str
     cases: tuple[Case, ...]
     extra: dict[str, Any]
+    ignore: int | None = None
 
 
 def open_dataset(folder: Path | str, masks: bool = True) -> Dataset:
@@ -70,6 +74,7 @@ def open_dataset(folder: Path | str, masks: bool = True) -> Dataset:
     if not isinstance(extra, dict):
         raise UserError("it must hold an object { ... }", file=description)
     channels, labels = _channels(extra, description), label_values(extra, description)
+    ignore = ignore_value(extra, description)
     listed, raters = extra.get("training"), rater_count(extra, description)
     if isinstance(listed, list) and listed and "channel_names" not in extra:
         if raters:
@@ -85,7 +90,11 @@ def open_dataset(folder: Path | str, masks: bool = True) -> Dataset:
             cases = _bare_cases(folders, images)
         else:
             cases = _rated_cases(folder, images[0], ending, raters) if raters else _found_cases(folder, images[0], ending)
-    return Dataset(folder, str(extra.get("name", folder.name)), channels, labels, ending, tuple(cases), extra)
+    if masks:
+        refuse_twins(list_files(folder / "imagesTr"))
+        refuse_twins(list_files(folder / "labelsTr"))
+    _name_what_is_left(folder, list(cases), extra, masks)
+    return Dataset(folder, str(extra.get("name", folder.name)), channels, labels, ending, tuple(cases), extra, ignore)
 
 
 def find_images(
@@ -111,7 +120,7 @@ def find_images(
         else:
             odd.append(path.name)
     if odd and numbered:
-        what = f"names must end in the channel, _0000 to _{channels - 1:04d}; not so: {ellipsize(odd)}"
+        what = f"names must end in the channel, _0000 to _{channels - 1:04d}; not so: {few(odd)}"
         raise UserError(what, file=folder, do=f"dataset.json names {pluralize(channels, 'channel')}")
     if odd or numbered is False:
         return {name: (path,) for name, path in files.items()}
@@ -120,25 +129,53 @@ def find_images(
     lacking = [f"{case}_{n:04d}{ending}" for case, parts in sorted(found.items()) for n in wanted if n not in parts]
     if lacking:
         do = f"dataset.json names {pluralize(channels, 'channel')}"
-        raise UserError(f"missing channel: {ellipsize(lacking)}", file=folder, do=do)
+        raise UserError(f"missing channel: {few(lacking)}", file=folder, do=do)
     return {case: tuple(parts.values()) for case, parts in sorted(found.items())}  # channels rise, as names are sorted
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The files of a folder, sorted, without the hidden ones (._x); none where there is no such folder."""
+    """The files of a folder, sorted, without the hidden ones (._x); none where there is no such folder.
+
+    Refuses links of images and masks that lead nowhere.
+    """
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    refuse_dangling(paths)
+    return [path for path in paths if path.is_file()]
 
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file; one that is missing or broken is refused."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _once(pairs, path))
     except FileNotFoundError:
         raise UserError("no such file", file=path, do="docs/data.md says how a data set looks") from None
     except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"cannot be read as JSON ({error})", file=path) from None
+
+
+def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """An object of JSON, which would take the last of two equal keys without a word."""
+    counts = Counter(key for key, _ in pairs)
+    twice = [key for key, number in counts.items() if number > 1]
+    if twice:
+        raise UserError(f"given twice: {few(map(repr, twice))}", file=path, do="Keep one of them")
+    return dict(pairs)
+
+
+def _name_what_is_left(folder: Path, cases: list[Case], extra: dict[str, Any], masks: bool) -> None:
+    """Say which files of imagesTr and labelsTr no case uses, and whether numTraining counts other cases."""
+    for name, used in (
+        ("imagesTr", [path for case in cases for path in case.images]),
+        ("labelsTr", [path for case in cases for path in case.masks] if masks else None),
+    ):
+        if used is not None:
+            why = "as no case has this name and ending" if name == "imagesTr" else "as no image belongs to them"
+            name_unused(folder / name, list_files(folder / name), used, why)
+    expected = extra.get("numTraining")
+    if expected is not None and expected != len(cases):
+        warn_once(folder / "dataset.json", f"numTraining is {expected}, but the number of cases is {len(cases)}")
 
 
 def _channels(extra: dict[str, Any], file: Path) -> tuple[str, ...]:
@@ -148,23 +185,6 @@ def _channels(extra: dict[str, Any], file: Path) -> tuple[str, ...]:
     if set(names) != {str(number) for number in range(len(names))}:
         raise UserError(f'"channel_names" must count from "0", not {", ".join(names)}', file=file)
     return tuple(str(names[str(number)]) for number in range(len(names)))
-
-
-def label_values(extra: dict[str, Any], file: Path) -> dict[str, int]:
-    """Classes and their values from the content of dataset.json; refuses what docs/data.md says of labels."""
-    labels = extra.get("labels")
-    if not isinstance(labels, dict) or not labels:
-        raise UserError('it needs "labels": {"background": 0, ...}', file=file)
-    if all(re.fullmatch(r"\d+", key) for key in labels):  # MSD writes {"0": "background"}
-        labels = {str(name): int(value) for value, name in labels.items()}
-    for name, value in labels.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise UserError(f"label {name!r} has the value {value!r}; one integer per label is supported", file=file)
-    if labels.get("background", 0) != 0 or 0 not in labels.values():
-        raise UserError("the background must be label 0", file=file, do=f"It says {labels}")
-    if len(set(labels.values())) < len(labels) or len(labels) < 2:
-        raise UserError(f"labels need a background and further, different values, not {labels}", file=file)
-    return dict(sorted(labels.items(), key=lambda item: item[1]))
 
 
 def _ending(extra: dict[str, Any], images: Path, description: Path) -> str:
@@ -198,7 +218,7 @@ def _found_cases(folder: Path, images: dict[str, tuple[Path, ...]], ending: str)
         if mask is None:
             lacking.append(case)
     if lacking:
-        what = f"missing mask for {len(lacking)} of {pluralize(len(cases), 'case')}: {ellipsize(lacking)}"
+        what = f"missing mask for {len(lacking)} of {pluralize(len(cases), 'case')}: {few(lacking)}"
         near = next((name for name in masks if name.lower().split(".")[0] == lacking[0].lower()), None)
         there = f"; {near} is not looked at" if near else ""
         raise UserError(what, file=folder / "labelsTr", do=f"Expected <case>{ending}{there}")
@@ -209,7 +229,7 @@ def _rated_cases(folder: Path, images: dict[str, tuple[Path, ...]], ending: str,
     masks = rater_files(list_files(folder / "labelsTr"), ending, raters)
     lacking = [case for case in images if case not in masks]
     if lacking:
-        what = f"missing mask of any rater for {len(lacking)} of {pluralize(len(images), 'case')}: {ellipsize(lacking)}"
+        what = f"missing mask of any rater for {len(lacking)} of {pluralize(len(images), 'case')}: {few(lacking)}"
         raise UserError(what, file=folder / "labelsTr", do=f"Expected <case>_rater<k>{ending}, at least one of {raters}")
     return [Case(case, files, masks[case][0], masks[case]) for case, files in images.items()]
 
@@ -222,9 +242,7 @@ def _class_folders(images: Path, labels: dict[str, int]) -> list[Path]:
 def _bare_cases(folders: list[Path], images: list[dict[str, tuple[Path, ...]]]) -> list[Case]:
     twice = sorted(case for case, number in Counter(case for found in images for case in found).items() if number > 1)
     if twice:
-        raise UserError(
-            f"in the folders of several classes: {ellipsize(twice)}", file=folders[0].parent, do="One class per image"
-        )
+        raise UserError(f"in the folders of several classes: {few(twice)}", file=folders[0].parent, do="One class per image")
     return sorted((Case(case, files, None) for found in images for case, files in found.items()), key=lambda case: case.id)
 
 
@@ -242,7 +260,7 @@ def _listed_cases(folder: Path, listed: list[Any], file: Path, masks: bool) -> l
         lacking += [name for name, path in zip(named, paths, strict=True) if not path.is_file()]
         cases.append(Case(case_of(image, ending_of(image)), (image,), paths[1] if masks else None))
     if lacking:
-        raise UserError(f"files that it lists are missing: {ellipsize(lacking)}", file=file)
+        raise UserError(f"files that it lists are missing: {few(lacking)}", file=file)
     if len({case.id for case in cases}) < len(cases) or not cases:
         raise UserError('"training" must list at least one case, and each only once', file=file)
     return sorted(cases, key=lambda case: case.id)
@@ -256,9 +274,3 @@ def read_table(table: Path) -> tuple[list[dict[str, str]], set[str]]:
             return list(reader), set(reader.fieldnames or ())
     except UnicodeDecodeError:
         raise UserError("not UTF-8 text", file=table, do="Save the table as UTF-8") from None
-
-
-def ellipsize(names: Iterable[str], most: int = 5) -> str:
-    """The first few of many names, for a message."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

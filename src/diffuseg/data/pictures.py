@@ -4,7 +4,9 @@ Pillow reads what has 8 bits a channel and 16-bit grey; tifffile reads the .tif 
 colour, float). A 16-bit colour .png is refused, because Pillow would silently halve its depth.
 """
 
+import io
 import logging
+import math
 import re
 import warnings
 from pathlib import Path
@@ -19,6 +21,7 @@ from diffuseg.errors import UserError
 LOSSLESS = (".png", ".tiff", ".tif")
 LOSSY = (".jpeg", ".jpg")
 PLAIN = ("NONE", "DEFLATE", "ADOBE_DEFLATE", "PACKBITS")  # compressions that tifffile reads by itself
+PILLOW = ("bool", "uint8", "uint16", "int16", "int32", "float32")  # what it decodes as stored
 GREY = ("L", "I;16", "I;16B", "I", "F")
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters comes as an exception
@@ -31,23 +34,52 @@ def class_suffixes(labels: dict[str, int]) -> list[str]:
 
 
 def read(file: Path, mask: bool) -> np.ndarray:
-    """Planes [c, h, w] of a picture; a palette gives its indices in a mask, its colours in an image.
+    """Planes [c, h, w] of a picture as stored; a palette gives its indices in a mask, its colours in an image.
 
-    An opaque alpha channel is dropped, any transparency is refused; so are several pages and lossy masks in a .tif.
+    Tags for display are not applied, whatever the compression: orientation, and WhiteIsZero. An opaque alpha channel is
+    dropped, any transparency is refused; so are several pages or frames, and lossy masks in a .tif.
     """
     if file.name.lower().endswith((".tif", ".tiff")):
-        with tifffile.TiffFile(file) as pages:
-            if len(pages.pages) == 0:
-                raise ValueError("no picture in it")
-            if len(pages.pages) > 1:
-                raise UserError(f"{len(pages.pages)} pages in one file", file=file, do="Store volumes as .nii.gz")
-            page: Any = pages.pages[0]
-            if mask and "JPEG" in page.compression.name:
-                raise UserError("a mask in a lossy format has no exact values", file=file, do="Store it without JPEG")
-            if page.compression.name in PLAIN and page.photometric.name in ("MINISBLACK", "RGB"):
-                return _planes(page, file)
+        return _read_tiff(file, mask)
     with warnings.catch_warnings(action="ignore"), PIL.Image.open(file) as picture:
+        if picture.format == "PNG" and getattr(picture, "n_frames", 1) > 1:
+            raise UserError(f"{picture.n_frames} frames in one file", file=file, do="Store each as a picture")
         return _decode(picture, file, mask)
+
+
+def _read_tiff(file: Path, mask: bool) -> np.ndarray:
+    with tifffile.TiffFile(file) as pages:
+        if len(pages.pages) == 0:
+            raise ValueError("no picture in it")
+        page: Any = pages.pages[0]
+        series = pages.series[0].shape if pages.series else page.shape
+        if len(pages.pages) > 1 or math.prod(series) != math.prod(page.shape):
+            number = max(len(pages.pages), math.prod(series) // math.prod(page.shape))
+            raise UserError(f"{number} pages in one file", file=file, do="Store volumes as .nii.gz")
+        if mask and "JPEG" in page.compression.name:
+            raise UserError("a mask in a lossy format has no exact values", file=file, do="Store it without JPEG")
+        grey = page.photometric.name in ("MINISBLACK", "MINISWHITE")
+        if page.compression.name in PLAIN and page.bitspersample not in (2, 4) and (grey or page.photometric.name == "RGB"):
+            return _planes(page, file)
+        if page.dtype is None or page.dtype.name not in PILLOW:
+            raise UserError(f"pixels of type {page.dtype} are read uncompressed or deflated only", file=file, do="Store it so")
+        samples, bits, raw = page.samplesperpixel, page.bitspersample, _without_display(file.read_bytes(), page)
+        alpha = sum(int(kind) in (1, 2) for kind in page.extrasamples)
+    with warnings.catch_warnings(action="ignore"), PIL.Image.open(io.BytesIO(raw)) as picture:
+        planes = _decode(picture, file, mask, bits)
+        if picture.mode != "P" and len(planes) != samples - alpha:
+            raise UserError(f"{len(planes)} of {samples} channels can be read", file=file, do="Store it deflated")
+        return planes
+
+
+def _without_display(raw: bytes, page: Any) -> bytes:
+    """A TIFF whose tags for display say nothing, so that the decoder gives what is stored: no turn, black is zero."""
+    changed, order = bytearray(raw), "little" if page.parent.byteorder == "<" else "big"
+    for code, plain, unless in ((274, 1, ()), (262, 1, (1, 2, 3, 4, 5, 6, 8))):
+        tag = page.tags.get(code)
+        if tag is not None and tag.value not in unless:
+            changed[tag.valueoffset : tag.valueoffset + 2] = plain.to_bytes(2, order)
+    return bytes(changed)
 
 
 def _planes(page: Any, file: Path) -> np.ndarray:
@@ -67,9 +99,15 @@ def _planes(page: Any, file: Path) -> np.ndarray:
     return array.astype(np.uint8) if array.dtype.kind == "b" else array
 
 
-def _decode(picture: Any, file: Path, mask: bool) -> np.ndarray:
+def _few_bits(stored: list[str], bits: int) -> int:
+    """How much the decoder multiplies grey of 2 or 4 bits by, to fill 8; 1 where it does not."""
+    few = next((n for n in (2, 4) if any(pixels.startswith(f"L;{n}") for pixels in stored)), bits)
+    return 255 // (2**few - 1) if few in (2, 4) else 1
+
+
+def _decode(picture: Any, file: Path, mask: bool, bits: int = 8) -> np.ndarray:
     # Pillow keeps 8 bits of 16-bit colour; only the decoder's own name for the pixels ("RGB;16B") tells.
-    stored = [str(tile[3]) for tile in picture.tile]
+    stored = [str(tile[3][0] if isinstance(tile[3], tuple) else tile[3]) for tile in picture.tile]
     if picture.mode not in GREY and any(";16" in pixels for pixels in stored):
         raise UserError("16-bit colour is read from uncompressed or deflated .tif only", file=file, do="Store it as such")
     if picture.mode == "1":
@@ -80,7 +118,7 @@ def _decode(picture: Any, file: Path, mask: bool) -> np.ndarray:
         picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
     array = np.asarray(picture)
     if picture.mode in GREY:
-        return array[None]
+        return (array // _few_bits(stored, bits) if picture.mode == "L" else array)[None]
     array = np.moveaxis(array, -1, 0)
     if picture.mode in ("LA", "RGBA"):
         _refuse_transparency(array[-1], file)

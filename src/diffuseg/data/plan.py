@@ -32,6 +32,8 @@ class Plan:
     slice_axis     axis of the reoriented volume along which a 2-D method slices it
     augmentation   what is changed at random: as suits a modality; "flips": nothing but mirroring
     flips          axes of the patch along which mirroring is a harmless augmentation
+    ignore         label value of voxels that nobody has annotated: they count in no loss and no measure; None: there is none
+    clip           whether intensities beyond percentiles 0.5 and 99.5 are clipped before they are scaled ("zscore", "ct")
     raters         what training learns from where a case has masks of several raters: one that is drawn anew each time
                    ("random"), all of them at once ("all"), or their "majority", "union" or "intersection"
     """
@@ -54,6 +56,8 @@ class Plan:
     steps: int = 2000
     augmentation: Literal["mr", "ct", "colour", "xray", "flips", "none"] = "mr"
     flips: tuple[int, ...] = ()
+    ignore: int | None = None
+    clip: bool = True
     raters: Literal["random", "all", "majority", "union", "intersection"] = "random"
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -88,6 +92,7 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, **overrides: Any) -> P
         "channels": dataset.channels,
         "labels": dataset.labels,
         "file_ending": dataset.file_ending,
+        "ignore": dataset.ignore,
     }
     for name in known.keys() & overrides.keys():
         if from_dict(Plan, known | {name: overrides[name]}) != from_dict(Plan, known):
@@ -157,7 +162,11 @@ def check_plan(plan: Plan) -> None:
         "batch": (plan.batch > 0, "is at least 1"),
         "steps": (plan.steps > 0, "is at least 1"),
         "flips": (set(plan.flips) <= set(range(plan.dims)), f"are axes of the patch, 0 to {plan.dims - 1}"),
-        "labels": (plan.classes > 1 and 0 in plan.labels.values(), "need a background, 0, and at least one more"),
+        "labels": (
+            plan.classes > 1 and min(plan.labels.values()) == 0,
+            "need a background, 0, at least one more, and none below 0",
+        ),
+        "ignore": (plan.ignore is None or plan.ignore > max(plan.labels.values()), "is above all labels, or null"),
     }
     for name, (holds, rule) in rules.items():
         if not holds:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffuseg.data.decisions import SAME
+from diffuseg.data.geometry import warn_once
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -68,6 +69,7 @@ def grid_transform(image: Image, plan: Plan) -> GridTransform:
         if (np.abs(spacing / target - 1) > SAME).any():
             grid = tuple(_samples(n, s / w) for n, s, w in zip(shape, spacing.tolist(), target.tolist(), strict=True))
             affine = affine @ _zoom(shape, grid)
+            _check_kept(shape, grid, image, plan)
     start, kept = central_window(grid, plan.crop)
     shift = np.eye(4)
     shift[: len(start), 3] = start
@@ -105,13 +107,16 @@ def content_digest(image: Image, transform: GridTransform) -> str:
 
 
 def class_indices(mask: Image, plan: Plan) -> Int[np.ndarray, "*s"]:
-    """Label values of a mask [1, *s] as class indices 0..k-1, by rising label value; refuses values not in the plan."""
+    """Label values of a mask [1, *s] as class indices 0..k-1, by rising label value; refuses values not in the plan.
+
+    Voxels that nobody has annotated (plan.ignore) get k, the number of classes.
+    """
     return rater_indices(mask, plan)[0]
 
 
 def rater_indices(masks: Image, plan: Plan) -> Int[np.ndarray, "m *s"]:
     """The same for the masks of m raters [m, *s]."""
-    values = np.array(sorted(plan.labels.values()))
+    values = np.array(sorted(plan.labels.values()) + ([] if plan.ignore is None else [plan.ignore]))
     indices = np.searchsorted(values, masks.data).clip(max=len(values) - 1)
     unknown = masks.data[values[indices] != masks.data]
     if unknown.size:
@@ -120,12 +125,16 @@ def rater_indices(masks: Image, plan: Plan) -> Int[np.ndarray, "m *s"]:
 
 
 def mask_to_grid(mask: Image, plan: Plan, transform: GridTransform) -> Int[Tensor, "*s"]:
-    """Class indices 0..k-1 [*s] on the grid: where it is resampled, the class whose linear interpolation is largest."""
+    """Class indices 0..k-1 [*s] on the grid, k where nobody has annotated.
+
+    Where it is resampled, the class whose linear interpolation is largest.
+    """
     classes = torch.from_numpy(_reorient(class_indices(mask, plan)[None], transform.reorientation)[0])
     if transform.grid == transform.oriented:
         return classes[transform.window]
     # One class at a time: all of them would be k volumes of float32.
-    return argmax_maps(_resize((classes == k).float()[None], transform.grid)[0][transform.window] for k in range(plan.classes))
+    numbers = range(plan.classes + (plan.ignore is not None))
+    return argmax_maps(_resize((classes == k).float()[None], transform.grid)[0][transform.window] for k in numbers)
 
 
 def argmax_maps(shares: Iterable[Float[Tensor, "*s"]]) -> Int[Tensor, "*s"]:
@@ -183,6 +192,19 @@ def _check_kind(image: Image, plan: Plan) -> None:
         raise UserError(what, file=image.source)
 
 
+def _check_kept(shape: tuple[int, ...], grid: tuple[int, ...], image: Image, plan: Plan) -> None:
+    """Refuse an image of which the plan's grid keeps next to nothing, and warn of one that it changes very much."""
+    by = lambda sizes: " x ".join(f"{float(n):.4g}" for n in sizes)
+    change = math.prod(grid) / math.prod(shape)
+    what = f"{by(shape)} voxels of {by(image.spacing)} mm become {by(grid)} on the plan's grid of {by(plan.spacing or ())} mm"
+    do = "Are spacing and unit of length in its header right?"
+    if change < 0.01 and max(grid) < 8:
+        raise UserError(f"{what}: next to nothing is left", file=image.source, do=do)
+    lost = any(n >= 8 and m == 1 for n, m in zip(shape, grid, strict=True))
+    if change < 0.01 or change > 100 or lost:
+        warn_once(image.source, f"{what}. {do}")
+
+
 def _samples(n: int, factor: float) -> int:
     """Voxels along an axis after resampling; a single slice stays single, whatever its thickness."""
     return 1 if n == 1 else max(1, round(n * factor))
@@ -215,16 +237,20 @@ def _resize(x: Float[Tensor, "c *s"], shape: tuple[int, ...]) -> Float[Tensor, "
 def _normalise(x: Float[Tensor, "*s"], plan: Plan, channel: int) -> Float[Tensor, "*s"]:
     how = plan.normalisation[channel]
     if how == "zscore":
-        return _zscore(x)
+        return _zscore(x, plan.clip)
     statistics = plan.intensity[channel]
     if how == "ct":
-        return (x.clamp(statistics["low"], statistics["high"]) - statistics["mean"]) / max(statistics["std"], 1e-6)
+        x = x.clamp(statistics["low"], statistics["high"]) if plan.clip else x
+        return (x - statistics["mean"]) / max(statistics["std"], 1e-6)
     low, high = statistics["low"], statistics["high"]
     return (2 * (x - low) / (high - low) - 1).clamp(-1, 1)
 
 
-def _zscore(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-    """Mean 0, deviation 1 of the voxels that are not 0 (often cut away), after clipping to their 0.5..99.5 percentiles."""
+def _zscore(x: Float[Tensor, "*s"], clip: bool = True) -> Float[Tensor, "*s"]:
+    """Mean 0, deviation 1 of the voxels that are not 0 (often cut away), after clipping to their 0.5..99.5 percentiles.
+
+    Without the clipping, these percentiles still decide mean and deviation: a hot spot does not darken the rest.
+    """
     values = x[x != 0].numpy()
     if values.size == 0:
         return torch.zeros_like(x)
@@ -233,4 +259,4 @@ def _zscore(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     mean, deviation = clipped.mean(), clipped.std()
     if deviation <= 1e-9 * max(abs(low), abs(high)):  # constant, up to rounding
         return torch.zeros_like(x)
-    return ((x.double().clamp(low, high) - mean) / deviation).float()
+    return (((x.double().clamp(low, high) if clip else x.double()) - mean) / deviation).float()

@@ -15,7 +15,9 @@ from jaxtyping import Bool, Float, Integer
 from scipy.ndimage import distance_transform_edt
 from scipy.optimize import minimize_scalar
 
+from diffuseg.evaluation import sheared
 from diffuseg.evaluation.metrics import ROUNDING
+from diffuseg.types import Steps, is_sheared, spacing_of
 
 BINS = 15
 FLOOR = 1e-6  # the mean of few draws may say 0, which no finite number of draws can know
@@ -54,12 +56,12 @@ def class_indices(mask: Integer[np.ndarray, "*s"], values: Sequence[int]) -> Int
     return index
 
 
-def usual_radius(spacing: Sequence[float]) -> float:
+def usual_radius(spacing: Steps) -> float:
     """How far the band reaches, in mm: 3, or two voxels along the finest axis if that is more."""
-    return max(BAND_MM, 2 * min(spacing))
+    return max(BAND_MM, 2 * min(spacing_of(spacing)))
 
 
-def band(truth: Integer[np.ndarray, "*s"], spacing: Sequence[float]) -> Bool[np.ndarray, "*s"]:
+def band(truth: Integer[np.ndarray, "*s"], spacing: Steps) -> Bool[np.ndarray, "*s"]:
     """Voxels within `usual_radius` of the true boundary: of another class, the centre of a voxel is no further away.
 
     Both sides of all boundaries between classes; the edge of the image is none. Where there is a single class there is no
@@ -67,15 +69,18 @@ def band(truth: Integer[np.ndarray, "*s"], spacing: Sequence[float]) -> Bool[np.
 
     Args:
         truth: Class indices or label values.
-        spacing: In mm per axis.
+        spacing: In mm per axis, or the steps of a sheared grid.
     """
+    radius = usual_radius(spacing) * (1 + ROUNDING)
     near = np.zeros(truth.shape, bool)
     classes = np.unique(truth)
     for value in classes if len(classes) > 1 else []:
         inside = truth == value
-        near |= inside & (
-            np.asarray(distance_transform_edt(inside, sampling=spacing)) <= usual_radius(spacing) * (1 + ROUNDING)
-        )
+        if is_sheared(spacing):
+            deep = sheared.depth(inside, np.asarray(spacing), 2 * radius)
+        else:
+            deep = np.asarray(distance_transform_edt(inside, sampling=spacing_of(spacing)))
+        near |= inside & (deep <= radius)
     return near
 
 

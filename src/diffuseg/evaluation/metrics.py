@@ -13,12 +13,16 @@ rewarded, nor left out.
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Integer
+
+from diffuseg.evaluation import sheared
+from diffuseg.evaluation.sheared import diagonal
+from diffuseg.types import Steps, is_sheared, spacing_of
 
 Empty = Literal["nan", "one", "zero"]
 
@@ -45,32 +49,32 @@ def iou(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], empty
     return _neither(empty, 1.0, 0.0) if union == 0 else int((prediction & truth).sum()) / union
 
 
-def hd95(
-    prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], spacing: Sequence[float], empty: Empty = "nan"
-) -> float:
+def hd95(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], spacing: Steps, empty: Empty = "nan") -> float:
     """95th percentile of the Hausdorff distance in mm, between the border voxels of two masks.
 
-    The larger one of the two directions; a voxel at the edge of the image is a border voxel. Spacing in mm per axis. If
-    one mask is empty the distance is infinite, reported as the diagonal of the image.
+    The larger one of the two directions; a voxel at the edge of the image is a border voxel. Spacing in mm per axis, or
+    the steps of a sheared grid. If one mask is empty the distance is infinite, reported as the diagonal of the image.
     """
     _same_shape(prediction, truth)
-    worst = math.hypot(*(n * mm for n, mm in zip(truth.shape, spacing, strict=True)))
+    worst = diagonal(truth.shape, spacing)
     if not (prediction.any() and truth.any()):
         return worst if prediction.any() or truth.any() else _neither(empty, 0.0, worst)
-    return _monai("compute_hausdorff_distance", prediction, truth, percentile=95, spacing=list(spacing))
+    if is_sheared(spacing):
+        return sheared.hd95(prediction, truth, np.asarray(spacing))
+    return _monai("compute_hausdorff_distance", prediction, truth, percentile=95, spacing=list(spacing_of(spacing)))
 
 
 def nsd(
     prediction: Bool[np.ndarray, "*s"],
     truth: Bool[np.ndarray, "*s"],
-    spacing: Sequence[float],
+    spacing: Steps,
     tolerance: float = 1.0,
     empty: Empty = "nan",
 ) -> float:
     """Normalised surface Dice: the part of both surfaces that lies within `tolerance` mm of the other one, in [0, 1].
 
     Surfaces are weighed by their area (mm2; length in 2-D), so that thick slices do not count more than they are. Spacing in
-    mm per axis.
+    mm per axis, or the steps of a sheared grid.
 
     Raises:
         ValueError: The tolerance is negative.
@@ -81,7 +85,9 @@ def nsd(
     if not (prediction.any() and truth.any()):
         return 0.0 if prediction.any() or truth.any() else _neither(empty, 1.0, 0.0)
     within = [tolerance * (1 + ROUNDING)]
-    return _monai("compute_surface_dice", prediction, truth, within, spacing=list(spacing), use_subvoxels=True)
+    if is_sheared(spacing):
+        return sheared.nsd(prediction, truth, np.asarray(spacing), within[0])
+    return _monai("compute_surface_dice", prediction, truth, within, spacing=list(spacing_of(spacing)), use_subvoxels=True)
 
 
 def volume(mask: Bool[np.ndarray, "*s"], voxel_ml: float) -> float:
@@ -103,9 +109,9 @@ def relative_volume_error(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.nda
 
 
 class Grid(NamedTuple):
-    """What the voxels of a mask measure: their size along each axis in mm, and their volume in ml."""
+    """What the voxels of a mask measure: their size along each axis in mm (`Image.steps`), and their volume in ml."""
 
-    spacing: Sequence[float]
+    spacing: Steps
     voxel_ml: float
 
 

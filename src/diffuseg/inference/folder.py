@@ -8,7 +8,8 @@ from typing import Any
 
 from diffuseg.atomic_io import check_writable
 from diffuseg.data import io
-from diffuseg.data.layout import ellipsize, list_files, read_json
+from diffuseg.data.inventory import few, name_unused, refuse_dangling
+from diffuseg.data.layout import list_files, read_json
 from diffuseg.data.outputs import BEFORE, KEPT, SETTINGS, is_record, sidecar_name, without_results
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model, file_digests
@@ -129,6 +130,7 @@ def _needs_review(out: Path, cases: Sequence[str]) -> list[tuple[str, float]]:
 def _files(item: Path) -> list[Path]:
     if not item.is_dir():
         io.ending_of(item)
+        refuse_dangling([item])
         if not item.is_file():
             raise UserError("no such file or folder", file=item)
         return [item]
@@ -136,13 +138,17 @@ def _files(item: Path) -> list[Path]:
     if not images:
         folders = [path for path in sorted(item.iterdir()) if path.is_dir() and not path.name.startswith("labels")]
         below = [path.name for path in folders if _images(path)]
-        do = f"There are some in {ellipsize(below)}: name the folder." if below else f"Known endings: {' '.join(io.ENDINGS)}"
+        do = f"There are some in {few(below)}: name the folder." if below else f"Known endings: {' '.join(io.ENDINGS)}"
         raise UserError("there is no image in this folder", file=item, do=do)
     return images
 
 
 def _images(folder: Path) -> list[Path]:
-    return without_results([path for path in list_files(folder) if path.name.lower().endswith(io.ENDINGS)])
+    files = list_files(folder)
+    images = [path for path in files if path.name.lower().endswith(io.ENDINGS)]
+    if images:
+        name_unused(folder, files, images, "as their kind is not known")
+    return without_results(images)
 
 
 def _finished(out: Path, case: str, paths: Sequence[Path], settings: dict[str, Any], keep: set[str]) -> str | None:

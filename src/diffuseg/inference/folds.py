@@ -26,6 +26,9 @@ def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, li
     same bytes.
     """
     refuse_other_classes(model, dataset)
+    if dataset.ignore is not None:
+        what = 'its label "ignore" says that masks are not complete: this measure needs complete ones'
+        raise UserError(what, file=dataset.folder / "dataset.json", do="`diffuseg evaluate` measures what is annotated")
     fold = own_fold(model) if fold is None else fold
     cases = evenly_spaced(cases_of(dataset, fold)["val"], limit)
     files = {case.id: case.images[0] for case in dataset.cases}

@@ -19,6 +19,7 @@ from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
 from diffuseg.methods.base import Loss, MaskConfig, MaskMethod, Phase, mask_to_x, noise_of, setting
 from diffuseg.methods.training import (
+    annotated,
     detached,
     randn_like,
     recycled_input,
@@ -142,30 +143,30 @@ class CDAL(MaskMethod[CDALSettings]):
         assert batch.mask is not None
         x_0 = mask_to_x(batch.mask)
         if phase.name == "discriminator":
-            return self._discriminator_loss(x_0, batch.image, rng)
+            return self._discriminator_loss(x_0, batch.image, rng, annotated(batch.mask))
         if phase.name == "r1":
-            return self._r1(x_0, batch.image, rng)
+            return self._r1(x_0, batch.image, rng, annotated(batch.mask))
         return self._generator_loss(x_0, batch.mask, batch.image, rng)
 
     # -- the generator ---------------------------------------------------------------------------------------------
 
     def _generator_loss(self, x_0: Tensor, mask: Tensor, image: Tensor, rng: torch.Generator) -> Loss:
-        c = self.config
+        c, known = self.config, annotated(mask)
         t = sample_timesteps(len(x_0), c.T, c.p_terminal_timestep, rng).to(x_0.device)
         features = self.encode(image)
         x_t = self._training_input(x_0, t, image, features, rng)
         logits = self._logits(x_t, t, features, self._latents(len(x_0), rng))
         x0_hat, probability = self._mask(logits)
-        terms = {"mse": squared_error(x0_hat, x_0).mean()}
+        terms = {"mse": squared_error(x0_hat, x_0, known).mean()}
         if c.output == "softmax":
             terms |= segmentation_loss(logits, mask, probability)
         else:
             terms["dice"] = soft_dice_loss(probability, mask).mean()
-            terms["cross_entropy"] = F.binary_cross_entropy(probability, mask)
+            terms["cross_entropy"] = F.binary_cross_entropy(probability, mask, known.expand_as(mask))
         if c.adversarial:
             assert self.discriminator is not None
             x_s = self.schedule.posterior(x0_hat, x_t, t, t - 1, 1.0, randn_like(x_t, rng))
-            terms["adversarial"] = F.softplus(-self._discriminate(x_s, x_t, t, image)).mean()
+            terms["adversarial"] = F.softplus(-self._discriminate(x_s, x_t, t, image, known)).mean()
         total = sum((getattr(c, name) * value for name, value in terms.items() if getattr(c, name)), torch.zeros(()))
         return total, detached(terms)
 
@@ -211,28 +212,31 @@ class CDAL(MaskMethod[CDALSettings]):
     def _pair_inputs(self, x_s: Tensor, x_t: Tensor, image: Tensor) -> Tensor:
         return torch.cat([x_s, x_t, image] if self.config.discriminator_image else [x_s, x_t], dim=1)
 
-    def _discriminate(self, x_s: Tensor, x_t: Tensor, t: Tensor, image: Tensor) -> Tensor:
+    def _discriminate(self, x_s: Tensor, x_t: Tensor, t: Tensor, image: Tensor, known: Tensor) -> Tensor:
+        """The logit of a pair; real and fake are alike, 0, where nobody has annotated."""
         assert self.discriminator is not None
+        x_s, x_t = x_s * known, x_t * known
         return self.discriminator(self._pair_inputs(x_s, x_t, image), t * (1000 / self.config.T)).float()
 
-    def _discriminator_loss(self, x_0: Tensor, image: Tensor, rng: torch.Generator) -> Loss:
+    def _discriminator_loss(self, x_0: Tensor, image: Tensor, rng: torch.Generator, known: Tensor) -> Loss:
         """Non-saturating: softplus(-D(real)) + softplus(D(fake)), the fake x_s ~ q(x_s | x_t, G(x_t))."""
         t = torch.randint(1, self.config.T + 1, (len(x_0),), generator=rng).to(x_0.device)
         x_s, x_t = self._real_pair(x_0, t, rng)
         with torch.no_grad():
             x0_hat, _ = self._mask(self._logits(x_t, t, self.encode(image), self._latents(len(t), rng)))
             fake = self.schedule.posterior(x0_hat, x_t, t, t - 1, 1.0, randn_like(x_t, rng))
-        real_logit, fake_logit = self._discriminate(x_s, x_t, t, image), self._discriminate(fake, x_t, t, image)
+        real_logit = self._discriminate(x_s, x_t, t, image, known)
+        fake_logit = self._discriminate(fake, x_t, t, image, known)
         log: dict[str, float | Tensor] = {"D(real)": real_logit.detach().mean(), "D(fake)": fake_logit.detach().mean()}
         return F.softplus(-real_logit).mean() + F.softplus(fake_logit).mean(), log
 
-    def _r1(self, x_0: Tensor, image: Tensor, rng: torch.Generator) -> Loss:
+    def _r1(self, x_0: Tensor, image: Tensor, rng: torch.Generator, known: Tensor) -> Loss:
         """gamma / 2 E |grad_{x_s} D|^2 on real pairs, times the interval at which it runs."""
         t = torch.randint(1, self.config.T + 1, (len(x_0),), generator=rng).to(x_0.device)
         x_s, x_t = self._real_pair(x_0, t, rng)
         x_s.requires_grad_(True)
         with torch.autocast(x_0.device.type, enabled=False):  # a gradient of a gradient deserves full precision
-            logit = self._discriminate(x_s, x_t, t, image)
+            logit = self._discriminate(x_s, x_t, t, image, known)
             (gradient,) = torch.autograd.grad(logit.sum(), x_s, create_graph=True)
         penalty = gradient.square().flatten(1).sum(1).mean()
         return self.config.r1 / 2 * self.config.r1_every * penalty, {"r1": penalty.detach()}

@@ -13,7 +13,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.diffusion.parameterization import target, to_x0
 from diffuseg.diffusion.schedule import SCHEDULES
 from diffuseg.methods.base import Loss, MaskConfig, MaskMethod, Phase, mask_to_x, setting
-from diffuseg.methods.training import randn_like, sample_timesteps, squared_error
+from diffuseg.methods.training import annotated, randn_like, sample_timesteps, squared_error
 from diffuseg.networks.unet import UNet
 from diffuseg.types import Batch
 
@@ -54,7 +54,8 @@ class Concat(MaskMethod[ConcatConfig]):
         noise = randn_like(x_0, rng)
         x_t = self.schedule.q_sample(x_0, t, noise)
         output = self._output(x_t, t, batch.image)
-        error = squared_error(output, target(self.config.predict, x_0, noise, self.schedule.at(t, x_0))).mean()
+        aim = target(self.config.predict, x_0, noise, self.schedule.at(t, x_0))
+        error = squared_error(output, aim, annotated(batch.mask)).mean()
         return error, {"mse": error.detach()}
 
     def encode(self, image: Tensor) -> Tensor:

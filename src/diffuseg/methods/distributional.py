@@ -22,7 +22,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, mask_to_x, noise_of, setting
 from diffuseg.methods.scoring import energy_score
-from diffuseg.methods.training import sample_timesteps
+from diffuseg.methods.training import annotated, sample_timesteps
 from diffuseg.networks.blocks import Mapping
 from diffuseg.networks.light import FeaturePyramid, LightDecoder
 from diffuseg.types import Batch
@@ -100,7 +100,8 @@ class Distributional(MaskMethod[DistributionalConfig]):
         z = torch.randn((b * m, c.latent), generator=rng).to(batch.image) if c.latent else None
         logits = self._logits(x_t.flatten(0, 1), t.repeat_interleave(m), features, z)
         draws = logits.softmax(1).unflatten(0, (b, m))
-        score = energy_score(draws, truths, c.distance, c.spread * c.fair).mean()
+        seen = draws if self.plan.ignore is None else draws * annotated(batch.mask)[:, None]
+        score = energy_score(seen, truths, c.distance, c.spread * c.fair).mean()
         mean = draws.mean(1).clamp(min=1e-6)
         entropy = -(truths.mean(1) * mean.log()).sum(1).mean()
         return score + c.cross_entropy * entropy, {"energy_score": score.detach(), "cross_entropy": entropy.detach()}

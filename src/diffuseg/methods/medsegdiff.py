@@ -25,7 +25,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
 from diffuseg.methods.base import Loss, Phase, mask_to_x, setting
 from diffuseg.methods.tiles import Features
-from diffuseg.methods.training import DenoisingConfig, MaskDenoising, randn_like, squared_error
+from diffuseg.methods.training import DenoisingConfig, MaskDenoising, annotated, randn_like, squared_error
 from diffuseg.networks.blocks import ChannelNorm, Norm, TimeEmbedding, conv, crop, halve, in_float32, pad_to_multiple
 from diffuseg.networks.frequency import FFParser, fitting
 from diffuseg.networks.stages import Bottom, Decoder, Encoder
@@ -201,7 +201,7 @@ class MedSegDiff(MaskDenoising[MedSegDiffConfig]):
             T = torch.full((len(x_0),), self.config.T, device=x_0.device)
             _, branch = self._network(randn_like(x_0, rng), T, features)
             segmentation = self.network.calibrate(branch, x_0.shape[2:]).softmax(1)
-            log["calibration"] = squared_error(segmentation, batch.mask).mean()
+            log["calibration"] = squared_error(segmentation, batch.mask, annotated(batch.mask)).mean()
             total = total + self.config.calibration * log["calibration"]
         return total, {name: torch.as_tensor(value).detach() for name, value in log.items()}
 

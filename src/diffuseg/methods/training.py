@@ -56,16 +56,22 @@ def recycled_input(
     return torch.where((t < T).reshape(-1, *[1] * (x_t.ndim - 1)), own, x_t)
 
 
+def annotated(mask: Float[Tensor, "b k *s"]) -> Float[Tensor, "b 1 *s"]:
+    """1 where a one-hot mask names a class, 0 where nobody has annotated: there no loss counts."""
+    return mask.sum(1, keepdim=True)
+
+
 # -- losses ------------------------------------------------------------------------------------------------------------
 
 
 def soft_dice_loss(probability: Float[Tensor, "b k *s"], mask: Float[Tensor, "b k *s"]) -> Float[Tensor, " b"]:
     """1 - soft Dice of each element, mean over the foreground classes, in [0, 1].
 
-    A class that is absent from mask and prediction counts as agreement (smoothing of one voxel).
+    A class that is absent from mask and prediction counts as agreement (smoothing of one voxel). What is predicted where
+    nobody has annotated does not count.
     """
     axes = tuple(range(2, mask.ndim))
-    p, m = probability[:, 1:], mask[:, 1:]
+    p, m = probability[:, 1:] * annotated(mask), mask[:, 1:]
     overlap = (p * m).sum(axes)
     return 1 - ((2 * overlap + 1) / (p.sum(axes) + m.sum(axes) + 1)).mean(1)
 
@@ -75,9 +81,11 @@ def cross_entropy(logits: Float[Tensor, "b k *s"], mask: Float[Tensor, "b k *s"]
     return -(mask * F.log_softmax(logits, dim=1)).sum(1).flatten(1).mean(1)
 
 
-def squared_error(a: Float[Tensor, "b k *s"], b: Float[Tensor, "b k *s"]) -> Float[Tensor, " b"]:
-    """Mean squared error of each element."""
-    return (a - b).square().flatten(1).mean(1)
+def squared_error(
+    a: Float[Tensor, "b k *s"], b: Float[Tensor, "b k *s"], known: Float[Tensor, "b 1 *s"] | float = 1.0
+) -> Float[Tensor, " b"]:
+    """Mean squared error of each element; `known` is 0 where it does not count, 1 elsewhere."""
+    return ((a - b) * known).square().flatten(1).mean(1)
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor, probability: Tensor | None = None) -> Terms:
@@ -96,17 +104,19 @@ def detached(terms: Terms) -> dict[str, float | Tensor]:
     return {name: value.detach() for name, value in terms.items()}
 
 
-def variational_bound(schedule: NoiseSchedule, x_0: Tensor, x0_hat: Tensor, t: Tensor, v: Tensor) -> Tensor:
+def variational_bound(
+    schedule: NoiseSchedule, x_0: Tensor, x0_hat: Tensor, t: Tensor, v: Tensor, known: Tensor | float = 1.0
+) -> Tensor:
     """The variational bound at the timesteps drawn, T times their mean, in nats per value; trains v in [0, 1] alone.
 
-    The step from timestep 1 to what is clean has no share in it: no noise is added there.
+    The step from timestep 1 to what is clean has no share in it: no noise is added there; nor have voxels that are not known.
 
     References:
         Nichol and Dhariwal 2021, eqs. 4 and 15; x0_hat has no gradient, as in their L_hybrid (eq. 16).
     """
     t_2 = t.clamp(min=2)
     divergence = schedule.posterior_divergence(x_0, x0_hat, t_2, t_2 - 1, v)
-    return schedule.T * (divergence.flatten(1).mean(1) * (t > 1)).mean()
+    return schedule.T * ((divergence * known).flatten(1).mean(1) * (t > 1)).mean()
 
 
 # -- denoisers of masks --------------------------------------------------------------------------------------------------
@@ -188,17 +198,18 @@ class MaskDenoising(MaskMethod[DenoisingSettings]):
 
     def denoising_loss(self, x_0: Tensor, mask: Tensor, features: Features, rng: torch.Generator) -> Loss:
         """|| target - output ||^2, plus Dice and cross-entropy where the output is a mask; and each term to log."""
-        c = self.config
+        c, known = self.config, annotated(mask)
         t, noise = sample_timesteps(len(x_0), c.T, c.p_terminal_timestep, rng).to(x_0.device), randn_like(x_0, rng)
         x_t = self.training_input(x_0, t, noise, features, rng)
         prediction, v = self._predict(x_t, t, features)
         if c.predict == "x0":
             x0_hat = 2 * prediction.softmax(1) - 1
-            terms = {"noise": squared_error(x0_hat, x_0).mean()} | segmentation_loss(prediction, mask, (x0_hat + 1) / 2)
+            terms = {"noise": squared_error(x0_hat, x_0, known).mean()} | segmentation_loss(prediction, mask, (x0_hat + 1) / 2)
         else:
-            terms = {"noise": squared_error(prediction, target(c.predict, x_0, noise, self.schedule.at(t, x_0))).mean()}
+            aim = target(c.predict, x_0, noise, self.schedule.at(t, x_0))
+            terms = {"noise": squared_error(prediction, aim, known).mean()}
         if v is not None:
-            terms["vlb"] = variational_bound(self.schedule, x_0, self._to_x0(prediction, x_t, t).detach(), t, v)
+            terms["vlb"] = variational_bound(self.schedule, x_0, self._to_x0(prediction, x_t, t).detach(), t, v, known)
         return weighted(terms, c), detached(terms)
 
     def training_input(self, x_0: Tensor, t: Tensor, noise: Tensor, features: Features, rng: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from diffuseg.atomic_io import check_writable, nan_to_none, write_json
-from diffuseg.data.layout import ellipsize
+from diffuseg.data.inventory import few
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.significance import FLIPS, cohens_d, first_places, holm, rank_biserial, sign_flip_test
@@ -120,7 +120,7 @@ def compare_evaluations(
     check_comparable(evaluations, allow_seen)
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown or not metrics:
-        what = f"unknown metric {ellipsize(unknown)}" if unknown else "no metric"
+        what = f"unknown metric {few(unknown)}" if unknown else "no metric"
         raise UserError(what, do=f"Known: {', '.join(METRICS)}")
     first = evaluations[0]
     if label is not None and label not in first.classes:
@@ -174,14 +174,14 @@ def check_comparable(evaluations: Sequence[Evaluation], allow_seen: bool = False
         _check_same_names("classes", first, other, set(first.classes), set(other.classes))
         odd = [at[0] for at, row in first.cells.items() if _shown(row.score.truth_ml) != _shown(other.cells[at].score.truth_ml)]
         if odd:
-            raise UserError(f"true volumes are not those of {first.folder}: {ellipsize(dict.fromkeys(odd))}", file=other.folder)
+            raise UserError(f"true volumes are not those of {first.folder}: {few(dict.fromkeys(odd))}", file=other.folder)
         if first.patients != other.patients:
             raise UserError(f"its patients are not those of {first.folder}", file=other.folder, do="Evaluate both again")
     for side in () if allow_seen else ("training", "validation"):
         for one in evaluations:
             seen = one.seen(side)
             if seen:
-                what = f"its model met {len(seen)} of {pluralize(len(one.cases), 'case')} in its {side}: {ellipsize(seen)}"
+                what = f"its model met {len(seen)} of {pluralize(len(one.cases), 'case')} in its {side}: {few(seen)}"
                 raise UserError(what, file=one.folder, do="Compare on other cases, or say --allow-seen")
 
 
@@ -199,8 +199,8 @@ def _check_equal(what: str, option: str, first: Evaluation, other: Evaluation, o
 def _check_same_names(what: str, first: Evaluation, other: Evaluation, ones: set[str], others: set[str]) -> None:
     if ones == others:
         return
-    lacks = [f"it lacks {ellipsize(sorted(ones - others))}"] if ones - others else []
-    more = [f"it has {ellipsize(sorted(others - ones))}"] if others - ones else []
+    lacks = [f"it lacks {few(sorted(ones - others))}"] if ones - others else []
+    more = [f"it has {few(sorted(others - ones))}"] if others - ones else []
     message = f"its {what} are not those of {first.folder}: {' and '.join(lacks + more)}"
     raise UserError(message, file=other.folder, do=f"Evaluate both on the same {what}")
 
@@ -256,7 +256,7 @@ def _notes(evaluations: Sequence[Evaluation], differences: list[Difference]) -> 
     missing = first.summary.get("missing", [])
     if missing:
         without = pluralize(len(missing), "labelled case without a prediction is", "labelled cases without a prediction are")
-        lines.append(f"{without} in no number: {ellipsize(missing)}.")
+        lines.append(f"{without} in no number: {few(missing)}.")
     if len(differences) * 2.0 ** (1 - max(d.patients for d in differences)) >= LEVEL:
         lines.append(f"So few patients cannot show any difference in {tests}, however large it is.")
     left_out = max(d.unpaired for d in differences)

@@ -5,6 +5,7 @@ Writes cases.csv (one row per case and class) and summary.json; docs/evaluation.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
@@ -13,16 +14,19 @@ import numpy as np
 
 from diffuseg.atomic_io import check_writable
 from diffuseg.data.dataset import patients
+from diffuseg.data.inventory import few
 from diffuseg.data.io import ending_of, grid_fault, read_mask
-from diffuseg.data.layout import Case, Dataset, ellipsize, label_values, read_json
+from diffuseg.data.label_values import label_values
+from diffuseg.data.layout import Case, Dataset, read_json
 from diffuseg.data.outputs import SIDECAR, record_of
 from diffuseg.data.raters import MAJORITY, fuse_raters, read_raters
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import Empty, Grid, Rule, measure
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES
 from diffuseg.reports.evaluation import Evaluation, Row, summarise
-from diffuseg.reports.folders import images_beside, masks_in, truths_in
+from diffuseg.reports.folders import ignored_label, images_beside, masks_in, truths_in
 from diffuseg.text import pluralize
+from diffuseg.types import Image
 
 RULES = {
     "nan": "A class in neither mask leaves the case out of the mean of this class",
@@ -66,11 +70,12 @@ def evaluate(
         what = f"there is no prediction for any of {pluralize(len(truths), 'mask')} in {labels_dir}"
         raise UserError(what, file=pred_dir, do=f"Expected names such as {_expected(truths)}")
     labels, patient_of, over = _description(labels_dir, truths, pairs)
+    ignore = ignored_label(labels_dir)
     rows: list[Row] = []
     faults: list[str] = []
     for case, path in pairs.items():
         try:
-            rows += _compare(case, path, truths[case], labels, patient_of[case], Rule(empty, nsd_tolerance), faults)
+            rows += _compare(case, path, truths[case], labels, patient_of[case], Rule(empty, nsd_tolerance), faults, ignore)
         except UserError as fault:
             faults.append(str(fault))
     if not rows:
@@ -150,23 +155,40 @@ def _description(
 
 
 def _compare(
-    case: str, path: Path, truth_paths: Sequence[Path], labels: dict[str, int], patient: str, rule: Rule, faults: list[str]
+    case: str,
+    path: Path,
+    truth_paths: Sequence[Path],
+    labels: dict[str, int],
+    patient: str,
+    rule: Rule,
+    faults: list[str],
+    ignore: int | None = None,
 ) -> list[Row]:
     raters, prediction = read_raters(truth_paths), read_mask(path)
     fault = grid_fault(raters, prediction)
     if fault is not None:
         raise UserError(f"its {fault} (of {truth_paths[0]})", file=path, do="Predictions must lie on the grid of the masks")
+    raters, prediction, known = _annotated(raters, prediction, ignore)
     for mask, file in (*zip(raters.data, truth_paths, strict=True), (prediction.data, path)):
         odd = sorted(set(np.unique(mask).tolist()) - set(labels.values()))
         if odd:
-            raise UserError(f"label values {ellipsize(map(str, odd))} are not in dataset.json", file=file)
+            raise UserError(f"label values {few(map(str, odd))} are not in dataset.json", file=file)
     intervals = {}
     try:
-        intervals = _intervals(path.with_name(f"{case}.json"))
+        intervals = _intervals(path.with_name(f"{case}.json")) if known else {}  # the volume of a part is no whole one's
     except UserError as fault:
         faults.append(str(fault))
-    scores = measure(prediction.data[0], fuse_raters(raters.data), labels, Grid(raters.spacing, raters.voxel_ml), rule)
+    scores = measure(prediction.data[0], fuse_raters(raters.data), labels, Grid(raters.steps, raters.voxel_ml), rule)
     return [Row(case, name, patient, score, intervals.get(name)) for name, score in scores.items()]
+
+
+def _annotated(truth: Image, prediction: Image, ignore: int | None) -> tuple[Image, Image, bool]:
+    """Both masks with background where nobody has annotated, and whether everything is annotated."""
+    ignored = np.zeros(truth.shape, bool) if ignore is None else (truth.data == ignore).any(0)
+    if not ignored.any():
+        return truth, prediction, True
+    blank = lambda mask: replace(mask, data=np.where(ignored, 0, mask.data))
+    return blank(truth), blank(prediction), False
 
 
 def _intervals(file: Path) -> dict[str, tuple[float, float]]:
@@ -193,7 +215,7 @@ def _unheld(predictions: dict[str, Path], labels: dict[str, int], labels_dir: Pa
         return ""
     description = labels_dir.resolve().parent / "dataset.json"
     why = "names no such class" if description.is_file() else "is not there to say which label values these are"
-    return f"Predicted volume intervals of {ellipsize(unknown)} are held against no true volume: {description} {why}."
+    return f"Predicted volume intervals of {few(unknown)} are held against no true volume: {description} {why}."
 
 
 def _seen(predictions: dict[str, Path]) -> dict[str, Any]:

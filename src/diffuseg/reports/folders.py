@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from diffuseg.data.inventory import refuse_twins
 from diffuseg.data.io import ENDINGS, LOSSLESS, case_of, ending_of, grid_fault, read_image
+from diffuseg.data.label_values import ignore_value
 from diffuseg.data.layout import list_files, read_json
 from diffuseg.data.raters import rater_count, rater_files
 from diffuseg.errors import UserError
@@ -10,17 +12,17 @@ from diffuseg.types import Image
 
 
 def masks_in(folder: Path) -> dict[str, Path]:
-    """Mask files by case; of several files of one case the one whose ending stands first in LOSSLESS.
+    """Mask files by case.
 
     Raises:
-        UserError: There is no such folder, or no mask in it.
+        UserError: There is no such folder, no mask in it, or two files of one case.
     """
     if not folder.is_dir():
         raise UserError("no such folder", file=folder)
     files = [path for path in list_files(folder) if path.name.lower().endswith(LOSSLESS)]
     if not files:
         raise UserError("there is no mask in this folder", file=folder, do=f"Expected <case> with {' '.join(LOSSLESS)}")
-    files.sort(key=lambda path: LOSSLESS.index(ending_of(path)), reverse=True)
+    refuse_twins(files)
     return dict(sorted((case_of(path, ending_of(path)), path) for path in files))
 
 
@@ -35,6 +37,13 @@ def truths_in(folder: Path) -> dict[str, tuple[Path, ...]]:
     raters = rater_count(extra, description) if isinstance(extra, dict) else 0
     rated = rater_files(list_files(folder), LOSSLESS[0], raters) if raters else {}
     return dict(sorted(rated.items())) or {case: (path,) for case, path in masks_in(folder).items()}
+
+
+def ignored_label(labels_dir: Path) -> int | None:
+    """The value of voxels that nobody has annotated, from dataset.json beside the labels; None where there is none."""
+    description = labels_dir.resolve().parent / "dataset.json"
+    extra = read_json(description) if description.is_file() else {}
+    return ignore_value(extra, description) if extra else None
 
 
 def images_beside(labels_dir: Path) -> Path:

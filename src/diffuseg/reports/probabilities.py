@@ -1,14 +1,14 @@
 """The probabilities of an evaluation's predictions: are they frequencies, and is the uncertainty where the errors are?"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from diffuseg.data.inventory import few
 from diffuseg.data.io import ending_of, grid_fault, read_mask
-from diffuseg.data.layout import ellipsize
 from diffuseg.data.outputs import probability_names, record_of, sidecar_name
 from diffuseg.data.raters import fuse_raters, read_raters
 from diffuseg.errors import UserError
@@ -16,7 +16,7 @@ from diffuseg.evaluation.calibration_metrics import MEASURES, Reliability, band,
 from diffuseg.evaluation.selective import expected_dice_loss, rejection
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean
 from diffuseg.reports.evaluation import Evaluation
-from diffuseg.reports.folders import read_on_grid_of
+from diffuseg.reports.folders import ignored_label, read_on_grid_of
 from diffuseg.text import pluralize
 from diffuseg.types import Image
 
@@ -76,7 +76,7 @@ def evaluate_probabilities(
             left_out.append(f"{case}: {fault}")
         on_case()
     if absent and (cases or left_out):
-        left_out.append(f"{pluralize(len(absent), 'case')} without probabilities: {ellipsize(absent)}")
+        left_out.append(f"{pluralize(len(absent), 'case')} without probabilities: {few(absent)}")
     return (_evaluate(evaluation, cases) if cases else None), left_out
 
 
@@ -127,12 +127,15 @@ def _read(case: str, file: Path, truth_files: Sequence[Path], labels: dict[str, 
     fault = grid_fault(truth, mask)
     if fault is not None:
         raise UserError(f"its {fault} (of {truth_files[0]})", file=file)
+    ignore = ignored_label(truth_files[0].parent)
+    known = (truth.data != ignore).all(0) if ignore is not None else np.ones(truth.shape, bool)
+    truth = replace(truth, data=np.where(known, truth.data, 0))
     values = sorted({0, *labels.values()})
     try:
         right, chosen = (class_indices(label_map, values) for label_map in (fuse_raters(truth.data), mask.data[0]))
     except ValueError as error:
         raise UserError(str(error), file=file) from None
-    wheres = {"image": np.ones(right.shape, bool), "band": band(right, truth.spacing)}
+    wheres = {"image": known, "band": known & band(right, truth.steps)}
     record = record_of(file.parent, case)
     value = record.get("uncertainty_score", record.get("doubt"))
     value = float(value) if isinstance(value, int | float) and np.isfinite(value) else expected_dice_loss(p, chosen)

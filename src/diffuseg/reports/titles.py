@@ -3,7 +3,7 @@
 import string
 from typing import Any
 
-from diffuseg.data.layout import ellipsize
+from diffuseg.data.inventory import few
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.statistics import Interval
 from diffuseg.reports.evaluation import Evaluation
@@ -75,14 +75,14 @@ def notes(evaluation: Evaluation) -> list[str]:
         ("faults", "file is faulty: what it holds is in no mean", "files are faulty: what they hold is in no mean"),
     ):
         if summary.get(key):
-            lines.append(f"{pluralize(len(summary[key]), one, several)}: {ellipsize(summary[key])}.")
+            lines.append(f"{pluralize(len(summary[key]), one, several)}: {few(summary[key])}.")
     if summary.get("unheld_intervals"):
         lines.append(summary["unheld_intervals"])
     for side in ("training", "validation"):
         seen = evaluation.seen(side)
         if seen:
             met = pluralize(len(seen), "case was", "cases were")
-            lines.append(f"{met} in the {side} of the model, so no test of it: {ellipsize(seen)}.")
+            lines.append(f"{met} in the {side} of the model, so no test of it: {few(seen)}.")
     if evaluation.unknown:
         cases = pluralize(evaluation.unknown, "case")
         lines.append(f"{cases} may have been in the training of the model; it is unknown.")

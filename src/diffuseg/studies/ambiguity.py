@@ -44,7 +44,7 @@ from diffuseg.inference.fusion import best_overlap
 from diffuseg.inference.model import Model
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.text import pluralize
-from diffuseg.types import Image
+from diffuseg.types import Image, Steps
 
 DRAWS = 16  # per case, where nobody says otherwise
 COUNTS = (4, 16, 32)  # of draws at which GED is usually tabulated
@@ -130,7 +130,7 @@ def measure_ambiguity(
         raters = rater_indices(masks, models[0].plan)
         drawn, mean = draw_masks(models, image, options)
         seed = options.seed + REPEATS * number
-        scored.append(score_case(name, patient_of[name], drawn, mean, raters, image.spacing, seed))
+        scored.append(score_case(name, patient_of[name], drawn, mean, raters, image.steps, seed))
         if on_case is not None:
             on_case(number + 1, len(names))
     settings = {
@@ -171,7 +171,7 @@ def _describe(model: Model, options: SamplingOptions) -> dict[str, Any]:
 
 
 def score_case(
-    case: str, patient: str, draws: Draws, mean: Maps, raters: Raters, spacing: Sequence[float], seed: int = 0
+    case: str, patient: str, draws: Draws, mean: Maps, raters: Raters, spacing: Steps, seed: int = 0
 ) -> MultiRaterScores:
     """All numbers of one case: draws [n, *s] and raters [m, *s] as class indices, mean probability [k, *s], mm per axis."""
     labels, n = list(range(1, len(mean))), len(draws)

@@ -177,7 +177,7 @@ def _score_case(model: Model, image: Image, truth: np.ndarray, raters: np.ndarra
     p = model.predict(image, options, calibrate=False)
     classes = {name: k for k, name in enumerate(model.plan.names) if k}
     everywhere = np.ones(truth.shape, bool)
-    wheres = {"image": [everywhere] * len(raters), "band": [band(rater, image.spacing) for rater in raters]}
+    wheres = {"image": [everywhere] * len(raters), "band": [band(rater, image.steps) for rater in raters]}
     overlaps = [dice(p.mask == model.plan.labels[name], truth == k, "one") for name, k in classes.items()]
     return CaseScores(
         {region: _voxels(p.probability, raters, masks) for region, masks in wheres.items()},

@@ -266,7 +266,7 @@ def _point(model: Model, image: Image, options: SamplingOptions, qualities: list
 
 def _qualities(model: Model, case: FullCase, options: SamplingOptions, counts: Sequence[int]) -> dict[int, Quality]:
     """Number of draws -> quality of the mean of the first so many draws, on native voxels."""
-    draws, near, qualities = model.prepare(case, options), band(case.truth, case.native.spacing), {}
+    draws, near, qualities = model.prepare(case, options), band(case.truth, case.native.steps), {}
     ensemble, masks = draws.ensemble(), []
     labels = range(1, model.plan.classes)
     for draw in draws.draw():

@@ -123,15 +123,15 @@ def by_mask(method: Method, source: Batches, validation: Validation) -> Result:
         draws = prepare(method, whole, options, device)
         maps = [draws.to_native(draw) for draw in draws.draw()]
         hard = [p.argmax(0) for p in maps]
-        scores.append([dice(hard[0] == k, whole.truth == k) for k in range(1, plan.classes)])
+        annotated = whole.truth < plan.classes
+        scores.append([dice((hard[0] == k) & annotated, whole.truth == k) for k in range(1, plan.classes)])
         if number < PICTURED:
             mean = np.mean(maps, axis=0)
             entropy = -(mean * np.log(np.clip(mean, 1e-6, 1))).sum(0)
             known = [score for score in scores[-1] if np.isfinite(score)]
             title = f"{case}  Dice {np.mean(known):.3f}" if known else f"{case}  no class in truth and draw"
-            pictures.append(
-                {"image": whole.native.data[0], "truth": whole.truth, "draws": hard, "entropy": entropy, "title": title}
-            )
+            truth = np.where(annotated, whole.truth, 0)
+            pictures.append({"image": whole.native.data[0], "truth": truth, "draws": hard, "entropy": entropy, "title": title})
     table = np.array(scores)
     means = [float(np.nanmean(column)) if np.isfinite(column).any() else 0.0 for column in table.T]
     return Result(dict(zip(names[1:], means, strict=True)), len(scores), pictures)

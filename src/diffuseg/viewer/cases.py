@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.data import io
-from diffuseg.data.layout import ellipsize
+from diffuseg.data.inventory import few
 from diffuseg.data.outputs import probability_names, records, sidecar_name
 from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.errors import UserError
@@ -116,7 +116,7 @@ def find_cases(folder: Path, images: Path | None = None, only: str | None = None
     if only in odd or not known:
         raise odd.get(only or "", next(iter(odd.values())))
     if only is not None and only not in known:
-        raise UserError(f"there is no case {only!r}", file=folder, do=f"There are {ellipsize(known)}")
+        raise UserError(f"there is no case {only!r}", file=folder, do=f"There are {few(known)}")
     cases = [_case(folder, name, record, images) for name, record in known.items() if only in (None, name)]
     without = [Case(name, {}, (), (_within(folder, fault),)) for name, fault in odd.items() if only is None]
     if not any(case.layers for case in cases):

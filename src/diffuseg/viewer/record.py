@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.data import io
-from diffuseg.data.layout import label_values, list_files, read_json
+from diffuseg.data.label_values import label_values
+from diffuseg.data.layout import list_files, read_json
 from diffuseg.data.outputs import BEFORE, SETTINGS, records, sidecar_name
 from diffuseg.errors import UserError
 

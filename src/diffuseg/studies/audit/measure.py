@@ -39,7 +39,7 @@ def measure_case(run: Model, methods: Sequence[Method], row: Row, case: FullCase
     return {
         "one": float(np.mean([overlap(mask) for mask in masks])),
         "mean": overlap(p.argmax(0)),
-        "nll": nll(p, truth, band(truth, case.native.spacing)),
+        "nll": nll(p, truth, band(truth, case.native.steps)),
         "changed": float(np.mean(differing)) / max(int((truth > 0).sum()), 1) if differing else 0.0,
     }
 

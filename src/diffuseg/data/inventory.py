@@ -1,0 +1,44 @@
+"""What lies in the folders of a data set and is not used is named, so that no case vanishes without a word."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from diffuseg.data.geometry import warn_once
+from diffuseg.data.io import ENDINGS, ITK, NIFTI, case_of, ending_of
+from diffuseg.errors import UserError
+from diffuseg.text import pluralize
+
+NOTES = (".json", ".csv", ".tsv", ".txt", ".md", ".html", ".pdf", ".bval", ".bvec", ".log", ".yaml", ".yml")  # beside images
+
+
+def refuse_dangling(paths: Sequence[Path]) -> None:
+    """Refuse links of images and masks that lead nowhere, as of files that git-annex or datalad has not fetched."""
+    lost = [path.name for path in paths if path.is_symlink() and not path.exists() and path.name.lower().endswith(ENDINGS)]
+    if lost:
+        do = "Fetch the files (datalad get, git annex get), or remove the links"
+        raise UserError(f"links to nowhere: {few(lost)}", file=paths[0].parent, do=do)
+
+
+def refuse_twins(files: Iterable[Path]) -> None:
+    """Refuse two image files of one name, such as x.nii beside x.nii.gz: nothing says which one counts."""
+    found: dict[tuple[str, bool], Path] = {}
+    for path in files:
+        if path.name.lower().endswith(ENDINGS):
+            ending = ending_of(path)  # a picture beside a volume is a preview
+            other = found.setdefault((case_of(path, ending), ending in NIFTI + ITK), path)
+            if other != path:
+                raise UserError(f"stands beside {other.name}: two files of one case", file=path, do="Keep one of them")
+
+
+def name_unused(folder: Path, files: Iterable[Path], used: Iterable[Path], why: str) -> None:
+    """One line of warning that names the files of a folder that are not used; notes such as .json and .csv are none."""
+    taken = {path.resolve() for path in used}
+    left = [path.name for path in files if path.resolve() not in taken and not path.name.lower().endswith(NOTES)]
+    if left:
+        warn_once(folder, f"{pluralize(len(left), 'file is', 'files are')} not used, {why}: {few(left)}")
+
+
+def few(names: Iterable[str], most: int = 5) -> str:
+    """The first few of many names, for a message."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,43 @@
+"""What names say, in a table of spellings: left and right, CT and MR."""
+
+import pytest
+
+from diffuseg.data.names import is_ct, is_mr, is_xray, side
+
+PAIRS = (
+    ("left_tumor", "right_tumor"), ("LeftTumor", "RightTumor"), ("tumorL", "tumorR"), ("tumor1L", "tumor2R"),
+    ("lesion_lt", "lesion_rt"), ("lesion_links", "lesion_rechts"), ("tumeur_gauche", "tumeur_droite"),
+    ("lesion_sin", "lesion_dex"), ("cyst-left", "cyst-right"), ("leftsided lesion", "rightsided lesion"),
+    ("tumor-L", "tumor-R"),
+    ("tumor.l", "tumor.r"), ("L tumor", "R tumor"), ("LungTumorLHS", "LungTumorRHS"), ("lefttumor", "righttumor"),
+    ("LTumor", "RTumor"), ("tumor_L1", "tumor_R1"), ("tumorLeft", "tumorRight"), ("lLesion", "rLesion"),
+    ("LESION_L", "LESION_R"),
+    ("TUMOR_LEFT", "TUMORRIGHT"), ("Kidney (L)", "Kidney (R)"), ("ctx-lh-tumor", "ctx-rh-tumor"),
+    ("linke Zyste", "rechte Zyste"),
+    ("n\u00f3dulo izquierdo", "n\u00f3dulo derecho"), ("nodule gauche", "nodule droit"), ("lesione sinistra", "lesione destra"),
+    ("cisto_esquerdo", "cisto_direito"), ("LK_tumor", "RK_tumor"), ("tumor_sinister", "tumor_dexter"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0])
+def test_left_and_right_are_seen_in_every_spelling(pair):
+    assert [side(name) for name in pair] == ["left", "right"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tumor", "lesion", "liver lesion", "polyp", "sinus", "large cyst", "tumor_2", "renal tumor", "Lymphnode", "core"],
+)
+def test_no_side_is_seen_where_there_is_none(name):
+    assert side(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((n, "ct") for n in ("CT", "ct_art", "CTscan", "CT1", "ct-hu", "CT_scan", "NCCT", "HU", "abdomenCT", "low dose CT")),
+     *((n, "mr") for n in ("T1", "T1w", "T1_Gd", "t2f", "FLAIR", "mri", "MR0", "T2star", "DWI b1000", "brainMRI")),
+     *((n, "xray") for n in ("X-ray", "chestXray", "CXR", "x_ray")),
+     *((n, "") for n in ("Contrast", "actin", "direct", "grey", "red", "PET/CT", "section"))],
+)  # fmt: skip
+def test_what_a_picture_was_taken_with_is_a_word_of_its_channel(name, kind):
+    assert {"ct": is_ct(name), "mr": is_mr(name), "xray": is_xray(name)} == {k: k == kind for k in ("ct", "mr", "xray")}

@@ -1,0 +1,99 @@
+"""Pixels are what is stored, whatever the compression, depth, photometric tag and orientation tag."""
+
+import itertools
+import struct
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+import tifffile
+
+from diffuseg.data.io import read_image, read_mask
+from diffuseg.errors import UserError
+
+PILLOW = {"lzw": "tiff_lzw", "packbits": "packbits", "zlib": "tiff_adobe_deflate"}
+
+
+def png(path, array, bits):
+    """A grey PNG of few bits, written by hand."""
+    rows = b""
+    for row in array:
+        text = "".join(format(int(v), f"0{bits}b") for v in row)
+        text += "0" * (-len(text) % 8)
+        rows += b"\0" + bytes(int(text[i : i + 8], 2) for i in range(0, len(text), 8))
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", array.shape[1], array.shape[0], bits, 0, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+def lzw_codes(data: bytes) -> bytes:
+    """TIFF's LZW of few bytes: a clear code before each 200 of them, so that codes stay 9 bits wide."""
+    bits = ""
+    for start in range(0, len(data), 200):
+        bits += format(256, "09b") + "".join(format(byte, "09b") for byte in data[start : start + 200])
+    bits += format(257, "09b")
+    bits += "0" * (-len(bits) % 8)
+    return bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
+
+
+def tiff(path, array, bits, photometric=1, orientation=1, compression=1):
+    """A grey TIFF of one strip, written by hand from the specification: no library decides what is stored."""
+    h, w = array.shape
+    text = ["".join(format(int(v), f"0{bits}b") for v in row) for row in array]
+    rows = [row + "0" * (-len(row) % 8) for row in text]
+    data = b"".join(int(row, 2).to_bytes(len(row) // 8, "big") for row in rows)
+    data = {1: lambda x: x, 5: lzw_codes, 8: zlib.compress}[compression](data)
+    short = {256: w, 257: h, 258: bits, 259: compression, 262: photometric, 274: orientation, 277: 1, 278: h}
+    tags = [(code, struct.pack(">HHIHH", code, 3, 1, value, 0)) for code, value in short.items()]
+    tags += [(code, struct.pack(">HHII", code, 4, 1, value)) for code, value in ((273, 8), (279, len(data)))]
+    entries = b"".join(entry for _, entry in sorted(tags))
+    body = data + b"\0" * (len(data) % 2)
+    path.write_bytes(b"MM\0*" + struct.pack(">I", 8 + len(body)) + body + struct.pack(">H", len(tags)) + entries + b"\0" * 4)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_png_of_few_bits_has_the_stored_values(tmp_path, bits):
+    stored = np.random.default_rng(bits).integers(0, 2**bits, (7, 9))
+    png(tmp_path / "x.png", stored, bits)
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.png").data[0], stored)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png").data[0], stored)
+
+
+@pytest.mark.parametrize(("compression", "bits"), itertools.product([1, 5, 8], [1, 2, 4, 8, 16]))
+def test_tags_for_display_change_no_pixel_of_a_tiff(tmp_path, compression, bits):
+    stored = np.random.default_rng(bits).integers(0, 2**bits, (6, 8))
+    for photometric, orientation in itertools.product((0, 1), (1, 3, 6, 8)):
+        path = tmp_path / f"{photometric}{orientation}.tif"
+        tiff(path, stored, bits, photometric, orientation, compression)
+        np.testing.assert_array_equal(read_mask(path).data[0], stored)
+        np.testing.assert_array_equal(read_image(path).data[0], stored)
+
+
+@pytest.mark.parametrize("compression", [None, *PILLOW])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32, "colour"])
+def test_what_others_write_is_read_as_tifffile_or_pillow_stored_it(tmp_path, compression, dtype):
+    random, path = np.random.default_rng(0), tmp_path / "x.tif"
+    colour = dtype == "colour"
+    array = random.integers(0, 200, (6, 8, 3) if colour else (6, 8)).astype(np.uint8 if colour else dtype)
+    if compression in ("lzw", "packbits") and dtype == np.int16:
+        pytest.skip("Pillow cannot write it")
+    if compression in (None, "zlib"):
+        tifffile.imwrite(path, array, photometric="rgb" if colour else "minisblack", compression=compression)
+    else:
+        PIL.Image.fromarray(array).save(path, compression=PILLOW[compression], tiffinfo={274: 3})
+    expected = np.moveaxis(array, -1, 0) if colour else array[None]
+    np.testing.assert_array_equal(read_image(path).data, expected.astype(np.float32))
+
+
+def test_what_is_not_one_picture_is_refused(tmp_path):
+    stack = np.zeros((3, 6, 8), np.uint8)
+    tifffile.imwrite(tmp_path / "pages.tif", stack, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "imagej.tif", stack, imagej=True)
+    with tifffile.TiffWriter(tmp_path / "truncated.tif") as file:
+        file.write(stack, photometric="minisblack", truncate=True)
+    frames = [PIL.Image.fromarray(plane + n) for n, plane in enumerate(stack.astype(np.uint8))]
+    frames[0].save(tmp_path / "frames.png", save_all=True, append_images=frames[1:])
+    for name in ("pages.tif", "imagej.tif", "truncated.tif", "frames.png"):
+        with pytest.raises(UserError, match=r"3 (pages|frames) in one file"):
+            read_image(tmp_path / name)
