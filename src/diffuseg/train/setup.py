@@ -17,11 +17,12 @@ from diffuseg.data.dataset import Dataset, check_patient_leakage, open_dataset, 
 from diffuseg.data.labels import check_labels, read_labels
 from diffuseg.data.layout import read_json
 from diffuseg.data.plan import Plan, check_plan, fingerprint, load_plan, make_plan, save_plan
-from diffuseg.device import Precision, choose_precision
+from diffuseg.device import Precision
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS, Method
 from diffuseg.methods.presets import PRESETS, method_of
 from diffuseg.train.distributed import Processes, join_processes
+from diffuseg.train.precision import training_precision
 from diffuseg.train.state import Optimisers
 from diffuseg.train.validate import Validation
 
@@ -105,7 +106,6 @@ def set_up(settings: TrainSettings) -> TrainState:
     dataset, fold, labels = _open_data(settings)
     _check_options(settings)
     processes = join_processes(settings.device)
-    precision = choose_precision(processes.device, settings.precision)
     plan, method_config, config = _configure(settings, dataset)
     _check_config(config)
     torch.manual_seed(settings.seed)  # initial weights; everything later has generators of its own
@@ -113,6 +113,7 @@ def set_up(settings: TrainSettings) -> TrainState:
     processes.broadcast_weights(method)
     if method.generative:
         method.sampling(None, None)
+    precision = processes.broadcast(training_precision(method, processes.device, settings.precision))
     average = copy.deepcopy(method).requires_grad_(False)
     if processes.is_first:  # one for all: a second would find the folder taken
         _reserve_folder(settings, plan, method_config, config, fold, labels)
