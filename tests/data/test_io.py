@@ -122,7 +122,7 @@ def test_a_nifti_keeps_its_header(tmp_path):
     np.testing.assert_array_equal(np.asanyarray(result.dataobj), mask)
     assert result.dataobj.slope == 1 and result.dataobj.inter == 0
     assert result.header["cal_min"] == result.header["cal_max"] == 0
-    for key in ("pixdim", "xyzt_units", "descrip", "sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b"):
+    for key in ("pixdim", "xyzt_units", "sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b"):
         np.testing.assert_array_equal(result.header[key], source.header[key], err_msg=key)
 
 

@@ -19,7 +19,7 @@ from diffuseg.types import Batch
 
 TOLERANCE = 0.05  # of the largest value; bfloat16 itself rounds by 0.004
 POISONS = (float("nan"), 1e30)
-LARGE = 2**18  # values of an input from which on one pass, over NaN, has to do: it takes as long as a step of training
+LONG = 32  # voxels of a side from which on it is cut short, to the same remainder of the kernels' blocks of 16
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 RATERS = 2  # of a made-up batch
 
@@ -75,6 +75,8 @@ def layers_met(method: Method, step: Callable[[Method], None]) -> list[tuple[nn.
 
     def meet(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         shape = (1, *inputs[0].shape[1:])
+        if not isinstance(layer, nn.Linear):
+            shape = (*shape[:2], *(n if n < LONG else 16 + n % 16 for n in shape[2:]))
         met.setdefault((str(layer), shape), (layer, shape))
 
     hooks = [layer.register_forward_hook(meet) for layer in method.modules() if isinstance(layer, LAYERS)]
@@ -95,7 +97,7 @@ def check_layer(layer: nn.Module, shape: tuple[int, ...]) -> Fault | None:
         size = layer(image).shape
     above, name = torch.randn(size), str(layer).partition("(")[0]
     wanted, first = _passes(layer, image, above, False), None
-    for poison in POISONS[:1] if image.numel() > LARGE else POISONS:
+    for poison in POISONS:
         _poison(poison, [image, above, *layer.parameters()])
         found = _passes(layer, image, above, True)
         for what, a in found.items():
