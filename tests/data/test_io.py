@@ -394,3 +394,15 @@ def test_a_folder_that_cannot_be_written(tmp_path, ending):
     if not os.access(closed, os.W_OK):  # the superuser may write anywhere
         with pytest.raises(UserError, match=f"x{ending}: cannot be written"):
             write(closed / f"x{ending}", picture, Image(picture[None]))
+
+
+def test_results_do_not_carry_what_a_header_says_of_the_scan(tmp_path):
+    scan = nib.Nifti1Image(np.arange(60, dtype=np.float32).reshape(SHAPE), np.eye(4))
+    scan.header["descrip"], scan.header["aux_file"], scan.header["db_name"] = b"A. Patient", b"A. Patient", b"A. Patient"
+    scan.header.set_intent("vector")
+    scan.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"A. Patient"))
+    nib.save(scan, tmp_path / "scan.nii")
+    write(tmp_path / "mask.nii", np.ones(SHAPE, np.uint8), read_image(tmp_path / "scan.nii"))
+    assert b"Patient" in (tmp_path / "scan.nii").read_bytes()
+    assert b"Patient" not in (tmp_path / "mask.nii").read_bytes()
+    assert nib.load(tmp_path / "mask.nii").header.get_intent()[0] == "none"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -14,7 +15,12 @@ from diffuseg.data.world import outside_training, training_fingerprint
 @pytest.fixture(scope="module")
 def known(tmp_path_factory):
     """Eight cases and a CT plan, ranges of the first six, and the last two to try."""
-    dataset = open_dataset(make_dataset(tmp_path_factory.mktemp("w") / "d", cases=8, shape=(20, 22, 18)))
+    folder = make_dataset(tmp_path_factory.mktemp("w") / "d", cases=8, shape=(20, 22, 18))
+    for path in (folder / "imagesTr").iterdir():  # of one scale, as CT is
+        image = nib.load(path)
+        low, high = np.percentile(data := np.asarray(image.dataobj, np.float32), (1, 99))
+        nib.save(nib.Nifti1Image(100 + 100 * (data - low) / (high - low), image.affine), path)
+    dataset = open_dataset(folder)
     plan = make_plan(dataset, fingerprint(dataset))
     statistics = {"low": 0.0, "high": 2000.0, "mean": 500.0, "std": 200.0}
     plan = replace(plan, normalisation=("ct",) * len(plan.channels), intensity=(statistics,) * len(plan.channels))
