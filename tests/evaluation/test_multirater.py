@@ -15,6 +15,7 @@ from diffuseg.evaluation.multirater import (
     collective_insight,
     combined_sensitivity,
     diversity_agreement,
+    draw_agreement,
     ged,
     ged_by_draws,
     hm_iou,
@@ -272,3 +273,23 @@ def test_the_references_stand_in_their_order_where_raters_disagree_as_a_whole() 
     assert held_out_rater(raters, maximum_dice) == 1
     with pytest.raises(ValueError, match="held against"):
         held_out_rater(raters[:1], ged)
+
+
+def test_draw_agreement_by_hand():
+    """Two draws of one voxel and of two, a rater of two: Dice 2/3 and 1 with the rater, 2/3 with one another."""
+    draws, rater = np.array([[1, 0, 0], [1, 1, 0]]), np.array([[1, 1, 0]])
+    agreement = draw_agreement(draws, rater)
+    assert agreement == pytest.approx(((2 / 3 + 1) / 2, 2 / 3, 1 / 6))
+    alone = draw_agreement(draws[:1], rater)
+    assert alone.draw_rater == pytest.approx(2 / 3) and math.isnan(alone.draw_draw) and math.isnan(alone.gap)
+
+
+def test_draw_agreement_is_zero_of_draws_from_the_distribution_of_the_truth():
+    """Discs of random size: true masks and draws alike have no gap, draws that are all the middle disc have one below 0."""
+    g = np.random.default_rng(0)
+    distance = np.add.outer((np.arange(24) - 12) ** 2, (np.arange(24) - 12) ** 2)
+    discs = lambda n: np.stack([distance < r**2 for r in g.uniform(3, 10, n)])
+    pairs = [(discs(8), discs(1)) for _ in range(300)]
+    assert np.mean([draw_agreement(*pair).gap for pair in pairs]) == pytest.approx(0, abs=0.01)
+    middle = np.repeat((distance < 6.5**2)[None], 8, axis=0)
+    assert np.mean([draw_agreement(middle, truth).gap for _, truth in pairs]) < -0.2

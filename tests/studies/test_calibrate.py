@@ -23,7 +23,8 @@ from diffuseg.inference.model import load
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.methods import METHODS
 from diffuseg.reports.evaluate import evaluate
-from diffuseg.studies.calibrate import FRACTION, Measured, _coverage, measure_calibration, tables, write_calibration
+from diffuseg.studies.calibrate import FRACTION, Measured, _coverage, measure_calibration
+from diffuseg.studies.calibrate_files import tables, write_calibration
 from diffuseg.types import Image
 from tests.inference.oracle import Oracle, make_model, make_plan
 

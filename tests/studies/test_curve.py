@@ -165,7 +165,7 @@ def test_refusals(data, model):
 
 def test_cases_without_any_class_are_refused_before_the_costs_are_measured(data, model, monkeypatch):
     """No truth and no draw holds a class: every Dice is undefined, and there is nothing to choose by."""
-    empty = lambda *arguments: {n: (math.nan, 0.1, 0.1) for n in arguments[3]}
+    empty = lambda *arguments: {n: module.Quality(math.nan, 0.1, 0.1, (1.0, 1.0, 0.0)) for n in arguments[3]}
     monkeypatch.setattr(module, "_qualities", empty)
     monkeypatch.setattr(module, "peak_of", lambda *arguments: pytest.fail("nothing is left to measure"))
     with pytest.raises(UserError, match=r"no class is in any truth or draw of 1 case: .*Take more cases"):

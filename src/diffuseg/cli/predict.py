@@ -138,7 +138,8 @@ def calibrate(
     from diffuseg.checkpoint import amend_meta
     from diffuseg.inference.model import load
     from diffuseg.inference.sampling import SamplingOptions
-    from diffuseg.studies.calibrate import measure_calibration, tables, write_calibration
+    from diffuseg.studies.calibrate import measure_calibration
+    from diffuseg.studies.calibrate_files import tables, write_calibration
 
     out = out or Path(f"{Path(model).stem}_calibration")
     _refuse_unwritable(out, model if store else None)

@@ -33,6 +33,17 @@ class _Overlap(NamedTuple):
     voxels: int
 
 
+class DrawAgreement(NamedTuple):
+    """Mean Dice, in [0, 1]: of a draw with a rater, of two different draws, and the first minus the second.
+
+    Draws from the distribution of the raters' masks have both alike. Below 0: draws differ less than they err.
+    """
+
+    draw_rater: float
+    draw_draw: float
+    gap: float
+
+
 class CollectiveInsight(NamedTuple):
     """The CI score and its three parts, each in [0, 1]."""
 
@@ -56,6 +67,18 @@ def pairwise_dice(draws: Draws, raters: Raters, labels: Sequence[int] | None = N
     """Dice of each draw with each rater, in [0, 1]."""
     count = _overlap(draws, raters, _classes(labels, draws, raters))
     return _mean_of_classes(2 * count.both, count.first + count.second)
+
+
+def draw_agreement(draws: Draws, raters: Raters, labels: Sequence[int] | None = None) -> DrawAgreement:
+    """E Dice(draw, rater) and E Dice(draw, another draw): alike where draws are as uncertain as they should be.
+
+    Both are unbiased: no mask is compared with itself. Of a single draw the second and the gap are NaN.
+    """
+    n, classes = len(draws), _classes(labels, draws, raters)
+    rater = float(pairwise_dice(draws, raters, classes).mean())
+    among = pairwise_dice(draws, draws, classes)
+    other = float((among.sum() - np.trace(among)) / (n * (n - 1))) if n > 1 else math.nan
+    return DrawAgreement(rater, other, rater - other)
 
 
 def ged(draws: Draws, raters: Raters, labels: Sequence[int] | None = None) -> float:

@@ -20,7 +20,12 @@ COLUMNS = 4  # more classes than this become lines of the table in the terminal
 
 
 def text_table(
-    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = (), right: bool = True
+    title: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str] = (),
+    right: bool = True,
+    lines: bool = False,
 ) -> Table:
     """A table for a terminal; nothing in it is taken for markup.
 
@@ -30,8 +35,9 @@ def text_table(
         rows: A cell of text for each column.
         notes: Lines that stand under it.
         right: All columns but the first are aligned to the right.
+        lines: A line is drawn between rows.
     """
-    table = Table(title=escape(title), caption=escape("\n".join(notes)) or None, caption_justify="left")
+    table = Table(title=escape(title), caption=escape("\n".join(notes)) or None, caption_justify="left", show_lines=lines)
     for number, name in enumerate(head):
         table.add_column(escape(name), justify="right" if right and number else "left")
     for row in rows:

@@ -26,7 +26,17 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.ambiguity_baselines import held_out_rater, one_rater, pixelwise_draws, resampled_raters
 from diffuseg.evaluation.calibration_metrics import band, ece
 from diffuseg.evaluation.metrics import dice
-from diffuseg.evaluation.multirater import Draws, Raters, collective_insight, ged, ged_by_draws, hm_iou, pairwise_iou, soft_dice
+from diffuseg.evaluation.multirater import (
+    Draws,
+    Raters,
+    collective_insight,
+    draw_agreement,
+    ged,
+    ged_by_draws,
+    hm_iou,
+    pairwise_iou,
+    soft_dice,
+)
 from diffuseg.evaluation.selective import aurc, excess_aurc, expected_dice_loss
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES, bootstrap_mean, bootstrap_of
 from diffuseg.inference.folds import own_fold, validation_cases
@@ -263,6 +273,8 @@ def _scores(draws: Draws, probability: Maps, raters: Raters, labels: list[int], 
     insight = collective_insight(draws, raters, labels=labels)
     scores = {f"ged_{k}": value for k, value in ged_by_draws(draws, raters, counts, labels=labels).items()}
     scores |= {"hm_iou": hm_iou(draws, raters, labels=labels), "maximum_dice": insight.maximum_dice, "ci": insight.score}
+    agreement = draw_agreement(draws, raters, labels=labels)._asdict()
+    scores |= {f"dice_{name}": value for name, value in agreement.items()}
     soft = [soft_dice(np.clip(probability[k], 0, 1), raters == k) for k in labels]
     return scores | {"soft_dice": float(np.mean(soft))}
 

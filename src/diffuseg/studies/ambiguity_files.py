@@ -4,15 +4,30 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from diffuseg.atomic_io import nan_to_none, write_csv, write_json
 from diffuseg.evaluation.statistics import Interval
+from diffuseg.reports.tables import text_table
 from diffuseg.studies.ambiguity import SOURCES, Ambiguity, MultiRaterScores
 from diffuseg.text import pluralize
 
-TITLES = {"hm_iou": "HM-IoU", "maximum_dice": "max. Dice", "ci": "CI", "soft_dice": "soft Dice"}
+TITLES = {
+    "hm_iou": "HM-IoU",
+    "maximum_dice": "max. Dice",
+    "ci": "CI",
+    "dice_draw_rater": "Dice, draw and rater",
+    "dice_draw_draw": "Dice, two draws",
+    "dice_gap": "difference of these two",
+    "soft_dice": "soft Dice",
+}
+MEAN_TITLES = {
+    "dice": "Dice with the majority",
+    "dice_fused": "the same of --fuse dice",
+    "ece": "ECE, whole image",
+    "ece_band": "ECE near the borders",
+    "uncertainty_score": "uncertainty score",
+}
 
 
 def write_ambiguity(measured: Ambiguity, out: Path) -> list[Path]:
@@ -26,39 +41,43 @@ def write_ambiguity(measured: Ambiguity, out: Path) -> list[Path]:
 
 def tables(measured: Ambiguity) -> list[Table]:
     """Means with intervals: each source of masks against all raters, and below it everything else."""
-    summary = measured.summary
+    return [_source_table(measured.summary), _mean_table(measured.summary)]
+
+
+def _source_table(summary: dict[str, Any]) -> Table:
+    """Each source of masks against all raters."""
     number = f"{pluralize(summary['cases'], 'case')}, {pluralize(summary['draws'], 'draw')}"
-    title = f"Against all raters: mean [95 % interval], {number}"
-    shown = Table("measure", *(_name(source, summary) for source in SOURCES), title=title.replace("[", "\\["))
-    for key in summary["ambiguity"]["draws"]:
-        measure = TITLES.get(key) or f"GED, {pluralize(int(key.removeprefix('ged_')), 'draw')}"
-        shown.add_row(measure, *(_cell(summary["ambiguity"][source][key]) for source in SOURCES))
-    empty, over = summary["empty"], summary["interval"]["over"]
-    none = pluralize(empty["no rater"], "case")
-    lines = [
-        "GED: lower is better, 0 best. All others: higher is better, 1 best.",
+    measures = summary["ambiguity"]
+    rows = [(_title(key), *(_cell(measures[source][key]) for source in SOURCES)) for key in measures["draws"]]
+    empty, none = summary["empty"], pluralize(summary["empty"]["no rater"], "case")
+    notes = [
+        "GED: lower is better, 0 best. Difference: 0 best; below 0 draws differ less than they err.",
+        "HM-IoU, max. Dice, CI and soft Dice: higher is better, 1 best.",
         f"{summary['rule']}.",
         f"Empty masks: of no rater in {none}, some in {empty['some raters']}, all in {empty['all raters']}.",
-        f"95 % intervals over {pluralize(summary['patients'], 'patient')}: {over}.",
+        f"95 % intervals over {pluralize(summary['patients'], 'patient')}: {summary['interval']['over']}.",
     ]
-    shown.caption, shown.caption_justify = "\n".join(lines), "left"
-    rest = Table("measure", "mean", title="Against one rater, and of the mean probability")
+    head = ("measure", *(_name(source, summary) for source in SOURCES))
+    return text_table(f"Against all raters: mean [95 % interval], {number}", head, rows, notes, right=False)
+
+
+def _mean_table(summary: dict[str, Any]) -> Table:
+    """Draws against single raters, the mean probability, and how well uncertainty finds the bad cases."""
+    rows = []
     for who, name in (("draws", "draws against one rater"), ("raters", "other raters against one rater")):
-        single = summary["single"][who]
-        rest.add_row(f"{name}: GED, as many of both", _cell(single["ged"]))
-        rest.add_row(f"{name}: mean IoU", _cell(single["iou"]))
-    names = {
-        "dice": "Dice with the majority",
-        "dice_fused": "the same of --fuse dice",
-        "ece": "ECE, whole image",
-        "ece_band": "ECE near the borders",
-        "uncertainty_score": "uncertainty score",
-    }
-    for key, name in names.items():
-        rest.add_row(name, _cell(summary["mean"][key]))
+        rows.append((f"{name}: GED, as many of both", _cell(summary["single"][who]["ged"])))
+        rows.append((f"{name}: mean IoU", _cell(summary["single"][who]["iou"])))
+    rows += [(name, _cell(summary["mean"][key])) for key, name in MEAN_TITLES.items()]
     for key, name in (("aurc", "AURC of 1 - Dice by uncertainty score"), ("excess_aurc", "excess AURC")):
-        rest.add_row(name, _cell(summary["selective"][key]))
-    return [shown, rest]
+        rows.append((name, _cell(summary["selective"][key])))
+    return text_table("Against one rater, and of the mean probability", ("measure", "mean"), rows, right=False)
+
+
+def _title(key: str) -> str:
+    """Of a measure; one that has no title of its own stands under its name."""
+    if key.startswith("ged_"):
+        return f"GED, {pluralize(int(key.removeprefix('ged_')), 'draw')}"
+    return TITLES.get(key, key.replace("_", " "))
 
 
 def _name(source: str, summary: dict[str, Any]) -> str:
@@ -85,4 +104,4 @@ def _text(value: Any) -> Any:
 
 
 def _cell(entry: dict[str, Any]) -> str:
-    return escape(Interval.of(entry).text(3))
+    return Interval.of(entry).text(3)

@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 from scipy import stats
 
-from diffuseg.atomic_io import atomic_write, nan_to_none, write_json
 from diffuseg.data.dataset import Dataset, load_raters, open_dataset, patients
 from diffuseg.data.raters import fuse_raters
 from diffuseg.data.transforms import class_indices, rater_indices
@@ -43,14 +40,12 @@ from diffuseg.evaluation.conformal import (
     interval_coverage,
 )
 from diffuseg.evaluation.metrics import dice
-from diffuseg.evaluation.selective import REJECTION, rejection, risk_coverage, threshold_for_fraction
-from diffuseg.evaluation.statistics import CONFIDENCE, Interval, bootstrap_mean, group_folds, paired_difference
+from diffuseg.evaluation.selective import rejection, threshold_for_fraction
+from diffuseg.evaluation.statistics import Interval, bootstrap_mean, group_folds, paired_difference
 from diffuseg.inference.calibration import SETTINGS, Calibration
 from diffuseg.inference.folds import own_fold, validation_cases
 from diffuseg.inference.model import Model
 from diffuseg.inference.sampling import SamplingOptions
-from diffuseg.reports.figures import png_of
-from diffuseg.reports.plots import reliability_plot, risk_coverage_plot
 from diffuseg.text import pluralize
 from diffuseg.types import Image
 
@@ -291,69 +286,3 @@ def _how(cases: int, patients: int) -> dict[str, str]:
         "threshold": f"the smallest uncertainty score above which at most {FRACTION:.0%} of these cases lie",
         "risk": "1 minus Dice, mean of classes; a class in neither mask counts as right",
     }
-
-
-def write_calibration(measured: Measured, model: str, out: Path) -> list[Path]:
-    """Write calibration.json, reliability.png and risk_coverage.png into a folder; returns their paths."""
-    paths = [Path(out) / name for name in ("calibration.json", "reliability.png", "risk_coverage.png")]
-    write_json(paths[0], nan_to_none(_content(measured, model)))
-    atomic_write(paths[1], png_of(reliability_plot(measured.diagrams)))
-    atomic_write(paths[2], png_of(risk_coverage_plot({"by uncertainty score": _risk_and_uncertainty(measured)}, FRACTION)))
-    return paths
-
-
-def tables(measured: Measured) -> list[Table]:
-    """The numbers for a terminal: calibration before and after, then intervals and rejection."""
-    learnt = measured.calibration
-    scores = Table("", *map(escape, ("before", "after", "difference [95 %]")), title=f"Temperature {learnt.temperature:.3f}")
-    for region, by_measure in measured.scores.items():
-        for name, values in by_measure.items():
-            cells = [f"{values[side].mean:.4f}" for side in ("before", "after")]
-            scores.add_row(f"{MEASURES[name]}, {region}", *cells, escape(values["difference"].text(4, "+")))
-    scores.caption, scores.caption_justify = escape(f"{learnt.where}. {measured.how['temperature'].capitalize()}."), "left"
-    rest = Table("", escape("[95 %]"), title="Intervals and rejection")
-    for name, sides in measured.coverage.items():
-        for side in ("raw", "widened"):
-            share, n = Interval(**sides[side]["fraction"]), sides[side]["cases"]
-            value = f"{share.text(2)} of {n}, mean width {_ml(sides[side]['mean_width_ml'])}"
-            rest.add_row(escape(f"{name}: volume in the {side} {1 - ALPHA:.0%} interval"), escape(value))
-    for name, title in REJECTION.items():
-        rest.add_row(title.format(learnt.fraction), escape(measured.selective[name].text(4)))
-    rest.add_row(
-        f"uncertainty score above which a case needs review (at most {learnt.fraction:.0%} do)", f"{learnt.threshold:.4f}"
-    )
-    lacking = [name for name in measured.coverage if name not in learnt.widening]
-    notes = [f"Intervals: {measured.how['intervals']}."]
-    if lacking:
-        notes.append(f"Too few cases to widen the intervals of {', '.join(lacking)}: {math.ceil(1 / ALPHA - 1)} are needed.")
-    rest.caption, rest.caption_justify = escape("\n".join(notes)), "left"
-    return [scores, rest]
-
-
-def _risk_and_uncertainty(measured: Measured) -> tuple[np.ndarray, np.ndarray]:
-    rows = list(measured.per_case.values())
-    return np.array([row["risk"] for row in rows]), np.array([row["uncertainty_score"] for row in rows])
-
-
-def _content(measured: Measured, model: str) -> dict[str, Any]:
-    curve = risk_coverage(*_risk_and_uncertainty(measured))
-    plain = lambda values: {name: value._asdict() for name, value in values.items()}
-    return {
-        "model": model,
-        "learnt": asdict(measured.calibration),
-        "how": measured.how,
-        "confidence": CONFIDENCE,
-        "scores": {region: {name: plain(v) for name, v in values.items()} for region, values in measured.scores.items()},
-        "coverage": measured.coverage,
-        "selective": plain(measured.selective) | {"fraction": FRACTION},
-        "reliability": {
-            side: {name: values.tolist() for name, values in diagram._asdict().items()}
-            for side, diagram in measured.diagrams.items()
-        },
-        "risk_coverage": {name: values.tolist() for name, values in curve._asdict().items()},
-        "cases": measured.per_case,
-    }
-
-
-def _ml(width: float) -> str:
-    return f"{width:.3f} ml" if math.isfinite(width) else "infinite (too few cases to calibrate on)"

@@ -4,15 +4,15 @@ Draws are shared: the mean of the first n draws of a case is the result for n dr
 same seed. So the quality of all numbers of draws costs what the largest costs.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.markup import escape
 from rich.table import Table
 
 from diffuseg.atomic_io import atomic_write, nan_to_none, write_csv, write_json
@@ -21,17 +21,27 @@ from diffuseg.data.dataset import open_dataset, patients
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import band, brier, nll
 from diffuseg.evaluation.metrics import dice
+from diffuseg.evaluation.multirater import DrawAgreement, draw_agreement
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean
 from diffuseg.inference.folds import own_fold, validation_cases
 from diffuseg.inference.model import Model
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.methods import Method
+from diffuseg.reports.tables import text_table
 from diffuseg.text import pluralize
 from diffuseg.types import Image
 
 WITHIN = 0.002  # of the best Dice: what a cheaper setting may lose
 DRAWS = (1, 2, 4, 8)
-Quality = tuple[float, float, float]  # Dice, NLL, Brier score
+
+
+class Quality(NamedTuple):
+    """Of one case: of the mean of its draws, and of the draws one by one."""
+
+    dice: float
+    nll: float
+    brier: float
+    agreement: DrawAgreement
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,9 @@ class Point:
     evaluations   of the network per tile: steps times draws
     seconds  wall time of predicting the timed case
     memory_mb     peak while it was predicted: allocated on a GPU, else resident in the whole process; None: not known
+    dice_draw_truth, dice_draw_draw   mean Dice of a draw with the truth, and of two draws (NaN for a single one)
+    dice_gap, dice_gap_low, dice_gap_high   the first minus the second with its 95 % interval; 0 where draws differ as much as
+             they err
     """
 
     steps: int
@@ -56,6 +69,11 @@ class Point:
     evaluations: int
     seconds: float
     memory_mb: float | None
+    dice_draw_truth: float = math.nan
+    dice_draw_draw: float = math.nan
+    dice_gap: float = math.nan
+    dice_gap_low: float = math.nan
+    dice_gap_high: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -140,7 +158,7 @@ def measure_curve(
                 qualities[s, n].append(quality)
         if on_case is not None:
             on_case(number + 1, len(cases))
-    if not any(np.isfinite(quality[0]) for rows in qualities.values() for quality in rows):
+    if not any(np.isfinite(quality.dice) for rows in qualities.values() for quality in rows):
         what = f"no class is in any truth or draw of {pluralize(len(cases), 'case')}: there is no Dice to choose by"
         raise UserError(what, file=folder, do="Take more cases (--cases) or another fold (--fold).")
     timed = sorted(cases, key=voxels.__getitem__)[len(cases) // 2]
@@ -175,21 +193,33 @@ def write_curve(curve: Curve, out: Path) -> list[Path]:
 
 def table(curve: Curve) -> Table:
     """The points for a terminal of 80 columns, the recommended one marked; the rest is in the files."""
-    shown = Table("steps", "draws", escape("Dice [95 %]"), "NLL", "Brier", "s/case", "MB", title="Steps and draws")
+    rows = []
     for p in curve.points:
-        overlap = escape(Interval(p.dice, p.dice_low, p.dice_high).text(4))
+        overlap = Interval(p.dice, p.dice_low, p.dice_high).text(4)
         memory = "-" if p.memory_mb is None else f"{p.memory_mb:.0f}"
         mark = "*" if p == curve.recommended else ""
         seconds = f"{p.seconds:.{2 if p.seconds < 100 else 0}f}"
-        cells = (p.steps, f"{p.draws}{mark}", overlap, f"{p.nll:.3f}", f"{p.brier:.3f}", seconds, memory)
-        shown.add_row(*map(str, cells), style="bold" if mark else None)
-    shown.caption = escape(
-        f"fold {curve.fold}, {pluralize(len(curve.cases), 'case')}; time and memory of {curve.timed} on {curve.device}.\n"
+        rows.append((str(p.steps), f"{p.draws}{mark}", overlap, f"{p.nll:.3f}", f"{p.brier:.3f}", seconds, memory))
+    where = f"fold {curve.fold}, {pluralize(len(curve.cases), 'case')}"
+    notes = [
+        f"{where}; time and memory of {curve.timed} on {curve.device}.",
         f"* recommended: fewest evaluations of the network within {WITHIN} of the best Dice; a single draw has no spread, "
-        "hence no uncertainty."
-    )
-    shown.caption_justify = "left"
-    return shown
+        "hence no uncertainty.",
+        *_agreement_notes(curve),
+    ]
+    return text_table("Steps and draws", ("steps", "draws", "Dice [95 %]", "NLL", "Brier", "s/case", "MB"), rows, notes)
+
+
+def _agreement_notes(curve: Curve) -> list[str]:
+    """Whether draws differ as much as they err, of the recommended steps and the most draws."""
+    point = [p for p in curve.points if p.steps == curve.recommended.steps][-1]
+    if not np.isfinite(point.dice_gap):
+        return []
+    gap = Interval(point.dice_gap, point.dice_gap_low, point.dice_gap_high).text(3, "+")
+    return [
+        f"Dice of a draw with the truth {point.dice_draw_truth:.3f}, of two draws {point.dice_draw_draw:.3f}, difference {gap} "
+        f"({pluralize(point.draws, 'draw')}): 0 where draws differ as much as they err, below 0 where they differ less."
+    ]
 
 
 def peak_of(work: Callable[[], Any], device: torch.device) -> tuple[float, float | None]:
@@ -211,27 +241,44 @@ def _point(model: Model, image: Image, options: SamplingOptions, qualities: list
     """The mean quality of a setting, and what one image costs."""
     assert options.steps is not None and options.draws is not None and options.sampler is not None
     seconds, memory = peak_of(lambda: model.predict(image, options), model.device)
-    overlap, likelihood, squares = zip(*qualities, strict=True)
+    overlap, likelihood, squares, agreements = zip(*qualities, strict=True)
+    truth, other, gaps = zip(*agreements, strict=True)
     evaluations = model.method.evaluations(options.sampler, options.steps) * options.draws
-    interval = bootstrap_mean(overlap, groups)
-    return Point(options.steps, options.draws, *interval, _mean(likelihood), _mean(squares), evaluations, seconds, memory)
+    interval, gap = bootstrap_mean(overlap, groups), bootstrap_mean(gaps, groups)
+    return Point(
+        steps=options.steps,
+        draws=options.draws,
+        dice=interval.mean,
+        dice_low=interval.low,
+        dice_high=interval.high,
+        nll=_mean(likelihood),
+        brier=_mean(squares),
+        evaluations=evaluations,
+        seconds=seconds,
+        memory_mb=memory,
+        dice_draw_truth=_mean(truth),
+        dice_draw_draw=_mean(other),
+        dice_gap=gap.mean,
+        dice_gap_low=gap.low,
+        dice_gap_high=gap.high,
+    )
 
 
 def _qualities(model: Model, case: FullCase, options: SamplingOptions, counts: Sequence[int]) -> dict[int, Quality]:
     """Number of draws -> quality of the mean of the first so many draws, on native voxels."""
-    draws, near, found = model.prepare(case, options), band(case.truth, case.native.spacing), {}
-    ensemble = draws.ensemble()
+    draws, near, qualities = model.prepare(case, options), band(case.truth, case.native.spacing), {}
+    ensemble, masks = draws.ensemble(), []
+    labels = range(1, model.plan.classes)
     for draw in draws.draw():
         ensemble.add(draw)
+        masks.append(draws.to_native(draws.finalize(draw)).argmax(0))
         if ensemble.draws in counts:
-            found[ensemble.draws] = _quality(draws.to_native(ensemble.mean), case.truth, near)
-    return found
-
-
-def _quality(p: np.ndarray, truth: np.ndarray, near: np.ndarray) -> Quality:
-    mask = p.argmax(0)
-    overlap = [dice(mask == k, truth == k) for k in range(1, len(p))]
-    return _mean(overlap), nll(p, truth, near), brier(p, truth, near)
+            p, truth = draws.to_native(ensemble.mean), case.truth
+            agreement = draw_agreement(np.stack(masks), truth[None], labels)
+            mask = p.argmax(0)
+            overlap = _mean([dice(mask == k, truth == k) for k in labels])
+            qualities[ensemble.draws] = Quality(overlap, nll(p, truth, near), brier(p, truth, near), agreement)
+    return qualities
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from diffuseg.atomic_io import check_writable, nan_to_none, write_json
@@ -19,6 +18,7 @@ from diffuseg.errors import UserError
 from diffuseg.inference.folds import validation_cases
 from diffuseg.inference.model import Model, load
 from diffuseg.methods import Method
+from diffuseg.reports.tables import text_table
 from diffuseg.studies.audit.measure import SCORES, measure_case, summary
 from diffuseg.studies.audit.rows import Row, Training, sampled_rows, trained_rows
 from diffuseg.text import pluralize
@@ -88,12 +88,12 @@ def audit(
 
 def table(found: dict[str, Any]) -> Table:
     """For a terminal: each score, and its difference to the run, or to the run once more where trainings were shorter."""
-    shown = Table("row", *SCORES.values(), title="Is diffusion doing anything here?", show_lines=True)
+    rows = []
     for name, row in found["rows"].items():
         cells = [_text(row["scores"][key], alone=name == row["against"]) for key in SCORES]
-        shown.add_row(*map(escape, (f"{name}\n{pluralize(row['calls'], 'call')}", *cells)))
-    shown.caption, shown.caption_justify = escape("\n".join(_notes(found))), "left"
-    return shown
+        rows.append((f"{name}\n{pluralize(row['calls'], 'call')}", *cells))
+    title, head = "Is diffusion doing anything here?", ("row", *SCORES.values())
+    return text_table(title, head, rows, _notes(found), right=False, lines=True)
 
 
 def _run(options: AuditOptions) -> tuple[dict[str, Any], Model]:
