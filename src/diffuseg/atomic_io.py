@@ -60,9 +60,9 @@ def _umask() -> int:
 
 
 def atomic_write(path: Path | str, content: str | bytes) -> None:
-    """Write text (as UTF-8) or bytes to a file."""
+    """Write text or bytes to a file; text as UTF-8, names of files that are not UTF-8 as the bytes that they are."""
     with atomic_path(path) as aside:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        aside.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
 
 
 def nan_to_none(value: Any) -> Any:

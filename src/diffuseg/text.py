@@ -1,6 +1,12 @@
-"""Numbers in sentences."""
+"""Numbers in sentences, and text for where not every sign may stand."""
 
 
 def pluralize(number: int, one: str, several: str | None = None) -> str:
     """A number with its noun, "1 case", "2 cases"; `several` where the plural is not one with -s, or a verb goes along."""
     return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
+def showable(text: str, most: int = 120) -> str:
+    """A text for a picture: signs that no encoding has become "?", line breaks blanks; a long one is cut in its middle."""
+    text = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-(most // 2) :]}"

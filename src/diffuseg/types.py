@@ -80,10 +80,10 @@ def voxel_ml(affine: Float[np.ndarray, "4 4"], dims: int) -> float:
     """Volume of a voxel of a grid in ml, right on sheared grids too; the pixel of a picture is taken to be 1 mm thick."""
     if dims == 3:
         return float(abs(np.linalg.det(affine[:3, :3]))) / 1000
-    steps = steps_of(affine[:3, :dims])
-    if isinstance(steps, tuple):
-        return float(np.prod(np.linalg.norm(affine[:3, :dims], axis=0))) / 1000
-    return float(np.sqrt(np.linalg.det(steps.T @ steps))) / 1000
+    axes = affine[:3, :dims]
+    if not is_sheared(steps_of(axes)):
+        return float(np.prod(np.linalg.norm(axes, axis=0))) / 1000
+    return float(np.sqrt(np.linalg.det(axes.T @ axes))) / 1000
 
 
 @dataclass

@@ -122,7 +122,7 @@ def test_a_nifti_keeps_its_header(tmp_path):
     np.testing.assert_array_equal(np.asanyarray(result.dataobj), mask)
     assert result.dataobj.slope == 1 and result.dataobj.inter == 0
     assert result.header["cal_min"] == result.header["cal_max"] == 0
-    for key in ("pixdim", "xyzt_units", "descrip", "sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b"):
+    for key in ("pixdim", "xyzt_units", "sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b"):
         np.testing.assert_array_equal(result.header[key], source.header[key], err_msg=key)
 
 
@@ -425,3 +425,15 @@ def test_a_header_that_contradicts_itself_is_warned_of(tmp_path, caplog, sform, 
     nib.save(image, tmp_path / "x.nii")
     read_image(tmp_path / "x.nii")
     assert words in caplog.text and "x.nii" in caplog.text
+
+
+def test_results_do_not_carry_what_a_header_says_of_the_scan(tmp_path):
+    scan = nib.Nifti1Image(np.arange(60, dtype=np.float32).reshape(SHAPE), np.eye(4))
+    scan.header["descrip"], scan.header["aux_file"], scan.header["db_name"] = b"A. Patient", b"A. Patient", b"A. Patient"
+    scan.header.set_intent("vector")
+    scan.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"A. Patient"))
+    nib.save(scan, tmp_path / "scan.nii")
+    write(tmp_path / "mask.nii", np.ones(SHAPE, np.uint8), read_image(tmp_path / "scan.nii"))
+    assert b"Patient" in (tmp_path / "scan.nii").read_bytes()
+    assert b"Patient" not in (tmp_path / "mask.nii").read_bytes()
+    assert nib.load(tmp_path / "mask.nii").header.get_intent()[0] == "none"

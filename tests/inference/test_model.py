@@ -150,10 +150,14 @@ def test_seeds_of_draws_are_pinned():
 
 
 def test_a_deterministic_method_is_asked_once():
-    p = make_model(method=Certain).predict(turned(organs(classes=2), (0, 1, 2), (1, 1, 1)), draws=8, steps=3)
+    image = turned(organs(classes=2), (0, 1, 2), (1, 1, 1))
+    p = make_model(method=Certain).predict(image, draws=8)
     found = p.provenance
     assert (found["draws"], found["seeds"], found["seed"], found["network_evaluations"]) == (1, [], None, 1)
     assert not p.uncertainty["mutual_information"].any()
+    for idle in ({"steps": 0}, {"steps": 3}, {"sampler": "ddim"}, {"sampler": "nothing"}, {"fuse": "staple"}):
+        with pytest.raises(UserError, match=f"{next(iter(idle))}.*deterministic"):
+            make_model(method=Certain).predict(image, **idle)
 
 
 def test_steps_and_sampler_reach_the_method_and_the_record():

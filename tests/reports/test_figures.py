@@ -189,3 +189,11 @@ assert "matplotlib.pyplot" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("title", ["b$\\frac$ x$$", "M\udcfcller", "a_b^c", "two\nlines", "x" * 500, "[red]<b>&"])
+def test_a_title_is_drawn_as_it_is_written(title):
+    truth = np.zeros((8, 8), int)
+    truth[2:5, 2:5] = 1
+    row = {"image": truth, "truth": truth, "draws": [truth], "entropy": truth * 0.1, "title": title}
+    assert validation_figure([row]).startswith(b"\x89PNG")

@@ -84,6 +84,21 @@ def test_a_training_that_met_bad_data_goes_on_when_it_is_mended(tmp_path, spoilt
     assert same_weights(tmp_path / "out" / "last.safetensors", tmp_path / "straight" / "last.safetensors")
 
 
+def test_a_run_does_not_go_on_over_other_voxels(tmp_path, spoilt, plan, quick):
+    arguments, image = [*options(spoilt, tmp_path / "out", steps=2), "--plan", plan], spoilt / IMAGE
+    good = image.read_bytes()
+    assert call(*arguments).exit_code == 0
+    mask = next((spoilt / "labelsTr").iterdir())
+    for file in (image, mask):
+        kept = file.read_bytes()
+        whole = nib.load(file)
+        nib.save(nib.Nifti1Image(np.asarray(whole.dataobj)[::-1].copy(), whole.affine), file)
+        refused(call(*arguments, "--resume"), file.name, "changed since the run was started", "Put the files back")
+        file.write_bytes(kept)
+    assert image.read_bytes() == good
+    assert call(*arguments, "--resume").exit_code == 0
+
+
 # arguments after those of a good training -> words of the line
 WISHES = {
     "--preset cdal/as_relesed": ("unknown preset 'cdal/as_relesed'", "cdal/as_released"),

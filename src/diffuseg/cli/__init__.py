@@ -1,5 +1,7 @@
 """The commands: parsing and printing, nothing else. What is heavy is imported by the command that needs it."""
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -13,6 +15,9 @@ __all__ = ["app", "data", "evaluate", "main", "predict", "pseudo", "train", "vie
 
 def main() -> None:
     """What `diffuseg` calls."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show stops nothing
     app(prog_name="diffuseg")
 
 

@@ -48,6 +48,7 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do cases that are already finished.")] = False,
     save_draws: Annotated[bool, typer.Option("--save-draws", help="Also write the mask of each draw.")] = False,
     save_steps: Annotated[bool, typer.Option("--save-steps", help="Also write the first draw step by step.")] = False,
+    no_prob: Annotated[bool, typer.Option("--no-prob", help="Write no probabilities: the largest files by far.")] = False,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     from diffuseg.config import warn_renamed
@@ -67,11 +68,13 @@ def predict(
     if loaded.calibration is not None:
         typer.echo(loaded.calibration.announce(loaded.settings(options)))
     with ProgressBars(console(stderr=True)) as bars:
-        result = predict_folder(loaded, inputs, out, options, overwrite, bars.case, bars.draw)
+        result = predict_folder(loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob)
     for case, reason in result.skipped:
         typer.echo(f"skipped {case}: {reason}")
     for case, reason in result.failed:
         complain(f"failed {case}: {reason}")
+    for case, faults in result.outside_training:
+        complain(f"Warning: {case} is unlike the images of the training: {'; '.join(faults)}")
     for case, score in result.needs_review:
         typer.echo(f"{case} needs review: uncertainty score {score:.3f}")
     counts = {"finished": result.finished, "skipped": result.skipped, "failed": result.failed}

@@ -7,6 +7,7 @@ import typer
 
 from diffuseg.cli.app import app, console
 from diffuseg.cli.progress import ProgressBars
+from diffuseg.errors import UserError
 
 
 @app.command()
@@ -86,6 +87,9 @@ def audit(
     from diffuseg.studies.audit.audit import AuditOptions, table
     from diffuseg.studies.audit.audit import audit as hold
 
+    if steps is not None and (steps < 1 or not retrain):
+        what = "these are the steps of the trainings of --retrain" if steps > 0 else "at least one step is needed"
+        raise UserError(f"--steps {steps}: {what}")
     folder = out or run / "audit"
     asked = AuditOptions(run, dataset, folder, draws, steps, retrain, tuple(only or ()), cases, device)
     bars = ProgressBars(console(stderr=True))

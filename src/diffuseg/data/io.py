@@ -117,7 +117,9 @@ def read_planes(path: Path | str) -> Image:
 
 
 def write(path: Path | str, array: np.ndarray, like: Image) -> None:
-    """Write an array [*s] or [c, *s] on the grid of `like`, with its geometry and, from NIfTI to NIfTI, its header.
+    """Write an array [*s] or [c, *s] on the grid of `like`, with its geometry; from NIfTI to NIfTI, as its header has it.
+
+    Description, intent, extensions and whatever else a header says of the scan stay behind.
 
     Integers and booleans are stored exactly in the smallest of uint8, int16, int32 that holds them; floats as float32,
     except in .png: as 16-bit fractions of 1 (value = pixel / 65535). Refuses what the format cannot hold: lossy endings,
@@ -227,9 +229,22 @@ def _write_nifti(aside: Path, planes: np.ndarray, like: Image) -> None:
         image.set_sform(like.affine, code=1)
         # A qform can only turn and flip: a sheared grid is left to the sform alone.
         image.set_qform(like.affine, code=int(np.allclose(axes.T @ axes, np.eye(3), atol=1e-6)))
-    # The display range was that of the scan (slope and intercept nibabel resets by itself).
-    image.header["cal_min"] = image.header["cal_max"] = 0
+    _only_geometry(image.header)
     nib.save(image, aside)
+
+
+def _only_geometry(header: Any) -> None:
+    """Take out what a header says of the scan and not of the new file: who it is of, what its values mean, how it was taken.
+
+    Slope and intercept nibabel resets by itself.
+    """
+    header.extensions.clear()
+    header.set_intent("none")
+    header["descrip"], header["aux_file"] = b"diffuseg", b""
+    for field in ("cal_min", "cal_max", "slice_code", "slice_start", "slice_end", "slice_duration", "toffset"):
+        header[field] = 0
+    for field in {"data_type", "db_name", "extents", "session_error", "regular"} & set(header.keys()):  # of NIfTI-1 alone
+        header[field] = np.zeros_like(header[field])
 
 
 def _channels_last(planes: np.ndarray) -> np.ndarray:

@@ -148,7 +148,8 @@ def list_files(folder: Path) -> list[Path]:
 def read_json(path: Path) -> Any:
     """The content of a JSON file; one that is missing or broken is refused."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _once(pairs, path))
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        return json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, path))
     except FileNotFoundError:
         raise UserError("no such file", file=path, do="docs/data.md says how a data set looks") from None
     except (ValueError, OSError, RecursionError) as error:

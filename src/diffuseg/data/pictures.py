@@ -42,8 +42,9 @@ def read(file: Path, mask: bool) -> np.ndarray:
     if file.name.lower().endswith((".tif", ".tiff")):
         return _read_tiff(file, mask)
     with warnings.catch_warnings(action="ignore"), PIL.Image.open(file) as picture:
-        if picture.format == "PNG" and getattr(picture, "n_frames", 1) > 1:
-            raise UserError(f"{picture.n_frames} frames in one file", file=file, do="Store each as a picture")
+        frames = getattr(picture, "n_frames", 1)
+        if picture.format == "PNG" and frames > 1:
+            raise UserError(f"{frames} frames in one file", file=file, do="Store each as a picture")
         return _decode(picture, file, mask)
 
 

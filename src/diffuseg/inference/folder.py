@@ -26,12 +26,14 @@ class FolderResult:
         skipped: (name, reason) of those that were done before.
         failed: (name, reason) of those that failed.
         needs_review: (name, uncertainty score) of the cases that a human should look at, by falling score.
+        outside_training: (name, in what) of the cases that are unlike all cases of the training.
     """
 
     finished: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     needs_review: list[tuple[str, float]] = field(default_factory=list)
+    outside_training: list[tuple[str, list[str]]] = field(default_factory=list)
 
 
 def find_cases(inputs: Sequence[Path], channels: int) -> dict[str, tuple[Path, ...]]:
@@ -67,6 +69,7 @@ def predict_folder(
     overwrite: bool = False,
     on_case: Callable[[str, int, int], None] | None = None,
     on_draw: Callable[[int, int], None] | None = None,
+    probabilities: bool = True,
 ) -> FolderResult:
     """Segment files and folders into a folder, see `save`.
 
@@ -96,20 +99,23 @@ def predict_folder(
         if on_case is not None:
             on_case(case, number, len(cases))
         try:
-            skipped = None if overwrite else _finished(out, case, paths, settings, _to_keep(options))
+            skipped = None if overwrite else _finished(out, case, paths, settings, _to_keep(options), probabilities)
             if skipped is not None:
                 result.skipped.append((case, skipped))
                 continue
             ending = ending_for(paths[0])
             keep = _to_keep(options) | (set() if overwrite else _kept(out, case, ending))
             keep_all = replace(options, keep_draws="draws" in keep, keep_steps="steps" in keep)
-            save(model.predict(paths, keep_all, on_draw=on_draw), out, case, ending)
+            save(model.predict(paths, keep_all, on_draw=on_draw), out, case, ending, probabilities)
             result.finished.append(case)
         except UserError as fault:
             result.failed.append((case, str(fault)))
         except Exception as error:  # whatever is wrong with this one, the next may be fine
             result.failed.append((case, f"{paths[0]}: {type(error).__name__}: {error}"))
-    result.needs_review = _needs_review(out, [*result.finished, *(case for case, _ in result.skipped)])
+    done = [*result.finished, *(case for case, _ in result.skipped)]
+    unlike = {case: read_json(out / f"{case}.json").get("outside_training") for case in done}
+    result.outside_training = [(case, faults) for case, faults in unlike.items() if faults]
+    result.needs_review = _needs_review(out, done)
     return result
 
 
@@ -151,7 +157,9 @@ def _images(folder: Path) -> list[Path]:
     return without_results(images)
 
 
-def _finished(out: Path, case: str, paths: Sequence[Path], settings: dict[str, Any], keep: set[str]) -> str | None:
+def _finished(
+    out: Path, case: str, paths: Sequence[Path], settings: dict[str, Any], keep: set[str], probabilities: bool
+) -> str | None:
     """Why a case need not be done again; None where it has to be.
 
     Refuses to touch what some other program wrote, and the result of another image of the same name.
@@ -173,7 +181,8 @@ def _finished(out: Path, case: str, paths: Sequence[Path], settings: dict[str, A
         raise UserError(what, file=record, do="Choose another folder, or --overwrite")
     changed = [f"{key} {before[key]}, not {settings[key]}" for key in SETTINGS if before[key] != settings[key]]
     if not changed:
-        return "already finished" if keep <= _kept(out, case, ending) else None
+        lacking = probabilities and not before.get("probabilities", True)
+        return "already finished" if keep <= _kept(out, case, ending) and not lacking else None
     return f"already finished with other settings ({'; '.join(changed)}); --overwrite does it again"
 
 

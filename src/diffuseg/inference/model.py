@@ -17,6 +17,7 @@ from diffuseg.data.batches import FullCase
 from diffuseg.data.io import read_image
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import GridTransform, maps_to_native
+from diffuseg.data.world import outside_training
 from diffuseg.device import Precision, choose_device, choose_precision
 from diffuseg.diffusion.samplers import timesteps
 from diffuseg.errors import UserError
@@ -61,7 +62,8 @@ class Model:
 
         Raises:
             UserError: Fewer than one draw, an unknown sampler or fusion, more steps than the model has levels, a label where
-                the model asks for none or of no class of its, or steps to keep where there are none of a mask.
+                the model asks for none or of no class of its, or steps to keep where there are none of a mask;
+                of a deterministic method a sampler, a fusion or steps.
         """
         best = self.recommended(options)
         if best is not None:
@@ -74,6 +76,7 @@ class Model:
         if options.keep_steps and self.method.supervision != "mask":
             raise UserError(f"{self.name} has no steps of a mask to keep", do="Leave out --save-steps")
         if not self.method.generative:
+            self._refuse_idle(options)
             return replace(options, draws=1, steps=1, sampler=None, fuse="mean")
         sampler, steps = self.method.sampling(options.sampler, options.steps)
         return replace(options, draws=draws, steps=steps, sampler=sampler)
@@ -162,6 +165,7 @@ class Model:
         record |= self.settings(options) | recorder.record() | scores(self.plan, ensemble, probability, chosen)
         if calibrate and self.calibration is not None:
             probability = apply_calibration(self.calibration, probability, record)
+        record |= self._unlike_training(image, record["volume_ml"], self._values()[chosen])
         record |= self._origin(image, draws) | {"image_digests": digests}
         record |= {"recommended": self.recommended(asked) is not None} | cost(draws)
         record["seconds"] = round(time.monotonic() - started, 2)
@@ -191,6 +195,22 @@ class Model:
             "versions": versions(),
             "notice": NOTICE,
         }
+
+    def _unlike_training(self, image: Image, volume_ml: dict[str, float], mask: np.ndarray) -> dict[str, Any]:
+        """In what image and volumes are unlike all training cases; then the case needs review, however sure the draws are."""
+        faults = outside_training(self.meta.get("fingerprint"), image, self.plan, volume_ml, mask)
+        return {"outside_training": faults, "needs_review": True, "look_at": True} if faults else {}
+
+    def _refuse_idle(self, options: SamplingOptions) -> None:
+        """Refuse what could do nothing in a method without noise."""
+        idle = {"sampler": options.sampler, "fuse": None if options.fuse == "mean" else options.fuse}
+        for name, value in idle.items():
+            if value is not None:
+                what = (
+                    f"{name} {value!r}: {self.meta.get('method', 'this method')} is deterministic, its draws are all the same"
+                )
+                raise UserError(what, do=f"Leave out --{name}")
+        self.method.sampling(None, options.steps)
 
     def _refuse_label(self, label: str | None) -> None:
         if label is not None and self.method.supervision == "mask":

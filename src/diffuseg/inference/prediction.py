@@ -38,16 +38,19 @@ class Prediction:
     draws: np.ndarray | None = None
     steps: np.ndarray | None = None
 
-    def save(self, folder: Path | str, case: str | None = None, ending: str | None = None) -> Path:
+    def save(self, folder: Path | str, case: str | None = None, ending: str | None = None, probabilities: bool = True) -> Path:
         """Write mask, foreground probabilities, entropy, provenance and what was kept into a folder; returns the mask."""
-        return save(self, Path(folder), case, ending)
+        return save(self, Path(folder), case, ending, probabilities)
 
 
-def save(prediction: Prediction, folder: Path, case: str | None = None, ending: str | None = None) -> Path:
+def save(
+    prediction: Prediction, folder: Path, case: str | None = None, ending: str | None = None, probabilities: bool = True
+) -> Path:
     """Write one case into a folder, in the image's own geometry; returns the path of the mask.
 
     <case><ending>          label values, the smallest integer type that holds them
-    <case>_prob<ending>     probability of the foreground classes, several as channels; .png: one file per class
+    <case>_prob<ending>     probability of the foreground classes, several as channels; .png: one file per class;
+                            left out without `probabilities`
     <case>_entropy<ending>  nats; .png: as a fraction of log(classes)
     <case>_draws<ending>    label values of each draw as channels, if they were kept; .png: <case>_draws.tif
     <case>_steps<ending>    percent of foreground of each step as channels, if they were kept; .png: <case>_steps.tif
@@ -68,7 +71,9 @@ def save(prediction: Prediction, folder: Path, case: str | None = None, ending: 
         record.unlink()  # while its files are replaced the case is not finished
     mask = folder / (case + ending)
     _write_kept(prediction, folder, case, ending)
-    for name, probability in _probabilities(prediction, ending):
+    if not probabilities:
+        _remove_probabilities(prediction, folder, case, ending)
+    for name, probability in _probabilities(prediction, ending) if probabilities else ():
         io.write(folder / sidecar_name(case, name, ending), probability, prediction.image)
     entropy, unit = prediction.uncertainty["entropy"], "nats"
     if ending == ".png":
@@ -76,7 +81,8 @@ def save(prediction: Prediction, folder: Path, case: str | None = None, ending: 
         entropy, unit = np.clip(entropy / math.log(classes), 0, 1), f"fraction of log({classes}) nats"
     io.write(folder / sidecar_name(case, "entropy", ending), entropy, prediction.image)
     io.write(mask, prediction.mask, prediction.image)  # after its maps: a mask without them is not ours to replace
-    write_json(record, {"case": case} | prediction.provenance | {"entropy_unit": unit})
+    left_out = {} if probabilities else {"probabilities": False}
+    write_json(record, {"case": case} | prediction.provenance | {"entropy_unit": unit} | left_out)
     return mask
 
 
@@ -87,11 +93,19 @@ def ending_for(source: Path) -> str:
 
 
 def _probabilities(prediction: Prediction, ending: str) -> list[tuple[str, np.ndarray]]:
-    foreground = np.clip(prediction.probability[1:], 0, 1)  # interpolation may leave [0, 1] by a rounding error
+    foreground = prediction.probability[1:]
+    np.clip(foreground, 0, 1, out=foreground)  # interpolation may leave [0, 1] by a rounding error; in place: it may be large
     names = probability_names(prediction.provenance["labels"], ending)
     if len(names) == 1:
         return [(names[0], foreground[0] if len(foreground) == 1 else foreground)]
     return list(zip(names, foreground, strict=True))
+
+
+def _remove_probabilities(prediction: Prediction, folder: Path, case: str, ending: str) -> None:
+    """Those of an earlier prediction must not stay beside the new mask."""
+    if (folder / sidecar_name(case, "entropy", ending)).exists():
+        for name in probability_names(prediction.provenance["labels"], ending):
+            (folder / sidecar_name(case, name, ending)).unlink(missing_ok=True)
 
 
 def _write_kept(prediction: Prediction, folder: Path, case: str, ending: str) -> None:

@@ -176,6 +176,10 @@ class Method(nn.Module, ABC, Generic[Config]):
     def sampling(self, sampler: str | None, steps: int | None) -> tuple[str, int]:
         """Sampler and number of steps of a draw, defaults filled in, or a UserError if the method does not have them."""
         if not self.generative:
+            if sampler not in (None, self.default_sampler):
+                raise UserError(f"sampler {sampler!r}: this method is deterministic and has none", do="Leave it out")
+            if steps not in (None, 1):
+                raise UserError(f"steps {steps}: this method is deterministic, it has one", do="Leave it out")
             return self.default_sampler, 1
         name, n = sampler or self.default_sampler, self.default_steps if steps is None else steps
         check_sampling(self.schedule, n, name)

@@ -34,7 +34,7 @@ def case_pictures(evaluations: Sequence[Evaluation]) -> list[tuple[str, bytes]]:
     for case, which in chosen.items():
         try:
             png = _picture(evaluations, case, scores[case], f"{which} case: {case}")
-        except (UserError, ValueError):  # files are no longer those that were evaluated
+        except Exception:  # files are no longer those that were evaluated, or cannot be drawn: numbers matter more
             continue
         pictures.append((f"{which} case: {case}", png))
     return pictures

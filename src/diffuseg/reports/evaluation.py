@@ -92,7 +92,7 @@ class Evaluation:
             raise UserError("there is no evaluation here", file=folder, do=HOW_TO)
         summary = read_json(file)
         try:
-            with table.open(encoding="utf-8", newline="") as lines:
+            with table.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
                 rows = [Row.read(line) for line in csv.DictReader(lines)]
             _check(rows, summary)
         except (OSError, KeyError, TypeError, ValueError, csv.Error, UnicodeError) as error:

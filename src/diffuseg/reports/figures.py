@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Num
 
+from diffuseg.text import showable
+
 OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 DIFFERENCES = {"missed": "#0072B2", "in excess": "#D55E00", "other class": "#CC79A7"}
 DRAWS = 6  # shown at most in one row
@@ -218,8 +220,21 @@ def _panels(rows: int, columns: int, ratio: float, width: float = 3.0) -> tuple[
     return figure, axes
 
 
+def plain_text(figure: Any) -> None:
+    """Text is shown as it is written: `$` begins no formula, and a sign that no encoding has becomes "?"."""
+    from matplotlib.text import Text
+
+    for axes in figure.axes:
+        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):  # asking for them makes them
+            label.set_parse_math(False)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_text("\n".join(showable(line, 200) for line in text.get_text().split("\n")))
+
+
 def png_of(figure: Any) -> bytes:
     """A matplotlib figure as PNG."""
+    plain_text(figure)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from diffuseg.evaluation.calibration_metrics import Reliability
 from diffuseg.evaluation.selective import risk_coverage
-from diffuseg.reports.figures import OKABE_ITO, figure_of, png_of
+from diffuseg.reports.figures import OKABE_ITO, figure_of, plain_text, png_of
 
 DARK = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # for lines: the strongest first
 LINES, MARKERS = ("solid", "dashed", "dashdot", "dotted"), "osD^vPX"
@@ -152,6 +152,7 @@ def _name_axes(axis: Any, x: str, y: str) -> None:
 
 def svg_of(figure: Any) -> str:
     """A figure as inline SVG; equal figures give equal text."""
+    plain_text(figure)
     import matplotlib
 
     text = io.StringIO()

@@ -126,7 +126,7 @@ def step(state: TrainState, batch: Batch, done: float) -> dict[str, float]:
         What to log: losses and terms as "phase/name", and the learning rate.
 
     Raises:
-        UserError: a loss is not finite.
+        UserError: a loss or a gradient is not finite.
     """
     state.method.train()
     log: dict[str, float] = {}
@@ -145,19 +145,26 @@ def step(state: TrainState, batch: Batch, done: float) -> dict[str, float]:
             loss, terms = state.method.loss(batch, phase, rng)
         value = float(loss.detach())
         if not math.isfinite(value):
-            do = "Lower the learning rate, or look for odd images; --resume goes on from the last good state"
-            raise UserError(f"the loss of {phase.name} is {value} at step {state.step + 1}", do=do)
+            raise _not_finite(state, f"the loss of {phase.name} is {value}")
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
         _average_gradients(state, parameters)
-        if state.config.clip:
-            torch.nn.utils.clip_grad_norm_(parameters, state.config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, state.config.clip or math.inf)
+        if not math.isfinite(norm):
+            raise _not_finite(state, f"the gradient of {phase.name} is {float(norm)}")
         optimiser.step()
         log |= {f"{phase.name}/{name}": float(term) for name, term in {"loss": value, **terms}.items()}
         log["rate"] = rate
     update_ema(state)
     return log
+
+
+def _not_finite(state: TrainState, what: str) -> UserError:
+    """Before any weight has taken it in: what is wrong, and what may be."""
+    fp32 = "Give --precision fp32, lower" if state.precision.dtype != torch.float32 else "Lower"
+    do = f"{fp32} the learning rate, or look for odd images; --resume goes on from the last good state"
+    return UserError(f"{what} at step {state.step + 1}", do=do)
 
 
 def _train_only(method: Method, phase: Phase) -> None:

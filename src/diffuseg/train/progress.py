@@ -24,7 +24,7 @@ class Progress:
     def __init__(self, out: Path, step: int, steps: int, minutes: float | None, shown: bool) -> None:
         self.out, self.step, self.shown, self.minutes = out, step, shown, minutes
         self.text, self.score = "", ""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bar = rich.progress.Progress(*columns, TextColumn("left"), TimeRemainingColumn(), disable=not shown)
         total = steps if minutes is None else int(60 * minutes)
         self.task = self.bar.add_task("training", total=total, completed=step if minutes is None else 0)
@@ -48,7 +48,7 @@ class Progress:
     def note(self, text: str) -> None:
         """One line for the user."""
         if self.shown:
-            self.bar.console.print(text, highlight=False)
+            self.bar.console.print(text, highlight=False, markup=False)
 
     def advance(self, step: int, seconds: float, log: dict[str, float] | None) -> None:
         """A step is done; `log` is given when it is to be written down."""
@@ -83,7 +83,10 @@ class Progress:
         if result.pictures:
             from diffuseg.reports.figures import validation_figure
 
-            atomic_write(self.out / "validation.png", validation_figure(result.pictures))
+            try:
+                atomic_write(self.out / "validation.png", validation_figure(result.pictures))
+            except Exception as error:  # a picture is not worth a training
+                self.note(f"Warning: validation.png could not be drawn ({type(error).__name__}: {error})")
 
     def write(self) -> None:
         """Bring `log.csv` up to date."""

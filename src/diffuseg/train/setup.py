@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,17 @@ from diffuseg.checkpoint import image_digest
 from diffuseg.config import from_dict, override, to_dict
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset, check_patient_leakage, open_dataset, splits
+from diffuseg.data.inventory import few
 from diffuseg.data.labels import check_labels, read_labels
 from diffuseg.data.layout import read_json
 from diffuseg.data.plan import Plan, check_plan, fingerprint, load_plan, make_plan, save_plan
-from diffuseg.device import Precision, choose_precision
+from diffuseg.data.world import training_fingerprint
+from diffuseg.device import Precision
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS, Method
 from diffuseg.methods.presets import PRESETS, method_of, preset_of
 from diffuseg.train.distributed import Processes, join_processes
+from diffuseg.train.precision import training_precision
 from diffuseg.train.state import Optimisers
 from diffuseg.train.validate import Validation
 
@@ -105,7 +109,6 @@ def set_up(settings: TrainSettings) -> TrainState:
     dataset, fold, labels = _open_data(settings)
     _check_options(settings)
     processes = join_processes(settings.device)
-    precision = choose_precision(processes.device, settings.precision)
     plan, method_config, config = _configure(settings, dataset)
     _check_config(config)
     torch.manual_seed(settings.seed)  # initial weights; everything later has generators of its own
@@ -114,9 +117,10 @@ def set_up(settings: TrainSettings) -> TrainState:
     processes.broadcast_weights(method)
     if method.generative:
         method.sampling(None, None)
+    precision = processes.broadcast(training_precision(method, processes.device, settings.precision))
     average = copy.deepcopy(method).requires_grad_(False)
     if processes.is_first:  # one for all: a second would find the folder taken
-        _reserve_folder(settings, plan, method_config, config, fold, labels)
+        _reserve_folder(settings, plan, method_config, config, fold, labels, file_digests(dataset, fold))
     processes.barrier()
     return TrainState(
         settings=settings,
@@ -129,7 +133,7 @@ def set_up(settings: TrainSettings) -> TrainState:
         validation=Validation(dataset, fold["val"], plan, settings.seed, config.validation_cases),
         precision=precision,
         processes=processes,
-        meta=_provenance(settings, dataset, fold),
+        meta=_provenance(settings, dataset, fold) | fingerprint_of(processes, dataset, fold["train"], plan),
         steps=_steps(settings, plan),
     )
 
@@ -244,13 +248,14 @@ def _reserve_folder(
     config: TrainConfig,
     fold: dict[str, list[str]],
     labels: dict[str, int] | None,
+    digests: dict[str, str],
 ) -> None:
     """Take the out folder, or make sure that a resumed run is the same run."""
     out, file = settings.out, settings.out / "run.json"
     record = {
         "method": settings.method, "fold": settings.fold, "seed": settings.seed, "steps": settings.steps,
         "plan": to_dict(plan), "config": to_dict(method_config), "train": to_dict(config), "cases": fold,
-        "image_labels": labels,
+        "image_labels": labels, "digests": digests,
     }  # fmt: skip
     if not file.exists():
         save_plan(plan, out / "plan.json")
@@ -261,10 +266,35 @@ def _reserve_folder(
     previous = read_json(file)
     if not isinstance(previous, dict):
         raise UserError("is no record of a run", file=file, do="Start again in another --out.")
+    if (out / "resume.safetensors").exists():  # else nothing was learnt yet, and files may have been mended
+        _refuse_changed_files(previous.get("digests"), digests, settings.dataset)
+    elif previous.get("digests") != digests:
+        write_json(file, previous | {"digests": digests})
     before, now = _comparable(previous, method_config), _comparable(record, method_config)
-    changed = [key for key in now if before.get(key) != now[key]]
+    changed = [key for key in now if key != "digests" and before.get(key) != now[key]]
     if changed:
         raise UserError(f"--resume with another {', '.join(changed)} than the run was started with", file=out)
+
+
+def file_digests(dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, str]:
+    """The digest of each image and mask of a fold, by its path in the data set: what a run was started with."""
+    cases = {*fold["train"], *fold["val"]}
+    files = [file for case in dataset.cases if case.id in cases for file in (*case.images, *case.masks)]
+    name = lambda file: Path(os.path.relpath(file, dataset.folder)).as_posix()
+    return {name(file): image_digest(file) for file in files}
+
+
+def fingerprint_of(processes: Processes, dataset: Dataset, cases: list[str], plan: Plan) -> dict[str, Any]:
+    """What predictions are compared with, for the header of checkpoints; only the first process writes these."""
+    return {"fingerprint": training_fingerprint(dataset, cases, plan)} if processes.is_first else {}
+
+
+def _refuse_changed_files(before: dict[str, str] | None, now: dict[str, str], folder: Path) -> None:
+    """Refuse to go on over other voxels; runs of earlier versions do not remember theirs."""
+    changed = [name for name, digest in (before or {}).items() if now.get(name, digest) != digest]
+    if changed:
+        what = f"--resume: {few(changed)} changed since the run was started"
+        raise UserError(what, file=folder, do="Put the files back as they were, or start again in another --out")
 
 
 def _comparable(record: dict[str, Any], method_config: Any) -> dict[str, Any]:

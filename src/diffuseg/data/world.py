@@ -1,0 +1,146 @@
+"""What the images of a training are like in numbers, and in what another image is unlike all of them.
+
+A network gives a mask for anything; nothing in it says that an image is of another kind than those it has learnt from, and the
+doubt that draws show may even fall. So a checkpoint remembers the range of a few numbers over its training cases.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Num
+
+from diffuseg.data.dataset import Dataset, evenly_spaced, load_case, load_image
+from diffuseg.data.plan import Plan
+from diffuseg.data.transforms import grid_transform
+from diffuseg.errors import UserError
+from diffuseg.types import Image
+
+CASES = 256  # that are measured, at most
+VOXELS = 200_000  # of one channel, at regular intervals, at most
+PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
+MARGIN = 0.5  # of the range over the training cases, on either side; more where there are few cases
+RATIO = 1.25  # by which spacing and extent may always differ
+VOLUME_RATIO = 2.0  # by which volumes may always differ
+POSITION = 0.08  # by which a percentile may always be elsewhere between the first and the last
+CONTRAST = 0.15  # of the contrast of the training images, by which their intensities may always differ
+
+
+def measure(image: Image, plan: Plan) -> dict[str, float]:
+    """The numbers of one image by name: spacing and extent along the axes of the plan, intensities where they have a meaning of
+    their own, and where its percentiles lie between the first and the 99th, which an inverted or cut-off image has elsewhere.
+    """
+    transform = grid_transform(image, plan)
+    shape = transform.oriented
+    spacing = np.array(image.spacing)
+    if transform.reorientation is not None:
+        spacing = spacing[np.argsort(transform.reorientation[:, 0])]
+    found: dict[str, float] = {}
+    for axis, (n, mm) in enumerate(zip(shape, spacing.tolist(), strict=True)):
+        found[f"spacing of axis {axis} in mm"] = mm
+        found[f"extent of axis {axis} in mm"] = n * mm
+    for channel, (values, how) in enumerate(zip(image.data, plan.normalisation, strict=True)):
+        found |= _intensities(values.ravel(), plan.channels[channel], how)
+    return {name: float(f"{value:.6g}") for name, value in found.items()}
+
+
+def _intensities(values: Num[np.ndarray, " n"], name: str, how: str) -> dict[str, float]:
+    values = values[:: max(1, len(values) // VOXELS)].astype(np.float64)
+    shown = values[values != 0] if how == "zscore" and values.any() else values  # as the normalisation has it
+    low, *inner, high = np.percentile(shown, PERCENTILES).tolist()
+    reach = max(high - low, 1e-12)
+    positions = {
+        f"position of percentile {p} of {name}": (v - low) / reach for p, v in zip(PERCENTILES[1:-1], inner, strict=True)
+    }
+    if how == "zscore":
+        return positions
+    absolute = np.percentile(values, PERCENTILES).tolist()
+    return positions | {f"percentile {p} of {name}": v for p, v in zip(PERCENTILES, absolute, strict=True) if p in (1, 50, 99)}
+
+
+def levels(image: Image, mask: np.ndarray, plan: Plan) -> dict[str, float]:
+    """How bright each class is: its mean less the median, as a share of the contrast. An inverted image has the other sign."""
+    found: dict[str, float] = {}
+    for channel, values in zip(plan.channels, image.data, strict=True):
+        low, middle, high = np.percentile(values.ravel()[:: max(1, values.size // VOXELS)], (1, 50, 99)).tolist()
+        for label, value in plan.labels.items():
+            inside = values[mask == value]
+            if value and inside.size:
+                found[f"level of {label} in {channel}"] = (float(inside.mean()) - middle) / max(high - low, 1e-12)
+    return found
+
+
+def training_fingerprint(dataset: Dataset, cases: Sequence[str], plan: Plan) -> dict[str, Any]:
+    """The range of each number over training cases, and of the volumes of the classes; cases that cannot be read are left out.
+
+    Returns:
+        {"cases": n, "ranges": {name: [low, high]}, "volume_ml": {class: [low, high]}}, for the header of a checkpoint.
+    """
+    by_id = {case.id: case for case in dataset.cases}
+    numbers: list[dict[str, float]] = []
+    volumes: list[dict[str, float]] = []
+    shades: list[dict[str, float]] = []
+    for name in evenly_spaced(list(cases), CASES):
+        case = by_id[name]
+        try:
+            image, mask = (load_image(dataset, case), None) if case.mask is None else load_case(dataset, case)
+            numbers.append(measure(image, plan))
+        except UserError:
+            continue  # the training will say so when it meets it
+        if mask is not None:
+            count = {label: int((mask.data == value).sum()) for label, value in plan.labels.items() if value}
+            volumes.append({label: n * image.voxel_ml for label, n in count.items()})
+            shades.append(levels(image, mask.data[0], plan))
+    ranges = _ranges(numbers) | _ranges(shades)
+    return {"cases": len(numbers), "ranges": ranges, "volume_ml": _ranges(volumes)}
+
+
+def _ranges(rows: list[dict[str, float]]) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            values.setdefault(name, []).append(value)
+    return {name: [float(f"{f(found):.6g}") for f in (min, max)] for name, found in values.items()}
+
+
+def outside_training(
+    fingerprint: dict[str, Any] | None,
+    image: Image,
+    plan: Plan,
+    volume_ml: dict[str, float] | None = None,
+    mask: np.ndarray | None = None,
+) -> list[str]:
+    """In what an image and its predicted volumes are unlike all training cases, each with its figures; [] where in nothing."""
+    if not fingerprint or not fingerprint.get("ranges"):
+        return []
+    ranges, cases = fingerprint["ranges"], max(int(fingerprint.get("cases", 1)), 1)
+    few = 1 + 4 / cases  # ranges over few cases are too narrow
+    faults = []
+    numbers = measure(image, plan) | ({} if mask is None else levels(image, mask, plan))
+    for name, value in numbers.items():
+        if name in ranges and not _within(name, value, ranges, few):
+            faults.append(_say(name, value, ranges[name]))
+    for label, value in (volume_ml or {}).items():
+        if label in fingerprint.get("volume_ml", {}):
+            low, high = fingerprint["volume_ml"][label]
+            if not low / (VOLUME_RATIO * few) <= value <= high * VOLUME_RATIO * few:
+                faults.append(_say(f"volume of {label} in ml", value, (low, high)))
+    return faults
+
+
+def _within(name: str, value: float, ranges: dict[str, list[float]], few: float) -> bool:
+    low, high = ranges[name]
+    margin = MARGIN * few * (high - low)
+    if name.startswith(("spacing", "extent")):
+        return low / RATIO - margin <= value <= high * RATIO + margin
+    if name.startswith(("position", "level")):
+        margin = max(margin, POSITION * few)
+    else:
+        channel = name.partition(" of ")[2]
+        contrast = ranges[f"percentile 99 of {channel}"][1] - ranges[f"percentile 1 of {channel}"][0]
+        margin = max(MARGIN * (high - low), CONTRAST * contrast)
+    return low - margin <= value <= high + margin
+
+
+def _say(name: str, value: float, around: Sequence[float]) -> str:
+    return f"{name} is {value:.4g}, in training {around[0]:.4g} to {around[1]:.4g}"

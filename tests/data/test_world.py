@@ -1,0 +1,62 @@
+"""Images that are unlike those of a training are said to be, with figures; those that are like them are not."""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from diffuseg.data.dataset import load_case, open_dataset
+from diffuseg.data.plan import fingerprint, make_plan
+from diffuseg.data.synthetic import make_dataset
+from diffuseg.data.world import outside_training, training_fingerprint
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """Eight cases and a CT plan, ranges of the first six, and the last two to try."""
+    folder = make_dataset(tmp_path_factory.mktemp("w") / "d", cases=8, shape=(20, 22, 18))
+    for path in (folder / "imagesTr").iterdir():  # of one scale, as CT is
+        image = nib.load(path)
+        low, high = np.percentile(data := np.asarray(image.dataobj, np.float32), (1, 99))
+        nib.save(nib.Nifti1Image(100 + 100 * (data - low) / (high - low), image.affine), path)
+    dataset = open_dataset(folder)
+    plan = make_plan(dataset, fingerprint(dataset))
+    statistics = {"low": 0.0, "high": 2000.0, "mean": 500.0, "std": 200.0}
+    plan = replace(plan, normalisation=("ct",) * len(plan.channels), intensity=(statistics,) * len(plan.channels))
+    ranges = training_fingerprint(dataset, [case.id for case in dataset.cases[:6]], plan)
+    return plan, ranges, [load_case(dataset, case) for case in dataset.cases[6:]]
+
+
+def volumes(plan, image, mask):
+    return {name: float((mask.data == value).sum()) * image.voxel_ml for name, value in plan.labels.items() if value}
+
+
+def test_images_like_those_of_the_training_pass(known):
+    plan, ranges, others = known
+    for image, mask in others:
+        assert outside_training(ranges, image, plan, volumes(plan, image, mask), mask.data[0]) == []
+    assert outside_training(None, others[0][0], plan) == []
+
+
+CHANGES = {
+    "shifted": (lambda x: x + 4 * np.ptp(x), "percentile 50"),
+    "zero to one": (lambda x: (x - x.min()) / np.ptp(x) / 1e3, "percentile"),
+    "inverted": (lambda x: x.max() + x.min() - x, "level of"),
+    "doubled": (lambda x: 4 * x, "percentile 99"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_other_intensities_are_named_with_figures(known, name):
+    plan, ranges, ((image, mask), _) = known
+    change, says = CHANGES[name]
+    faults = outside_training(ranges, replace(image, data=change(image.data)), plan, None, mask.data[0])
+    assert any(says in fault and "in training" in fault for fault in faults), faults
+
+
+def test_other_spacing_extent_and_volumes_are_named(known):
+    plan, ranges, ((image, mask), _) = known
+    coarse = replace(image, affine=image.affine @ np.diag([3.0, 3, 3, 1]))
+    faults = outside_training(ranges, coarse, plan, {name: 1e6 for name in volumes(plan, image, mask)})
+    assert all(any(fault.startswith(kind) for fault in faults) for kind in ("spacing", "extent", "volume")), faults
