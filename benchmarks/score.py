@@ -147,4 +147,7 @@ if __name__ == "__main__":
         for row in score(checkpoint, asked.dataset, asked.fold, steps or None, asked.draws, asked.sampler)
     ]
     before = json.loads(asked.out.read_text())["rows"] if asked.out.exists() else []
-    write(asked.out, {"dataset": open_dataset(asked.dataset).name, "rows": before + found})
+    settings = lambda row: (row["method"], row["steps"], row["draws"], row["what"])
+    anew = {settings(row) for row in found}
+    kept = [row for row in before if settings(row) not in anew]
+    write(asked.out, {"dataset": open_dataset(asked.dataset).name, "rows": kept + found})

@@ -18,11 +18,13 @@ from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import apply_temperature
 from diffuseg.evaluation.conformal import Coverage, calibrate_interval
+from diffuseg.evaluation.statistics import Interval
 from diffuseg.inference.calibration import Calibration, read_calibration
 from diffuseg.inference.model import load
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.methods import METHODS
 from diffuseg.reports.evaluate import evaluate
+from diffuseg.studies import calibrate as module
 from diffuseg.studies.calibrate import FRACTION, CaseScores, Measured, _coverage, _temperature, measure_calibration
 from diffuseg.studies.calibrate_files import tables, write_calibration
 from diffuseg.types import Image
@@ -99,6 +101,19 @@ def test_the_temperature_is_that_of_the_band_and_not_of_the_image():
 
     cases = [CaseScores({"band": voxels(2.0, 4000), "image": voxels(0.5, 40_000)}, {}, {}, {}, 0.0, 0.0) for _ in range(3)]
     assert _temperature(cases) == pytest.approx(2.0, rel=0.06)
+
+
+def test_a_temperature_that_its_own_table_shows_to_be_harmful_is_not_stored(data, measured, monkeypatch):
+    assert measured.calibration.temperature > 1.5
+    monkeypatch.setattr(module, "_scores", lambda *arguments: _with_worse_image(measured.scores))
+    found = measure_calibration(make_model(method=Sure), data, SamplingOptions(draws=2))
+    assert found.calibration.temperature == 1
+    assert "makes ECE, image worse" in found.how["temperature"]
+
+
+def _with_worse_image(scores):
+    worse = scores["image"]["ece"] | {"difference": Interval(0.01, -0.01, 0.02)}
+    return scores | {"image": scores["image"] | {"ece": worse}}
 
 
 def test_no_case_is_scored_with_a_temperature_that_it_fitted(tmp_path, data, measured):

@@ -129,6 +129,13 @@ def measure_calibration(
         raise UserError("no case has anything but background", file=folder, do="There is nothing to calibrate on")
     temperature = _temperature(cases)
     temperatures = _cross_fitted(cases, group_folds(groups, 2))
+    scores, diagrams = _scores(cases, temperatures, groups), _diagrams(cases, temperatures)
+    how = _how(len(names), len(set(groups)))
+    if temperature is None:
+        how["temperature"] = f"none: the best fit lies at an end of {COLDEST:g} to {HOTTEST:g}, which says that nothing fits"
+    elif worse := _worse(scores):
+        how["temperature"] = f"none: cross-fitted, {temperature:.3f} makes {' and '.join(worse)} worse; {how['temperature']}"
+        temperature = None
     coverage, widening = _intervals(cases, groups, voxel)
     risk, uncertainty = np.array([case.risk for case in cases]), np.array([case.uncertainty_score for case in cases])
     settings = model.settings(options)
@@ -148,11 +155,7 @@ def measure_calibration(
                "doubt": case.uncertainty_score, "temperature": own}
         for name, patient, case, own in zip(names, groups, cases, temperatures, strict=True)
     }  # fmt: skip
-    how = _how(len(names), len(set(groups)))
-    if temperature is None:
-        how["temperature"] = f"none: the best fit lies at an end of {COLDEST:g} to {HOTTEST:g}, which says that nothing fits"
     selective = rejection(risk, uncertainty, groups, FRACTION)
-    scores, diagrams = _scores(cases, temperatures, groups), _diagrams(cases, temperatures)
     return Measured(calibration, scores, coverage, selective, diagrams, per_case, how)
 
 
@@ -223,6 +226,12 @@ def _scores(cases: list[CaseScores], temperatures: list[float], groups: list[str
             means = {"before": bootstrap_mean(old, groups), "after": bootstrap_mean(new, groups)}
             scores[region][name] = means | {"difference": change}
     return scores
+
+
+def _worse(scores: dict[str, dict[str, dict[str, Interval]]]) -> list[str]:
+    """What a temperature must not make worse, and makes: then it is not stored."""
+    asked = (("band", "nll"), ("band", "ece"), ("image", "ece"))
+    return [f"{MEASURES[name]}, {region}" for region, name in asked if scores[region][name]["difference"].mean > 0]
 
 
 def _diagrams(cases: list[CaseScores], temperatures: list[float]) -> dict[str, Reliability]:
