@@ -34,6 +34,9 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value of the method, plan.key=value, train.key=value; repeatable.")
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="A checkpoint: start with its weights as far as they fit.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
@@ -57,6 +60,7 @@ def train(
             preset=preset,
             set=set_ or [],
             resume=resume,
+            start=start,
             seed=seed,
             device=device,
             precision=precision,

@@ -38,7 +38,7 @@ class DistributionalConfig(MaskConfig):
     latent           size of z, 0 switches it off; latent_width and latent_depth: the mapping network
     noise            whether x_t is shown to the light decoder; without it, z alone makes draws differ
     train_draws      draws per image that are scored together
-    distance         of the energy score: "jaccard", "euclidean" or "crps"
+    distance         of the energy score: "jaccard", "jaccard_volume", "euclidean" or "crps"
     spread           weight of the distances between draws: 1 is proper, 0 rewards no spread
     fair             share of the spread that is kept, so that draws cannot drift apart at no cost (almost fair)
     cross_entropy    weight of the cross-entropy of the draws' mean
@@ -55,7 +55,7 @@ class DistributionalConfig(MaskConfig):
     latent_depth: int = setting(2, 1)
     noise: bool = True
     train_draws: int = setting(4, 2)
-    distance: Literal["jaccard", "euclidean", "crps"] = "jaccard"
+    distance: Literal["jaccard", "jaccard_volume", "euclidean", "crps"] = "jaccard"
     spread: float = setting(1.0, 0)
     fair: float = setting(0.95, 0, 1)
     cross_entropy: float = setting(1.0, 0)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from diffuseg.atomic_io import write_json
-from diffuseg.checkpoint import image_digest
+from diffuseg.checkpoint import image_digest, model_hash
 from diffuseg.config import from_dict, override, to_dict
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset, check_patient_leakage, open_dataset, splits
@@ -25,6 +25,7 @@ from diffuseg.errors import UserError
 from diffuseg.methods import METHODS, Method
 from diffuseg.methods.presets import PRESETS, method_of, preset_of
 from diffuseg.train.distributed import Processes, join_processes
+from diffuseg.train.finetune import history, start_from
 from diffuseg.train.precision import training_precision
 from diffuseg.train.state import Optimisers
 from diffuseg.train.validate import Validation
@@ -49,6 +50,7 @@ class TrainSettings:
     precision: str = "auto"
     validate_every: int | None = None
     labels: Path | None = None
+    start: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,9 @@ def set_up(settings: TrainSettings) -> TrainState:
     torch.manual_seed(settings.seed)  # initial weights; everything later has generators of its own
     method = METHODS[settings.method](plan, method_config).to(processes.device)
     method.check_training()
+    if settings.start is not None:
+        start_from(method, settings.start)
+    provenance = _provenance(settings, dataset, fold)
     processes.broadcast_weights(method)
     if method.generative:
         method.sampling(None, None)
@@ -133,7 +138,7 @@ def set_up(settings: TrainSettings) -> TrainState:
         validation=Validation(dataset, fold["val"], plan, settings.seed, config.validation_cases),
         precision=precision,
         processes=processes,
-        meta=_provenance(settings, dataset, fold) | fingerprint_of(processes, dataset, fold["train"], plan),
+        meta=provenance | fingerprint_of(processes, dataset, fold["train"], plan),
         steps=_steps(settings, plan),
     )
 
@@ -257,6 +262,8 @@ def _reserve_folder(
         "plan": to_dict(plan), "config": to_dict(method_config), "train": to_dict(config), "cases": fold,
         "image_labels": labels, "digests": digests,
     }  # fmt: skip
+    if settings.start is not None:
+        record["from"] = model_hash(settings.start)
     if not file.exists():
         save_plan(plan, out / "plan.json")
         write_json(file, record)
@@ -324,7 +331,7 @@ def _provenance(settings: TrainSettings, dataset: Dataset, fold: dict[str, list[
     """Where a checkpoint came from: its training and validation cases by hash, so that a test on them is noticed."""
     by_id = {case.id: case for case in dataset.cases}
     digest = lambda case: image_digest(by_id[case].images[0])
-    return {
+    provenance = {
         "name": f"{dataset.name}/{settings.method}/fold{settings.fold}",
         "seed": settings.seed,
         "fold": settings.fold,
@@ -333,3 +340,4 @@ def _provenance(settings: TrainSettings, dataset: Dataset, fold: dict[str, list[
         "dataset_licence": str(dataset.extra.get("licence", "unknown")),
         "dataset_reference": str(dataset.extra.get("reference", "")),
     }
+    return provenance if settings.start is None else provenance | history(settings.start, provenance)

@@ -1,0 +1,50 @@
+"""Start a training from the weights of another one: what fits is kept, the rest is new, and the header says both."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from diffuseg.checkpoint import model_hash, read_meta
+from diffuseg.data.inventory import few
+from diffuseg.errors import UserError
+from diffuseg.methods import Method
+
+_log = logging.getLogger("diffuseg")
+
+
+def start_from(method: Method, checkpoint: Path) -> None:
+    """Give a method the weights of a checkpoint whose names and shapes are its own; the others stay as they were drawn.
+
+    Args:
+        method: Freshly built; of the same or another method, plan and classes than the checkpoint's.
+        checkpoint: A checkpoint of this library.
+
+    Raises:
+        UserError: No weight of the checkpoint fits.
+    """
+    read_meta(checkpoint)  # refuses what is no checkpoint
+    own, stored = method.state_dict(), load_file(checkpoint)
+    kept = {name: stored[name].to(value) for name, value in own.items() if name in stored and stored[name].shape == value.shape}
+    if not any(value.ndim > 1 for value in kept.values()):  # a bias that fits is chance
+        raise UserError("no weight fits this method and plan", file=checkpoint, do="Give a checkpoint of the same method")
+    method.load_state_dict(own | kept)
+    new = sorted({name.rpartition(".")[0] for name in own.keys() - kept.keys()})
+    _log.warning("%s: %d of %d tensors kept; new: %s", checkpoint, len(kept), len(own), few(new) or "none")
+
+
+def history(checkpoint: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What the header of the new training says of the old one; its training cases count as cases of both.
+
+    Raises:
+        UserError: The checkpoint was trained on a case that the new training validates on.
+    """
+    meta = read_meta(checkpoint)
+    cases: dict[str, str] = meta.get("training_cases", {})
+    seen = sorted(case for case, digest in provenance["validation_cases"].items() if digest in set(cases.values()))
+    if seen:
+        what = f"{checkpoint} was trained on {len(seen)} of the validation cases ({seen[0]})"
+        raise UserError(what, do="Give the fold that it was trained with")
+    before = {"model": model_hash(checkpoint), "steps_trained": meta.get("steps_trained"), "before": meta.get("from")}
+    return {"from": before, "training_cases": cases | provenance["training_cases"]}

@@ -1,0 +1,52 @@
+"""Starting from a checkpoint: what fits is kept, the rest is new, the cases of both trainings are remembered."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffuseg.checkpoint import model_hash, read_meta
+from diffuseg.train import loop
+from diffuseg.train.finetune import history
+from tests.train.tiny import call, options, refused, settings, start
+
+
+@pytest.fixture
+def base(tmp_path, data, quick):
+    loop.train(settings(data, tmp_path / "base", steps=2))
+    return tmp_path / "base" / "last.safetensors"
+
+
+def test_a_training_starts_with_the_weights_and_remembers_whose(tmp_path, data, base):
+    state = start(data, tmp_path / "next", start=base)
+    stored = load_file(base)
+    assert all(torch.equal(value, stored[name]) for name, value in state.method.state_dict().items())
+    assert all(torch.equal(value, stored[name]) for name, value in state.average.state_dict().items())
+    assert state.meta["from"]["model"] == model_hash(base) and state.meta["from"]["steps_trained"] == 2
+    other = start(data, tmp_path / "fresh")
+    assert any(not torch.equal(value, stored[name]) for name, value in other.method.state_dict().items())
+
+
+def test_weights_of_another_width_are_new_and_named(tmp_path, data, base, caplog):
+    state = start(data, tmp_path / "next", "unet", "plan.widths=4,16", start=base)
+    stored, own = load_file(base), state.method.state_dict()
+    same = {name for name, value in own.items() if stored[name].shape == value.shape}
+    assert same and len(same) < len(own)
+    assert all(torch.equal(own[name], stored[name]) for name in same)
+    assert f"{len(same)} of {len(own)} tensors kept" in caplog.text and "new: network." in caplog.text
+
+
+def test_what_validation_cases_would_have_taught_is_refused(tmp_path, data, base):
+    """A checkpoint of fold 0 has been trained on the validation cases of fold 1."""
+    result = call(*options(data, tmp_path / "next"), "--fold", 1, "--from", base)
+    refused(result, "was trained on", "validation cases", "Give the fold")
+
+
+def test_cases_of_the_first_training_are_those_of_the_second_too(base):
+    seen = read_meta(base)["training_cases"]
+    new = {"training_cases": {"another": "0" * 16}, "validation_cases": {"third": "1" * 16}}
+    assert history(base, new)["training_cases"] == seen | {"another": "0" * 16}
+
+
+def test_a_checkpoint_of_which_nothing_fits_is_refused(tmp_path, data, base):
+    result = call(*options(data, tmp_path / "next", "concat", "plan.widths=6,12"), "--from", base)
+    refused(result, base.name, "no weight fits")
