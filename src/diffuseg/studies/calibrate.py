@@ -131,11 +131,7 @@ def measure_calibration(
     temperatures = _cross_fitted(cases, group_folds(groups, 2))
     scores, diagrams = _scores(cases, temperatures, groups), _diagrams(cases, temperatures)
     how = _how(len(names), len(set(groups)))
-    if temperature is None:
-        how["temperature"] = f"none: the best fit lies at an end of {COLDEST:g} to {HOTTEST:g}, which says that nothing fits"
-    elif worse := _worse(scores):
-        how["temperature"] = f"none: cross-fitted, {temperature:.3f} makes {' and '.join(worse)} worse; {how['temperature']}"
-        temperature = None
+    temperature, how["temperature"] = _accepted(temperature, scores, how["temperature"])
     coverage, widening = _intervals(cases, groups, voxel)
     risk, uncertainty = np.array([case.risk for case in cases]), np.array([case.uncertainty_score for case in cases])
     settings = model.settings(options)
@@ -228,10 +224,17 @@ def _scores(cases: list[CaseScores], temperatures: list[float], groups: list[str
     return scores
 
 
-def _worse(scores: dict[str, dict[str, dict[str, Interval]]]) -> list[str]:
-    """What a temperature must not make worse, and makes: then it is not stored."""
-    asked = (("band", "nll"), ("band", "ece"), ("image", "ece"))
-    return [f"{MEASURES[name]}, {region}" for region, name in asked if scores[region][name]["difference"].mean > 0]
+def _accepted(
+    temperature: float | None, scores: dict[str, dict[str, dict[str, Interval]]], how: str
+) -> tuple[float | None, str]:
+    """The temperature, or None where nothing fits or where cross-fitted ones make something worse; and why."""
+    if temperature is None:
+        return None, f"none: the best fit lies at an end of {COLDEST:g} to {HOTTEST:g}, which says that nothing fits"
+    checked = (("band", "nll"), ("band", "ece"), ("image", "ece"))
+    worse = [f"{MEASURES[name]}, {region}" for region, name in checked if scores[region][name]["difference"].mean > 0]
+    if not worse:
+        return temperature, how
+    return None, f"none: cross-fitted, {temperature:.3f} makes {' and '.join(worse)} worse; {how}"
 
 
 def _diagrams(cases: list[CaseScores], temperatures: list[float]) -> dict[str, Reliability]:
