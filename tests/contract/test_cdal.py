@@ -57,8 +57,8 @@ def seen_pairs(method) -> list[tuple[torch.Tensor, ...]]:
     """(x_s, x_t, t, logit) of each call of the discriminator from here on, in order."""
     calls, asked = [], method._discriminate
 
-    def spy(x_s, x_t, t, image):
-        logit = asked(x_s, x_t, t, image)
+    def spy(x_s, x_t, t, *rest):
+        logit = asked(x_s, x_t, t, *rest)
         calls.append((x_s, x_t, t, logit.detach()))
         return logit
 

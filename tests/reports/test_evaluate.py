@@ -1,6 +1,7 @@
 """Folders of predictions against folders of masks: what is measured, what is left out, and that it is said."""
 
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -54,7 +55,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def printed(evaluation: Evaluation) -> str:
-    console = Console(width=250, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=250, record=True, file=io.StringIO())
     console.print(evaluation_table(evaluation))
     return console.export_text()
 

@@ -202,7 +202,7 @@ def test_means_have_intervals_over_patients_and_doubt_ranks_cases(data):
 def test_the_files_say_what_was_measured(measured, tmp_path):
     paths = write_ambiguity(measured, tmp_path / "out")
     assert [path.name for path in paths] == ["cases.csv", "summary.json"]
-    rows = list(csv.DictReader(paths[0].open()))
+    rows = list(csv.DictReader(paths[0].read_text().splitlines()))
     assert [row["case"] for row in rows] == [case.case for case in measured.cases]
     for row, case in zip(rows, measured.cases, strict=True):
         assert float(row["pixelwise_ged_4"]) == pytest.approx(case.sources["pixelwise"]["ged_4"], rel=1e-5)
@@ -243,7 +243,7 @@ def test_from_a_rated_set_to_its_ambiguity_by_the_command(data, tmp_path):
     written = json.loads((out / "summary.json").read_text())
     val = splits(open_dataset(data))[0]["val"]
     assert written["cases"] == len(val) and written["fold"] == 0 and written["models"][0]["method"] == "unet"
-    assert [row["case"] for row in csv.DictReader((out / "cases.csv").open())] == val
+    assert [row["case"] for row in csv.DictReader((out / "cases.csv").read_text().splitlines())] == val
     done = call("ambiguity", model, model, data, "--draws", 4, "--cases", 1, "--out", tmp_path / "two", "--ensemble")
     assert done.exit_code == 0 and "ensemble" in done.stdout, done.output
     refused(call("ambiguity", model, model, data), "2 models", "--ensemble")

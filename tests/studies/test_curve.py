@@ -128,7 +128,7 @@ def test_the_files_say_the_same_as_the_curve(tmp_path):
     made = dataclasses.replace(made, points=[made.points[0], dataclasses.replace(made.points[1], dice_low=math.nan)])
     paths = write_curve(made, tmp_path / "out")
     assert [path.name for path in paths] == ["curve.csv", "curve.json", "curve.png"]
-    rows = list(csv.DictReader(paths[0].open()))
+    rows = list(csv.DictReader(paths[0].read_text().splitlines()))
     assert [(int(r["steps"]), int(r["draws"]), float(r["dice"])) for r in rows] == [(1, 1, 0.8), (2, 4, 0.9)]
     written = json.loads(paths[1].read_text())
     assert written["recommended"] == made.recommendation() and len(written["points"]) == 2

@@ -83,7 +83,7 @@ def test_draws_that_disagree_are_left_out_and_listed(folder, tmp_path):
     kept = [p.case for p in again if p.kept]
     assert kept == [*(case for case in "abc" if confidence[case] >= least), *"def"] and len(kept) == 5
     assert [case.id for case in open_dataset(tmp_path / "some").cases] == kept
-    rows = list(csv.DictReader((tmp_path / "some/pseudo_labels.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "some/pseudo_labels.csv").read_text().splitlines()))
     assert [row["case"] for row in rows] == list("abcdef") and [row["kept"] for row in rows].count("False") == 1
     with pytest.raises(UserError, match="organ is to be trusted"):
         pseudo_label(noisy, folder, tmp_path / "none", min_confidence=1.0)

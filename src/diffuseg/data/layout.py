@@ -133,15 +133,16 @@ def find_images(
     return {case: tuple(parts.values()) for case, parts in sorted(found.items())}  # channels rise, as names are sorted
 
 
-def list_files(folder: Path) -> list[Path]:
+def list_files(folder: Path, dangling: bool = False) -> list[Path]:
     """The files of a folder, sorted, without the hidden ones (._x); none where there is no such folder.
 
-    Refuses links of images and masks that lead nowhere.
+    Links of images and masks that lead nowhere are refused, or with `dangling` passed over.
     """
     if not folder.is_dir():
         return []
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    refuse_dangling(paths)
+    if not dangling:
+        refuse_dangling(paths)
     return [path for path in paths if path.is_file()]
 
 

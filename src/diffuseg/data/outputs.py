@@ -52,7 +52,7 @@ def record_of(folder: Path, case: str) -> dict[str, Any]:
 def records(folder: Path) -> dict[str, dict[str, Any]]:
     """The records in a folder by case, sorted; other JSON files are passed over."""
     found = {}
-    for path in list_files(folder):
+    for path in list_files(folder, dangling=True):
         if path.suffix == ".json":
             try:
                 content = read_json(path)

@@ -212,13 +212,13 @@ class CDAL(MaskMethod[CDALSettings]):
     def _pair_inputs(self, x_s: Tensor, x_t: Tensor, image: Tensor) -> Tensor:
         return torch.cat([x_s, x_t, image] if self.config.discriminator_image else [x_s, x_t], dim=1)
 
-    def _discriminate(self, x_s: Tensor, x_t: Tensor, t: Tensor, image: Tensor, known: Tensor) -> Tensor:
+    def _discriminate(self, x_s: Tensor, x_t: Tensor, t: Tensor, image: Tensor, known: Tensor | float = 1.0) -> Tensor:
         """The logit of a pair; real and fake are alike, 0, where nobody has annotated."""
         assert self.discriminator is not None
         x_s, x_t = x_s * known, x_t * known
         return self.discriminator(self._pair_inputs(x_s, x_t, image), t * (1000 / self.config.T)).float()
 
-    def _discriminator_loss(self, x_0: Tensor, image: Tensor, rng: torch.Generator, known: Tensor) -> Loss:
+    def _discriminator_loss(self, x_0: Tensor, image: Tensor, rng: torch.Generator, known: Tensor | float = 1.0) -> Loss:
         """Non-saturating: softplus(-D(real)) + softplus(D(fake)), the fake x_s ~ q(x_s | x_t, G(x_t))."""
         t = torch.randint(1, self.config.T + 1, (len(x_0),), generator=rng).to(x_0.device)
         x_s, x_t = self._real_pair(x_0, t, rng)
@@ -230,7 +230,7 @@ class CDAL(MaskMethod[CDALSettings]):
         log: dict[str, float | Tensor] = {"D(real)": real_logit.detach().mean(), "D(fake)": fake_logit.detach().mean()}
         return F.softplus(-real_logit).mean() + F.softplus(fake_logit).mean(), log
 
-    def _r1(self, x_0: Tensor, image: Tensor, rng: torch.Generator, known: Tensor) -> Loss:
+    def _r1(self, x_0: Tensor, image: Tensor, rng: torch.Generator, known: Tensor | float = 1.0) -> Loss:
         """gamma / 2 E |grad_{x_s} D|^2 on real pairs, times the interval at which it runs."""
         t = torch.randint(1, self.config.T + 1, (len(x_0),), generator=rng).to(x_0.device)
         x_s, x_t = self._real_pair(x_0, t, rng)

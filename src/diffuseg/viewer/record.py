@@ -27,7 +27,7 @@ def valid_record(record: dict[str, Any], file: Path) -> tuple[dict[str, Any], li
 def unreadable_records(folder: Path) -> dict[str, UserError]:
     """Cases of a folder that have results, but no record that can be read: by name, why."""
     known = records(folder)
-    names = [path.stem for path in list_files(folder) if path.suffix == ".json" and path.stem not in known]
+    names = [path.stem for path in list_files(folder, dangling=True) if path.suffix == ".json" and path.stem not in known]
     named = [name for name in names if any((folder / sidecar_name(name, "entropy", end)).exists() for end in io.LOSSLESS)]
     return {name: _fault(folder / f"{name}.json") for name in named}
 
