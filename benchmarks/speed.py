@@ -3,6 +3,7 @@
 Things to compare take turns, and the ratio is that of their fastest rounds: what else the machine does only adds time.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.score import RESULTS, write
+from benchmarks.score import RESULTS, environment, write
 from diffuseg.config import override
 from diffuseg.data.plan import Plan
 from diffuseg.device import choose_precision
@@ -27,6 +28,9 @@ DRAWN = [  # (what, method, --set, draws, steps)
     ("1 draw of cDAL in 1 step", "cdal", [], 1, 1),
     ("1 draw of cDAL in 2 steps", "cdal", [], 1, 2),
     ("8 draws of cDAL in 2 steps", "cdal", [], 8, 2),
+    ("1 draw of distributional", "distributional", [], 1, 1),
+    ("8 draws of distributional", "distributional", [], 8, 1),
+    ("32 draws of distributional", "distributional", [], 32, 1),
     ("8 draws of MedSegDiff V1 in 2 steps", "medsegdiff", [], 8, 2),
     ("8 draws of MedSegDiff V1 without coupling in 2 steps", "medsegdiff", ["dce=off"], 8, 2),
     ("8 draws of MedSegDiff V2 in 2 steps", "medsegdiff_v2", [], 8, 2),
@@ -50,7 +54,7 @@ def seconds(tasks: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[s
     return {name: min(times[1:]) for name, times in found.items()}
 
 
-def drawing() -> list[dict[str, Any]]:
+def drawing(only: str = "") -> list[dict[str, Any]]:
     """Draws against one pass of the U-Net, on one image, in the precision that prediction takes here."""
     image, device = torch.randn(1, 36, 50, 35), torch.device("cpu")
     precision = choose_precision(device)
@@ -62,7 +66,7 @@ def drawing() -> list[dict[str, Any]]:
 
         return task
 
-    tasks = {what: draw(build(name, sets), n, steps) for what, name, sets, n, steps in DRAWN}
+    tasks = {what: draw(build(name, sets), n, steps) for what, name, sets, n, steps in DRAWN if only in name}
     times = seconds({"unet": draw(build("unet"), 1, None)} | tasks)
     means = "wall time, over one pass of the U-Net of the same width on the same image"
     return [{"what": what, "ratio": times[what] / times["unet"], "means": means, "seconds": times[what]} for what in tasks]
@@ -111,7 +115,16 @@ def starting() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    rows = drawing() + training() + starting()
-    write(RESULTS / "speed.json", {"rows": rows})
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", help="a method: measure its draws alone and keep the other rows")
+    chosen, file = parser.parse_args().only, RESULTS / "speed.json"
+    if chosen is None:
+        rows = drawing() + training() + starting()
+        write(file, {"rows": rows})
+    else:
+        rows, before = [row | {"environment": environment()} for row in drawing(chosen)], json.loads(file.read_text())
+        anew = {row["what"] for row in rows}
+        before["rows"] = [row for row in before["rows"] if row["what"] not in anew] + rows
+        file.write_text(json.dumps(before, indent=1) + "\n")
     for row in rows:
         print(json.dumps(row))

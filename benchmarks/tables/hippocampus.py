@@ -4,10 +4,16 @@ from typing import Any
 
 from benchmarks.tables.grid import ROOT, called, change, ends, grid, load, scored
 from diffuseg.checkpoint import model_hash, read_meta
+from diffuseg.text import pluralize
 
 SIDES = ("before", "after")
 # Rows of the ablation whose setting did not do what it names: they are kept in the results, and no figure of theirs is shown.
 WITHDRAWN = {"label": "withdrawn: recycling took the label out of x_t again"}
+INTERVALS = {
+    "hippocampus_calibration_distributional": "`distributional`",
+    "hippocampus_calibration_volumes": "`distributional`, 400 more steps, volumes scored",
+    "hippocampus_calibration": "`cdal`",
+}
 CONTROLS = ["unet", "ours", "noise", "leaking", "other", "nolatent", "plain", "label", "input"]
 
 
@@ -99,7 +105,7 @@ def shipped_calibration() -> str:
 def intervals() -> str:
     """90 % volume intervals of draws that differ, beside those of near-copies: a constant share of the volume."""
     rows = []
-    for file, name in (("hippocampus_calibration_distributional", "`distributional`"), ("hippocampus_calibration", "`cdal`")):
+    for file, name in INTERVALS.items():
         found = load(file)
         draws = found["learnt"]["settings"]["draws"]
         for part, sides in found["coverage"].items():
@@ -197,7 +203,14 @@ def speed() -> str:
     whole = "over that of the U-Net, as many steps: the trainings of the first table"
     rows.append(["whole training of cDAL", f"{trained['cdal'] / trained['unet']:.2f}", whole])
     where = content["environment"]
-    return grid(["measured", "ratio", "of what to what"], rows) + f"\n{where['threads']} threads, {where['precision']}.\n"
+    note = f"\n{where['threads']} threads, {where['precision']}."
+    others = {_machine(row["environment"]) for row in content["rows"] if "environment" in row}
+    note += "".join(f" Rows of `distributional`: {other}." for other in sorted(others))
+    return grid(["measured", "ratio", "of what to what"], rows) + note + "\n"
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    return f"{pluralize(environment['threads'], 'thread')}, {environment['precision']}"
 
 
 def _difference(row: dict[str, Any], bar: dict[str, Any]) -> str:

@@ -227,14 +227,15 @@ def _scores(cases: list[CaseScores], temperatures: list[float], groups: list[str
 def _accepted(
     temperature: float | None, scores: dict[str, dict[str, dict[str, Interval]]], how: str
 ) -> tuple[float | None, str]:
-    """The temperature, or None where nothing fits or where cross-fitted ones make something worse; and why."""
+    """The temperature, or None where nothing fits or where cross-fitted ones make something clearly worse; and why."""
     if temperature is None:
         return None, f"none: the best fit lies at an end of {COLDEST:g} to {HOTTEST:g}, which says that nothing fits"
     checked = (("band", "nll"), ("band", "ece"), ("image", "ece"))
-    worse = [f"{MEASURES[name]}, {region}" for region, name in checked if scores[region][name]["difference"].mean > 0]
-    if not worse:
+    worse = [f"{MEASURES[name]}, {region}" for region, name in checked if scores[region][name]["difference"].low > 0]
+    if not worse and not scores["band"]["nll"]["difference"].mean > 0:
         return temperature, how
-    return None, f"none: cross-fitted, {temperature:.3f} makes {' and '.join(worse)} worse; {how}"
+    what = f"makes {' and '.join(worse)} worse" if worse else "does not lower the NLL of the band"
+    return None, f"none: cross-fitted, {temperature:.3f} {what}; {how}"
 
 
 def _diagrams(cases: list[CaseScores], temperatures: list[float]) -> dict[str, Reliability]:
