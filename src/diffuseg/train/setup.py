@@ -118,14 +118,15 @@ def set_up(settings: TrainSettings) -> TrainState:
     method.check_training()
     if settings.start is not None:
         start_from(method, settings.start)
-    provenance = _provenance(settings, dataset, fold)
+    digests = file_digests(dataset, fold)
+    provenance = _provenance(settings, dataset, fold, digests)
     processes.broadcast_weights(method)
     if method.generative:
         method.sampling(None, None)
     precision = processes.broadcast(training_precision(method, processes.device, settings.precision))
     average = copy.deepcopy(method).requires_grad_(False)
     if processes.is_first:  # one for all: a second would find the folder taken
-        _reserve_folder(settings, plan, method_config, config, fold, labels, file_digests(dataset, fold))
+        _reserve_folder(settings, plan, method_config, config, fold, labels, digests)
     processes.barrier()
     return TrainState(
         settings=settings,
@@ -287,8 +288,11 @@ def file_digests(dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, str]
     """The digest of each image and mask of a fold, by its path in the data set: what a run was started with."""
     cases = {*fold["train"], *fold["val"]}
     files = [file for case in dataset.cases if case.id in cases for file in (*case.images, *case.masks)]
-    name = lambda file: Path(os.path.relpath(file, dataset.folder)).as_posix()
-    return {name(file): image_digest(file) for file in files}
+    return {_name_in(dataset, file): image_digest(file) for file in files}
+
+
+def _name_in(dataset: Dataset, file: Path) -> str:
+    return Path(os.path.relpath(file, dataset.folder)).as_posix()
 
 
 def fingerprint_of(processes: Processes, dataset: Dataset, cases: list[str], plan: Plan) -> dict[str, Any]:
@@ -327,10 +331,12 @@ def _optimisers(method: Method, config: TrainConfig) -> Optimisers:
     return optimisers
 
 
-def _provenance(settings: TrainSettings, dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, Any]:
+def _provenance(
+    settings: TrainSettings, dataset: Dataset, fold: dict[str, list[str]], digests: dict[str, str]
+) -> dict[str, Any]:
     """Where a checkpoint came from: its training and validation cases by hash, so that a test on them is noticed."""
     by_id = {case.id: case for case in dataset.cases}
-    digest = lambda case: image_digest(by_id[case].images[0])
+    digest = lambda case: digests[_name_in(dataset, by_id[case].images[0])]
     provenance = {
         "name": f"{dataset.name}/{settings.method}/fold{settings.fold}",
         "seed": settings.seed,
