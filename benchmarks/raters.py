@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.score import write
+from benchmarks.score import replaced, write
 from diffuseg.inference.model import Model, load
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.studies.ambiguity import Ambiguity, measure_ambiguity
@@ -31,7 +31,7 @@ def main(asked: argparse.Namespace) -> None:
         models = [load(path, "cpu") for path in paths.split(",")]
         found = measured(models, asked, dropout)
         row = {"name": name, "what": asked.what} | described(models, found, dropout)
-        results["rows"] = [old for old in results["rows"] if (old["name"], old["what"]) != (name, asked.what)] + [row]
+        results["rows"] = replaced(results["rows"], [row], ("name", "what"))
         write(
             asked.out, results | {key: found.summary[key] for key in ("dataset", "fold", "cases", "patients", "empty", "rule")}
         )

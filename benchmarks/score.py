@@ -113,6 +113,12 @@ def _known_mean(scores: np.ndarray, axis: int) -> np.ndarray:
     return np.where(known, scores, 0).sum(axis) / np.where(known.any(axis), known.sum(axis), np.nan)
 
 
+def replaced(before: list[dict[str, Any]], anew: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The rows of before without those that were measured anew, which have the same values of these keys, and the new ones."""
+    measured = {tuple(row[key] for key in keys) for row in anew}
+    return [row for row in before if tuple(row[key] for key in keys) not in measured] + anew
+
+
 def environment() -> dict[str, Any]:
     """Where figures were taken."""
     return {
@@ -147,7 +153,5 @@ if __name__ == "__main__":
         for row in score(checkpoint, asked.dataset, asked.fold, steps or None, asked.draws, asked.sampler)
     ]
     before = json.loads(asked.out.read_text())["rows"] if asked.out.exists() else []
-    settings = lambda row: (row["method"], row["steps"], row["draws"], row["what"])
-    anew = {settings(row) for row in found}
-    kept = [row for row in before if settings(row) not in anew]
-    write(asked.out, {"dataset": open_dataset(asked.dataset).name, "rows": kept + found})
+    rows = replaced(before, found, ("method", "steps", "draws", "what"))
+    write(asked.out, {"dataset": open_dataset(asked.dataset).name, "rows": rows})

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.score import RESULTS, environment, write
+from benchmarks.score import RESULTS, environment, replaced, write
 from diffuseg.config import override
 from diffuseg.data.plan import Plan
 from diffuseg.device import choose_precision
@@ -123,8 +123,7 @@ if __name__ == "__main__":
         write(file, {"rows": rows})
     else:
         rows, before = [row | {"environment": environment()} for row in drawing(chosen)], json.loads(file.read_text())
-        anew = {row["what"] for row in rows}
-        before["rows"] = [row for row in before["rows"] if row["what"] not in anew] + rows
+        before["rows"] = replaced(before["rows"], rows, ("what",))
         file.write_text(json.dumps(before, indent=1) + "\n")
     for row in rows:
         print(json.dumps(row))
