@@ -136,22 +136,23 @@ def test_the_random_numbers_are_its_own() -> None:
 
 def test_any_statistic_has_the_interval_that_its_mean_would_have() -> None:
     values = np.random.default_rng(3).normal(5.0, 1.0, 60)
-    mean, low, high = bootstrap_of(lambda chosen: float(values[chosen].mean()), list(range(60)))
+    [(mean, low, high)] = bootstrap_of(lambda chosen: [values[chosen].mean()], list(range(60)))
     known = bootstrap_mean(values)
     assert (mean, low, high) == pytest.approx(known, abs=0.03)
     # of 20 patients with three equal cases each, the interval is that of 20 values
     three = np.repeat(values[:20], 3)
     of = [str(n) for n in np.repeat(np.arange(20), 3)]
-    found = bootstrap_of(lambda chosen: float(three[chosen].mean()), of)
-    assert found == pytest.approx(bootstrap_of(lambda chosen: float(values[:20][chosen].mean()), list(range(20))))
+    [found, number] = bootstrap_of(lambda chosen: [three[chosen].mean(), len(chosen)], of)
+    assert [found] == [pytest.approx(one) for one in bootstrap_of(lambda chosen: [values[chosen].mean()], list(range(20)))]
+    assert number == (60, 60, 60)
     assert found.high - found.low > 1.5 * (high - low)
 
 
 def test_statistics_of_one_patient_and_of_nobody() -> None:
-    found = bootstrap_of(lambda chosen: float(len(chosen)), ["a", "a"])
+    [found] = bootstrap_of(lambda chosen: [len(chosen)], ["a", "a"])
     assert found.mean == 2 and math.isnan(found.low) and math.isnan(found.high)
     with pytest.raises(ValueError, match="no case"):
-        bootstrap_of(lambda chosen: 0.0, [])
+        bootstrap_of(lambda chosen: [0.0], [])
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=40), st.integers(2, 10))

@@ -49,13 +49,8 @@ def risk_coverage(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, 
         Geifman and El-Yaniv, Selective Classification for Deep Neural Networks (2017).
     """
     _refuse(risk, uncertainty)
-    n = len(risk)
-    order = np.argsort(uncertainty, kind="stable")
-    sorted_uncertainty = uncertainty[order]
-    _, first, size = np.unique(sorted_uncertainty, return_index=True, return_counts=True)
-    expected = np.repeat(np.add.reduceat(risk[order].astype(np.float64), first) / size, size)  # over orders among equals
-    kept = np.arange(1, n + 1)
-    return RiskCoverage(kept / n, np.cumsum(expected) / kept, sorted_uncertainty.astype(np.float64))
+    coverage = np.arange(1, len(risk) + 1) / len(risk)
+    return RiskCoverage(coverage, _risks(risk, uncertainty), np.sort(uncertainty).astype(np.float64))
 
 
 def aurc(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"]) -> float:
@@ -108,14 +103,23 @@ def rejection(
     risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"], groups: Sequence[Hashable], fraction: float
 ) -> dict[str, Interval]:
     """The REJECTION numbers with their bootstrap intervals over groups (the patient of each case)."""
-    rest = lambda i: risk_after_rejecting(risk[i], uncertainty[i], fraction)
-    return {
-        "risk": bootstrap_of(lambda i: float(risk[i].mean()), groups),
-        "rest": bootstrap_of(rest, groups),
-        "gain": bootstrap_of(lambda i: float(risk[i].mean()) - rest(i), groups),
-        "aurc": bootstrap_of(lambda i: aurc(risk[i], uncertainty[i]), groups),
-        "excess_aurc": bootstrap_of(lambda i: excess_aurc(risk[i], uncertainty[i]), groups),
-    }
+    _refuse(risk, uncertainty)
+
+    def numbers(chosen):
+        of, kept = risk[chosen], len(chosen) - _sent(len(chosen), fraction)
+        risks = _risks(of, uncertainty[chosen])
+        area = risks.mean()
+        return of.mean(), risks[kept - 1], of.mean() - risks[kept - 1], area, max(0.0, area - _risks(of, of).mean())
+
+    return dict(zip(REJECTION, bootstrap_of(numbers, groups), strict=True))
+
+
+def _risks(risk, uncertainty):
+    """Mean risk of the k least uncertain cases [n], k = 1 .. n, over all orders of cases of equal uncertainty."""
+    order = np.argsort(uncertainty, kind="stable")
+    _, first, size = np.unique(uncertainty[order], return_index=True, return_counts=True)
+    expected = np.repeat(np.add.reduceat(risk[order].astype(np.float64), first) / size, size)
+    return np.cumsum(expected) / np.arange(1, len(risk) + 1)
 
 
 def _sent(n: int, fraction: float) -> int:

@@ -83,11 +83,12 @@ def paired_difference(
     return bootstrap_mean(a - b, groups)
 
 
-def bootstrap_of(statistic: Callable[[Int[np.ndarray, " m"]], float], groups: Sequence[Hashable]) -> Interval:
-    """Any statistic of cases and its percentile interval: `statistic(chosen)` gets the numbers of the cases.
+def bootstrap_of(statistics: Callable[[Int[np.ndarray, " m"]], Sequence[float]], groups: Sequence[Hashable]) -> list[Interval]:
+    """Any statistics of cases and their percentile intervals: `statistics(chosen)` gets the numbers of the cases.
 
     Whole groups (the patient of each case) are drawn with replacement, so a case may be chosen several times; widened for
-    few groups like the interval of a mean. Of one group there is no interval: low and high are NaN.
+    few groups like the interval of a mean. Of one group there is no interval: low and high are NaN. All statistics see the
+    same resamples.
 
     Raises:
         ValueError: There is no case.
@@ -96,14 +97,14 @@ def bootstrap_of(statistic: Callable[[Int[np.ndarray, " m"]], float], groups: Se
     if not names:
         raise ValueError("a statistic of no case")
     members = [np.array([i for i, key in enumerate(groups) if key == name]) for name in names]
-    value = statistic(np.arange(len(groups)))
+    values = statistics(np.arange(len(groups)))
     if len(names) == 1:
-        return Interval(value, math.nan, math.nan)
+        return [Interval(value, math.nan, math.nan) for value in values]
     drawn = np.random.default_rng(0).integers(0, len(names), (RESAMPLES, len(names)))
-    resampled = [statistic(np.concatenate([members[g] for g in chosen])) for chosen in drawn]
+    resampled = [statistics(np.concatenate([members[g] for g in chosen])) for chosen in drawn]
     tail = 50 * (1 - _confidence_level(len(names)))
-    low, high = np.percentile(resampled, (tail, 100 - tail))
-    return Interval(value, float(low), float(high))
+    lows, highs = np.percentile(resampled, (tail, 100 - tail), axis=0)
+    return [Interval(*map(float, found)) for found in zip(values, lows, highs, strict=True)]
 
 
 def group_folds(groups: Sequence[Hashable], folds: int) -> Int[np.ndarray, " n"]:

@@ -37,8 +37,8 @@ from diffuseg.evaluation.multirater import (
     pairwise_iou,
     soft_dice,
 )
-from diffuseg.evaluation.selective import aurc, excess_aurc, expected_dice_loss
-from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES, bootstrap_mean, bootstrap_of
+from diffuseg.evaluation.selective import expected_dice_loss, rejection
+from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES, bootstrap_mean
 from diffuseg.inference.folds import own_fold, validation_cases
 from diffuseg.inference.fusion import best_overlap
 from diffuseg.inference.model import Model
@@ -208,6 +208,7 @@ def summarise(cases: Sequence[MultiRaterScores]) -> dict[str, Any]:
     def mean(values: list[float]) -> dict[str, Any]:
         return bootstrap_mean(values, groups)._asdict() | {"n": int(np.isfinite(values).sum())}
 
+    rejected = rejection(risk, uncertainty, groups, fraction=0.0)
     return {
         "cases": len(cases),
         "patients": len(set(groups)),
@@ -224,10 +225,7 @@ def summarise(cases: Sequence[MultiRaterScores]) -> dict[str, Any]:
             who: {key: mean([case.single[who][key] for case in cases]) for key in ("ged", "iou")} for who in cases[0].single
         },
         "mean": {key: mean([case.mean[key] for case in cases]) for key in cases[0].mean},
-        "selective": {
-            area.__name__: bootstrap_of(lambda i, area=area: area(risk[i], uncertainty[i]), groups)._asdict()
-            for area in (aurc, excess_aurc)
-        },
+        "selective": {name: rejected[name]._asdict() for name in ("aurc", "excess_aurc")},
     }
 
 
