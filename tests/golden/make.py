@@ -147,7 +147,7 @@ def draws(name: str) -> Arrays:
         found[f"{grid}/default"] = drawn(method, grid)
         if name == "cdm":
             found |= {f"{grid}/{kind}": drawn(method, grid, sampler=kind, steps=3) for kind in MAPS}
-        elif method.generative:
+        elif method.generative and method.schedule.T > 1:
             found |= {f"{grid}/{kind}": drawn(method, grid, sampler=kind, steps=3) for kind in SAMPLERS}
             found[f"{grid}/eta=0.5"] = drawn(method, grid, (0, 1), sampler="ancestral", steps=3, eta=0.5)
     for settings in VARIANTS.get(name, []):
@@ -212,7 +212,7 @@ def checkpoints(name: str) -> Arrays:
     """Draws of a stored checkpoint."""
     method, plan, meta = load_checkpoint(HERE / f"checkpoints/{name}.safetensors")
     assert (meta["method"], meta["name"], plan.dataset) == (name, f"golden/{name}", "golden")
-    return {"2d": drawn(method, "2d", (0, 1), **({"steps": 3} if method.generative else {}))}
+    return {"2d": drawn(method, "2d", (0, 1), **({"steps": min(3, method.schedule.T)} if method.generative else {}))}
 
 
 def make_checkpoint(name: str) -> None:

@@ -11,6 +11,7 @@ from diffuseg.methods.concat import Concat
 from diffuseg.methods.distributional import Distributional
 from diffuseg.methods.medsegdiff import MedSegDiff
 from diffuseg.methods.medsegdiff_v2 import MedSegDiffV2
+from diffuseg.methods.ssn import SSN
 from diffuseg.methods.unet import UNetMethod
 from diffuseg.methods.weak.cam import CAM
 from diffuseg.methods.weak.cdm import CDM
@@ -78,6 +79,7 @@ class Registry(MutableMapping[str, type[Method]]):
 METHODS = Registry(
     {
         "unet": UNetMethod,
+        "ssn": SSN,
         "concat": Concat,
         "distributional": Distributional,
         "cdal": AblatedCDAL,
