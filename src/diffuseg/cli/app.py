@@ -20,6 +20,7 @@ ORDER = (  # as one meets them
     "audit",
     "predict",
     "view",
+    "export",
     "pseudo-label",
     "calibrate-saliency",
     "border",  # the former name of that

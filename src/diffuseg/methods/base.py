@@ -103,6 +103,7 @@ class Method(nn.Module, ABC, Generic[Config]):
     generative          whether draws differ from one another
     inference_settings  settings that concern drawing alone and may be changed after training
     disclaimer          what a user must know about its results; goes into their provenance
+    not_exportable      why its networks cannot leave PyTorch, where they cannot
     """
 
     supervision: ClassVar[Literal["mask", "image_label"]] = "mask"
@@ -110,6 +111,7 @@ class Method(nn.Module, ABC, Generic[Config]):
     generative: ClassVar[bool] = True
     inference_settings: ClassVar[tuple[str, ...]] = ()
     disclaimer: ClassVar[str] = ""
+    not_exportable: ClassVar[str] = ""
     config_class: ClassVar[type[MethodConfig]] = MethodConfig
     default_draws: ClassVar[int] = 8
     default_steps: int = 1

@@ -186,7 +186,7 @@ class CDAL(MaskMethod[CDALSettings]):
         w = None if self.mapping is None or z is None else self.mapping(z)
         if self.config.attention == "input":
             features, image = features.split([self.widths[0], self.plan.image_channels], dim=1)
-            image = image.expand(len(x_t), *image.shape[1:])
+            image = image.expand(x_t.shape[0], *image.shape[1:])
             features = features * self._attention(self._pair_inputs(x_t, x_t, image), t, x_t)
         return self.generator(x_t, t * (1000 / self.config.T), features, w).float()
 
@@ -268,4 +268,4 @@ class CDAL(MaskMethod[CDALSettings]):
 
     def denoise(self, x_t: Tensor | None, t: int, features: Tensor, z: Tensor | None) -> Tensor:
         assert x_t is not None
-        return self._mask(self._logits(x_t, torch.full((len(x_t),), t, device=x_t.device), features, z))[0]
+        return self._mask(self._logits(x_t, torch.as_tensor(t, device=x_t.device).expand(x_t.shape[0]), features, z))[0]

@@ -63,9 +63,9 @@ class Concat(MaskMethod[ConcatConfig]):
 
     def denoise(self, x_t: Tensor | None, t: int, features: Tensor, z: Tensor | None) -> Tensor:
         assert x_t is not None
-        output = self._output(x_t, torch.full((len(x_t),), t, device=x_t.device), features)
+        output = self._output(x_t, torch.as_tensor(t, device=x_t.device).expand(x_t.shape[0]), features)
         return to_x0(self.config.predict, output, x_t, self.schedule.at(t, x_t)).clamp(-1, 1)
 
     def _output(self, x_t: Tensor, t: Tensor, image: Tensor) -> Tensor:
-        joined = torch.cat([x_t, image.expand(len(x_t), *image.shape[1:])], dim=1)
+        joined = torch.cat([x_t, image.expand(x_t.shape[0], *image.shape[1:])], dim=1)
         return self.network(joined, t * (1000 / self.schedule.T)).float()

@@ -114,7 +114,7 @@ class Distributional(MaskMethod[DistributionalConfig]):
 
     def denoise(self, x_t: Tensor | None, t: int, features: tuple[Tensor, ...], z: Tensor | None) -> Tensor:
         assert x_t is not None
-        return 2 * self._logits(x_t, torch.full((len(x_t),), t, device=x_t.device), features, z).softmax(1) - 1
+        return 2 * self._logits(x_t, torch.as_tensor(t, device=x_t.device).expand(x_t.shape[0]), features, z).softmax(1) - 1
 
     def _logits(self, x_t: Tensor, t: Tensor, features: tuple[Tensor, ...], z: Tensor | None) -> Tensor:
         w = None if self.mapping is None or z is None else self.mapping(z)

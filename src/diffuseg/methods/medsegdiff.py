@@ -155,7 +155,7 @@ class TwinEncoderUNet(nn.Module):
         time, m_x, m_I = self.time(t), pad_to_multiple(x_t, 2**self.stages), features[0]
         skips, branch = [], []
         if not self.uncoupled:
-            m_I = m_I.expand(len(x_t), *m_I.shape[1:])
+            m_I = m_I.expand(x_t.shape[0], *m_I.shape[1:])
         for k in range(self.stages):
             m_x = self.mask.stage(k, m_x, time)
             m_I = features[k] if k < self.uncoupled else self.image.stage(k, m_I, time if not self.uncoupled else None)

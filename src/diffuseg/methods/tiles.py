@@ -16,6 +16,7 @@ from diffuseg.diffusion.samplers import ModelOutput
 Features = Tensor | tuple[Tensor, ...]  # what a method makes of an image once: one tensor, or several of any sizes
 
 OVERLAP = 0.5  # of neighbouring windows, as a share of the patch
+SIGMA = 0.125  # of the weights of a tile, as a share of the patch
 FEATURES_KEPT = 2**31  # bytes of image features kept between steps; beyond that they are computed again
 SLICES = 32  # slices of a volume that a 2-D network sees at a time
 
@@ -114,7 +115,7 @@ def windows(size: tuple[int, ...], patch: tuple[int, ...], overlap: float) -> it
     return itertools.product(*axes)
 
 
-def gaussian(patch: tuple[int, ...], sigma: float = 0.125) -> Float[Tensor, "*patch"]:
+def gaussian(patch: tuple[int, ...], sigma: float = SIGMA) -> Float[Tensor, "*patch"]:
     """Weights that trust a tile's centre: a Gaussian with sigma as a share of the patch, at least 1e-3 at the corner."""
     weight = torch.ones(())
     for n in patch:

@@ -220,7 +220,7 @@ class MaskDenoising(MaskMethod[DenoisingSettings]):
 
     def predict_x0(self, x_t: Tensor | None, t: int | Tensor, features: Features, z: Tensor | None = None) -> ModelOutput:
         assert x_t is not None
-        ts = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
+        ts = torch.as_tensor(t, device=x_t.device).expand(x_t.shape[0])
         prediction, v = self._predict(x_t, ts, features)
         return ModelOutput(self._to_x0(prediction, x_t, ts), v)
 

@@ -64,7 +64,7 @@ class Discriminator(nn.Module):
         h = self.features(inputs, t, len(self.blocks))
         # Minibatch standard deviation: one channel that says how much the batch varies (zero for a batch of one).
         spread = (h - h.mean(0, keepdim=True)).square().mean(0, keepdim=True).add(1e-8).sqrt().mean()
-        h = torch.cat([h, spread.expand(len(h), 1, *h.shape[2:])], dim=1)
+        h = torch.cat([h, spread.expand(h.shape[0], 1, *h.shape[2:])], dim=1)
         h = F.leaky_relu(self.head(h), 0.2).flatten(2)
         # The mean over positions (DDGAN sums) keeps the logit's scale the same for any patch size.
         return self.logit(h.sum(2) if self.summed else h.mean(2))[:, 0]

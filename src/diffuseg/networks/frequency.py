@@ -106,6 +106,6 @@ class BandPass(nn.Module):
     def forward(self, shape: tuple[int, ...], time: Float[Tensor, "b d"]) -> Float[Tensor, "b c *s"]:
         """The gain at the frequencies of `torch.fft.fftn` for this spatial shape."""
         r = radius(shape, time.device)
-        edges = self.edges(time).float().reshape(len(time), -1, *[1] * len(shape))
+        edges = self.edges(time).float().reshape(time.shape[0], -1, *[1] * len(shape))
         low, high = edges.chunk(2, dim=1)
         return torch.sigmoid((r - low) / self.softness) * torch.sigmoid((high - r) / self.softness)

@@ -56,13 +56,13 @@ class LightDecoder(nn.Module):
         self, features: tuple[Tensor, ...], x_t: Float[Tensor, "b k *s"], t: Tensor | None, w: Tensor | None
     ) -> Float[Tensor, "b k *s"]:
         """Features of one image serve all elements of x_t; features of n images serve b / n consecutive ones each."""
-        size, b = x_t.shape[2:], len(x_t)
+        size, b = x_t.shape[2:], x_t.shape[0]
         x_t = pad_to_multiple(x_t, 2 ** (self.stages - 1))
         time = None if self.time is None or t is None else self.time(t)
         states = [] if self.state is None else self._pooled(x_t)
         h = None
         for i, feature in enumerate(features):
-            here = feature.repeat_interleave(b // len(feature), dim=0) if 1 < len(feature) < b else feature
+            here = feature.repeat_interleave(b // feature.shape[0], dim=0) if 1 < feature.shape[0] < b else feature
             if self.state is not None:
                 here = here + self.state[i](states[i])
             h = here if h is None else double(self.narrow[i - 1](h)) + here

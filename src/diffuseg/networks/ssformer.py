@@ -59,7 +59,7 @@ class SpectralAttention(nn.Module):
         with torch.autocast(query.device.type, enabled=False):
             query, key, time = query.float(), key.float(), time.float()
             h = self.norm(self.answer(query, key, time).real)
-            scale, shift = self.modulation(time).reshape(len(time), -1, *[1] * (h.ndim - 2)).chunk(2, dim=1)
+            scale, shift = self.modulation(time).reshape(time.shape[0], -1, *[1] * (h.ndim - 2)).chunk(2, dim=1)
             h = (1 + scale) * h + shift
         return stream + self.narrow(F.silu(self.widen(h)))
 
