@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 
 from diffuseg.atomic_io import atomic_path
+from diffuseg.blocks import blocks
 from diffuseg.data import geometry, pictures
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -71,7 +72,7 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
             array = np.asarray(part.data, np.float32)
         _check_finite(array, file)
         arrays.append(array)
-    image = Image(np.concatenate(arrays[:1]), parts[0].affine, files[0], parts[0].header)
+    image = Image(arrays[0], parts[0].affine, files[0], parts[0].header)
     for file, part, array in zip(files[1:], parts[1:], arrays[1:], strict=True):
         fault = grid_fault(image, Image(array, part.affine))
         if fault is not None:
@@ -184,7 +185,7 @@ def _read(file: Path, mask: bool) -> FileContents:
 
 
 def _check_finite(array: np.ndarray, file: Path) -> None:
-    bad = array.size - int(np.isfinite(array).sum())
+    bad = array.size - sum(int(np.isfinite(channel[part]).sum()) for channel in array for part in blocks(channel.shape))
     if bad:
         raise UserError(f"NaN or infinite values: {bad} of {array.size}", file=file, do="Replace them")
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from diffuseg.diffusion.schedule import NoiseSchedule
@@ -49,7 +48,9 @@ def ancestral(
     """
     for t, s in grid:
         x_0, v = denoiser(x, t)
-        x = schedule.posterior(x_0, x, t, s, eta, noise() if eta and s else torch.zeros_like(x), v if s else None)
+        if not s:
+            return x_0
+        x = schedule.posterior(x_0, x, t, s, eta, noise() if eta else x.new_zeros(()), v)
     return x
 
 
