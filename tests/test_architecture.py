@@ -21,13 +21,6 @@ ORDER = (  # from the ground up; what stands in one line does not import one ano
     {"cli"},
 )
 WITHIN = {"text", "config", "atomic_io", "types", "blocks", "timing"}  # small; they may import each other, without a circle
-    "text",
-    "config",
-    "atomic_io",
-    "types",
-    "blocks",
-    "timing",
-}  # small files that may import each other, without a circle
 FLOOR = {package: height for height, packages in enumerate(ORDER) for package in packages}
 
 
