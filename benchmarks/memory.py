@@ -1,11 +1,13 @@
-"""Peak memory and time of `diffuseg predict` over sizes of images: `python -m benchmarks.memory` (no data needed).
+"""Peak memory and time of a prediction over sizes of images: `python -m benchmarks.memory` (no data needed).
 
-Each size is one process: a made-up image on the plan's grid, a tiny network of three classes, two draws of one step. The peak
-is what the system saw resident; the rows end in the slope, bytes of the peak per voxel between the two largest of a kind.
+Each size is one process that predicts a made-up image from a file into files: three classes, two draws of one step. The
+denoiser is one line without a network: what a tile of a network needs comes on top, and does not grow with the image. The peak
+is what the system saw resident.
 """
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,33 +26,38 @@ PATCH = {2: (256, 256), 3: (64, 64, 64)}
 SPACING = 0.8  # mm of the plan, where the image has 1 mm: all is resampled
 
 
-def checkpoint(folder: Path, dims: int, resampled: bool = False, widths: tuple[int, ...] = (8, 16, 16, 16)) -> Path:
-    """A freshly built network of three classes as a checkpoint."""
+def model(dims: int, resampled: bool) -> Any:
+    """A model of three classes whose denoiser is one line: the noisy mask, pulled to what the intensity says."""
     import torch
 
-    from diffuseg.checkpoint import save_checkpoint
-    from diffuseg.config import override
     from diffuseg.data.plan import Plan
-    from diffuseg.methods import METHODS
+    from diffuseg.device import Precision
+    from diffuseg.diffusion.schedule import NoiseSchedule
+    from diffuseg.inference.model import Model
+    from diffuseg.methods.base import MaskConfig, MaskMethod
+
+    class Line(MaskMethod):
+        """No network."""
+
+        schedule = NoiseSchedule.variance_preserving(4, 0.1, 20.0)
+        phases = ()
+
+        def loss(self, batch: Any, phase: Any, rng: Any) -> Any:
+            raise NotImplementedError
+
+        def encode(self, image: torch.Tensor) -> torch.Tensor:
+            return image
+
+        def denoise(self, x_t: torch.Tensor | None, t: int, features: Any, z: Any) -> torch.Tensor:
+            assert x_t is not None
+            return (0.2 * x_t + features).softmax(1) * 2 - 1
 
     labels = {"background": 0, "a": 1, "b": 2}
+    ending, turned = (".png", None) if dims == 2 else (".nii.gz", "RAS")
     spacing = (SPACING,) * dims if resampled else None
-    ending = ".png" if dims == 2 else ".nii.gz"
-    plan = Plan(
-        "made",
-        ("MR",),
-        labels,
-        ending,
-        dims=dims,
-        orientation=None if dims == 2 else "RAS",
-        spacing=spacing,
-        patch=PATCH[dims],
-        widths=widths,
-    )
-    torch.manual_seed(0)
-    path = folder / f"tiny{dims}{'r' * resampled}.safetensors"
-    save_checkpoint(path, METHODS["cdal"](plan, override(METHODS["cdal"].config_class(), [])), {"name": "tiny"})
-    return path
+    plan = Plan("made", ("MR",), labels, ending, dims=dims, orientation=turned, spacing=spacing, patch=PATCH[dims])
+    precision = Precision(torch.float32, "fp32")
+    return Model(Line(plan, MaskConfig()), plan, {"method": "line"}, "line", "0" * 12, torch.device("cpu"), precision)
 
 
 def image(folder: Path, shape: tuple[int, ...]) -> Path:
@@ -81,18 +88,26 @@ def peak(command: list[str]) -> tuple[float, float]:
     return usage.ru_maxrss * 1024 / 1e6, time.perf_counter() - started
 
 
-def measure(shape: tuple[int, ...], resampled: bool = False, *options: str) -> dict[str, Any]:
+def measure(shape: tuple[int, ...], resampled: bool = False, steps: int = 1, draws: int = 2) -> dict[str, Any]:
     """One row: a prediction of an image of this size in a process of its own."""
+    asked = {"resampled": resampled, "steps": steps, "draws": draws}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model, case = checkpoint(folder, len(shape), resampled), image(folder, shape)
-        ask = ["predict", str(model), str(case), "--out", str(folder / "out"), "--draws", "2", "--steps", "1", *options]
-        megabytes, seconds = peak([sys.executable, "-m", "diffuseg.cli", *ask])
-    voxels = 1
-    for n in shape:
-        voxels *= n
-    row = {"shape": list(shape), "voxels": voxels, "resampled": resampled, "options": list(options)}
+        case = image(Path(name), shape)
+        command = [sys.executable, "-m", "benchmarks.memory", "--child", str(case), json.dumps(asked)]
+        megabytes, seconds = peak(command)
+    row = {"shape": list(shape), "voxels": math.prod(shape)} | asked
     return row | {"peak_mb": round(megabytes, 1), "seconds": round(seconds, 1)}
+
+
+def child(case: Path, resampled: bool, steps: int, draws: int) -> None:
+    """What a process of its own does."""
+    from diffuseg.inference.folder import predict_folder
+    from diffuseg.inference.sampling import SamplingOptions
+
+    loaded = model(2 if case.suffix == ".png" else 3, resampled)
+    result = predict_folder(loaded, [case], case.parent / "out", SamplingOptions(draws, steps))
+    if result.failed:
+        raise SystemExit(str(result.failed))
 
 
 def main() -> None:
@@ -102,18 +117,25 @@ def main() -> None:
     parser.add_argument("--label", default="now", help="what the rows are called: before, now")
     parser.add_argument("--sizes", nargs="*", help="such as 256x256x192 or 2000x2000, instead of the usual ones")
     parser.add_argument("--resampled", action="store_true", help="on a plan of another spacing")
-    parser.add_argument("options", nargs="*", help="further options of predict, after --")
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    if chosen.child:
+        child(Path(chosen.child[0]), **json.loads(chosen.child[1]))
+        return
     named = [tuple(int(n) for n in size.split("x")) for size in chosen.sizes or ()]
-    rows = []
     for shape in named or (QUICK if chosen.quick else VOLUMES + PICTURES):
-        row = {"label": chosen.label} | measure(shape, chosen.resampled, *chosen.options)
+        row = {"label": chosen.label} | measure(shape, chosen.resampled, chosen.steps)
         print(json.dumps(row), flush=True)
-        rows.append(row | {"environment": environment()})
-    if not chosen.quick:
-        before = json.loads(FILE.read_text())["rows"] if FILE.exists() else []
-        rows = replaced(before, rows, ("label", "shape", "resampled", "options"))
-        FILE.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        if not chosen.quick:
+            store(row | {"environment": environment()})
+
+
+def store(row: dict[str, Any]) -> None:
+    """Keep one row, in place of an earlier one of the same name."""
+    before = json.loads(FILE.read_text())["rows"] if FILE.exists() else []
+    rows = replaced(before, [row], ("label", "shape", "resampled", "steps", "draws"))
+    FILE.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from jaxtyping import Integer, Num
 VOXELS = 2**19  # of a block, or of one row of it where that is more
 
 
-def blocks(shape: Sequence[int], voxels: int = VOXELS) -> Iterator[slice]:
+def blocks(shape: Sequence[int]) -> Iterator[slice]:
     """Slices of the first axis that cover an array of this shape, in order."""
     if not shape:
         return
-    rows = max(1, voxels // max(1, math.prod(shape[1:])))
+    rows = max(1, VOXELS // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], rows):
         yield slice(start, min(start + rows, shape[0]))
 
