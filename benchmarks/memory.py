@@ -95,7 +95,7 @@ def measure(shape: tuple[int, ...], resampled: bool = False, steps: int = 1, dra
         case = image(Path(name), shape)
         command = [sys.executable, "-m", "benchmarks.memory", "--child", str(case), json.dumps(asked)]
         megabytes, seconds = peak(command)
-    row = {"shape": list(shape), "voxels": math.prod(shape)} | asked
+    row = {"size": "x".join(map(str, shape)), "voxels": math.prod(shape)} | asked
     return row | {"peak_mb": round(megabytes, 1), "seconds": round(seconds, 1)}
 
 
@@ -134,7 +134,7 @@ def main() -> None:
 def store(row: dict[str, Any]) -> None:
     """Keep one row, in place of an earlier one of the same name."""
     before = json.loads(FILE.read_text())["rows"] if FILE.exists() else []
-    rows = replaced(before, [row], ("label", "shape", "resampled", "steps", "draws"))
+    rows = replaced(before, [row], ("label", "size", "resampled", "steps", "draws"))
     FILE.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
 

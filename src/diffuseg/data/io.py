@@ -22,6 +22,7 @@ from diffuseg.blocks import blocks
 from diffuseg.data import geometry, pictures
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
+from diffuseg.timing import timed
 from diffuseg.types import Image
 
 NIFTI = (".nii.gz", ".nii")
@@ -55,6 +56,7 @@ def case_of(path: Path | str, ending: str) -> str:
     return Path(path).name[: -len(ending)]
 
 
+@timed("read")
 def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
     """Read one case, its channels in one file or one file each, as float32 [c, *s]; intensities as stored.
 
@@ -117,6 +119,7 @@ def read_planes(path: Path | str) -> Image:
     return Image(part.data, part.affine, file, part.header)
 
 
+@timed("write")
 def write(path: Path | str, array: np.ndarray, like: Image) -> None:
     """Write an array [*s] or [c, *s] on the grid of `like`, with its geometry; from NIfTI to NIfTI, as its header has it.
 

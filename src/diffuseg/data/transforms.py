@@ -23,6 +23,7 @@ from diffuseg.data.geometry import warn_once
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
+from diffuseg.timing import timed
 from diffuseg.types import Image
 
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -86,6 +87,7 @@ def central_window(shape: Sequence[int], crop: Sequence[int] | None) -> tuple[tu
     return tuple((n - k) // 2 for n, k in zip(shape, kept, strict=True)), kept
 
 
+@timed("resample")
 def to_grid(image: Image, plan: Plan) -> tuple[Float[Tensor, "c *s"], GridTransform]:
     """A case on the plan's grid: intensities normalised, turned, resampled linearly, and cropped where the plan says so.
 
@@ -100,6 +102,7 @@ def to_grid(image: Image, plan: Plan) -> tuple[Float[Tensor, "c *s"], GridTransf
     return channels[0] if len(channels) == 1 else torch.cat(channels), transform
 
 
+@timed("digest")
 def content_digest(image: Image, transform: GridTransform) -> str:
     """A digest of the intensities of an image, as read, and of its size on the model's grid.
 
@@ -190,6 +193,7 @@ def maps_to_native(maps: Float[Tensor, "m *s"], transform: GridTransform) -> Flo
     return _resample_to_native(maps, transform, background=0.0)
 
 
+@timed("back")
 def _resample_to_native(x: Tensor, transform: GridTransform, background: float) -> np.ndarray:
     """Map after map: beside the result, no more than one of them is held."""
     straight = transform.kept == transform.grid == transform.oriented and transform.reorientation is None

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffuseg.blocks import blocks
+from diffuseg.timing import timed
 
 
 class Ensemble:
@@ -36,6 +37,7 @@ class Ensemble:
         self._evidence: Tensor | None = None
         self._votes = torch.zeros((), dtype=torch.uint8)
 
+    @timed("statistics")
     def add(self, draw: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
         """Take in one draw, float32 on its own device; returns what is concluded from it. Refuses draws of different shapes."""
         draw = draw.detach().float()

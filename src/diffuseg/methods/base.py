@@ -16,6 +16,7 @@ from diffuseg.diffusion.samplers import SAMPLERS, ModelOutput, check_sampling, t
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
 from diffuseg.methods.tiles import Features, Tiling
+from diffuseg.timing import timed
 from diffuseg.types import Batch
 
 OnDenoised = Callable[[int, Tensor], None] | None
@@ -247,6 +248,7 @@ class MaskMethod(Method[Config]):
             generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start : start + options.chunk]]
             yield from _to_probability(tiling.crop(self._sample(tiling, generators, options)))
 
+    @timed("sample")
     def _sample(self, tiling: Tiling, generators: Sequence[torch.Generator], options: DrawOptions) -> Tensor:
         """x_0 [n, k, *shape] of draws that are made together."""
         device, shape = tiling.stack.device, (self.plan.classes, *tiling.shape)

@@ -12,6 +12,7 @@ from torch import Tensor
 from diffuseg.data.batches import slice_stack
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import ModelOutput
+from diffuseg.timing import timed
 
 Features = Tensor | tuple[Tensor, ...]  # what a method makes of an image once: one tensor, or several of any sizes
 
@@ -46,6 +47,7 @@ class Tiling:
         self._features: dict[tuple, Features] = {}
         self._kept = 0
 
+    @timed("denoise")
     def denoise(
         self, predict_x0: Callable[..., ModelOutput], x_t: Tensor | None, t: int, z: Tensor | None, n: int
     ) -> ModelOutput:
@@ -103,7 +105,8 @@ class Tiling:
         key = (part.start, *((w.start, w.stop) for w in window))
         if key in self._features:
             return self._features[key]
-        features = self.encode(self.stack[(part, slice(None), *window)])
+        with timed("encode"):
+            features = self.encode(self.stack[(part, slice(None), *window)])
         size = sum(f.numel() * f.element_size() for f in (features if isinstance(features, tuple) else (features,)))
         if self.again and self._kept + size <= FEATURES_KEPT:
             self._features[key] = features
