@@ -196,8 +196,8 @@ def maps_to_native(maps: Float[Tensor, "m *s"], transform: GridTransform) -> Flo
 @timed("back")
 def _resample_to_native(x: Tensor, transform: GridTransform, background: float) -> np.ndarray:
     """Map after map: beside the result, no more than one of them is held."""
-    straight = transform.kept == transform.grid == transform.oriented and transform.reorientation is None
-    if straight:
+    turned = transform.reorientation is not None and not np.array_equal(transform.reorientation, _STRAIGHT)
+    if transform.kept == transform.grid == transform.oriented and not turned:
         return x.detach().float().cpu().numpy()
     back = None if transform.reorientation is None else nib.orientations.ornt_transform(_STRAIGHT, transform.reorientation)
     found = np.empty((len(x), *transform.native), np.float32)

@@ -161,8 +161,8 @@ class Method(nn.Module, ABC, Generic[Config]):
             eta: scale of the noise in each step (0: DDIM, 1: DDPM), for samplers that have it.
             chunk: draws that are made at a time.
             label: the class that the image shows, 0 for none; only for methods that learn from image-level labels.
-            on_denoised: receives (t, x0_hat [n, k, *s] in [-1, 1]) of the draws made together at each timestep; a method
-                without states calls it once, at t = 0.
+            on_denoised: receives (t, x0_hat [n, k, *s] in [-1, 1]) of the draws made together at each timestep, and must copy
+                what it keeps; a method without states calls it once, at t = 0.
 
         Raises:
             UserError: an unknown sampler, or steps that the method does not have.
