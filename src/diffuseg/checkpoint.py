@@ -22,18 +22,19 @@ FORMAT = "diffuseg-1"
 
 def image_digest(path: Path) -> str:
     """First 16 hexadecimal digits of the SHA-256 of an image file: how a checkpoint remembers its cases."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def seen_in(meta: dict[str, Any], image: Path | None) -> str:
+def seen_in(meta: dict[str, Any], image: Path | None, digest: str | None = None) -> str:
     """Where the training with this header met an image file, its first one: "training", "validation", "neither" or "unknown".
 
     Bytes are compared: another file of the same examination, or of the same patient, is not recognised. A file that is not
-    there any more is "unknown".
+    there any more is "unknown". digest: `image_digest` of the file, where it is known.
     """
     if image is None or "training_cases" not in meta or not image.is_file():
         return "unknown"
-    digest = image_digest(image)
+    digest = digest or image_digest(image)
     sides = {side: meta.get(f"{side}_cases", {}).values() for side in ("training", "validation")}
     return next((side for side, digests in sides.items() if digest in digests), "neither")
 

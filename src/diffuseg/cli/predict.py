@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from diffuseg import timing
 from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, complain, console
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
@@ -49,6 +50,7 @@ def predict(
     save_draws: Annotated[bool, typer.Option("--save-draws", help="Also write the mask of each draw.")] = False,
     save_steps: Annotated[bool, typer.Option("--save-steps", help="Also write the first draw step by step.")] = False,
     no_prob: Annotated[bool, typer.Option("--no-prob", help="Write no probabilities: the largest files by far.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     from diffuseg.config import warn_renamed
@@ -67,7 +69,7 @@ def predict(
         typer.echo(f"{what} (fold {best['fold']}, {pluralize(best['cases'], 'case')}); --draws and --steps choose otherwise")
     if loaded.calibration is not None:
         typer.echo(loaded.calibration.announce(loaded.settings(options)))
-    with ProgressBars(console(stderr=True)) as bars:
+    with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True)) as bars:
         result = predict_folder(loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob)
     for case, reason in result.skipped:
         typer.echo(f"skipped {case}: {reason}")

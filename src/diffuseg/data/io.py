@@ -18,9 +18,11 @@ import nibabel as nib
 import numpy as np
 
 from diffuseg.atomic_io import atomic_path
+from diffuseg.blocks import blocks
 from diffuseg.data import geometry, pictures
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
+from diffuseg.timing import timed
 from diffuseg.types import Image
 
 NIFTI = (".nii.gz", ".nii")
@@ -54,6 +56,7 @@ def case_of(path: Path | str, ending: str) -> str:
     return Path(path).name[: -len(ending)]
 
 
+@timed("read")
 def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
     """Read one case, its channels in one file or one file each, as float32 [c, *s]; intensities as stored.
 
@@ -71,7 +74,7 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
             array = np.asarray(part.data, np.float32)
         _check_finite(array, file)
         arrays.append(array)
-    image = Image(np.concatenate(arrays[:1]), parts[0].affine, files[0], parts[0].header)
+    image = Image(arrays[0], parts[0].affine, files[0], parts[0].header)
     for file, part, array in zip(files[1:], parts[1:], arrays[1:], strict=True):
         fault = grid_fault(image, Image(array, part.affine))
         if fault is not None:
@@ -116,6 +119,7 @@ def read_planes(path: Path | str) -> Image:
     return Image(part.data, part.affine, file, part.header)
 
 
+@timed("write")
 def write(path: Path | str, array: np.ndarray, like: Image) -> None:
     """Write an array [*s] or [c, *s] on the grid of `like`, with its geometry; from NIfTI to NIfTI, as its header has it.
 
@@ -184,7 +188,7 @@ def _read(file: Path, mask: bool) -> FileContents:
 
 
 def _check_finite(array: np.ndarray, file: Path) -> None:
-    bad = array.size - int(np.isfinite(array).sum())
+    bad = array.size - sum(int(np.isfinite(channel[part]).sum()) for channel in array for part in blocks(channel.shape))
     if bad:
         raise UserError(f"NaN or infinite values: {bad} of {array.size}", file=file, do="Replace them")
 

@@ -16,6 +16,7 @@ import numpy as np
 import PIL.Image
 import tifffile
 
+from diffuseg.blocks import blocks
 from diffuseg.errors import UserError
 
 LOSSLESS = (".png", ".tiff", ".tif")
@@ -162,7 +163,10 @@ def _png(plane: np.ndarray, path: Path) -> np.ndarray:
     if plane.dtype == np.float32:
         if not (low >= 0 and high <= 1):
             raise UserError(f"a .png holds fractions of 1, not {low:g} to {high:g}", file=path, do="Choose .tif")
-        return np.rint(plane.astype(np.float64) * 65535).astype(np.uint16)
+        found = np.empty(plane.shape, np.uint16)
+        for part in blocks(plane.shape):
+            found[part] = np.rint(plane[part].astype(np.float64) * 65535)
+        return found
     if low < 0 or high > 65535:
         raise UserError(f"a .png holds 0 to 65535, not {low} to {high}", file=path, do="Choose .tif")
     return plane if plane.dtype == np.uint8 else plane.astype(np.uint16)

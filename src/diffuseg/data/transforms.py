@@ -7,24 +7,27 @@ the centre of the first voxel instead, so its grid covers another extent and the
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from diffuseg.blocks import VOXELS, blocks
 from diffuseg.data.decisions import SAME
 from diffuseg.data.geometry import warn_once
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
+from diffuseg.timing import timed
 from diffuseg.types import Image
 
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+LEVELS = 2**16  # whole numbers of a range up to this are counted, not sorted
 MOST_VOXELS = 2**31  # of one channel of a resampled case: 8 GB
 
 
@@ -84,26 +87,55 @@ def central_window(shape: Sequence[int], crop: Sequence[int] | None) -> tuple[tu
     return tuple((n - k) // 2 for n, k in zip(shape, kept, strict=True)), kept
 
 
+@timed("resample")
 def to_grid(image: Image, plan: Plan) -> tuple[Float[Tensor, "c *s"], GridTransform]:
     """A case on the plan's grid: intensities normalised, turned, resampled linearly, and cropped where the plan says so.
 
     Returns float32 [c, *s] and what undoes it. Refuses an image with other axes or channels than the plan was made for.
     """
     transform = grid_transform(image, plan)
-    data = _reorient(image.data, transform.reorientation)
-    x = torch.from_numpy(data.astype(np.float32, order="C"))
-    x = torch.stack([_normalise(channel, plan, number) for number, channel in enumerate(x)])
-    return _resize(x, transform.grid)[(slice(None), *transform.window)], transform
+    channels = []
+    for number in range(len(image.data)):
+        turned = _turned(image.data[number : number + 1], transform.reorientation)[0]
+        x = _normalise(torch.from_numpy(turned.astype(np.float32, order="C")), plan, number)
+        channels.append(_resize(x[None], transform.grid)[(slice(None), *transform.window)].contiguous())
+    return channels[0] if len(channels) == 1 else torch.cat(channels), transform
 
 
+@timed("digest")
 def content_digest(image: Image, transform: GridTransform) -> str:
     """A digest of the intensities of an image, as read, and of its size on the model's grid.
 
     Values are sorted: an image that is stored turned or flipped gives the same noise on the grid. What is read is exact,
     unlike what is resampled, whose last bits differ between processors.
     """
-    values = np.sort(image.data.astype(np.float32).reshape(len(image.data), -1) + 0.0, axis=1)  # + 0: no -0
-    return hashlib.sha256(repr((values.shape, transform.grid)).encode() + values.tobytes()).hexdigest()
+    shape = (len(image.data), image.data[0].size)
+    digest = hashlib.sha256(repr((shape, transform.grid)).encode())
+    for channel in image.data:
+        for values in _sorted(channel):
+            digest.update(values)
+    return digest.hexdigest()
+
+
+def _sorted(channel: Num[np.ndarray, "*s"]) -> Iterator[Float[np.ndarray, " n"]]:
+    """All values of a channel as float32 by rising size, a part at a time; whole numbers of a small range are counted."""
+    low, high = float(channel.min()), float(channel.max())
+    found = np.zeros(LEVELS, np.int64)
+    for part in blocks(channel.shape) if high - low < LEVELS and abs(low) < 2**23 else ():
+        values = channel[part].astype(np.float32).ravel()
+        levels = (values - np.float32(low)).astype(np.int64)
+        if not np.array_equal(levels + low, values):
+            break
+        found += np.bincount(levels, minlength=LEVELS)
+    if found.sum() != channel.size:
+        values = channel.astype(np.float32).ravel()
+        values += 0.0  # no -0
+        values.sort()
+        yield values
+        return
+    for level in np.flatnonzero(found):
+        for start in range(0, int(found[level]), VOXELS):
+            yield np.full(min(VOXELS, int(found[level]) - start), level + low, np.float32)
 
 
 def class_indices(mask: Image, plan: Plan) -> Int[np.ndarray, "*s"]:
@@ -161,17 +193,22 @@ def maps_to_native(maps: Float[Tensor, "m *s"], transform: GridTransform) -> Flo
     return _resample_to_native(maps, transform, background=0.0)
 
 
+@timed("back")
 def _resample_to_native(x: Tensor, transform: GridTransform, background: float) -> np.ndarray:
-    x = x.detach().float().cpu()
-    if transform.kept != transform.grid:
-        whole = x.new_zeros(len(x), *transform.grid)
-        whole[0] = background
-        whole[(slice(None), *transform.window)] = x
-        x = whole
-    array = _resize(x, transform.oriented).numpy()
-    if transform.reorientation is None:
-        return array
-    return _reorient(array, nib.orientations.ornt_transform(_STRAIGHT, transform.reorientation))
+    """Map after map: beside the result, no more than one of them is held."""
+    turned = transform.reorientation is not None and not np.array_equal(transform.reorientation, _STRAIGHT)
+    if transform.kept == transform.grid == transform.oriented and not turned:
+        return x.detach().float().cpu().numpy()
+    back = None if transform.reorientation is None else nib.orientations.ornt_transform(_STRAIGHT, transform.reorientation)
+    found = np.empty((len(x), *transform.native), np.float32)
+    for number, one in enumerate(x.detach()):
+        one = one.float().cpu()
+        if transform.kept != transform.grid:
+            whole = one.new_full(transform.grid, background if number == 0 else 0.0)
+            whole[transform.window] = one
+            one = whole
+        found[number] = _turned(_resize(one[None], transform.oriented).numpy(), back)[0]
+    return found
 
 
 _STRAIGHT = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
@@ -211,9 +248,14 @@ def _samples(n: int, factor: float) -> int:
 
 
 def _reorient(data: np.ndarray, reorientation: np.ndarray | None) -> np.ndarray:
+    return data if reorientation is None else _turned(data, reorientation).copy()
+
+
+def _turned(data: np.ndarray, reorientation: np.ndarray | None) -> np.ndarray:
+    """A view of channels with their axes turned and flipped."""
     if reorientation is None:
         return data
-    return np.moveaxis(nib.orientations.apply_orientation(np.moveaxis(data, 0, -1), reorientation), -1, 0).copy()
+    return np.moveaxis(nib.orientations.apply_orientation(np.moveaxis(data, 0, -1), reorientation), -1, 0)
 
 
 def _zoom(before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
@@ -254,9 +296,20 @@ def _zscore(x: Float[Tensor, "*s"], clip: bool = True) -> Float[Tensor, "*s"]:
     values = x[x != 0].numpy()
     if values.size == 0:
         return torch.zeros_like(x)
-    low, high = np.percentile(values, (0.5, 99.5))
-    clipped = values.clip(low, high).astype(np.float64)
-    mean, deviation = clipped.mean(), clipped.std()
+    low, high = np.percentile(values, (0.5, 99.5), overwrite_input=True)
+    parts = list(blocks(values.shape))
+    mean = sum(float(values[part].clip(low, high).sum(dtype=np.float64)) for part in parts) / values.size
+    deviation = math.sqrt(sum(_squares(values[part].clip(low, high), mean) for part in parts) / values.size)
+    del values
+    found = torch.zeros_like(x)
     if deviation <= 1e-9 * max(abs(low), abs(high)):  # constant, up to rounding
-        return torch.zeros_like(x)
-    return (((x.double().clamp(low, high) if clip else x.double()) - mean) / deviation).float()
+        return found
+    for part in blocks(x.shape):
+        wide = x[part].double()
+        found[part] = ((wide.clamp_(low, high) if clip else wide) - mean) / deviation
+    return found
+
+
+def _squares(values: np.ndarray, mean: float) -> float:
+    """Sum of squared differences from a mean."""
+    return float(np.square(values.astype(np.float64) - mean).sum())

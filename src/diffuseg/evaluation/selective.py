@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Integer
 
+from diffuseg.blocks import blocks
 from diffuseg.evaluation.statistics import Interval, bootstrap_of
 
 NEGLIGIBLE = 0.01  # what is less likely is taken for absent, or the many voxels of a background would add up to an organ
@@ -25,9 +26,14 @@ def expected_dice_loss(probability: Float[np.ndarray, "k *s"], mask: Integer[np.
     1 stands for one voxel: an empty mask that is expected to be empty has no doubt.
     """
     expected = []
-    for k, p in enumerate(probability[1:], start=1):
-        inside, p = mask == k, np.where(p < NEGLIGIBLE, 0, p)
-        expected.append((2 * p[inside].sum(dtype=np.float64) + 1) / (inside.sum() + p.sum(dtype=np.float64) + 1))
+    for k, whole in enumerate(probability[1:], start=1):
+        common = size = total = 0.0
+        for part in blocks(mask.shape):
+            inside, p = mask[part] == k, np.where(whole[part] < NEGLIGIBLE, 0, whole[part])
+            common += float(p[inside].sum(dtype=np.float64))
+            size += int(inside.sum())
+            total += float(p.sum(dtype=np.float64))
+        expected.append((2 * common + 1) / (size + total + 1))
     return 1 - float(np.mean(expected))
 
 

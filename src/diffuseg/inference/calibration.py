@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from diffuseg.blocks import blocks
 from diffuseg.config import from_dict
 from diffuseg.evaluation.calibration_metrics import apply_temperature
 from diffuseg.evaluation.conformal import ConformalMargin
@@ -57,7 +58,10 @@ class Calibration:
 
     def temper(self, probability: Float[np.ndarray, "k *s"]) -> Float[np.ndarray, "k *s"]:
         """Probabilities with this temperature, in single precision; the largest of a voxel stays the largest."""
-        return apply_temperature(probability, self.temperature).astype(np.float32)
+        found = np.empty(probability.shape, np.float32)
+        for part in blocks(probability.shape[1:]):
+            found[:, part] = apply_temperature(probability[:, part], self.temperature)
+        return found
 
     def widen(self, intervals: dict[str, list[float]]) -> dict[str, list[float]]:
         """Intervals [low, high] in ml by class, widened; those of classes that are not known are left as they are."""

@@ -16,39 +16,68 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffuseg.blocks import blocks
+from diffuseg.timing import timed
+
 
 class Ensemble:
     """Running statistics of probability maps [k, *s]; memory does not grow with the number of draws.
 
+    All is done a block of voxels at a time: beside the statistics nothing has the size of the image.
+
     conclude  how a draw, or the mean of draws, becomes a probability map, where draws are raw evidence
+    spread    whether expected entropy and variance are kept too; without them there is the entropy alone
     counts    per draw, the number of voxels in which each class is the most probable one
     """
 
-    def __init__(self, conclude: Callable[[Tensor], Tensor] = lambda p: p) -> None:
-        self.draws, self.conclude = 0, conclude
+    def __init__(self, conclude: Callable[[Tensor], Tensor] = lambda p: p, spread: bool = True) -> None:
+        self.draws, self.conclude, self.spread = 0, conclude, spread
         self.counts: list[list[int]] = []
         self._mean = self._expected = self._squares = torch.zeros(())
         self._evidence: Tensor | None = None
-        self._votes = torch.zeros((), dtype=torch.int16)
+        self._votes = torch.zeros((), dtype=torch.uint8)
 
+    @timed("statistics")
     def add(self, draw: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
         """Take in one draw, float32 on its own device; returns what is concluded from it. Refuses draws of different shapes."""
         draw = draw.detach().float()
         p = self.conclude(draw)
         if self.draws and p.shape != self._mean.shape:
             raise ValueError(f"a draw of shape {tuple(p.shape)} among draws of shape {tuple(self._mean.shape)}")
+        if not self.draws:
+            self._start(p)
         self.draws += 1
-        before = p - self._mean  # Welford: exact for equal draws, and no cancellation for nearly equal ones
-        self._mean = self._mean + before / self.draws
-        self._squares = self._squares + (before * (p - self._mean)).sum(0)
-        self._expected = self._expected + (_entropy(p) - self._expected) / self.draws
-        chosen = p.argmax(0, keepdim=True)
-        self.counts.append(torch.bincount(chosen.flatten(), minlength=len(p)).tolist())
-        self._votes = self._votes + torch.zeros_like(p, dtype=torch.int16).scatter_(0, chosen, 1)
+        if self.draws == 2**8:
+            self._votes = self._votes.short()
+        count = torch.zeros(len(p), dtype=torch.int64, device=p.device)
+        for part in blocks(p.shape[1:]):
+            count += self._add(p, part)
+        self.counts.append(count.tolist())
         if p is not draw:
-            known = torch.zeros_like(draw) if self._evidence is None else self._evidence
-            self._evidence = known + (draw - known) / self.draws
+            self._evidence = torch.zeros_like(draw) if self._evidence is None else self._evidence
+            for part in blocks(draw.shape[1:]):
+                known = self._evidence[:, part]
+                known += (draw[:, part] - known) / self.draws
         return p
+
+    def _start(self, p: Tensor) -> None:
+        self._mean, self._votes = torch.zeros_like(p), torch.zeros_like(p, dtype=torch.uint8)
+        if self.spread:
+            self._expected, self._squares = torch.zeros_like(p[0]), torch.zeros_like(p[0])
+
+    def _add(self, whole: Tensor, part: slice) -> Tensor:
+        """One block of a draw; returns how often each class is its most probable one."""
+        p, mean = whole[:, part], self._mean[:, part]
+        before = p - mean  # Welford: exact for equal draws, and no cancellation for nearly equal ones
+        mean += before / self.draws
+        if self.spread:
+            self._squares[part] += (before * (p - mean)).sum(0)
+            expected = self._expected[part]
+            expected += (_entropy(p) - expected) / self.draws
+        chosen = p.argmax(0, keepdim=True)
+        votes = self._votes[:, part]
+        votes += torch.zeros_like(p, dtype=votes.dtype).scatter_(0, chosen, 1)
+        return torch.bincount(chosen.flatten(), minlength=len(p))
 
     @property
     def mean(self) -> Float[Tensor, "k *s"]:
@@ -57,12 +86,17 @@ class Ensemble:
 
     def uncertainty(self) -> dict[str, Float[Tensor, "*s"]]:
         """Maps by name: entropy, expected_entropy, mutual_information (all in nats, >= 0), variance (>= 0)."""
-        entropy = _entropy(self.mean)
+        mean = self.mean
+        entropy = torch.empty_like(mean[0])
+        for part in blocks(entropy.shape):
+            entropy[part] = _entropy(mean[:, part])
+        if not self.spread:
+            return {"entropy": entropy}
         return {
             "entropy": entropy,
             "expected_entropy": self._expected,
-            "mutual_information": (entropy - self._expected).clamp(min=0),
-            "variance": (self._squares / max(self.draws, 1)).clamp(min=0),
+            "mutual_information": (entropy - self._expected).clamp_(min=0),
+            "variance": (self._squares / max(self.draws, 1)).clamp_(min=0),
         }
 
     def agreement(self) -> list[float | None]:
@@ -73,7 +107,7 @@ class Ensemble:
         found: list[float | None] = []
         for v in self._votes:
             total = int(v.sum(dtype=torch.int64))
-            pairs = int((v.long() * (v.long() - 1)).sum())
+            pairs = sum(int((v[part].long() * (v[part].long() - 1)).sum()) for part in blocks(v.shape))
             found.append(pairs / ((self.draws - 1) * total) if self.draws > 1 and total else None)
         return found
 

@@ -105,7 +105,7 @@ def predict_folder(
                 continue
             ending = ending_for(paths[0])
             keep = _to_keep(options) | (set() if overwrite else _kept(out, case, ending))
-            keep_all = replace(options, keep_draws="draws" in keep, keep_steps="steps" in keep)
+            keep_all = replace(options, keep_draws="draws" in keep, keep_steps="steps" in keep, spread=False)
             save(model.predict(paths, keep_all, on_draw=on_draw), out, case, ending, probabilities)
             result.finished.append(case)
         except UserError as fault:

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
+from diffuseg.blocks import blocks, largest
 from diffuseg.errors import UserError
 
 TIE = 1e-3  # what a mean probability counts against one vote: enough to decide between equals, and nothing else
@@ -59,14 +60,20 @@ class Vote(Fusion):
 
     def __init__(self) -> None:
         super().__init__()
-        self._counts = torch.zeros(())
+        self._counts = torch.zeros((), dtype=torch.int16)
 
     def _add(self, probability: Tensor) -> None:
-        vote = torch.zeros_like(probability, dtype=torch.float32).scatter_(0, probability.argmax(0, keepdim=True), 1.0)
-        self._counts = self._counts + vote
+        if self.draws == 1:
+            self._counts = torch.zeros_like(probability, dtype=torch.int16)
+        for part in blocks(probability.shape[1:]):
+            p = probability[:, part]
+            self._counts[:, part] += torch.zeros_like(p, dtype=torch.int16).scatter_(0, p.argmax(0, keepdim=True), 1)
 
     def shares(self, mean: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
-        return claims((self._counts + TIE * mean).argmax(0), mean)
+        labels = torch.empty_like(mean[0], dtype=torch.uint8 if len(mean) < 256 else torch.int16)
+        for part in blocks(labels.shape):
+            labels[part] = (self._counts[:, part] + TIE * mean[:, part]).argmax(0)
+        return claims(labels, mean)
 
 
 class LabelMaps(Fusion):
@@ -80,14 +87,14 @@ class LabelMaps(Fusion):
         if len(probability) > 255:
             fuse = type(self).__name__.lower()
             raise UserError(f"--fuse {fuse} of {len(probability)} classes: there is room for 255", do="Choose --fuse vote")
-        self._labels.append(probability.argmax(0).to("cpu", torch.uint8).numpy())
+        self._labels.append(largest(probability.cpu().numpy()))
 
 
 class Dice(LabelMaps):
     """The mask with the largest mean Dice with the draws, of the level sets of their frequencies: `best_overlap`."""
 
     def shares(self, mean: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
-        return claims(mean.new_tensor(best_overlap(np.stack(self._labels), len(mean))).long(), mean)
+        return claims(torch.from_numpy(best_overlap(np.stack(self._labels), len(mean))).to(mean.device), mean)
 
 
 class Staple(LabelMaps):
@@ -104,7 +111,7 @@ class Staple(LabelMaps):
         """Where STAPLE cannot decide between classes, the mean does."""
         first = self._labels[0]
         if all(np.array_equal(first, other) for other in self._labels[1:]):
-            return claims(mean.new_tensor(first).long(), mean)
+            return claims(torch.from_numpy(first).to(mean.device), mean)
         undecided = len(mean)
         filter_ = self._itk.MultiLabelSTAPLEImageFilter()
         filter_.SetLabelForUndecidedPixels(undecided)
@@ -123,8 +130,15 @@ def claims(labels: Integer[Tensor, "*s"], mean: Float[Tensor, "k *s"]) -> Float[
     A label map alone is resampled in blocks; the mean also knows where between two voxels a border is. Where an exchange does
     not make the class of the label map the largest, because the two are equal, it is 1 and the others are 0.
     """
-    chosen, largest = labels[None], mean.argmax(0, keepdim=True)
-    exchanged = mean.scatter(0, largest, mean.gather(0, chosen)).scatter(0, chosen, mean.gather(0, largest))
+    shares = torch.empty_like(mean)
+    for part in blocks(labels.shape):
+        shares[:, part] = _claims(labels[part].long(), mean[:, part])
+    return shares
+
+
+def _claims(labels: Tensor, mean: Tensor) -> Tensor:
+    chosen, most = labels[None], mean.argmax(0, keepdim=True)
+    exchanged = mean.scatter(0, most, mean.gather(0, chosen)).scatter(0, chosen, mean.gather(0, most))
     alone = torch.nn.functional.one_hot(labels, len(mean)).movedim(-1, 0).to(mean.dtype)
     return torch.where(exchanged.argmax(0) == labels, exchanged, alone)
 
@@ -137,17 +151,17 @@ def best_overlap(draws: Integer[np.ndarray, "n *s"], classes: int) -> Integer[np
     more frequent class wins, of equals the first.
     """
     n, flat = len(draws), draws.reshape(len(draws), -1)
-    wanted = np.zeros((classes, flat.shape[1]))
+    wanted = np.zeros((classes, flat.shape[1]), np.uint16)
     for k in range(1, classes):
         mine = flat == k
-        count = mine.sum(0)
+        count = mine.sum(0, dtype=np.uint16)
         within = np.stack([np.bincount(count[one], minlength=n + 2) for one in mine])  # [draw, count]
         common = within[:, ::-1].cumsum(1)[:, ::-1][:, 1:]  # with the set of tau = 1 .. n + 1, the last one empty
         size = np.bincount(count, minlength=n + 2)[::-1].cumsum()[::-1][1:]
         both = mine.sum(1)[:, None] + size
         overlap = np.where(both > 0, 2 * common / np.maximum(both, 1), 1.0).mean(0)
         wanted[k] = np.where(count >= 1 + int(overlap.argmax()), count, 0)
-    return wanted.argmax(0).reshape(draws.shape[1:])
+    return largest(wanted).reshape(draws.shape[1:])
 
 
 def fusion(name: str) -> Fusion:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffuseg.blocks import all_finite, largest, take
 from diffuseg.checkpoint import image_digest, load_checkpoint, model_hash, seen_in, versions
 from diffuseg.data.batches import FullCase
 from diffuseg.data.io import read_image
@@ -23,7 +24,7 @@ from diffuseg.diffusion.samplers import timesteps
 from diffuseg.errors import UserError
 from diffuseg.inference.calibration import Calibration, apply_calibration, read_calibration
 from diffuseg.inference.ensemble import Ensemble
-from diffuseg.inference.fusion import fusion
+from diffuseg.inference.fusion import Fusion, fusion
 from diffuseg.inference.prediction import Prediction
 from diffuseg.inference.provenance import cost, grid, scores, volumes
 from diffuseg.inference.recorder import DrawRecorder
@@ -149,28 +150,37 @@ class Model:
         options = self.resolve(asked)
         image, digests = self._image(image), file_digests(image)
         draws = self.prepare(image, options)
-        ensemble, fused, recorder = draws.ensemble(), fusion(options.fuse), self._recorder(draws, options)
+        ensemble, fused, recorder = self._collect(draws, options, on_draw)
+        uncertainty = _uncertainty(ensemble, draws.transform)
+        probability = draws.to_native(ensemble.mean)
+        if not all_finite(probability):
+            raise UserError(f"{self.name} gives NaN or infinite probabilities", do="Its training went wrong: train it again")
+        fuses = options.fuse != "mean"
+        chosen = largest(draws.to_native(fused.shares(ensemble.mean)) if fuses else probability)
+        record = volumes(self.plan, chosen, probability, image, draws.transform, ensemble)
+        record |= self.settings(options) | recorder.record() | scores(self.plan, ensemble, probability, chosen)
+        if calibrate and self.calibration is not None:
+            probability = apply_calibration(self.calibration, probability, record)
+        mask = take(self._values(), chosen)
+        record |= self._unlike_training(image, record["volume_ml"], mask)
+        record |= self._origin(image, draws, digests) | {"image_digests": digests}
+        record |= {"recommended": self.recommended(asked) is not None} | cost(draws)
+        record["seconds"] = round(time.monotonic() - started, 2)
+        return Prediction(mask, probability, uncertainty, image, record, recorder.draws, recorder.steps)
+
+    def _collect(
+        self, draws: ImageDraws, options: SamplingOptions, on_draw: Callable[[int, int], None] | None
+    ) -> tuple[Ensemble, Fusion, DrawRecorder]:
+        """All draws, of which only the statistics are held."""
+        ensemble, fused, recorder = draws.ensemble(options.spread), fusion(options.fuse), self._recorder(draws, options)
         for draw in draws.draw(recorder.step if options.keep_steps else None):
             probability = ensemble.add(draw)
             fused.add(probability)
             recorder.draw(probability)
             if on_draw is not None:
                 on_draw(ensemble.draws, len(draws.seeds))
-        probability = draws.to_native(ensemble.mean)
-        if not np.isfinite(probability).all():
-            raise UserError(f"{self.name} gives NaN or infinite probabilities", do="Its training went wrong: train it again")
-        fuses = options.fuse != "mean"
-        chosen = (draws.to_native(fused.shares(ensemble.mean)) if fuses else probability).argmax(0)
-        record = volumes(self.plan, chosen, probability, image, draws.transform, ensemble)
-        record |= self.settings(options) | recorder.record() | scores(self.plan, ensemble, probability, chosen)
-        if calibrate and self.calibration is not None:
-            probability = apply_calibration(self.calibration, probability, record)
-        record |= self._unlike_training(image, record["volume_ml"], self._values()[chosen])
-        record |= self._origin(image, draws) | {"image_digests": digests}
-        record |= {"recommended": self.recommended(asked) is not None} | cost(draws)
-        record["seconds"] = round(time.monotonic() - started, 2)
-        uncertainty = _uncertainty(ensemble, draws.transform)
-        return Prediction(self._values()[chosen], probability, uncertainty, image, record, recorder.draws, recorder.steps)
+            del draw, probability  # before the next one is made
+        return ensemble, fused, recorder
 
     def _recorder(self, draws: ImageDraws, options: SamplingOptions) -> DrawRecorder:
         """Of what is to be kept; a deterministic method has no noise, so its only step is at level 0."""
@@ -181,14 +191,14 @@ class Model:
             levels = [0]
         return DrawRecorder(draws.transform, self._values(), options.keep_draws * len(draws.seeds), levels)
 
-    def _origin(self, image: Image, draws: ImageDraws) -> dict[str, Any]:
+    def _origin(self, image: Image, draws: ImageDraws, digests: Sequence[str]) -> dict[str, Any]:
         """What a prediction was computed from and by."""
         return {
             "model_name": self.name,
             "method": self.meta.get("method"),
             "labels": self.plan.labels,
             "source": None if image.source is None else str(image.source.absolute()),  # a viewer may be started elsewhere
-            "seen_in": seen_in(self.meta, image.source),
+            "seen_in": seen_in(self.meta, image.source, *digests[:1]),
             "grid": grid(self.plan, draws),
             "precision": self.precision.reason,
             "device": str(self.device),
@@ -228,7 +238,7 @@ class Model:
             image = self._array(image)
         elif not isinstance(image, Image):
             return read_image(image)
-        if not np.isfinite(image.data).all():
+        if not all_finite(image.data):
             raise UserError("there are NaN or infinite values in the image", file=image.source, do="Replace them")
         return image
 
@@ -279,8 +289,7 @@ def file_digests(image: Readable) -> list[str]:
 
 def _uncertainty(ensemble: Ensemble, transform: GridTransform) -> dict[str, np.ndarray]:
     """The maps of the draws by name, on the image's own voxels."""
-    maps = ensemble.uncertainty()
-    return dict(zip(maps, maps_to_native(torch.stack(list(maps.values())), transform), strict=True))
+    return {name: maps_to_native(grid[None], transform)[0] for name, grid in ensemble.uncertainty().items()}
 
 
 def _load(path: Path, name: str | None, device: torch.device, options: Sequence[str]) -> Model:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer
 
+from diffuseg.blocks import counts, largest
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import GridTransform
 from diffuseg.evaluation.selective import expected_dice_loss
@@ -28,13 +29,14 @@ def volumes(
     taken as many times as the mean's mask is larger on the image's own voxels: without resampling, exactly once.
     """
     voxel, grid_voxel = image.voxel_ml, voxel_ml(transform.grid_affine, image.dims)
-    native = np.bincount(probability.argmax(0).ravel(), minlength=plan.classes).tolist()
-    grid = np.bincount(ensemble.mean.cpu().numpy().argmax(0).ravel(), minlength=plan.classes).tolist()
+    native = counts(largest(probability), plan.classes)
+    grid = counts(largest(ensemble.mean.cpu().numpy()), plan.classes)
+    chosen = counts(classes, plan.classes)
     volume, ends = {}, {}
     for k, name in list(enumerate(plan.names))[1:]:
-        volume[name] = round(int((classes == k).sum()) * voxel, 6)
+        volume[name] = round(chosen[k] * voxel, 6)
         scale = native[k] * voxel / (grid[k] * grid_voxel) if native[k] and grid[k] else 1.0
-        ends[name] = [round(ml, 6) for ml in interval([counts[k] * grid_voxel * scale for counts in ensemble.counts])]
+        ends[name] = [round(ml, 6) for ml in interval([draw[k] * grid_voxel * scale for draw in ensemble.counts])]
     note = "5th to 95th percentile of the volumes of the single draws"
     if ensemble.draws == 1:
         note = "a single draw: the interval is a point and says nothing about uncertainty"

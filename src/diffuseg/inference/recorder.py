@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from diffuseg.blocks import blocks, largest, take
 from diffuseg.data.dataset import evenly_spaced
 from diffuseg.data.transforms import GridTransform, to_native
 from diffuseg.methods.base import x_to_probability
@@ -37,14 +38,16 @@ class DrawRecorder:
     def draw(self, probability: Float[Tensor, "k *s"]) -> None:
         """Take in one draw: its mask is the class that is most probable after the way back to the image's voxels."""
         if self.draws is not None:
-            self.draws[self._drawn] = self._values[to_native(probability, self._transform).argmax(0)]
+            self.draws[self._drawn] = take(self._values, largest(to_native(probability, self._transform)))
             self._drawn += 1
 
     def step(self, t: int, x_0: Float[Tensor, "n k *s"]) -> None:
         """Take in x0_hat in [-1, 1] at level t of draws made together; the first draw of the first ones is kept."""
         if self.steps is not None and t in self.levels and t not in self._seen:
-            background = to_native(x_to_probability(x_0[:1])[0], self._transform)[0]
-            self.steps[self.levels.index(t)] = np.rint(100 * (1 - background)).clip(0, 100)
+            background = to_native(x_to_probability(x_0[:1])[0, :1], self._transform)[0]
+            step = self.steps[self.levels.index(t)]
+            for part in blocks(step.shape):
+                step[part] = np.rint(100 * (1 - background[part])).clip(0, 100)
             self._seen.add(t)
 
     def record(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from diffuseg.methods import Method
 from diffuseg.methods.base import ImageLabel
 from diffuseg.types import Image
 
-STATE_BYTES = 2**28  # of the noisy masks that are denoised together; a sampler holds a few such tensors
+STATE_BYTES = 2**27  # of the noisy masks that are denoised together; a sampler holds a few such tensors
 CHUNK = 8  # draws that are made together, at most
 OnDenoised = Callable[[int, Tensor], None]
 
@@ -44,6 +44,8 @@ class SamplingOptions:
         label: The class that the image is known to show, for methods that learn from image-level labels.
         keep_draws: Keep the mask of each draw, one byte per voxel.
         keep_steps: Keep the steps of the first draw, one byte per voxel.
+        spread: Keep what tells apart the kinds of uncertainty: expected entropy, mutual information and variance. Without them
+            there is the entropy alone, and less memory is needed.
     """
 
     draws: int | None = None
@@ -54,6 +56,7 @@ class SamplingOptions:
     label: str | None = None
     keep_draws: bool = False
     keep_steps: bool = False
+    spread: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,17 +100,19 @@ class ImageDraws:
         image = self.x.to(self.device)
         maps = iter(self.method.draw(image, self.seeds, steps=self.steps, sampler=self.sampler, chunk=chunk, **options))
         for _ in self.seeds:
-            with _autocast(self.precision, self.device):
-                probability = next(maps)
-            yield probability
+            yield self._next(maps)  # no name holds a draw while the next one is made
+
+    def _next(self, maps: Iterator[Tensor]) -> Tensor:
+        with _autocast(self.precision, self.device):
+            return next(maps)
 
     def finalize(self, evidence: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
         """Probabilities from a draw, or from the mean of several."""
         return self.method.finalize_draw(evidence, self.x, self.sampler, self.steps)
 
-    def ensemble(self) -> Ensemble:
-        """An empty ensemble for these draws."""
-        return Ensemble(self.finalize)
+    def ensemble(self, spread: bool = True) -> Ensemble:
+        """An empty ensemble for these draws; `spread` as in `SamplingOptions`."""
+        return Ensemble(self.finalize, spread)
 
     def to_native(self, maps: Float[Tensor, "k *s"]) -> Float[np.ndarray, "k *n"]:
         """Probabilities on the image's own voxels."""

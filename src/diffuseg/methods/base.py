@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffuseg.blocks import blocks
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import SAMPLERS, ModelOutput, check_sampling, timesteps
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
 from diffuseg.methods.tiles import Features, Tiling
+from diffuseg.timing import timed
 from diffuseg.types import Batch
 
 OnDenoised = Callable[[int, Tensor], None] | None
@@ -161,8 +163,8 @@ class Method(nn.Module, ABC, Generic[Config]):
             eta: scale of the noise in each step (0: DDIM, 1: DDPM), for samplers that have it.
             chunk: draws that are made at a time.
             label: the class that the image shows, 0 for none; only for methods that learn from image-level labels.
-            on_denoised: receives (t, x0_hat [n, k, *s] in [-1, 1]) of the draws made together at each timestep; a method
-                without states calls it once, at t = 0.
+            on_denoised: receives (t, x0_hat [n, k, *s] in [-1, 1]) of the draws made together at each timestep, and must copy
+                what it keeps; a method without states calls it once, at t = 0.
 
         Raises:
             UserError: an unknown sampler, or steps that the method does not have.
@@ -236,17 +238,19 @@ class MaskMethod(Method[Config]):
 
         So neighbouring tiles share their noise.
         """
-        tiling = Tiling(image, self.plan, self.encode)
+        again = self.generative and (options.steps > 1 or len(seeds) > options.chunk)
+        tiling = Tiling(image, self.plan, self.encode, again)
         if not self.generative:
             x_0 = tiling.crop(tiling.denoise(self.predict_x0, None, 0, None, 1).x_0)
             if options.on_denoised is not None:
                 options.on_denoised(0, x_0)
-            yield from x_to_probability(x_0).expand(len(seeds), *x_0.shape[1:])
+            yield from _to_probability(x_0).expand(len(seeds), *x_0.shape[1:])
             return
         for start in range(0, len(seeds), options.chunk):
             generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start : start + options.chunk]]
-            yield from x_to_probability(tiling.crop(self._sample(tiling, generators, options)))
+            yield from _to_probability(tiling.crop(self._sample(tiling, generators, options)))
 
+    @timed("sample")
     def _sample(self, tiling: Tiling, generators: Sequence[torch.Generator], options: DrawOptions) -> Tensor:
         """x_0 [n, k, *shape] of draws that are made together."""
         device, shape = tiling.stack.device, (self.plan.classes, *tiling.shape)
@@ -261,20 +265,32 @@ class MaskMethod(Method[Config]):
                 options.on_denoised(t, tiling.crop(output.x_0))
             return output
 
-        grid = timesteps(self.schedule.T, options.steps)
-        eta = {} if options.eta is None else {"eta": options.eta}
-        return SAMPLERS[options.sampler](denoiser, noise(), grid, self.schedule, noise, **eta)
+        grid, sampler = timesteps(self.schedule.T, options.steps), SAMPLERS[options.sampler]
+        if options.eta is None:  # written out: keywords by ** would hold the first state until the end
+            return sampler(denoiser, noise(), grid, self.schedule, noise)
+        return sampler(denoiser, noise(), grid, self.schedule, noise, options.eta)
 
 
 def noise_of(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Float[Tensor, "n *s"]:
     """Noise of this shape for each draw, from the draw's own generator."""
-    return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
+    found = torch.empty(len(generators), *shape)
+    for one, generator in zip(found, generators, strict=True):
+        torch.randn(tuple(shape), generator=generator, out=one)
+    return found
 
 
 def x_to_probability(x_0: Float[Tensor, "n k *s"]) -> Float[Tensor, "n k *s"]:
     """Class probabilities from one-hot values in [-1, 1]: to [0, 1], then normalised over the classes."""
-    p = ((x_0.float() + 1) / 2).clamp(1e-6, 1)
-    return p / p.sum(1, keepdim=True)
+    return _to_probability(x_0.float().clone())
+
+
+def _to_probability(x_0: Float[Tensor, "n k *s"]) -> Float[Tensor, "n k *s"]:
+    """The same in the place of x_0."""
+    for part in blocks(x_0.shape[2:]):
+        p = x_0[:, :, part]
+        p.add_(1).div_(2).clamp_(1e-6, 1)
+        p /= p.sum(1, keepdim=True)
+    return x_0
 
 
 def mask_to_x(mask: Float[Tensor, "b k *s"]) -> Float[Tensor, "b k *s"]:

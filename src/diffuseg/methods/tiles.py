@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,13 @@ from torch import Tensor
 from diffuseg.data.batches import slice_stack
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import ModelOutput
+from diffuseg.timing import timed
 
 Features = Tensor | tuple[Tensor, ...]  # what a method makes of an image once: one tensor, or several of any sizes
 
 OVERLAP = 0.5  # of neighbouring windows, as a share of the patch
 SIGMA = 0.125  # of the weights of a tile, as a share of the patch
-FEATURES_KEPT = 2**31  # bytes of image features kept between steps; beyond that they are computed again
+FEATURES_KEPT = 2**29  # bytes of image features kept between steps; beyond that they are computed again
 SLICES = 32  # slices of a volume that a 2-D network sees at a time
 
 
@@ -25,11 +26,14 @@ class Tiling:
     """One case [c, *s] on the plan's grid, cut for a network: overlapping windows with Gaussian weights.
 
     For a 2-D network on a volume the slices are the batch, each with its neighbours as channels (2.5-D).
-    States and results are whole-image tensors [n, k, *shape], `shape` being the padded spatial shape.
+    States and results are whole-image tensors [n, k, *shape], `shape` being the padded spatial shape. Features of the image
+    are kept where it is denoised several times (`again`), up to FEATURES_KEPT; else those of a tile live as long as its turn.
     """
 
-    def __init__(self, image: Float[Tensor, "c *s"], plan: Plan, encode: Callable[[Tensor], Features]) -> None:
-        self.plan, self.encode = plan, encode
+    def __init__(
+        self, image: Float[Tensor, "c *s"], plan: Plan, encode: Callable[[Tensor], Features], again: bool = True
+    ) -> None:
+        self.plan, self.encode, self.again = plan, encode, again
         self.sliced = plan.dims == 2 and image.ndim == 4
         self.native = image.shape[1:]
         stack = slice_stack(image, plan) if self.sliced else image[None]
@@ -44,6 +48,7 @@ class Tiling:
         self._features: dict[tuple, Features] = {}
         self._kept = 0
 
+    @timed("denoise")
     def denoise(
         self, predict_x0: Callable[..., ModelOutput], x_t: Tensor | None, t: int, z: Tensor | None, n: int
     ) -> ModelOutput:
@@ -55,10 +60,11 @@ class Tiling:
         m, plane = self.stack.shape[0], self.stack.shape[2:]
         state = None if x_t is None else self._split(x_t)
         totals: list[Tensor] = []
-        weights = torch.zeros(plane, device=self.stack.device)
+        weights = Weights(plane, self.plan.patch, self.weight)
         single = len(self.windows) == 1
         for window in self.windows:
-            weights[window] += 1 if single else self.weight
+            self._divide(totals, weights.until(window[0].start))
+            weights.add(window)
             for start in range(0, m, SLICES):
                 part = slice(start, min(start + SLICES, m))
                 features = self._encoded(part, window)
@@ -72,7 +78,8 @@ class Tiling:
                 for total, one in zip(totals, maps, strict=True):
                     one = one.float().unflatten(0, (n, count))
                     total[(slice(None), part, slice(None), *window)] += one if single else one * self.weight
-        return ModelOutput(*(self._join(total / weights) for total in totals))
+        self._divide(totals, weights.until(plane[0]))
+        return ModelOutput(*map(self._join, totals))
 
     def crop(self, x: Float[Tensor, "n k *shape"]) -> Float[Tensor, "n k *s"]:
         """Without the padding, in the axis order of the image."""
@@ -82,6 +89,12 @@ class Tiling:
             native.insert(0, native.pop(self.plan.slice_axis))
         x = x[(..., *(slice(o, o + s) for o, s in zip(start, native, strict=True)))]
         return x.movedim(2, 2 + self.plan.slice_axis) if self.sliced else x
+
+    def _divide(self, totals: list[Tensor], done: tuple[slice, Tensor] | None) -> None:
+        """Make means of the rows that no further tile reaches; of a single tile they are its own."""
+        if done is not None and len(self.windows) > 1:
+            for total in totals:
+                total[:, :, :, done[0]] /= done[1]
 
     def _split(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2) if self.sliced else x[:, None]
@@ -93,12 +106,35 @@ class Tiling:
         key = (part.start, *((w.start, w.stop) for w in window))
         if key in self._features:
             return self._features[key]
-        features = self.encode(self.stack[(part, slice(None), *window)])
+        with timed("encode"):
+            features = self.encode(self.stack[(part, slice(None), *window)])
         size = sum(f.numel() * f.element_size() for f in (features if isinstance(features, tuple) else (features,)))
-        if self._kept + size <= FEATURES_KEPT:
+        if self.again and self._kept + size <= FEATURES_KEPT:
             self._features[key] = features
             self._kept += size
         return features
+
+
+class Weights:
+    """The sum of the weights of tiles that come in the order of `windows`, for the rows of the first axis that are open."""
+
+    def __init__(self, plane: Sequence[int], patch: Sequence[int], weight: Float[Tensor, "*patch"]) -> None:
+        self._weight, self._row = weight, 0
+        self._open = torch.zeros(min(patch[0], plane[0]), *plane[1:], device=weight.device)
+
+    def add(self, window: tuple[slice, ...]) -> None:
+        """Take in one tile, whose first row is the first open one."""
+        self._open[(slice(None), *window[1:])] += self._weight
+
+    def until(self, row: int) -> tuple[slice, Tensor] | None:
+        """The rows before this one with their weights, which are closed by it; None where there are none."""
+        count = row - self._row
+        if count <= 0:
+            return None
+        closed = (slice(self._row, row), self._open[:count])
+        self._open = torch.cat([self._open[count:], torch.zeros_like(self._open[:count])])
+        self._row = row
+        return closed
 
 
 def _each(features: Features, change: Callable[[Tensor], Tensor]) -> Features:

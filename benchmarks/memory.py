@@ -1,0 +1,142 @@
+"""Peak memory and time of a prediction over sizes of images: `python -m benchmarks.memory` (no data needed).
+
+Each size is one process that predicts a made-up image from a file into files: three classes, two draws of one step. The
+denoiser is one line without a network: what a tile of a network needs comes on top, and does not grow with the image. The peak
+is what the system saw resident.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.score import RESULTS, environment, replaced
+
+FILE = RESULTS / "memory.json"
+VOLUMES = [(64, 64, 64), (128, 128, 128), (192, 192, 192), (256, 256, 192)]
+PICTURES = [(500, 500), (1000, 1000), (1500, 1500), (2000, 2000)]
+QUICK = [(32, 32, 32), (64, 64, 64), (250, 250), (500, 500)]
+PATCH = {2: (256, 256), 3: (64, 64, 64)}
+SPACING = 0.8  # mm of the plan, where the image has 1 mm: all is resampled
+
+
+def model(dims: int, resampled: bool) -> Any:
+    """A model of three classes whose denoiser is one line: the noisy mask, pulled to what the intensity says."""
+    import torch
+
+    from diffuseg.data.plan import Plan
+    from diffuseg.device import Precision
+    from diffuseg.diffusion.schedule import NoiseSchedule
+    from diffuseg.inference.model import Model
+    from diffuseg.methods.base import MaskConfig, MaskMethod
+
+    class Line(MaskMethod):
+        """No network."""
+
+        schedule = NoiseSchedule.variance_preserving(4, 0.1, 20.0)
+        phases = ()
+
+        def loss(self, batch: Any, phase: Any, rng: Any) -> Any:
+            raise NotImplementedError
+
+        def encode(self, image: torch.Tensor) -> torch.Tensor:
+            return image
+
+        def denoise(self, x_t: torch.Tensor | None, t: int, features: Any, z: Any) -> torch.Tensor:
+            assert x_t is not None
+            return (0.2 * x_t + features).softmax(1) * 2 - 1
+
+    labels = {"background": 0, "a": 1, "b": 2}
+    ending, turned = (".png", None) if dims == 2 else (".nii.gz", "RAS")
+    spacing = (SPACING,) * dims if resampled else None
+    plan = Plan("made", ("MR",), labels, ending, dims=dims, orientation=turned, spacing=spacing, patch=PATCH[dims])
+    precision = Precision(torch.float32, "fp32")
+    return Model(Line(plan, MaskConfig()), plan, {"method": "line"}, "line", "0" * 12, torch.device("cpu"), precision)
+
+
+def image(folder: Path, shape: tuple[int, ...]) -> Path:
+    """An image of whole numbers with a bright box, as a file."""
+    import numpy as np
+
+    from diffuseg.data.io import write
+    from diffuseg.types import Image
+
+    data = np.random.default_rng(0).integers(0, 100, shape, np.uint8)
+    data[tuple(slice(n // 4, n // 2) for n in shape)] += 100
+    path = folder / f"{'x'.join(map(str, shape))}{'.png' if len(shape) == 2 else '.nii.gz'}"
+    write(path, data, Image(data[None]))
+    return path
+
+
+def peak(command: list[str]) -> tuple[float, float]:
+    """Peak resident megabytes (10^6 bytes) and seconds of a command, on one thread."""
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    started = time.perf_counter()
+    process = subprocess.Popen(command, env=os.environ | threads, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(said.decode())
+    return usage.ru_maxrss * 1024 / 1e6, time.perf_counter() - started
+
+
+def measure(shape: tuple[int, ...], resampled: bool = False, steps: int = 1, draws: int = 2) -> dict[str, Any]:
+    """One row: a prediction of an image of this size in a process of its own."""
+    asked = {"resampled": resampled, "steps": steps, "draws": draws}
+    with tempfile.TemporaryDirectory() as name:
+        case = image(Path(name), shape)
+        command = [sys.executable, "-m", "benchmarks.memory", "--child", str(case), json.dumps(asked)]
+        megabytes, seconds = peak(command)
+    row = {"size": "x".join(map(str, shape)), "voxels": math.prod(shape)} | asked
+    return row | {"peak_mb": round(megabytes, 1), "seconds": round(seconds, 1)}
+
+
+def child(case: Path, resampled: bool, steps: int, draws: int) -> None:
+    """What a process of its own does."""
+    from diffuseg.inference.folder import predict_folder
+    from diffuseg.inference.sampling import SamplingOptions
+
+    loaded = model(2 if case.suffix == ".png" else 3, resampled)
+    result = predict_folder(loaded, [case], case.parent / "out", SamplingOptions(draws, steps))
+    if result.failed:
+        raise SystemExit(str(result.failed))
+
+
+def main() -> None:
+    """Measure, print and store."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, nothing is stored")
+    parser.add_argument("--label", default="now", help="what the rows are called: before, now")
+    parser.add_argument("--sizes", nargs="*", help="such as 256x256x192 or 2000x2000, instead of the usual ones")
+    parser.add_argument("--resampled", action="store_true", help="on a plan of another spacing")
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.child:
+        child(Path(chosen.child[0]), **json.loads(chosen.child[1]))
+        return
+    named = [tuple(int(n) for n in size.split("x")) for size in chosen.sizes or ()]
+    for shape in named or (QUICK if chosen.quick else VOLUMES + PICTURES):
+        row = {"label": chosen.label} | measure(shape, chosen.resampled, chosen.steps)
+        print(json.dumps(row), flush=True)
+        if not chosen.quick:
+            store(row | {"environment": environment()})
+
+
+def store(row: dict[str, Any]) -> None:
+    """Keep one row, in place of an earlier one of the same name."""
+    before = json.loads(FILE.read_text())["rows"] if FILE.exists() else []
+    rows = replaced(before, [row], ("label", "size", "resampled", "steps", "draws"))
+    FILE.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
