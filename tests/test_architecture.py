@@ -8,7 +8,7 @@ import diffuseg
 ROOT = Path(diffuseg.__file__).parent
 ORDER = (  # from the ground up; what stands in one line does not import one another
     {"errors", "py"},
-    {"text", "config", "atomic_io", "types"},
+    {"text", "config", "atomic_io", "types", "pulse"},
     {"device", "diffusion", "networks", "evaluation"},
     {"data"},
     {"methods"},
@@ -20,7 +20,7 @@ ORDER = (  # from the ground up; what stands in one line does not import one ano
     {"viewer"},
     {"cli"},
 )
-WITHIN = {"text", "config", "atomic_io", "types"}  # small files that may import each other, without a circle
+WITHIN = {"text", "config", "atomic_io", "types", "pulse"}  # small files that may import each other, without a circle
 FLOOR = {package: height for height, packages in enumerate(ORDER) for package in packages}
 
 

@@ -103,6 +103,11 @@ def read_meta(path: Path) -> dict[str, Any]:
     return json.loads(metadata["diffuseg"])
 
 
+def is_finished(path: Path) -> bool:
+    """Whether a checkpoint is there and its training was at its end: `last.safetensors` is written on the way too."""
+    return path.is_file() and bool(read_meta(path).get("finished", True))
+
+
 def load_checkpoint(
     path: Path | str, device: torch.device | str = "cpu", options: Sequence[str] = ()
 ) -> tuple[Method, Plan, dict[str, Any]]:

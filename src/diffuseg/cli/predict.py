@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,8 +67,9 @@ def predict(
         typer.echo(f"{what} (fold {best['fold']}, {pluralize(best['cases'], 'case')}); --draws and --steps choose otherwise")
     if loaded.calibration is not None:
         typer.echo(loaded.calibration.announce(loaded.settings(options)))
-    with ProgressBars(console(stderr=True)) as bars:
-        result = predict_folder(loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob)
+    with ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
+        done = lambda case, record: bars.say(_found(case, record))
+        result = predict_folder(loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob, done)
     for case, reason in result.skipped:
         typer.echo(f"skipped {case}: {reason}")
     for case, reason in result.failed:
@@ -76,11 +77,25 @@ def predict(
     for case, faults in result.outside_training:
         complain(f"Warning: {case} is unlike the images of the training: {'; '.join(faults)}")
     for case, score in result.needs_review:
-        typer.echo(f"{case} needs review: uncertainty score {score:.3f}")
+        typer.echo(
+            f"{case} needs review by a person: its draws expect a Dice of {1 - score:.3f} (uncertainty score {score:.3f})"
+        )
     counts = {"finished": result.finished, "skipped": result.skipped, "failed": result.failed}
     typer.echo(f"{out}: " + ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) + f". {NOTICE}")
     if result.failed:
         raise typer.Exit(SOME_FAILED if result.finished or result.skipped else USER_ERROR)
+
+
+def _found(case: str, record: dict[str, Any]) -> str:
+    """One line about a finished case: volumes with their intervals, as many classes as fit, and whether a training met it."""
+    from diffuseg.inference.provenance import amounts
+
+    met = record.get("seen_in") in ("training", "validation")
+    seen = f"; this image was in the {record['seen_in']} of the model" if met else ""
+    room, found = console().width - len(case) - len(seen) - len(", and 99 more: "), amounts(record)
+    shown = [text for n, text in enumerate(found) if n == 0 or len(", ".join(found[: n + 1])) <= room]
+    more = f", and {len(found) - len(shown)} more" if len(shown) < len(found) else ""
+    return f"{case}: {', '.join(shown)}{more}{seen}"
 
 
 @app.command()

@@ -52,7 +52,8 @@ class Calibration:
         if mismatch:
             return f"calibration not applied: learnt with {mismatch}; ask for the same, or calibrate your own model again"
         widened = f"intervals of {', '.join(self.widening)} widened, " if self.widening else ""
-        look = f"cases with an uncertainty score above {self.threshold:.3f} need review"
+        few = f"at most {self.fraction:.0%} of those cases were"
+        look = f"a case is marked for review by a person where its draws expect a Dice below {1 - self.threshold:.3f} ({few})"
         return f"calibrated on {self.where}: temperature {self.temperature:.3f}, {widened}{look}"
 
     def temper(self, probability: Float[np.ndarray, "k *s"]) -> Float[np.ndarray, "k *s"]:

@@ -1,5 +1,6 @@
 """Predictions to files, case after case: what is finished stays finished, and a bad case does not stop the others."""
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,8 @@ from diffuseg.errors import UserError
 from diffuseg.inference.model import Model, file_digests
 from diffuseg.inference.prediction import ending_for, save
 from diffuseg.inference.sampling import SamplingOptions
+
+_log = logging.getLogger("diffuseg")
 
 
 @dataclass
@@ -70,6 +73,7 @@ def predict_folder(
     on_case: Callable[[str, int, int], None] | None = None,
     on_draw: Callable[[int, int], None] | None = None,
     probabilities: bool = True,
+    on_done: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> FolderResult:
     """Segment files and folders into a folder, see `save`.
 
@@ -84,6 +88,7 @@ def predict_folder(
         overwrite: Do finished cases again.
         on_case: Called with (case, number, cases) before each case.
         on_draw: Called with (done, draws) after each draw.
+        on_done: Called with (case, record) after each case that was finished now.
 
     Raises:
         UserError: Before any work: settings or inputs that are refused, an out folder that cannot be written, and results that
@@ -106,11 +111,15 @@ def predict_folder(
             ending = ending_for(paths[0])
             keep = _to_keep(options) | (set() if overwrite else _kept(out, case, ending))
             keep_all = replace(options, keep_draws="draws" in keep, keep_steps="steps" in keep)
-            save(model.predict(paths, keep_all, on_draw=on_draw), out, case, ending, probabilities)
+            prediction = model.predict(paths, keep_all, on_draw=on_draw)
+            save(prediction, out, case, ending, probabilities)
             result.finished.append(case)
+            if on_done is not None:
+                on_done(case, prediction.provenance)
         except UserError as fault:
             result.failed.append((case, str(fault)))
         except Exception as error:  # whatever is wrong with this one, the next may be fine
+            _log.debug("%s", case, exc_info=True)
             result.failed.append((case, f"{paths[0]}: {type(error).__name__}: {error}"))
     done = [*result.finished, *(case for case, _ in result.skipped)]
     unlike = {case: read_json(out / f"{case}.json").get("outside_training") for case in done}

@@ -104,6 +104,13 @@ class Model:
             "options": json.loads(json.dumps(own)),  # as they will be read again: lists, no tuples
         }
 
+    def passes(self, options: SamplingOptions) -> int:
+        """Evaluations of the network that all draws of one tile take."""
+        if not self.method.generative:
+            return 1
+        draws, sampler, steps = (self.settings(options)[name] for name in ("draws", "sampler", "steps"))
+        return draws * self.method.evaluations(sampler, steps)
+
     @cached_property
     def calibration(self) -> Calibration | None:
         """What `diffuseg calibrate` found for this model."""

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from diffuseg.atomic_io import check_writable, nan_to_none, write_json
-from diffuseg.checkpoint import load_checkpoint
+from diffuseg.checkpoint import is_finished, load_checkpoint
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset, open_dataset, patients, splits
 from diffuseg.data.layout import read_json
@@ -101,7 +101,7 @@ def _run(options: AuditOptions) -> tuple[dict[str, Any], Model]:
         raise UserError("there is no training run here", file=options.run, do="Give a folder that `diffuseg train` wrote")
     record = read_json(options.run / "run.json")
     checkpoint = options.run / "last.safetensors"
-    if not checkpoint.is_file():
+    if not is_finished(checkpoint):
         raise UserError("this training is not finished", file=options.run, do="Finish it with --resume")
     model = load(checkpoint, options.device)
     if model.method.supervision != "mask":
@@ -165,12 +165,13 @@ def _trained(options: AuditOptions, record: dict[str, Any], row: Row, number: in
 
     wanted: Training = row.trainings[number]
     out = options.out / "runs" / _folder(wanted, row, number)
-    if not (out / "last.safetensors").exists():
+    last = out / "last.safetensors"
+    if not is_finished(last):
         train(TrainSettings(
             options.dataset, wanted.method, out, record["fold"], options.run / "plan.json", steps, set=list(wanted.wishes),
-            resume=True, seed=wanted.seed, device=options.device, validate_every=steps,
+            resume=(out / "run.json").exists(), seed=wanted.seed, device=options.device, validate_every=steps,
         ))  # fmt: skip
-    return load_checkpoint(out / "last.safetensors")[0]
+    return load_checkpoint(last)[0]
 
 
 def _folder(wanted: Training, row: Row, number: int) -> str:
