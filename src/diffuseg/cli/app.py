@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -146,6 +147,14 @@ def _terminable() -> Iterator[None]:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
+
+
+def beside(model: str, what: str) -> Path:
+    """Where results about a model lie: beside its checkpoint, so in its run; of a packaged model in the working directory."""
+    path = Path(model)
+    if not path.is_file():
+        return Path(f"{path.stem}_{what}")
+    return path.with_name(what if path.stem == "best" else f"{what}_{path.stem}")
 
 
 def console(stderr: bool = False) -> "Console":

@@ -1,5 +1,7 @@
 """What `diffuseg calibrate` learnt about a model: kept in its checkpoint, used by predict where the settings are the same."""
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,6 +36,11 @@ class Calibration:
     fold: int
     cases: int
     patients: int
+
+    @property
+    def id(self) -> str:
+        """What tells it from other calibrations of the same weights: whatever of it changes a prediction."""
+        return digest_of([self.temperature, self.widening, self.threshold])
 
     @property
     def where(self) -> str:
@@ -81,6 +88,20 @@ def read_calibration(meta: dict[str, Any]) -> Calibration | None:
     return None if header is None else from_dict(Calibration, header, "calibration.")
 
 
+def digest_of(content: Any) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def calibration_of(record: dict[str, Any]) -> str | None:
+    """The `id` of the calibration that was applied to a prediction; records of earlier versions say what it held instead."""
+    applied = record.get("calibration") or {}
+    if not applied.get("applied"):
+        return None
+    threshold = record.get("review_threshold", record.get("look_at_threshold"))
+    return applied.get("id") or digest_of([applied.get("temperature"), applied.get("widening"), threshold])
+
+
 def apply_calibration(
     calibration: Calibration, probability: Float[np.ndarray, "k *s"], record: dict[str, Any]
 ) -> Float[np.ndarray, "k *s"]:
@@ -111,4 +132,8 @@ def calibration_record(calibration: Calibration, uncertainty_score: float, misma
     learnt = {key: value for key, value in asdict(calibration).items() if key not in ("threshold", "fraction")}
     review, threshold = uncertainty_score > calibration.threshold, calibration.threshold
     new = {"needs_review": review, "review_threshold": threshold}
-    return {"calibration": {"applied": True} | learnt} | new | {"look_at": review, "look_at_threshold": threshold}
+    return (
+        {"calibration": {"applied": True, "id": calibration.id} | learnt}
+        | new
+        | {"look_at": review, "look_at_threshold": threshold}
+    )

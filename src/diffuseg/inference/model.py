@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffuseg.checkpoint import image_digest, load_checkpoint, model_hash, seen_in, versions
+from diffuseg.checkpoint import image_digest, known_as, load_checkpoint, seen_in, versions
 from diffuseg.data.batches import FullCase
 from diffuseg.data.io import read_image
 from diffuseg.data.plan import Plan
@@ -21,7 +21,7 @@ from diffuseg.data.world import outside_training
 from diffuseg.device import Precision, choose_device, choose_precision
 from diffuseg.diffusion.samplers import timesteps
 from diffuseg.errors import UserError
-from diffuseg.inference.calibration import Calibration, apply_calibration, read_calibration
+from diffuseg.inference.calibration import Calibration, apply_calibration, digest_of, read_calibration
 from diffuseg.inference.ensemble import Ensemble
 from diffuseg.inference.fusion import fusion
 from diffuseg.inference.prediction import Prediction
@@ -39,8 +39,9 @@ Readable = Image | np.ndarray | Path | str | Sequence[Path | str]
 class Model:
     """A method with its weights, and what it needs to know about images.
 
-    name  as packaged, or as its training called it; hash: first 12 hexadecimal digits of the checkpoint's SHA-256
+    name  as packaged, or as its training called it; hash: of its weights and of what they are used with, see `weights_hash`
     meta  the checkpoint's header
+    file_hashes   by which earlier versions called it, the present one first
     """
 
     method: Method
@@ -50,6 +51,7 @@ class Model:
     hash: str
     device: torch.device
     precision: Precision
+    file_hashes: tuple[str, ...] = ()
 
     def recommended(self, options: SamplingOptions) -> dict[str, Any] | None:
         """What `diffuseg curve` found for this model, where neither draws nor steps nor another sampler are asked for."""
@@ -115,6 +117,18 @@ class Model:
     def calibration(self) -> Calibration | None:
         """What `diffuseg calibrate` found for this model."""
         return read_calibration(self.meta)
+
+    def learnt(self, settings: dict[str, Any]) -> dict[str, str | None]:
+        """Identity of what was learnt about the model and is applied with these settings; None where nothing is.
+
+        "calibration" is that of `diffuseg calibrate`, "saliency_calibration" that of maps, of methods which have them.
+        """
+        found = self.calibration
+        learnt = {"calibration": None if found is None or found.mismatch(settings) else found.id}
+        if self.method.supervision == "mask":
+            return learnt
+        maps = getattr(self.method, "calibration", None)
+        return learnt | {"saliency_calibration": None if maps is None else digest_of(asdict(maps))}
 
     def prepare(
         self, image: Image | FullCase, options: SamplingOptions | None = None, indices: Sequence[int] | None = None
@@ -193,6 +207,7 @@ class Model:
         return {
             "model_name": self.name,
             "method": self.meta.get("method"),
+            **({} if self.method.supervision == "mask" else {"saliency_calibration": self.learnt({})["saliency_calibration"]}),
             "labels": self.plan.labels,
             "source": None if image.source is None else str(image.source.absolute()),  # a viewer may be started elsewhere
             "seen_in": seen_in(self.meta, image.source),
@@ -293,4 +308,5 @@ def _uncertainty(ensemble: Ensemble, transform: GridTransform) -> dict[str, np.n
 def _load(path: Path, name: str | None, device: torch.device, options: Sequence[str]) -> Model:
     method, plan, meta = load_checkpoint(path, device, options)
     precision = choose_precision(device)
-    return Model(method, plan, meta, name or str(meta.get("name", path.stem)), model_hash(path), device, precision)
+    own, *files = known_as(path)
+    return Model(method, plan, meta, name or str(meta.get("name", path.stem)), own, device, precision, tuple(files))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from diffuseg.atomic_io import write_json
-from diffuseg.checkpoint import image_digest, model_hash
+from diffuseg.checkpoint import image_digest, known_as, weights_hash
 from diffuseg.config import from_dict, override, to_dict
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset, check_patient_leakage, open_dataset, splits
@@ -285,7 +285,7 @@ def _reserve_folder(
         "image_labels": labels, "digests": digests,
     }  # fmt: skip
     if settings.start is not None:
-        record["from"] = model_hash(settings.start)
+        record["from"] = weights_hash(settings.start)
     if not file.exists():
         save_plan(plan, out / "plan.json")
         write_json(file, record)
@@ -299,6 +299,8 @@ def _reserve_folder(
         _refuse_changed_files(previous.get("digests"), digests, settings.dataset)
     elif previous.get("digests") != digests:
         write_json(file, previous | {"digests": digests})
+    if settings.start is not None and previous.get("from") in known_as(settings.start):
+        record["from"] = previous["from"]
     before, now = _comparable(previous, method_config), _comparable(record, method_config)
     former = _refuse_fewer_steps(previous.get("steps"), settings, plan)
     if former is not None:

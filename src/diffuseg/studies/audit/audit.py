@@ -61,7 +61,7 @@ def audit(
     found = _before(file, {
         "model": model.hash, "dataset": dataset.name, "fold": record["fold"], "cases": names, "draws": options.draws,
         "sampler": model.method.default_sampler if model.method.generative else None, "training_steps": steps,
-    })  # fmt: skip
+    }, model.file_hashes)  # fmt: skip
     left = [row for row in rows if row.name not in found["rows"]]
     check_writable(options.out)
     for row in left:
@@ -135,11 +135,13 @@ def _chosen(options: AuditOptions, record: dict[str, Any], model: Model, short: 
     return [row for row in rows if not options.only or row.name in {*options.only, *needed}]
 
 
-def _before(file: Path, of: dict[str, Any]) -> dict[str, Any]:
-    """The rows that are there already."""
+def _before(file: Path, of: dict[str, Any], aliases: Sequence[str]) -> dict[str, Any]:
+    """The rows that are there already, of the same weights under whatever name."""
     if not file.exists():
         return {"of": of, "rows": {}}
     before = read_json(file)
+    if isinstance(before, dict) and before.get("of", {}).get("model") in aliases:
+        before["of"]["model"] = of["model"]
     changed = [key for key, value in of.items() if not isinstance(before, dict) or before.get("of", {}).get(key) != value]
     if changed:
         raise UserError(f"holds an audit with other {', '.join(changed)}", file=file, do="Give another --out")
