@@ -19,11 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffuseg.checkpoint import read_meta
-from diffuseg.errors import UserError
+from diffuseg.checkpoint import is_finished, load_checkpoint, read_meta
+from diffuseg.errors import Terminated, UserError
 from diffuseg.methods import METHODS
 from diffuseg.train import loop
-from diffuseg.train.validate import Result
+from diffuseg.train.validate import Result, bounded, validate
 from tests.train.tiny import call, options, same_weights, settings, start
 
 STEPS = 24
@@ -117,6 +117,73 @@ def test_an_interrupted_training_resumes_as_if_nothing_had_happened(data, straig
     done = call(*command(data, tmp_path), "--resume")
     assert done.exit_code == 0, done.output
     is_as_if_nothing_had_happened(tmp_path, straight)
+
+
+def test_a_signal_in_validation_is_answered_within_a_tile(data, tmp_path, monkeypatch):
+    tiles = []
+
+    def signalled(share):
+        tiles.append(share)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diffuseg.methods.tiles.beat", signalled)
+        with pytest.raises(Terminated):
+            loop.train(settings(data, tmp_path, "unet", "plan.patch=4,4,4", steps=2, validate_every=1))
+    assert len(tiles) == 1 and saved_step(tmp_path) == 1
+    assert not (tmp_path / "best.safetensors").exists() and not is_finished(tmp_path / "last.safetensors")
+    loop.train(settings(data, tmp_path, "unet", "plan.patch=4,4,4", steps=2, validate_every=1, resume=True))
+    assert [int(row["step"]) for row in rows(tmp_path) if row["validation/dice"]] == [1, 2]
+    assert is_finished(tmp_path / "last.safetensors")
+
+
+def test_a_kill_after_the_first_step_finds_something_to_go_on_from(data, tmp_path, monkeypatch):
+    def validated(*_):
+        raise AssertionError("as if killed in the first validation")
+
+    monkeypatch.setattr(loop, "validate", validated)
+    with pytest.raises(AssertionError, match="as if killed"):
+        loop.train(settings(data, tmp_path, "unet", steps=30, validate_every=1))
+    assert saved_step(tmp_path) == 1 and [row["step"] for row in rows(tmp_path)] == ["1"]
+    assert load_checkpoint(tmp_path / "last.safetensors")[2]["steps_trained"] == 1
+
+
+def test_a_validation_by_the_clock_is_as_large_as_can_be_afforded(data, tmp_path):
+    run = start(data, tmp_path, "concat", "plan.patch=4,4,4", "steps=4", steps=2)
+    everything = replace(run.validation, cases=[case.id for case in run.validation.dataset.cases])
+    bound = lambda seconds: bounded(everything, run.average, run.batches, seconds)
+    assert bound(1e6) == replace(everything, seconds=1e6) and bound(1e6).bounds() == ""
+    small = bound(1e-9)
+    assert (small.patches, small.draws, len(small.chosen)) == (True, 1, 1) and "with one denoising step" in small.bounds()
+    found = validate(run.average, run.batches, replace(small, only=tuple(everything.cases)))
+    assert found.cases == 1 and found.patches  # no time is left after the first one
+    assert found.pictures[0]["truth"].shape == (4, 4, 4) and found.pictures[0]["truth"].any()
+    assert "one denoising step" in found.summary()["of"]
+
+
+def test_more_steps_lengthen_a_finished_run(data, tmp_path, quick, capsys):
+    loop.train(settings(data, tmp_path, "unet", "train.log_every=1", "train.warmup=0", steps=3))
+    loop.train(settings(data, tmp_path, "unet", "train.log_every=1", "train.warmup=0", steps=6, resume=True))
+    said = "lengthened from 3 to 6 steps, of which 3 are done: from here on the learning rate is that of a run of 6 steps"
+    assert said in capsys.readouterr().out
+    rates = [float(row["rate"]) for row in rows(tmp_path) if row["rate"]]
+    course = lambda n, of: 1e-3 * (0.01 + 0.99 * (1 + math.cos(math.pi * n / of)) / 2)
+    assert rates == pytest.approx([course(n, 3) for n in range(3)] + [course(n, 6) for n in range(3, 6)])
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["steps"] == 6 and record["lengthened"] == [{"from": 3, "to": 6}]
+    assert read_meta(tmp_path / "last.safetensors")["steps_trained"] == saved_step(tmp_path) == 6
+
+
+def test_patience_ends_a_training_that_gets_no_better(data, tmp_path, monkeypatch, capsys):
+    scores = iter([0.3, 0.5, 0.4, 0.5, 0.4])
+    monkeypatch.setattr(loop, "validate", lambda *_: Result({"head": next(scores)}, 1))
+    loop.train(settings(data, tmp_path, "unet", steps=10, validate_every=1, patience=2))
+    assert saved_step(tmp_path) == 4 and is_finished(tmp_path / "last.safetensors")
+    assert "stopped early, at step 4: no better one in 2 validations" in capsys.readouterr().out
+    loop.train(settings(data, tmp_path, "unet", steps=10, validate_every=1, patience=2, resume=True))
+    assert saved_step(tmp_path) == 4  # it stays finished
+    loop.train(settings(data, tmp_path, "unet", steps=10, validate_every=1, patience=3, resume=True))
+    assert saved_step(tmp_path) == 5  # with more patience it goes on
 
 
 def test_a_second_interrupt_does_not_wait_and_saves_no_half_step(data, tmp_path, monkeypatch):

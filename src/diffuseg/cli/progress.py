@@ -37,7 +37,7 @@ class ProgressBars:
     def __enter__(self) -> "ProgressBars":
         self.progress.start()
         self.stack.enter_context(watching(self.beat))
-        self.within.due(0)
+        self.within.due(0.0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,7 +51,7 @@ class ProgressBars:
         self.progress.update(self.cases, completed=number, total=cases, count=f"{number}/{cases}")
         self.progress.reset(self.draws, description=name, total=None)
         self.name, self.done, self.within = name, 0.0, Pulse()
-        self.within.due(0)  # its first line is the name
+        self.within.due(0.0)  # its first line is the name
 
     def beat(self, share: float) -> None:
         """A tile of the present case is done."""
@@ -73,7 +73,7 @@ class ProgressBars:
         if self.lines and (self.pulse.due(done / cases) or done == cases):
             typer.echo(", ".join(filter(None, (f"{done} of {cases}", self.pulse.left(done / cases)))), err=True)
         self.name, self.done, self.within = f"{done + 1} of {cases}", 0.0, Pulse()
-        self.within.due(0)
+        self.within.due(0.0)
 
     def say(self, text: str) -> None:
         """One line of the results, above the bars."""

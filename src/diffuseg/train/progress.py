@@ -122,10 +122,10 @@ class Progress:
     def beating(self) -> Iterator[None]:
         """While it is entered, a line tells after each minute that the validation is still at work."""
         self.tiles, self.now = Pulse(), "validating"
-        self.tiles.due(0)
+        self.tiles.due(0.0)
 
         def on_beat(share: float) -> None:
-            if self.shown and not self.live and self.tiles.due(0):
+            if self.shown and not self.live and self.tiles.due(0.0):
                 self.note(f"{self.now} ({duration(self.tiles.clock() - self.tiles.started)})")
 
         with watching(on_beat):
