@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, beside, complain, con
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
+
+if TYPE_CHECKING:
+    from diffuseg.inference.folder import FolderResult
 
 
 class Fuse(StrEnum):
@@ -53,7 +56,7 @@ def predict(
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     from diffuseg.config import warn_renamed
     from diffuseg.inference.folder import predict_folder
-    from diffuseg.inference.model import NOTICE, load
+    from diffuseg.inference.model import load
     from diffuseg.inference.sampling import SamplingOptions
 
     options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps)
@@ -70,6 +73,15 @@ def predict(
     with ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
         done = lambda case, record: bars.say(_found(case, record))
         result = predict_folder(loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob, done)
+    _report(result, out)
+    if result.failed:
+        raise typer.Exit(SOME_FAILED if result.finished or result.skipped else USER_ERROR)
+
+
+def _report(result: "FolderResult", out: Path) -> None:
+    """What became of the cases, those that a person should look at last."""
+    from diffuseg.inference.model import NOTICE
+
     for case, reason in result.skipped:
         typer.echo(f"skipped {case}: {reason}")
     for case, reason in result.failed:
@@ -82,8 +94,6 @@ def predict(
         )
     counts = {"finished": result.finished, "skipped": result.skipped, "failed": result.failed}
     typer.echo(f"{out}: " + ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) + f". {NOTICE}")
-    if result.failed:
-        raise typer.Exit(SOME_FAILED if result.finished or result.skipped else USER_ERROR)
 
 
 def _found(case: str, record: dict[str, Any]) -> str:

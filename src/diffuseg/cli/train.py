@@ -52,27 +52,11 @@ def train(
     from diffuseg.train.loop import TrainSettings
     from diffuseg.train.loop import train as run
 
-    best = run(
-        TrainSettings(
-            dataset=dataset,
-            method=method,
-            out=out,
-            labels=labels,
-            fold=fold,
-            plan=plan,
-            steps=steps,
-            max_minutes=max_minutes,
-            preset=preset,
-            set=set_ or [],
-            resume=resume,
-            start=start,
-            seed=seed,
-            device=device,
-            precision=precision,
-            validate_every=val_every,
-            patience=patience,
-        )
-    )
+    best = run(TrainSettings(
+        dataset=dataset, method=method, out=out, labels=labels, fold=fold, plan=plan, steps=steps, max_minutes=max_minutes,
+        preset=preset, set=set_ or [], resume=resume, start=start, seed=seed, device=device, precision=precision,
+        validate_every=val_every, patience=patience,
+    ))  # fmt: skip
     typer.echo(f"best checkpoint: {best}")
 
 

@@ -121,6 +121,15 @@ def apply_calibration(
     return calibration.temper(probability)
 
 
+def contain(record: dict[str, Any], image_ml: float) -> None:
+    """Make each interval of a record hold the volume of its mask, and nothing that is larger than the image."""
+    found = record["volume_ml_90"].items()
+    volume = {name: record["volume_ml"][name] for name, _ in found}
+    record["volume_ml_90"] = {
+        name: [min(low, volume[name]), max(min(high, round(image_ml, 6)), volume[name])] for name, (low, high) in found
+    }
+
+
 def calibration_record(calibration: Calibration, uncertainty_score: float, mismatch: str) -> dict[str, Any]:
     """What <case>.json says of it: was it applied, from how many cases was it learnt, does this case need review.
 

@@ -83,9 +83,8 @@ def predict_folder(
 
     Args:
         model: What segments them.
-        inputs: Files and folders, as `find_cases` takes them.
+        inputs: Files and folders, as `find_cases` takes them; `options`: how to draw.
         out: Folder of the results.
-        options: How to draw.
         overwrite: Do finished cases again.
         on_case: Called with (case, number, cases) before each case.
         on_draw: Called with (done, draws) after each draw.
@@ -112,8 +111,7 @@ def predict_folder(
             ending = ending_for(paths[0])
             keep = _to_keep(options) | (set() if overwrite else _kept(out, case, ending))
             keep_all = replace(options, keep_draws="draws" in keep, keep_steps="steps" in keep)
-            prediction = model.predict(paths, keep_all, on_draw=on_draw)
-            save(prediction, out, case, ending, probabilities)
+            save(prediction := model.predict(paths, keep_all, on_draw=on_draw), out, case, ending, probabilities)
             result.finished.append(case)
             if on_done is not None:
                 on_done(case, prediction.provenance)

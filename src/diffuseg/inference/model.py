@@ -1,6 +1,7 @@
 """A trained model: load it by path or by name, and segment images with it."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ from diffuseg.data.world import outside_training
 from diffuseg.device import Precision, choose_device, choose_precision
 from diffuseg.diffusion.samplers import timesteps
 from diffuseg.errors import UserError
-from diffuseg.inference.calibration import Calibration, apply_calibration, digest_of, read_calibration
+from diffuseg.inference.calibration import Calibration, apply_calibration, contain, digest_of, read_calibration
 from diffuseg.inference.ensemble import Ensemble
 from diffuseg.inference.fusion import fusion
 from diffuseg.inference.prediction import Prediction
@@ -124,11 +125,14 @@ class Model:
         "calibration" is that of `diffuseg calibrate`, "saliency_calibration" that of maps, of methods which have them.
         """
         found = self.calibration
-        learnt = {"calibration": None if found is None or found.mismatch(settings) else found.id}
+        return {"calibration": None if found is None or found.mismatch(settings) else found.id} | self._saliency()
+
+    def _saliency(self) -> dict[str, str | None]:
+        """Identity of what maps are held against, of a method that has maps."""
         if self.method.supervision == "mask":
-            return learnt
-        maps = getattr(self.method, "calibration", None)
-        return learnt | {"saliency_calibration": None if maps is None else digest_of(asdict(maps))}
+            return {}
+        reference = getattr(self.method, "calibration", None)
+        return {"saliency_calibration": None if reference is None else digest_of(asdict(reference))}
 
     def prepare(
         self, image: Image | FullCase, options: SamplingOptions | None = None, indices: Sequence[int] | None = None
@@ -156,8 +160,8 @@ class Model:
             image: A file, files (one per channel), an Image, or an array [*s] or [c, *s]: its voxels are taken for 1 mm, its
                 axes for right, anterior, superior.
             options: How to draw, see `SamplingOptions`; a number is that of the draws.
-            calibrate: Where the model is calibrated for these settings, temper probabilities and widen volume intervals; mask
-                and uncertainty maps are those of the draws either way.
+            calibrate: Where the model is calibrated for these settings, temper probabilities and widen volume intervals; they
+                then hold the mask's own volume. Mask and uncertainty maps are those of the draws either way.
             on_draw: Called with (done, draws) after each draw.
             changes: Fields of `SamplingOptions`, in place of those of `options`.
 
@@ -186,6 +190,8 @@ class Model:
         record |= self.settings(options) | recorder.record() | scores(self.plan, ensemble, probability, chosen)
         if calibrate and self.calibration is not None:
             probability = apply_calibration(self.calibration, probability, record)
+        if calibrate:
+            contain(record, image.voxel_ml * math.prod(image.shape))
         record |= self._unlike_training(image, record["volume_ml"], self._values()[chosen])
         record |= self._origin(image, draws) | {"image_digests": digests}
         record |= {"recommended": self.recommended(asked) is not None} | cost(draws)
@@ -207,7 +213,7 @@ class Model:
         return {
             "model_name": self.name,
             "method": self.meta.get("method"),
-            **({} if self.method.supervision == "mask" else {"saliency_calibration": self.learnt({})["saliency_calibration"]}),
+            **self._saliency(),
             "labels": self.plan.labels,
             "source": None if image.source is None else str(image.source.absolute()),  # a viewer may be started elsewhere
             "seen_in": seen_in(self.meta, image.source),

@@ -52,8 +52,7 @@ def evaluate(
     is a fault of that case.
 
     Args:
-        pred_dir: Folder with predicted masks.
-        labels_dir: Folder with masks of the same names.
+        pred_dir: Folder with predicted masks; `labels_dir`: with masks of the same names.
         out_dir: Folder to write to; None: nothing is written.
         empty: The score of a class that is in neither mask.
         nsd_tolerance: Tolerance of NSD in mm.
@@ -62,19 +61,17 @@ def evaluate(
     Raises:
         UserError: The rule is unknown, the tolerance is no distance, a folder holds no mask, or no case can be compared.
     """
-    pred_dir, labels_dir, folder = Path(pred_dir), Path(labels_dir), Path(pred_dir if out_dir is None else out_dir)
+    pred_dir, labels_dir, folder = Path(pred_dir), Path(labels_dir), Path(out_dir or pred_dir)
+    _check_rules(empty, nsd_tolerance)
     if out_dir is not None:
         check_writable(folder)
-    _check_rules(empty, nsd_tolerance)
     truths, masks = truths_in(labels_dir), masks_in(pred_dir)
     pairs = {case: path for case, path in masks.items() if case in truths}
     if not pairs:
         what = f"there is no prediction for any of {pluralize(len(truths), 'mask')} in {labels_dir}"
         raise UserError(what, file=pred_dir, do=f"Expected names such as {_expected(truths)}")
-    labels, patient_of, over = _description(labels_dir, truths, pairs)
-    ignore = ignored_label(labels_dir)
-    rows: list[Row] = []
-    faults: list[str] = []
+    (labels, patient_of, over), ignore = _description(labels_dir, truths, pairs), ignored_label(labels_dir)
+    rows, faults = list[Row](), list[str]()
     for case, path in pairs.items():
         try:
             rows += _compare(case, path, truths[case], labels, patient_of[case], Rule(empty, nsd_tolerance), faults, ignore)
@@ -97,8 +94,8 @@ def evaluate(
         "folders": _folders(pred_dir, labels_dir, images),
         "versions": {name: metadata.version(name) for name in ("diffuseg", "monai", "numpy", "scipy")},
     }
-    evaluation = Evaluation(rows, summary, folder, folder.resolve().name, measured, truths)
-    return evaluation if out_dir is None else evaluation.write()
+    found = Evaluation(rows, summary, folder, folder.resolve().name, measured, truths)
+    return found if out_dir is None else found.write()
 
 
 def _check_rules(empty: str, nsd_tolerance: float) -> None:
