@@ -236,8 +236,8 @@ def test_best_holds_the_average_that_validated_best_and_last_the_last(data, tmp_
     with pytest.raises(KeyboardInterrupt):
         loop.train(settings(data, tmp_path, "unet", steps=10, validate_every=2))
     best = loop.train(settings(data, tmp_path, "unet", steps=10, validate_every=2, resume=True))
-    assert best == tmp_path / "best.safetensors" and len(seen) == 5
-    for name, index in (("best", 1), ("last", 4)):
+    assert best == tmp_path / "best.safetensors" and len(seen) == 6
+    for name, index in (("best", 1), ("last", 5)):
         weights = load_file(tmp_path / f"{name}.safetensors")
         assert weights.keys() == seen[index].keys() and all(torch.equal(v, seen[index][k]) for k, v in weights.items())
     meta = read_meta(tmp_path / "best.safetensors")

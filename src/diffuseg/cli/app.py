@@ -5,7 +5,7 @@ import os
 import signal
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
@@ -41,6 +41,7 @@ ORDER = (  # as one meets them
 
 
 _level: ContextVar[int] = ContextVar("level", default=0)  # -1 quiet, 1 verbose
+_until_the_end: ContextVar[ExitStack] = ContextVar("until_the_end")  # closed when the command ends
 
 
 def is_quiet() -> bool:
@@ -64,9 +65,10 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; UserError exits with 2, Ctrl-C with 130, SIGTERM with 143, each with one line and no traceback."""
-        level = _level.set(0)
+        level, resources = _level.set(0), ExitStack()
+        _until_the_end.set(resources)
         try:
-            with _terminable():
+            with resources, _terminable():
                 return super().invoke(ctx)
         except UserError as fault:
             if _level.get() > 0:
@@ -91,14 +93,15 @@ app = typer.Typer(
 )
 
 
-def _quiet(ctx: typer.Context, wanted: bool) -> None:
+def _quiet(wanted: bool) -> None:
     """What is printed goes nowhere; errors and warnings have a stream of their own."""
     if wanted:
         _level.set(-1)
-        ctx.with_resource(redirect_stdout(ctx.with_resource(open(os.devnull, "w", encoding="utf-8"))))  # noqa: SIM115 (closed with it)
+        nowhere = _until_the_end.get().enter_context(open(os.devnull, "w", encoding="utf-8"))
+        _until_the_end.get().enter_context(redirect_stdout(nowhere))
 
 
-def _verbose(ctx: typer.Context, wanted: bool) -> None:
+def _verbose(wanted: bool) -> None:
     """What the library logs is printed too."""
     if wanted:
         _level.set(1)
@@ -106,7 +109,7 @@ def _verbose(ctx: typer.Context, wanted: bool) -> None:
         before = log.level
         log.addHandler(lines)
         log.setLevel(logging.DEBUG)
-        ctx.call_on_close(lambda: (log.removeHandler(lines), log.setLevel(before)))
+        _until_the_end.get().callback(lambda: (log.removeHandler(lines), log.setLevel(before)))
 
 
 class _Lines(logging.Handler):
