@@ -97,7 +97,7 @@ def _quiet(wanted: bool) -> None:
     """What is printed goes nowhere; errors and warnings have a stream of their own."""
     if wanted:
         _level.set(-1)
-        nowhere = _until_the_end.get().enter_context(open(os.devnull, "w", encoding="utf-8"))
+        nowhere = _until_the_end.get().enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         _until_the_end.get().enter_context(redirect_stdout(nowhere))
 
 
