@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.score import RESULTS, environment, score, write
+from diffuseg.checkpoint import is_finished
 from diffuseg.data.dataset import open_dataset, splits
 from diffuseg.train.loop import TrainSettings, train
 
@@ -56,9 +57,10 @@ def inner_split(dataset: Path, work: Path, fold: int) -> Path:
 def measure(folder: Path, out: Path, what: str, sets: str, method: str, steps: int, seed: int) -> dict[str, Any]:
     """One row of the table: train, then score one draw, the mean of four, and one draw in one step."""
     checkpoint = out / "last.safetensors"
-    if not checkpoint.exists():
+    if not is_finished(checkpoint):
         wishes = [] if method == "unet" else [*BASE.split(), *sets.split()]
-        train(TrainSettings(folder, method, out, steps=steps, set=wishes, seed=seed, resume=True, validate_every=steps))
+        resume = (out / "run.json").exists()
+        train(TrainSettings(folder, method, out, steps=steps, set=wishes, seed=seed, resume=resume, validate_every=steps))
     rows = score(checkpoint, folder, 0, draws=4)
     row = {"what": what, "set": sets, "name": out.name, "seed": seed, "training_steps": steps, "one": rows[0]["dice"]}
     row |= {"one_low": rows[0]["dice_low"], "one_high": rows[0]["dice_high"], "parameters": rows[0]["parameters"]}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.score import write
-from diffuseg.checkpoint import load_checkpoint, model_hash
+from diffuseg.checkpoint import is_finished, load_checkpoint, model_hash
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import open_dataset, patients
 from diffuseg.evaluation.metrics import dice
@@ -69,8 +69,9 @@ def main(asked: argparse.Namespace) -> None:
         if asked.only and name not in asked.only:
             continue
         checkpoint = asked.work / name.removesuffix("_condition") / "last.safetensors"  # that of V2 itself
-        if not checkpoint.exists():  # last weights are written at the end
-            how = dict(fold=asked.fold, steps=asked.steps, validate_every=asked.steps, seed=asked.seed, resume=True)
+        if not is_finished(checkpoint):
+            resume = (checkpoint.parent / "run.json").exists()
+            how = dict(fold=asked.fold, steps=asked.steps, validate_every=asked.steps, seed=asked.seed, resume=resume)
             train(TrainSettings(asked.dataset, method, checkpoint.parent, set=[*asked.set, *sets.split()], **how))
         if all(row["name"] != name for row in results["rows"]):
             row = {"name": name, "what": what, "set": sets, "seed": asked.seed} | described(checkpoint, name)

@@ -8,7 +8,7 @@ import diffuseg
 ROOT = Path(diffuseg.__file__).parent
 ORDER = (  # from the ground up; what stands in one line does not import one another
     {"errors", "py"},
-    {"text", "config", "atomic_io", "types", "blocks", "timing"},
+    {"text", "config", "atomic_io", "types", "blocks", "timing", "pulse"},
     {"device", "diffusion", "networks", "evaluation"},
     {"data"},
     {"methods"},
@@ -20,7 +20,7 @@ ORDER = (  # from the ground up; what stands in one line does not import one ano
     {"viewer"},
     {"cli"},
 )
-WITHIN = {"text", "config", "atomic_io", "types", "blocks", "timing"}  # small; they may import each other, without a circle
+WITHIN = {"text", "config", "atomic_io", "types", "blocks", "timing", "pulse"}  # small files that may import each other
 FLOOR = {package: height for height, packages in enumerate(ORDER) for package in packages}
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 import diffuseg
 from diffuseg.checkpoint import save_checkpoint
 from diffuseg.cli import app
+from diffuseg.cli.app import beside
 from diffuseg.cli.evaluate import EmptyRule
 from diffuseg.cli.predict import Fuse
 from diffuseg.cli.progress import ProgressBars
@@ -25,7 +27,9 @@ from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import Empty
 from diffuseg.inference.fusion import FUSIONS
+from diffuseg.inference.provenance import amounts
 from diffuseg.methods import METHODS
+from diffuseg.pulse import beat
 from diffuseg.train import loop
 from tests.inference.oracle import make_plan
 
@@ -158,7 +162,20 @@ def test_bars_show_the_case_and_what_is_left():
         bars.case("liver [1]", 2, 5)
         bars.draw(3, 8)
         bars.progress.refresh()
-    assert all(text in shown.getvalue() for text in ("2/5", "draws of liver [1]", "3/8", "left"))
+    assert all(text in shown.getvalue() for text in ("2/5", "liver [1]", "3/8 draws", "left"))
+
+
+def test_without_a_terminal_lines_tell_that_a_case_is_at_work(capsys):
+    now = [0.0]
+    with ProgressBars(Console(file=io.StringIO(), width=80), passes=4) as bars:
+        bars.case("liver", 0, 2)
+        bars.within.clock, bars.within.started, bars.within.last = lambda: now[0], 0.0, 0.0
+        for _ in range(16):  # four tiles of each of two draws' two steps
+            now[0] += 10
+            beat(0.25)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "1/2 liver" and lines[-1] == "liver: 100% of the draws, 0:00:00 left (0:02:40 so far)"
+    assert "liver: 25% of the draws, 0:02:00 left (0:00:40 so far)" in lines and len(lines) <= 12
 
 
 def test_plan_prints_reasons_and_never_replaces_an_edited_plan(tmp_path, data, monkeypatch):
@@ -179,13 +196,13 @@ def test_every_option_of_train_reaches_the_loop(tmp_path, monkeypatch):
     done = call(
         *("train", "set", "--out", "run", "--method", "unet", "--fold", 3, "--plan", "p.json", "--max-minutes", 2.5),
         *("--preset", "cdal/cxr", "--set", "T=2", "--set", "train.ema=0.9", "--resume", "--seed", 7, "--device", "cpu"),
-        *("--precision", "bf16", "--val-every", 50, "--steps", 9, "--labels", "l.csv"),
+        *("--precision", "bf16", "--val-every", 50, "--steps", 9, "--labels", "l.csv", "--patience", 4),
     )
     assert done.exit_code == 0 and "best.safetensors" in done.stdout
     assert seen == [
         loop.TrainSettings(
             Path("set"), "unet", Path("run"), 3, Path("p.json"), 9, 2.5, "cdal/cxr", ["T=2", "train.ema=0.9"],
-            True, 7, "cpu", "bf16", 50, Path("l.csv"),
+            True, 7, "cpu", "bf16", 50, Path("l.csv"), None, 4,
         )
     ]  # fmt: skip
     call("train", "set", "--out", "run")
@@ -199,6 +216,64 @@ def test_an_interrupt_is_one_line_and_code_130(monkeypatch):
     monkeypatch.setattr(loop, "train", interrupted)
     done = call("train", "set", "--out", "run")
     assert done.exit_code == 130 and done.stderr == "interrupted\n" and not done.stdout
+
+
+def test_sigterm_ends_a_command_as_an_interrupt_does(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(loop, "train", lambda settings: os.kill(os.getpid(), signal.SIGTERM))
+    done = call("train", "set", "--out", "run")
+    assert done.exit_code == 143 and done.stderr == "terminated\n" and not done.stdout
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_quiet_prints_errors_and_warnings_only_and_verbose_says_where(monkeypatch):
+    def fails(settings):
+        print("chatter")
+        raise UserError("wrong")
+
+    monkeypatch.setattr(loop, "train", fails)
+    assert call("train", "set", "--out", "run").stdout == "chatter\n"
+    quiet, verbose = (call("train", "set", "--out", "run", option) for option in ("-q", "--verbose"))
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (2, "", "error: wrong\n")
+    assert verbose.stdout == "chatter\n" and "in fails" in verbose.stderr and verbose.stderr.endswith("error: wrong\n")
+    assert call("train", "set", "--out", "run").stderr == "error: wrong\n"  # the next command is neither
+
+
+def test_predict_says_what_it_found(tmp_path, data, checkpoint):
+    scan = data / "imagesTr" / "case_002_0000.nii.gz"
+    asked = ("predict", checkpoint, scan, "--draws", 2, "--steps", 2, "--device", "cpu")
+    done = call(*asked, "--out", tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "case_002.json").read_text())
+    low, high = record["volume_ml_90"]["head"]
+    assert f"case_002: head {record['volume_ml']['head']:.3g} ml [{low:.3g}, {high:.3g}]" in done.stdout, done.output
+    assert done.stderr.startswith("1/1 case_002\n") and "in the training" not in done.stdout
+    quiet = call(*asked, "--out", tmp_path / "quiet", "-q")
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "") and (tmp_path / "quiet" / "case_002.json").exists()
+
+
+def test_pictures_are_measured_in_pixels_or_mm2():
+    record = {"volume_ml": {"body": 0.012}, "volume_ml_90": {"body": [0.01, 0.02]}, "draws": 4, "grid": {"shape": [8, 8]}}
+    assert amounts(record | {"source": "/a/b.PNG"}) == ["body 12 pixels [10, 20]"]
+    assert amounts(record | {"source": "/a/b.nii.gz"}) == ["body 12 mm2 [10, 20]"]
+    single = {"draws": 1, "volume_ml_90": {"body": [0.012, 0.012]}, "grid": {"shape": [8, 8, 8]}}
+    assert amounts(record | single) == ["body 0.012 ml"]
+
+
+def test_results_about_a_model_lie_beside_it(tmp_path):
+    for name in ("best", "last"):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert beside(str(tmp_path / "best.safetensors"), "curve") == tmp_path / "curve"
+    assert beside(str(tmp_path / "last.safetensors"), "curve") == tmp_path / "curve_last"
+    assert beside("hippocampus", "curve") == Path("hippocampus_curve")
+
+
+def test_evaluate_and_report_print_without_a_place_to_write(tmp_path, data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call("evaluate", data / "labelsTr", data / "labelsTr")
+    assert done.exit_code == 0 and "head" in done.stdout and not list(tmp_path.iterdir()), done.output
+    assert call("evaluate", data / "labelsTr", data / "labelsTr", "--out", "eval").exit_code == 0
+    shown = call("report", "eval")
+    assert shown.exit_code == 0 and "head" in shown.stdout and [p.name for p in tmp_path.iterdir()] == ["eval"]
 
 
 def test_a_fault_of_several_lines_is_printed_as_one(monkeypatch):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.tables.grid import ROOT, called, change, ends, grid, load, scored
-from diffuseg.checkpoint import model_hash, read_meta
+from diffuseg.checkpoint import known_as
 from diffuseg.text import pluralize
 
 SIDES = ("before", "after")
@@ -75,7 +75,7 @@ def shipped() -> str:
 def _weights(name: str) -> list[str]:
     """Hashes of all files with the weights of a packaged model: itself, and what it was before its header was amended."""
     path = ROOT / "src" / "diffuseg" / "models" / f"{name}.safetensors"
-    return [model_hash(path), *read_meta(path).get("amended", [])]
+    return list(known_as(path))
 
 
 def shipped_calibration() -> str:

@@ -68,21 +68,22 @@ def _write(path: Path, weights: dict[str, torch.Tensor], header: dict[str, Any])
 
 
 def amend_meta(path: Path, entries: dict[str, Any], measured: str) -> None:
-    """Set entries of a checkpoint's header; its weights stay as they are. Written aside, then renamed.
+    """Set entries of a checkpoint's header; its weights, and so the model's identity, stay as they are.
 
-    The file's hash changes; the header's "amended" lists those that it had before, with the same weights.
+    Written aside, then renamed. The hash of the file changes; the header's "amended" lists those that it had before.
 
     Args:
-        measured: the hash of the model that the entries are about.
+        measured: the hash of the model that the entries are about, of its weights or of the file.
 
     Raises:
         UserError: not a checkpoint of ours, or one that has changed since it was measured.
     """
-    if path.is_file() and model_hash(path) != measured:
+    before = model_hash(path) if path.is_file() else ""
+    if before and measured not in (before, weights_hash(path)):
         what = "has changed while it was measured: the result is not written into it"
         raise UserError(what, file=path, do="Run the command again, when no training writes to this file")
     header = read_meta(path)
-    header |= entries | {"amended": [*header.get("amended", []), measured]}
+    header |= entries | {"amended": [*header.get("amended", []), before]}
     _write(path, load_file(path), header)
 
 
@@ -102,6 +103,11 @@ def read_meta(path: Path) -> dict[str, Any]:
     if metadata.get("format") != FORMAT:
         raise UserError("not a diffuseg checkpoint", file=path, do="Give a file that `diffuseg train` wrote.")
     return json.loads(metadata["diffuseg"])
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a checkpoint is there and its training was at its end: `last.safetensors` is written on the way too."""
+    return path.is_file() and bool(read_meta(path).get("finished", True))
 
 
 def load_checkpoint(
@@ -142,5 +148,29 @@ def load_checkpoint(
 
 
 def model_hash(path: Path | str) -> str:
-    """First 12 hexadecimal digits of the file's SHA-256."""
+    """First 12 hexadecimal digits of the file's SHA-256, which other entries of its header change too."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+
+
+def weights_hash(path: Path | str) -> str:
+    """What tells a model from others: 12 hexadecimal digits of its method, settings, plan and weights.
+
+    What was learnt about the model later (recommended settings, calibration) is not in it.
+
+    Raises:
+        UserError: not a checkpoint of ours.
+    """
+    meta = read_meta(Path(path))
+    plan = {key: value for key, value in meta["plan"].items() if key != "reasons"}
+    digest = hashlib.sha256(json.dumps([meta["method"], meta["config"], plan], sort_keys=True).encode())
+    with safe_open(path, "pt") as file:
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name)
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]
+
+
+def known_as(path: Path) -> tuple[str, ...]:
+    """The hash of a checkpoint's weights, then those of the file by which earlier versions called the same weights."""
+    return (weights_hash(path), model_hash(path), *read_meta(path).get("amended", []))

@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend: it says which file, what is wrong and what to do."""
+"""What is the user's to mend: it says which file, what is wrong and what to do; and what ends a command from outside."""
 
 from pathlib import Path
 
@@ -9,3 +9,7 @@ class UserError(Exception):
     def __init__(self, what: str, *, file: Path | str | None = None, do: str | None = None) -> None:
         message = what if file is None else f"{file}: {what}"
         super().__init__(message if do is None else f"{message}. {do}")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a cluster sends it: whatever cleans up after Ctrl-C cleans up after this too."""

@@ -9,17 +9,20 @@ import nibabel as nib
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
-from diffuseg.checkpoint import image_digest
+from diffuseg.checkpoint import amend_meta, image_digest, model_hash, save_checkpoint, weights_hash
 from diffuseg.data import io
 from diffuseg.data.io import read_image, read_mask
 from diffuseg.errors import UserError
 from diffuseg.inference import folder as files
 from diffuseg.inference.folder import find_cases, predict_folder
+from diffuseg.inference.model import load
 from diffuseg.inference.prediction import save
 from diffuseg.inference.sampling import SamplingOptions
+from diffuseg.methods import METHODS
 from diffuseg.types import Image
-from tests.inference.oracle import make_model
+from tests.inference.oracle import make_model, make_plan
 
 THREE = {"background": 0, "near": 2, "far part": 5}
 AFFINE = np.array([[0, -1.5, 0, 7], [0.9, 0, 0, -3], [0, 0, -2.0, 11], [0, 0, 0, 1.0]])
@@ -362,3 +365,55 @@ def test_a_mask_that_was_taken_away_is_made_again(scans, tmp_path):
     assert (
         predict_folder(model, [scans], out, SamplingOptions(draws=1)).finished == ["case0"] and (out / "case0.nii.gz").exists()
     )
+
+
+LEARNT = {
+    "temperature": 1.5, "widening": {}, "threshold": 0.5, "fraction": 0.2, "dataset": "made", "fold": 0, "cases": 9,
+    "patients": 9,
+    "settings": {"draws": 2, "steps": 2, "sampler": "ddim", "fuse": "mean"},
+}  # fmt: skip
+
+
+def test_what_is_learnt_about_a_model_does_not_make_it_another(tmp_path, scans):
+    path = tmp_path / "best.safetensors"
+    plan = make_plan(patch=(8, 8, 8), widths=(4, 4), normalisation=("zscore",), intensity=())
+    save_checkpoint(path, METHODS["concat"](plan, METHODS["concat"].config_class(T=8, steps=2)), {"name": "made"})
+    before, file, scan, out = load(path, "cpu"), model_hash(path), scans / "case0_0000.nii.gz", tmp_path / "out"
+    again = lambda: predict_folder(load(path, "cpu"), [scan], out, SamplingOptions(2, 2))
+    assert again().finished == ["case0"]
+    amend_meta(path, {"recommended": {"steps": 2, "draws": 2, "sampler": "ddim"}}, before.hash)
+    assert load(path, "cpu").hash == before.hash and model_hash(path) != file
+    assert again().skipped == [("case0", "already finished")]
+    record = json.loads((out / "case0.json").read_text())
+    (out / "case0.json").write_text(json.dumps(record | {"model": file}))  # as an earlier version called the same weights
+    assert again().skipped == [("case0", "already finished")]
+    amend_meta(path, {"calibration": LEARNT}, before.hash)
+    learnt = load(path, "cpu").calibration
+    assert learnt is not None
+    ((_, reason),) = again().skipped
+    assert f"(calibration none, not {learnt.id})" in reason and "model" not in reason
+    predict_folder(load(path, "cpu"), [scan], out, SamplingOptions(2, 2), overwrite=True)
+    record = json.loads((out / "case0.json").read_text())
+    assert record["model"] == before.hash and record["calibration"]["id"] == learnt.id
+    del record["calibration"]["id"]
+    (out / "case0.json").write_text(json.dumps(record))  # an earlier version did not write it
+    assert again().skipped == [("case0", "already finished")]
+    amend_meta(path, {"calibration": LEARNT | {"temperature": 1.25}}, before.hash)
+    assert "calibration" in again().skipped[0][1]
+    settings = SamplingOptions(3, 2)  # with other settings nothing is applied, so nothing depends on it
+    predict_folder(load(path, "cpu"), [scan], tmp_path / "three", settings)
+    amend_meta(path, {"calibration": LEARNT}, before.hash)
+    assert predict_folder(load(path, "cpu"), [scan], tmp_path / "three", settings).skipped == [("case0", "already finished")]
+
+
+def test_other_weights_are_another_model(tmp_path):
+    path, plan = tmp_path / "best.safetensors", make_plan(patch=(8, 8, 8), widths=(4, 4))
+    method = METHODS["concat"](plan, METHODS["concat"].config_class(T=8, steps=2))
+    save_checkpoint(path, method, {"name": "made"})
+    first = weights_hash(path)
+    save_checkpoint(path, METHODS["concat"](plan, METHODS["concat"].config_class(T=8, steps=3)).eval(), {"name": "made"})
+    other = weights_hash(path)
+    with torch.no_grad():
+        next(method.parameters()).view(-1)[0] += 1e-3
+    save_checkpoint(path, method, {"name": "made"})
+    assert len({first, other, weights_hash(path)}) == 3

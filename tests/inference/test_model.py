@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import diffuseg
-from diffuseg.checkpoint import model_hash, save_checkpoint
+from diffuseg.checkpoint import save_checkpoint, weights_hash
 from diffuseg.data.transforms import to_grid, to_native
 from diffuseg.device import choose_device
 from diffuseg.errors import UserError
@@ -235,7 +235,11 @@ def checkpoint(tmp_path):
 
 def test_a_checkpoint_knows_everything_that_prediction_needs(checkpoint):
     model = diffuseg.load(checkpoint, device="cpu")
-    assert (model.name, model.hash, model.plan.labels) == ("made/concat", model_hash(checkpoint), {"background": 0, "organ": 3})
+    assert (model.name, model.hash, model.plan.labels) == (
+        "made/concat",
+        weights_hash(checkpoint),
+        {"background": 0, "organ": 3},
+    )
     image = np.random.default_rng(0).normal(size=(10, 9, 8)).astype(np.float32)
     first, again = (model.predict(image, draws=2, steps=2) for _ in range(2))
     np.testing.assert_array_equal(first.probability, again.probability)

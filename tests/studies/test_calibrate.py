@@ -283,9 +283,9 @@ def test_from_the_command_to_the_case_that_is_to_be_looked_at(tmp_path):
     name = scan.name.replace("_0000.nii.gz", "")
     for said in ("1 finished", "1 skipped"):  # of finished cases, too, one wants to know
         done = call("predict", path, scan, "--out", tmp_path / "masks", "--draws", 2)
-        assert done.exit_code == 0 and f"{name} needs review: uncertainty score" in done.stdout and said in done.stdout, (
-            done.output
-        )
+        assert (
+            done.exit_code == 0 and f"{name} needs review by a person: its draws expect" in done.stdout and said in done.stdout
+        ), done.output
         assert "calibrated on" in done.stdout
     other = call("predict", path, scan, "--out", tmp_path / "more", "--draws", 3)
     assert "calibration not applied: learnt with draws 2, now 3" in other.stdout and "look at" not in other.stdout

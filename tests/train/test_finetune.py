@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffuseg.checkpoint import model_hash, read_meta
+from diffuseg.checkpoint import read_meta, weights_hash
 from diffuseg.train import loop
 from diffuseg.train.finetune import history
 from tests.train.tiny import call, options, refused, settings, start
@@ -21,7 +21,7 @@ def test_a_training_starts_with_the_weights_and_remembers_whose(tmp_path, data, 
     stored = load_file(base)
     assert all(torch.equal(value, stored[name]) for name, value in state.method.state_dict().items())
     assert all(torch.equal(value, stored[name]) for name, value in state.average.state_dict().items())
-    assert state.meta["from"]["model"] == model_hash(base) and state.meta["from"]["steps_trained"] == 2
+    assert state.meta["from"]["model"] == weights_hash(base) and state.meta["from"]["steps_trained"] == 2
     other = start(data, tmp_path / "fresh")
     assert any(not torch.equal(value, stored[name]) for name, value in other.method.state_dict().items())
 

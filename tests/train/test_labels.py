@@ -163,7 +163,7 @@ def test_stopped_while_maps_are_compared_a_run_has_its_weights_and_resumes_to_it
 def test_a_training_without_a_border_says_so(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(METHODS["cdm"], "saliency", lambda method, x_0, *_: torch.zeros_like(x_0[:, 0]))
     done = call(*command(pictures, tmp_path, steps=1))
-    assert done.exit_code == 0 and "Warning: saliency of training images without the object is not positive" in done.stdout
+    assert done.exit_code == 0 and "Warning: saliency of training images without the object is not positive" in done.stderr
     assert "references" not in read_meta(tmp_path / "best.safetensors")
 
 

@@ -19,11 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffuseg.checkpoint import read_meta
-from diffuseg.errors import UserError
+from diffuseg.checkpoint import is_finished, load_checkpoint, read_meta
+from diffuseg.errors import Terminated, UserError
 from diffuseg.methods import METHODS
 from diffuseg.train import loop
-from diffuseg.train.validate import Result
+from diffuseg.train.validate import Result, bounded, validate
 from tests.train.tiny import call, options, same_weights, settings, start
 
 STEPS = 24
@@ -119,6 +119,73 @@ def test_an_interrupted_training_resumes_as_if_nothing_had_happened(data, straig
     is_as_if_nothing_had_happened(tmp_path, straight)
 
 
+def test_a_signal_in_validation_is_answered_within_a_tile(data, tmp_path, monkeypatch):
+    tiles = []
+
+    def signalled(share):
+        tiles.append(share)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diffuseg.methods.tiles.beat", signalled)
+        with pytest.raises(Terminated):
+            loop.train(settings(data, tmp_path, "unet", "plan.patch=4,4,4", steps=2, validate_every=1))
+    assert len(tiles) == 1 and saved_step(tmp_path) == 1
+    assert not (tmp_path / "best.safetensors").exists() and not is_finished(tmp_path / "last.safetensors")
+    loop.train(settings(data, tmp_path, "unet", "plan.patch=4,4,4", steps=2, validate_every=1, resume=True))
+    assert [int(row["step"]) for row in rows(tmp_path) if row["validation/dice"]] == [1, 2]
+    assert is_finished(tmp_path / "last.safetensors")
+
+
+def test_a_kill_after_the_first_step_finds_something_to_go_on_from(data, tmp_path, monkeypatch):
+    def validated(*_):
+        raise AssertionError("as if killed in the first validation")
+
+    monkeypatch.setattr(loop, "validate", validated)
+    with pytest.raises(AssertionError, match="as if killed"):
+        loop.train(settings(data, tmp_path, "unet", steps=30, validate_every=1))
+    assert saved_step(tmp_path) == 1 and [row["step"] for row in rows(tmp_path)] == ["1"]
+    assert load_checkpoint(tmp_path / "last.safetensors")[2]["steps_trained"] == 1
+
+
+def test_a_validation_by_the_clock_is_as_large_as_can_be_afforded(data, tmp_path):
+    run = start(data, tmp_path, "concat", "plan.patch=4,4,4", "steps=4", steps=2)
+    everything = replace(run.validation, cases=[case.id for case in run.validation.dataset.cases])
+    bound = lambda seconds: bounded(everything, run.average, run.batches, seconds)
+    assert bound(1e6) == replace(everything, seconds=1e6) and bound(1e6).bounds() == ""
+    small = bound(1e-9)
+    assert (small.patches, small.draws, len(small.chosen)) == (True, 1, 1) and "with one denoising step" in small.bounds()
+    found = validate(run.average, run.batches, replace(small, only=tuple(everything.cases)))
+    assert found.cases == 1 and found.patches  # no time is left after the first one
+    assert found.pictures[0]["truth"].shape == (4, 4, 4) and found.pictures[0]["truth"].any()
+    assert "one denoising step" in found.summary()["of"]
+
+
+def test_more_steps_lengthen_a_finished_run(data, tmp_path, quick, capsys):
+    loop.train(settings(data, tmp_path, "unet", "train.log_every=1", "train.warmup=0", steps=3))
+    loop.train(settings(data, tmp_path, "unet", "train.log_every=1", "train.warmup=0", steps=6, resume=True))
+    said = "lengthened from 3 to 6 steps, of which 3 are done: from here on the learning rate is that of a run of 6 steps"
+    assert said in capsys.readouterr().out
+    rates = [float(row["rate"]) for row in rows(tmp_path) if row["rate"]]
+    course = lambda n, of: 1e-3 * (0.01 + 0.99 * (1 + math.cos(math.pi * n / of)) / 2)
+    assert rates == pytest.approx([course(n, 3) for n in range(3)] + [course(n, 6) for n in range(3, 6)])
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["steps"] == 6 and record["lengthened"] == [{"from": 3, "to": 6}]
+    assert read_meta(tmp_path / "last.safetensors")["steps_trained"] == saved_step(tmp_path) == 6
+
+
+def test_patience_ends_a_training_that_gets_no_better(data, tmp_path, monkeypatch, capsys):
+    scores = iter([0.3, 0.5, 0.4, 0.5, 0.4])
+    monkeypatch.setattr(loop, "validate", lambda *_: Result({"head": next(scores)}, 1))
+    loop.train(settings(data, tmp_path, "unet", steps=10, validate_every=1, patience=2))
+    assert saved_step(tmp_path) == 4 and is_finished(tmp_path / "last.safetensors")
+    assert "stopped early, at step 4: no better one in 2 validations" in capsys.readouterr().out
+    loop.train(settings(data, tmp_path, "unet", steps=10, validate_every=1, patience=2, resume=True))
+    assert saved_step(tmp_path) == 4  # it stays finished
+    loop.train(settings(data, tmp_path, "unet", steps=10, validate_every=1, patience=3, resume=True))
+    assert saved_step(tmp_path) == 5  # with more patience it goes on
+
+
 def test_a_second_interrupt_does_not_wait_and_saves_no_half_step(data, tmp_path, monkeypatch):
     inner = METHODS["cdal"].loss
 
@@ -157,25 +224,25 @@ def test_validation_leaves_no_trace_in_the_training(data, straight, tmp_path, mo
 
 
 def test_best_holds_the_average_that_validated_best_and_last_the_last(data, tmp_path, monkeypatch):
-    scores, seen = [0.3, 0.9, 0.5, 0.7, 0.9], []
+    scores, seen = [0.3, 0.9, 0.95, 0.5, 0.7, 0.9], []
 
     def scripted(method, batches, validation):
         seen.append(copy.deepcopy(method.state_dict()))
         if len(seen) == 3:
-            os.kill(os.getpid(), signal.SIGINT)  # the resumed run remembers the score to beat
+            os.kill(os.getpid(), signal.SIGINT)  # made again by the resumed run, which remembers the score to beat
         return Result({"head": scores[len(seen) - 1]}, 1)
 
     monkeypatch.setattr(loop, "validate", scripted)
     with pytest.raises(KeyboardInterrupt):
         loop.train(settings(data, tmp_path, "unet", steps=10, validate_every=2))
     best = loop.train(settings(data, tmp_path, "unet", steps=10, validate_every=2, resume=True))
-    assert best == tmp_path / "best.safetensors" and len(seen) == 5
-    for name, index in (("best", 1), ("last", 4)):
+    assert best == tmp_path / "best.safetensors" and len(seen) == 6
+    for name, index in (("best", 1), ("last", 5)):
         weights = load_file(tmp_path / f"{name}.safetensors")
         assert weights.keys() == seen[index].keys() and all(torch.equal(v, seen[index][k]) for k, v in weights.items())
     meta = read_meta(tmp_path / "best.safetensors")
     assert meta["steps_trained"] == 4 and meta["validation"]["dice"] == 0.9
-    assert [row["validation/dice"] for row in rows(tmp_path) if row["validation/dice"]] == [str(s) for s in scores]
+    assert [row["validation/dice"] for row in rows(tmp_path) if row["validation/dice"]] == [str(s) for s in scores if s != 0.95]
 
 
 def test_the_average_by_hand(data, tmp_path):
@@ -286,12 +353,12 @@ def test_validations_leave_a_training_by_the_clock_its_time(data, tmp_path, monk
     monkeypatch.setattr(loop, "validate", slow)
     loop.train(settings(data, tmp_path, steps=None, max_minutes=3.0))
     assert 2 <= len(seen) <= 4  # of 180 s: two on the way at most spend a quarter, and the last one is always made
-    assert "fewer than the 50 over which the learning rate rises" not in capsys.readouterr().out.replace("\n", " ")
+    assert "fewer than the 50 over which the learning rate rises" not in capsys.readouterr().err
 
 
 def test_a_training_of_hardly_any_steps_says_so(data, tmp_path, capsys):
     loop.train(settings(data, tmp_path, steps=2))
-    assert "only 2 steps were done, fewer than the 50" in capsys.readouterr().out.replace("\n", " ")
+    assert "Warning: only 2 steps were done, fewer than the 50" in capsys.readouterr().err
 
 
 def test_files_may_be_read_by_whom_the_umask_lets(straight):

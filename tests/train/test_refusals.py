@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from diffuseg.checkpoint import is_finished
 from diffuseg.data.plan import load_plan
 from diffuseg.errors import UserError
 from diffuseg.train import loop
@@ -68,7 +69,7 @@ def test_bad_data_under_a_given_plan_is_named_when_it_is_read(tmp_path, spoilt, 
     (spoilt / "splits_final.json").write_text(json.dumps([split]))
     out = tmp_path / "out"
     refused(call(*options(spoilt, out), "--plan", plan), *words)
-    assert not (out / "best.safetensors").exists() and not (out / "last.safetensors").exists()
+    assert not (out / "best.safetensors").exists() and not is_finished(out / "last.safetensors")
     assert not [p for p in out.rglob(".*")]
 
 
@@ -134,6 +135,7 @@ WISHES = {
     "--method cdal --set attention=input --set attention_level=4": ("attention_level=4", "last block is 3"),
     "--seed -1": ("--seed", "0 or more"),
     "--val-every 0": ("--val-every", "at least 1"),
+    "--patience 0": ("--patience", "at least 1"),
     "--fold 4": ("no fold 4", "0 to 3"),
     "--fold -1": ("no fold -1",),
     "--steps 0": ("--steps 0", "at least one"),
@@ -169,7 +171,6 @@ def test_a_patient_on_both_sides_of_a_fold_is_refused(tmp_path, data):
 CHANGES = {
     "seed": ["--seed", "1"],
     "fold, cases": ["--fold", "1"],
-    "steps": ["--steps", "5"],
     "method, config": ["--method", "concat"],
     "config": ["--set", "dice=0.5"],
     "plan": ["--set", "plan.batch=1"],
@@ -184,6 +185,7 @@ def test_a_folder_that_holds_a_run_is_continued_as_it_was_or_not_at_all(tmp_path
     record = (out / "run.json").read_text()
     for what, change in CHANGES.items():
         refused(call(*options(data, out), "--resume", *change), str(out), f"another {what} than")
+    refused(call(*options(data, out, steps=3), "--resume"), str(out), "--steps 3: the run was started with 4", "lengthen")
     assert (out / "run.json").read_text() == record
     (out / "resume.safetensors").write_bytes(b"half")
     refused(call(*options(data, out), "--resume"), "resume.safetensors", "no readable state")
@@ -200,6 +202,11 @@ def test_a_run_of_an_older_version_is_continued_with_the_defaults_of_what_is_new
     (out / "run.json").write_text(json.dumps(record))
     refused(call(*options(data, out), *given, "--resume", "--set", "plan.raters=union"), "another plan than")
     assert call(*options(data, out, steps=4), *given, "--resume", "--steps", "4").exit_code == 0
+
+
+def test_there_must_be_a_run_to_go_on_with(tmp_path, data):
+    refused(call(*options(data, tmp_path / "out"), "--resume"), str(tmp_path / "out"), "no run here", "leave out --resume")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_out_that_cannot_be_a_folder(tmp_path, data):

@@ -1,16 +1,26 @@
 """What all commands share: the application, its exit codes, and where it prints."""
 
-from typing import TYPE_CHECKING, Any
+import logging
+import os
+import signal
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextvars import ContextVar
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
-from diffuseg.errors import UserError
+from diffuseg.errors import Terminated, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-USER_ERROR, SOME_FAILED, INTERRUPTED = 2, 3, 130
+USER_ERROR, SOME_FAILED, INTERRUPTED, TERMINATED = 2, 3, 130, 143
 ORDER = (  # as one meets them
     "plan",
     "train",
@@ -31,23 +41,47 @@ ORDER = (  # as one meets them
 )
 
 
+_level: ContextVar[int] = ContextVar("level", default=0)  # -1 quiet, 1 verbose
+_until_the_end: ContextVar[ExitStack] = ContextVar("until_the_end")  # closed when the command ends
+
+
+def is_quiet() -> bool:
+    """Whether only errors and warnings are to be printed."""
+    return _level.get() < 0
+
+
 class Commands(TyperGroup):
-    """Turns a fault that the user can mend into one line and an exit code."""
+    """Turns a fault that the user can mend into one line and an exit code, and gives every command --quiet and --verbose."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command by its name."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and all(option.name != "quiet" for option in command.params):
+            command.params += [option for option in get_command(_levels).params if option.name in ("quiet", "verbose")]
+        return command
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The commands in the order in which one needs them."""
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; UserError exits with 2, an interrupt with 130, both with one line and no traceback."""
+        """Run the command; UserError exits with 2, Ctrl-C with 130, SIGTERM with 143, each with one line and no traceback."""
+        level, resources = _level.set(0), ExitStack()
+        _until_the_end.set(resources)
         try:
-            return super().invoke(ctx)
+            with resources, _terminable():
+                return super().invoke(ctx)
         except UserError as fault:
+            if _level.get() > 0:
+                traceback.print_exc()
             complain(f"error: {fault}")
             raise typer.Exit(USER_ERROR) from None
-        except KeyboardInterrupt:
-            complain("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt as signalled:
+            ended = isinstance(signalled, Terminated)
+            complain("terminated" if ended else "interrupted")
+            raise typer.Exit(TERMINATED if ended else INTERRUPTED) from None
+        finally:
+            _level.reset(level)
 
 
 app = typer.Typer(
@@ -58,6 +92,73 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _quiet(wanted: bool) -> None:
+    """What is printed goes nowhere; errors and warnings have a stream of their own."""
+    if wanted:
+        _level.set(-1)
+        nowhere = _until_the_end.get().enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        _until_the_end.get().enter_context(redirect_stdout(nowhere))
+
+
+def _verbose(wanted: bool) -> None:
+    """What the library logs is printed too."""
+    if wanted:
+        _level.set(1)
+        log, lines = logging.getLogger("diffuseg"), _Lines()
+        before = log.level
+        log.addHandler(lines)
+        log.setLevel(logging.DEBUG)
+        _until_the_end.get().callback(lambda: (log.removeHandler(lines), log.setLevel(before)))
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(self.format(record), err=True)
+
+
+_levels = typer.Typer(add_completion=False)
+
+
+@_levels.command()
+def _every_command(
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", callback=_quiet, expose_value=False, help="Print errors and warnings only."),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", callback=_verbose, expose_value=False, help="Print details, and where an error arose."),
+    ] = False,
+) -> None:
+    pass
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """While it is entered SIGTERM raises `Terminated`, as Ctrl-C raises KeyboardInterrupt."""
+    try:
+        previous = signal.signal(signal.SIGTERM, _terminate)
+    except ValueError:  # not the main thread, where signals do not arrive
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def beside(model: str, what: str) -> Path:
+    """Where results about a model lie: beside its checkpoint, so in its run; of a packaged model in the working directory."""
+    path = Path(model)
+    if not path.is_file():
+        return Path(f"{path.stem}_{what}")
+    return path.with_name(what if path.stem == "best" else f"{what}_{path.stem}")
 
 
 def console(stderr: bool = False) -> "Console":

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from diffuseg.cli.app import SOME_FAILED, app, complain, console
+from diffuseg.cli.app import SOME_FAILED, app, beside, complain, console
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
 
@@ -23,7 +23,9 @@ class EmptyRule(StrEnum):
 def evaluate(
     predictions: Annotated[Path, typer.Argument(metavar="PRED_DIR", help="Folder with predicted masks.")],
     labels: Annotated[Path, typer.Argument(metavar="LABELS_DIR", help="Folder with masks of the same names.")],
-    out: Annotated[Path, typer.Option(help="Folder for cases.csv, summary.json and index.html.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for cases.csv, summary.json and index.html.", show_default="printed only")
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder with the images, for the pictures.", show_default="beside LABELS_DIR")
     ] = None,
@@ -44,16 +46,17 @@ def evaluate(
         raise UserError("no such folder", file=images)
     evaluation = evaluate_folders(predictions, labels, out, empty.value, nsd_tolerance, images)
     console().print(evaluation_table(evaluation))
-    pictures = case_pictures([evaluation])
-    if pictures:
-        picture = out / "cases.png"
-        atomic_write(picture, stack_pictures([png for _, png in pictures]))
-        typer.echo(f"picture: {picture}")
-    with ProgressBars(console(stderr=True)) as bars:
-        page = write_page([evaluation], out / "index.html", pictures=pictures, on_case=bars.measured)
-    typer.echo(f"page:    {page.file}")
-    for line in page.left_out:
-        complain(f"probabilities left out: {line}")
+    if out is not None:
+        pictures = case_pictures([evaluation])
+        if pictures:
+            picture = out / "cases.png"
+            atomic_write(picture, stack_pictures([png for _, png in pictures]))
+            typer.echo(f"picture: {picture}")
+        with ProgressBars(console(stderr=True)) as bars:
+            page = write_page([evaluation], out / "index.html", pictures=pictures, on_case=bars.measured)
+        typer.echo(f"page:    {page.file}")
+        for line in page.left_out:
+            complain(f"probabilities left out: {line}")
     for fault in evaluation.faults:
         complain(f"failed {fault}")
     if evaluation.faults:
@@ -82,14 +85,19 @@ def compare(
 @app.command()
 def report(
     evaluations: Annotated[list[Path], typer.Argument(metavar="EVAL...", help="Folders that `diffuseg evaluate` wrote.")],
-    out: Annotated[Path, typer.Option(help="The page, one file.")],
+    out: Annotated[Path | None, typer.Option(help="The page, one file.", show_default="tables are printed only")] = None,
     allow_seen: Annotated[bool, typer.Option("--allow-seen", help="As in compare.")] = False,
 ) -> None:
     """Write one page about evaluations side by side: numbers, tests, cases, calibration, rejection, cost."""
     from diffuseg.atomic_io import check_writable
     from diffuseg.reports.evaluation import load_evaluations
     from diffuseg.reports.page import write_page
+    from diffuseg.reports.tables import evaluation_table
 
+    if out is None:
+        for one in load_evaluations(evaluations):
+            console().print(evaluation_table(one))
+        return
     check_writable(out, file=True)
     loaded = load_evaluations(evaluations)
     with ProgressBars(console(stderr=True)) as bars:
@@ -106,7 +114,7 @@ def ambiguity(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="A checkpoint; several with --ensemble.")],
     dataset: Annotated[Path, typer.Argument(help="A data set with raters: validation cases of a fold are measured.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for cases.csv, summary.json.", show_default="./<model>_ambiguity")
+        Path | None, typer.Option(help="Folder for cases.csv, summary.json.", show_default="ambiguity, beside the model")
     ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Masks per case; GED depends on their number.")] = 16,
     steps: Annotated[int | None, typer.Option(help="Denoising steps per draw.", show_default="the model's")] = None,
@@ -129,7 +137,7 @@ def ambiguity(
 
     if len(models) > 1 and not ensemble:
         raise UserError(f"{len(models)} models", do="Give one, or --ensemble to measure them together")
-    out = out or Path(f"{Path(models[0]).stem}_ambiguity")
+    out = out or beside(models[0], "ambiguity")
     check_writable(out)
     loaded = [load(model, device) for model in models]
     with ProgressBars(console(stderr=True)) as bars:

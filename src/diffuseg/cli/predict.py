@@ -3,15 +3,18 @@
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diffuseg import timing
-from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, complain, console
+from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, beside, complain, console
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
+
+if TYPE_CHECKING:
+    from diffuseg.inference.folder import FolderResult
 
 
 class Fuse(StrEnum):
@@ -55,7 +58,7 @@ def predict(
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     from diffuseg.config import warn_renamed
     from diffuseg.inference.folder import predict_folder
-    from diffuseg.inference.model import NOTICE, load
+    from diffuseg.inference.model import load
     from diffuseg.inference.sampling import SamplingOptions
 
     options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps)
@@ -69,8 +72,18 @@ def predict(
         typer.echo(f"{what} (fold {best['fold']}, {pluralize(best['cases'], 'case')}); --draws and --steps choose otherwise")
     if loaded.calibration is not None:
         typer.echo(loaded.calibration.announce(loaded.settings(options)))
-    with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True)) as bars:
-        result = predict_folder(loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob)
+    with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
+        done = lambda case, record: bars.say(_found(case, record))
+        result = predict_folder(loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob, done)
+    _report(result, out)
+    if result.failed:
+        raise typer.Exit(SOME_FAILED if result.finished or result.skipped else USER_ERROR)
+
+
+def _report(result: "FolderResult", out: Path) -> None:
+    """What became of the cases, those that a person should look at last."""
+    from diffuseg.inference.model import NOTICE
+
     for case, reason in result.skipped:
         typer.echo(f"skipped {case}: {reason}")
     for case, reason in result.failed:
@@ -78,25 +91,42 @@ def predict(
     for case, faults in result.outside_training:
         complain(f"Warning: {case} is unlike the images of the training: {'; '.join(faults)}")
     for case, score in result.needs_review:
-        typer.echo(f"{case} needs review: uncertainty score {score:.3f}")
+        typer.echo(
+            f"{case} needs review by a person: its draws expect a Dice of {1 - score:.3f} (uncertainty score {score:.3f})"
+        )
     counts = {"finished": result.finished, "skipped": result.skipped, "failed": result.failed}
     typer.echo(f"{out}: " + ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) + f". {NOTICE}")
-    if result.failed:
-        raise typer.Exit(SOME_FAILED if result.finished or result.skipped else USER_ERROR)
+
+
+def _found(case: str, record: dict[str, Any]) -> str:
+    """One line about a finished case: volumes with their intervals, as many classes as fit, and whether a training met it."""
+    from diffuseg.inference.provenance import amounts
+
+    met = record.get("seen_in") in ("training", "validation")
+    seen = f"; this image was in the {record['seen_in']} of the model" if met else ""
+    room, found = console().width - len(case) - len(seen) - len(", and 99 more: "), amounts(record)
+    shown = [text for n, text in enumerate(found) if n == 0 or len(", ".join(found[: n + 1])) <= room]
+    more = f", and {len(found) - len(shown)} more" if len(shown) < len(found) else ""
+    return f"{case}: {', '.join(shown)}{more}{seen}"
 
 
 @app.command()
 def curve(
     model: Annotated[str, typer.Argument(help="A checkpoint, or the name of a packaged model.")],
     dataset: Annotated[Path, typer.Argument(help="The data set it was trained on: validation cases of a fold are measured.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for curve.csv, .json, .png.", show_default="./<model>_curve")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for curve.csv, .json, .png.", show_default="curve, beside the model")
+    ] = None,
     steps: Annotated[str, typer.Option(help="Numbers of steps, such as 1,2,4.", show_default="powers of two")] = "",
     draws: Annotated[str, typer.Option(help="Numbers of draws.")] = "1,2,4,8",
     fold: Annotated[int | None, typer.Option(help="Fold to measure on.", show_default="the model's")] = None,
     cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
     sampler: Annotated[str | None, typer.Option(help="ancestral, ddim, ...", show_default="the model's")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
-    store: Annotated[bool, typer.Option(help="Write the recommended setting into the checkpoint (its hash changes).")] = True,
+    store: Annotated[bool, typer.Option(help="Write the recommended setting into the checkpoint, beside its weights.")] = True,
+    calibrate_too: Annotated[
+        bool, typer.Option("--calibrate", help="Then calibrate the model for what is recommended.")
+    ] = False,
 ) -> None:
     """Measure Dice, calibration, time and memory over steps x draws, and recommend the cheapest good setting."""
     from diffuseg.checkpoint import amend_meta
@@ -104,7 +134,11 @@ def curve(
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.studies.curve import measure_curve, table, write_curve
 
-    out = out or Path(f"{Path(model).stem}_curve")
+    if calibrate_too and not (store and Path(model).is_file()):
+        raise UserError(
+            "--calibrate needs a checkpoint to write to", do="Leave out --no-store, or give a checkpoint of your own"
+        )
+    out = out or beside(model, "curve")
     _refuse_unwritable(out, model if store else None)
     loaded = load(model, device)
     with ProgressBars(console(stderr=True)) as bars:
@@ -116,8 +150,14 @@ def curve(
     if store and Path(model).is_file():
         amend_meta(Path(model), {"recommended": found.recommendation()}, loaded.hash)
         typer.echo(f"{model}: remembers the recommended setting")
-        if loaded.calibration is not None:
-            typer.echo(loaded.calibration.announce(load(model, device).settings()))
+        again = load(model, device)
+        fits = again.calibration is not None and not again.calibration.mismatch(again.settings())
+        if again.calibration is not None and not calibrate_too:
+            typer.echo(again.calibration.announce(again.settings()))
+        if not fits and not calibrate_too:
+            typer.echo(f"to calibrate it for the recommended setting: diffuseg calibrate {model} {dataset}")
+        if calibrate_too:
+            calibrate(model, dataset, None, fold=fold, cases=cases, device=device)
 
 
 @app.command()
@@ -125,7 +165,7 @@ def calibrate(
     model: Annotated[str, typer.Argument(help="A checkpoint, or the name of a packaged model.")],
     dataset: Annotated[Path, typer.Argument(help="The data set it was trained on: validation cases of a fold are used.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for calibration.json and plots.", show_default="./<model>_calibration")
+        Path | None, typer.Option(help="Folder for calibration.json and plots.", show_default="calibration, beside the model")
     ] = None,
     draws: Annotated[int | None, typer.Option(help="As in predict.", show_default="recommended, or 8")] = None,
     steps: Annotated[int | None, typer.Option(help="As in predict.", show_default="the model's")] = None,
@@ -134,7 +174,7 @@ def calibrate(
     fold: Annotated[int | None, typer.Option(help="Fold to learn from.", show_default="the model's")] = None,
     cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
-    store: Annotated[bool, typer.Option(help="Write what is learnt into the checkpoint (its hash changes).")] = True,
+    store: Annotated[bool, typer.Option(help="Write what is learnt into the checkpoint, beside its weights.")] = True,
 ) -> None:
     """Learn a temperature, honest volume intervals and which cases a human should look at; predict then uses them."""
     from diffuseg.checkpoint import amend_meta
@@ -143,7 +183,7 @@ def calibrate(
     from diffuseg.studies.calibrate import measure_calibration
     from diffuseg.studies.calibrate_files import tables, write_calibration
 
-    out = out or Path(f"{Path(model).stem}_calibration")
+    out = out or beside(model, "calibration")
     _refuse_unwritable(out, model if store else None)
     loaded = load(model, device)
     with ProgressBars(console(stderr=True)) as bars:
@@ -155,6 +195,9 @@ def calibrate(
     if store and Path(model).is_file():
         amend_meta(Path(model), {"calibration": asdict(found.calibration)}, loaded.hash)
         typer.echo(f"{model}: remembers what was learnt, for the same draws, steps, sampler and fusion")
+        missed = found.calibration.mismatch(loaded.settings())
+        if missed:
+            complain(f"Warning: predict does not use it unless it is told the same: learnt with {missed}")
 
 
 def _refuse_unwritable(out: Path, model: str | None) -> None:

@@ -37,36 +37,26 @@ def train(
     start: Annotated[
         Path | None, typer.Option("--from", help="A checkpoint: start with its weights as far as they fit.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out; with more --steps it is lengthened.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
     val_every: Annotated[int | None, typer.Option(help="Steps between validations.", show_default="an eighth of all")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many validations without a better one.", show_default="never")
+    ] = None,
 ) -> None:
     """Train a method on one fold; under torchrun the same command trains on several GPUs and nodes."""
     from diffuseg.train.loop import TrainSettings
     from diffuseg.train.loop import train as run
 
-    best = run(
-        TrainSettings(
-            dataset=dataset,
-            method=method,
-            out=out,
-            labels=labels,
-            fold=fold,
-            plan=plan,
-            steps=steps,
-            max_minutes=max_minutes,
-            preset=preset,
-            set=set_ or [],
-            resume=resume,
-            start=start,
-            seed=seed,
-            device=device,
-            precision=precision,
-            validate_every=val_every,
-        )
-    )
+    best = run(TrainSettings(
+        dataset=dataset, method=method, out=out, labels=labels, fold=fold, plan=plan, steps=steps, max_minutes=max_minutes,
+        preset=preset, set=set_ or [], resume=resume, start=start, seed=seed, device=device, precision=precision,
+        validate_every=val_every, patience=patience,
+    ))  # fmt: skip
     typer.echo(f"best checkpoint: {best}")
 
 

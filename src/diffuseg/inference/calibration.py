@@ -1,5 +1,7 @@
 """What `diffuseg calibrate` learnt about a model: kept in its checkpoint, used by predict where the settings are the same."""
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,6 +39,11 @@ class Calibration:
     patients: int
 
     @property
+    def id(self) -> str:
+        """What tells it from other calibrations of the same weights: whatever of it changes a prediction."""
+        return digest_of([self.temperature, self.widening, self.threshold])
+
+    @property
     def where(self) -> str:
         """What it was learnt from, in words."""
         patients = "" if self.patients == self.cases else f" of {pluralize(self.patients, 'patient')}"
@@ -53,7 +60,8 @@ class Calibration:
         if mismatch:
             return f"calibration not applied: learnt with {mismatch}; ask for the same, or calibrate your own model again"
         widened = f"intervals of {', '.join(self.widening)} widened, " if self.widening else ""
-        look = f"cases with an uncertainty score above {self.threshold:.3f} need review"
+        few = f"at most {self.fraction:.0%} of those cases were"
+        look = f"a case is marked for review by a person where its draws expect a Dice below {1 - self.threshold:.3f} ({few})"
         return f"calibrated on {self.where}: temperature {self.temperature:.3f}, {widened}{look}"
 
     def temper(self, probability: Float[np.ndarray, "k *s"]) -> Float[np.ndarray, "k *s"]:
@@ -84,6 +92,20 @@ def read_calibration(meta: dict[str, Any]) -> Calibration | None:
     return None if header is None else from_dict(Calibration, header, "calibration.")
 
 
+def digest_of(content: Any) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def calibration_of(record: dict[str, Any]) -> str | None:
+    """The `id` of the calibration that was applied to a prediction; records of earlier versions say what it held instead."""
+    applied = record.get("calibration") or {}
+    if not applied.get("applied"):
+        return None
+    threshold = record.get("review_threshold", record.get("look_at_threshold"))
+    return applied.get("id") or digest_of([applied.get("temperature"), applied.get("widening"), threshold])
+
+
 def apply_calibration(
     calibration: Calibration, probability: Float[np.ndarray, "k *s"], record: dict[str, Any]
 ) -> Float[np.ndarray, "k *s"]:
@@ -103,6 +125,15 @@ def apply_calibration(
     return calibration.temper(probability)
 
 
+def contain(record: dict[str, Any], image_ml: float) -> None:
+    """Make each interval of a record hold the volume of its mask, and nothing that is larger than the image."""
+    found = record["volume_ml_90"].items()
+    volume = {name: record["volume_ml"][name] for name, _ in found}
+    record["volume_ml_90"] = {
+        name: [min(low, volume[name]), max(min(high, round(image_ml, 6)), volume[name])] for name, (low, high) in found
+    }
+
+
 def calibration_record(calibration: Calibration, uncertainty_score: float, mismatch: str) -> dict[str, Any]:
     """What <case>.json says of it: was it applied, from how many cases was it learnt, does this case need review.
 
@@ -114,4 +145,8 @@ def calibration_record(calibration: Calibration, uncertainty_score: float, misma
     learnt = {key: value for key, value in asdict(calibration).items() if key not in ("threshold", "fraction")}
     review, threshold = uncertainty_score > calibration.threshold, calibration.threshold
     new = {"needs_review": review, "review_threshold": threshold}
-    return {"calibration": {"applied": True} | learnt} | new | {"look_at": review, "look_at_threshold": threshold}
+    return (
+        {"calibration": {"applied": True, "id": calibration.id} | learnt}
+        | new
+        | {"look_at": review, "look_at_threshold": threshold}
+    )

@@ -1,5 +1,6 @@
 """Predictions to files, case after case: what is finished stays finished, and a bad case does not stop the others."""
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,11 +11,14 @@ from diffuseg.atomic_io import check_writable
 from diffuseg.data import io
 from diffuseg.data.inventory import few, name_unused, refuse_dangling
 from diffuseg.data.layout import list_files, read_json
-from diffuseg.data.outputs import BEFORE, KEPT, SETTINGS, is_record, sidecar_name, without_results
+from diffuseg.data.outputs import BEFORE, KEPT, is_record, sidecar_name, without_results
 from diffuseg.errors import UserError
+from diffuseg.inference.calibration import calibration_of
 from diffuseg.inference.model import Model, file_digests
 from diffuseg.inference.prediction import ending_for, save
 from diffuseg.inference.sampling import SamplingOptions
+
+_log = logging.getLogger("diffuseg")
 
 
 @dataclass
@@ -70,6 +74,7 @@ def predict_folder(
     on_case: Callable[[str, int, int], None] | None = None,
     on_draw: Callable[[int, int], None] | None = None,
     probabilities: bool = True,
+    on_done: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> FolderResult:
     """Segment files and folders into a folder, see `save`.
 
@@ -78,12 +83,12 @@ def predict_folder(
 
     Args:
         model: What segments them.
-        inputs: Files and folders, as `find_cases` takes them.
+        inputs: Files and folders, as `find_cases` takes them; `options`: how to draw.
         out: Folder of the results.
-        options: How to draw.
         overwrite: Do finished cases again.
         on_case: Called with (case, number, cases) before each case.
         on_draw: Called with (done, draws) after each draw.
+        on_done: Called with (case, record) after each case that was finished now.
 
     Raises:
         UserError: Before any work: settings or inputs that are refused, an out folder that cannot be written, and results that
@@ -99,18 +104,21 @@ def predict_folder(
         if on_case is not None:
             on_case(case, number, len(cases))
         try:
-            skipped = None if overwrite else _finished(out, case, paths, settings, _to_keep(options), probabilities)
+            skipped = None if overwrite else _finished(model, out, case, paths, settings, _to_keep(options), probabilities)
             if skipped is not None:
                 result.skipped.append((case, skipped))
                 continue
             ending = ending_for(paths[0])
             keep = _to_keep(options) | (set() if overwrite else _kept(out, case, ending))
             keep_all = replace(options, keep_draws="draws" in keep, keep_steps="steps" in keep, spread=False)
-            save(model.predict(paths, keep_all, on_draw=on_draw), out, case, ending, probabilities)
+            save(prediction := model.predict(paths, keep_all, on_draw=on_draw), out, case, ending, probabilities)
             result.finished.append(case)
+            if on_done is not None:
+                on_done(case, prediction.provenance)
         except UserError as fault:
             result.failed.append((case, str(fault)))
         except Exception as error:  # whatever is wrong with this one, the next may be fine
+            _log.debug("%s", case, exc_info=True)
             result.failed.append((case, f"{paths[0]}: {type(error).__name__}: {error}"))
     done = [*result.finished, *(case for case, _ in result.skipped)]
     unlike = {case: read_json(out / f"{case}.json").get("outside_training") for case in done}
@@ -158,7 +166,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _finished(
-    out: Path, case: str, paths: Sequence[Path], settings: dict[str, Any], keep: set[str], probabilities: bool
+    model: Model, out: Path, case: str, paths: Sequence[Path], settings: dict[str, Any], keep: set[str], probabilities: bool
 ) -> str | None:
     """Why a case need not be done again; None where it has to be.
 
@@ -179,11 +187,23 @@ def _finished(
     if before.get("image_digests", []) not in ([], file_digests(paths)):  # records of earlier versions have none
         what = f"is the result of another image of this name ({before['source']})"
         raise UserError(what, file=record, do="Choose another folder, or --overwrite")
-    changed = [f"{key} {before[key]}, not {settings[key]}" for key in SETTINGS if before[key] != settings[key]]
+    changed = _changed(model, before, settings)
     if not changed:
         lacking = probabilities and not before.get("probabilities", True)
         return "already finished" if keep <= _kept(out, case, ending) and not lacking else None
     return f"already finished with other settings ({'; '.join(changed)}); --overwrite does it again"
+
+
+def _changed(model: Model, before: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """In what a finished case differs from what it would be now: weights, settings, and what was learnt about the weights."""
+    now, then = settings | model.learnt(settings), before | {"calibration": calibration_of(before)}
+    files = model.file_hashes
+    if "saliency_calibration" in now and "saliency_calibration" not in before:  # an earlier version: known by its file alone
+        then["saliency_calibration"], files = now["saliency_calibration"], files[:1]
+    if then["model"] in files:
+        then["model"] = now["model"]
+    name = lambda value: "none" if value is None else value
+    return [f"{key} {name(then[key])}, not {name(value)}" for key, value in now.items() if then[key] != value]
 
 
 def _kept(out: Path, case: str, ending: str) -> set[str]:

@@ -1,9 +1,10 @@
 """A trained model: load it by path or by name, and segment images with it."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from diffuseg.blocks import all_finite, largest, take
-from diffuseg.checkpoint import image_digest, load_checkpoint, model_hash, seen_in, versions
+from diffuseg.checkpoint import image_digest, known_as, load_checkpoint, seen_in, versions
 from diffuseg.data.batches import FullCase
 from diffuseg.data.io import read_image
 from diffuseg.data.plan import Plan
@@ -22,7 +23,7 @@ from diffuseg.data.world import outside_training
 from diffuseg.device import Precision, choose_device, choose_precision
 from diffuseg.diffusion.samplers import timesteps
 from diffuseg.errors import UserError
-from diffuseg.inference.calibration import Calibration, apply_calibration, read_calibration
+from diffuseg.inference.calibration import Calibration, apply_calibration, contain, digest_of, read_calibration
 from diffuseg.inference.ensemble import Ensemble
 from diffuseg.inference.fusion import Fusion, fusion
 from diffuseg.inference.prediction import Prediction
@@ -40,8 +41,9 @@ Readable = Image | np.ndarray | Path | str | Sequence[Path | str]
 class Model:
     """A method with its weights, and what it needs to know about images.
 
-    name  as packaged, or as its training called it; hash: first 12 hexadecimal digits of the checkpoint's SHA-256
+    name  as packaged, or as its training called it; hash: of its weights and of what they are used with, see `weights_hash`
     meta  the checkpoint's header
+    file_hashes   by which earlier versions called it, the present one first
     """
 
     method: Method
@@ -51,6 +53,7 @@ class Model:
     hash: str
     device: torch.device
     precision: Precision
+    file_hashes: tuple[str, ...] = ()
 
     def recommended(self, options: SamplingOptions) -> dict[str, Any] | None:
         """What `diffuseg curve` found for this model, where neither draws nor steps nor another sampler are asked for."""
@@ -105,10 +108,32 @@ class Model:
             "options": json.loads(json.dumps(own)),  # as they will be read again: lists, no tuples
         }
 
+    def passes(self, options: SamplingOptions) -> int:
+        """Evaluations of the network that all draws of one tile take."""
+        if not self.method.generative:
+            return 1
+        draws, sampler, steps = (self.settings(options)[name] for name in ("draws", "sampler", "steps"))
+        return draws * self.method.evaluations(sampler, steps)
+
     @cached_property
     def calibration(self) -> Calibration | None:
         """What `diffuseg calibrate` found for this model."""
         return read_calibration(self.meta)
+
+    def learnt(self, settings: dict[str, Any]) -> dict[str, str | None]:
+        """Identity of what was learnt about the model and is applied with these settings; None where nothing is.
+
+        "calibration" is that of `diffuseg calibrate`, "saliency_calibration" that of maps, of methods which have them.
+        """
+        found = self.calibration
+        return {"calibration": None if found is None or found.mismatch(settings) else found.id} | self._saliency()
+
+    def _saliency(self) -> dict[str, str | None]:
+        """Identity of what maps are held against, of a method that has maps."""
+        if self.method.supervision == "mask":
+            return {}
+        reference = getattr(self.method, "calibration", None)
+        return {"saliency_calibration": None if reference is None else digest_of(asdict(reference))}
 
     def prepare(
         self, image: Image | FullCase, options: SamplingOptions | None = None, indices: Sequence[int] | None = None
@@ -136,8 +161,8 @@ class Model:
             image: A file, files (one per channel), an Image, or an array [*s] or [c, *s]: its voxels are taken for 1 mm, its
                 axes for right, anterior, superior.
             options: How to draw, see `SamplingOptions`; a number is that of the draws.
-            calibrate: Where the model is calibrated for these settings, temper probabilities and widen volume intervals; mask
-                and uncertainty maps are those of the draws either way.
+            calibrate: Where the model is calibrated for these settings, temper probabilities and widen volume intervals; they
+                then hold the mask's own volume. Mask and uncertainty maps are those of the draws either way.
             on_draw: Called with (done, draws) after each draw.
             changes: Fields of `SamplingOptions`, in place of those of `options`.
 
@@ -161,6 +186,8 @@ class Model:
         record |= self.settings(options) | recorder.record() | scores(self.plan, ensemble, probability, chosen)
         if calibrate and self.calibration is not None:
             probability = apply_calibration(self.calibration, probability, record)
+        if calibrate:
+            contain(record, image.voxel_ml * math.prod(image.shape))
         mask = take(self._values(), chosen)
         record |= self._unlike_training(image, record["volume_ml"], mask)
         record |= self._origin(image, draws, digests) | {"image_digests": digests}
@@ -196,6 +223,7 @@ class Model:
         return {
             "model_name": self.name,
             "method": self.meta.get("method"),
+            **self._saliency(),
             "labels": self.plan.labels,
             "source": None if image.source is None else str(image.source.absolute()),  # a viewer may be started elsewhere
             "seen_in": seen_in(self.meta, image.source, *digests[:1]),
@@ -295,4 +323,5 @@ def _uncertainty(ensemble: Ensemble, transform: GridTransform) -> dict[str, np.n
 def _load(path: Path, name: str | None, device: torch.device, options: Sequence[str]) -> Model:
     method, plan, meta = load_checkpoint(path, device, options)
     precision = choose_precision(device)
-    return Model(method, plan, meta, name or str(meta.get("name", path.stem)), model_hash(path), device, precision)
+    own, *files = known_as(path)
+    return Model(method, plan, meta, name or str(meta.get("name", path.stem)), own, device, precision, tuple(files))

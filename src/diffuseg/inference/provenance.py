@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from diffuseg.blocks import counts, largest
+from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import GridTransform
 from diffuseg.evaluation.selective import expected_dice_loss
@@ -43,6 +44,30 @@ def volumes(
     if image.dims == 2:
         note += "; a picture has no thickness, 1 mm is assumed"
     return {"volume_ml": volume, "volume_ml_90": ends, "volume_note": note}
+
+
+def amounts(record: dict[str, Any]) -> list[str]:
+    """The foreground classes of a record in words: "head 1.21 ml [1.10, 1.32]"; of pictures in mm2, or pixels without a scale.
+
+    The interval is left out where a single draw makes it a point.
+    """
+    ends = record.get("volume_ml_90", {})
+    scale, unit = _unit(record)
+    found = []
+    for name, ml in record["volume_ml"].items():
+        low, high = (f"{scale * end:.3g}" if unit == "ml" else f"{scale * end:.0f}" for end in ends.get(name, (ml, ml)))
+        size = f"{scale * ml:.3g}" if unit == "ml" else f"{scale * ml:.0f}"
+        spread = "" if record["draws"] == 1 and low == high else f" [{low}, {high}]"
+        found.append(f"{name} {size} {unit}{spread}")
+    return found
+
+
+def _unit(record: dict[str, Any]) -> tuple[float, str]:
+    """By what a volume in ml is to be multiplied, and the unit that a person expects."""
+    if len(record["grid"]["shape"]) == 3:
+        return 1.0, "ml"
+    pixels = str(record.get("source") or "").lower().endswith(LOSSLESS + LOSSY)
+    return 1000.0, "pixels" if pixels else "mm2"  # a picture is taken for 1 mm thick, its pixels for 1 mm wide
 
 
 def scores(

@@ -12,6 +12,7 @@ from torch import Tensor
 from diffuseg.data.batches import slice_stack
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import ModelOutput
+from diffuseg.pulse import beat
 from diffuseg.timing import timed
 
 Features = Tensor | tuple[Tensor, ...]  # what a method makes of an image once: one tensor, or several of any sizes
@@ -78,6 +79,7 @@ class Tiling:
                 for total, one in zip(totals, maps, strict=True):
                     one = one.float().unflatten(0, (n, count))
                     total[(slice(None), part, slice(None), *window)] += one if single else one * self.weight
+                beat(n * count / (m * len(self.windows)))
         self._divide(totals, weights.until(plane[0]))
         return ModelOutput(*map(self._join, totals))
 

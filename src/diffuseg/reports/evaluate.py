@@ -39,7 +39,7 @@ ONE_SIDED = "in one mask only, the worst (Dice, IoU, NSD 0; HD95 the diagonal of
 def evaluate(
     pred_dir: Path | str,
     labels_dir: Path | str,
-    out_dir: Path | str,
+    out_dir: Path | str | None,
     empty: Empty = "nan",
     nsd_tolerance: float = 1.0,
     images: Path | str | None = None,
@@ -47,13 +47,13 @@ def evaluate(
     """Compare `pred_dir/<case><ending>` with `labels_dir/<case><ending>`; writes cases.csv and summary.json to `out_dir`.
 
     Where dataset.json says that there are raters, the truth is the majority vote of `<case>_rater<k><ending>`. Classes and
-    patients come from dataset.json beside the labels folder or, where there is none, classes are the values found and each
-    case is a patient. A case that cannot be read or lies on another grid is a fault of that case.
+    patients come from dataset.json beside the labels folder. Where there is none, classes are those that the records of the
+    predictions name, else the values found, and each case is a patient. A case that cannot be read or lies on another grid
+    is a fault of that case.
 
     Args:
-        pred_dir: Folder with predicted masks.
-        labels_dir: Folder with masks of the same names.
-        out_dir: Folder to write to.
+        pred_dir: Folder with predicted masks; `labels_dir`: with masks of the same names.
+        out_dir: Folder to write to; None: nothing is written.
         empty: The score of a class that is in neither mask.
         nsd_tolerance: Tolerance of NSD in mm.
         images: Folder of the images, for pictures; by default where the data set of the labels keeps them.
@@ -61,18 +61,17 @@ def evaluate(
     Raises:
         UserError: The rule is unknown, the tolerance is no distance, a folder holds no mask, or no case can be compared.
     """
-    pred_dir, labels_dir, out_dir = Path(pred_dir), Path(labels_dir), Path(out_dir)
-    check_writable(out_dir)
+    pred_dir, labels_dir, folder = Path(pred_dir), Path(labels_dir), Path(out_dir or pred_dir)
     _check_rules(empty, nsd_tolerance)
+    if out_dir is not None:
+        check_writable(folder)
     truths, masks = truths_in(labels_dir), masks_in(pred_dir)
     pairs = {case: path for case, path in masks.items() if case in truths}
     if not pairs:
         what = f"there is no prediction for any of {pluralize(len(truths), 'mask')} in {labels_dir}"
         raise UserError(what, file=pred_dir, do=f"Expected names such as {_expected(truths)}")
-    labels, patient_of, over = _description(labels_dir, truths, pairs)
-    ignore = ignored_label(labels_dir)
-    rows: list[Row] = []
-    faults: list[str] = []
+    (labels, patient_of, over), ignore = _description(labels_dir, truths, pairs), ignored_label(labels_dir)
+    rows, faults = list[Row](), list[str]()
     for case, path in pairs.items():
         try:
             rows += _compare(case, path, truths[case], labels, patient_of[case], Rule(empty, nsd_tolerance), faults, ignore)
@@ -95,7 +94,8 @@ def evaluate(
         "folders": _folders(pred_dir, labels_dir, images),
         "versions": {name: metadata.version(name) for name in ("diffuseg", "monai", "numpy", "scipy")},
     }
-    return Evaluation(rows, summary, out_dir, out_dir.resolve().name, measured, truths).write()
+    found = Evaluation(rows, summary, folder, folder.resolve().name, measured, truths)
+    return found if out_dir is None else found.write()
 
 
 def _check_rules(empty: str, nsd_tolerance: float) -> None:
@@ -151,7 +151,16 @@ def _description(
             values |= set(np.unique(read_mask(path).data).tolist())
         except UserError:
             continue  # it becomes a fault where its case is compared
-    return {str(value): value for value in sorted(values)}, alone, "over cases, each taken for a patient of its own"
+    labels = _recorded_labels(pairs, values) or {str(value): value for value in sorted(values)}
+    return labels, alone, "over cases, each taken for a patient of its own"
+
+
+def _recorded_labels(pairs: dict[str, Path], values: set[int]) -> dict[str, int] | None:
+    """The classes as the records of the predictions name them; None where they do not agree, or not with the masks."""
+    named = [record_of(path.parent, case).get("labels") for case, path in pairs.items()]
+    first = named[0]
+    plain = isinstance(first, dict) and all(type(value) is int for value in first.values())
+    return first if plain and all(labels == first for labels in named) and values <= {0, *first.values()} else None
 
 
 def _compare(

@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from diffuseg.checkpoint import model_hash, read_meta
+from diffuseg.checkpoint import read_meta, weights_hash
 from diffuseg.data.inventory import few
 from diffuseg.errors import UserError
 from diffuseg.methods import Method
@@ -46,5 +46,5 @@ def history(checkpoint: Path, provenance: dict[str, Any]) -> dict[str, Any]:
     if seen:
         what = f"{checkpoint} was trained on {len(seen)} of the validation cases ({seen[0]})"
         raise UserError(what, do="Give the fold that it was trained with")
-    before = {"model": model_hash(checkpoint), "steps_trained": meta.get("steps_trained"), "before": meta.get("from")}
+    before = {"model": weights_hash(checkpoint), "steps_trained": meta.get("steps_trained"), "before": meta.get("from")}
     return {"from": before, "training_cases": cases | provenance["training_cases"]}

@@ -4,7 +4,9 @@ import hashlib
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,52 +16,74 @@ from diffuseg.errors import UserError
 from diffuseg.inference.saliency_calibration import calibrate_checkpoints
 from diffuseg.methods import Method, Phase
 from diffuseg.text import pluralize
-from diffuseg.train.interrupt import Interrupt
+from diffuseg.train.interrupt import Interrupt, Stopped
 from diffuseg.train.progress import Progress
 from diffuseg.train.setup import TrainConfig, TrainSettings, TrainState, set_up
 from diffuseg.train.state import load_state, save_state
-from diffuseg.train.validate import validate
+from diffuseg.train.validate import HeldOut, Result, bounded, validate
 from diffuseg.types import Batch
 
 VALIDATIONS = 8  # of a training, evenly spread, where nothing else is asked for
 VALIDATING = 0.25  # of a training by the clock: more than this share does not go into validations on the way
+ONE_VALIDATION = 1 / 16  # of the same: what a single validation may take
+SAVE_SECONDS = 300  # between resume points, where that many steps take longer
 
 __all__ = ["TrainConfig", "TrainSettings", "step", "train"]
 
 
 def train(settings: TrainSettings) -> Path:
-    """Train one method on one fold. Ctrl-C stops after the step under way, saves, and is a KeyboardInterrupt.
+    """Train one method on one fold. A signal (Ctrl-C, SIGTERM) stops it after the step or the tile under way, and it saves.
 
     Returns:
         The checkpoint that validated best.
 
     Raises:
         UserError: a method, preset, setting or fold does not exist; the out folder already holds a run (without
-            --resume); --resume with other settings than the run was started with.
+            --resume), or none (with it); --resume with other settings than the run was started with.
+        KeyboardInterrupt: it was stopped by Ctrl-C; `Terminated` if by SIGTERM.
     """
     state = set_up(settings)
     resume_file = settings.out / "resume.safetensors"
     if settings.resume and resume_file.exists():
-        scalars = load_state(resume_file, state.method, state.average, state.optimisers)
-        state.step, state.seconds, state.best = scalars["step"], scalars["seconds"], scalars["best"]
-    with Progress(settings.out, state.step, state.steps, settings.max_minutes, state.processes.is_first) as progress:
+        _restore(state, load_state(resume_file, state.method, state.average, state.optimisers))
+    kept = (state.step, state.due)
+    with Progress(settings.out, kept, state.steps, settings.max_minutes, state.processes.is_first) as progress:
         progress.note(f"{settings.method} on {state.processes.device}, {state.precision.reason}")
+        _announce(state, progress)
         stopped = _train(state, progress, resume_file)
-        _save(state, progress, resume_file)
-        if stopped:
+        _save(state, progress, resume_file, finished=stopped is None)
+        if stopped is not None:
             progress.note(f"stopped at step {state.step}; continue with --resume")
-            raise KeyboardInterrupt
-        if state.processes.is_first:
-            meta = state.meta | {"steps_trained": state.step, "seconds": state.seconds}
-            save_checkpoint(settings.out / "last.safetensors", state.average, meta)
-            if state.method.supervision == "image_label":
-                _calibrate_saliency(state, progress)
+            raise stopped
+        if state.processes.is_first and state.method.supervision == "image_label":
+            _calibrate_saliency(state, progress)
+        if not state.patient:
+            progress.note(f"stopped early, at step {state.step}: no better one in {pluralize(state.waiting, 'validation')}")
         progress.note(f"best validation score {state.best:.4f}; waited {100 * _waited(state):.0f} % of the time for data")
         if state.step < state.config.warmup:
             done = pluralize(state.step, "step was", "steps were")
             few = f"only {done} done, fewer than the {state.config.warmup} over which the learning rate rises"
-            progress.note(f"Warning: {few}: this model has hardly learnt anything. Give it more time or steps.")
+            progress.warn(f"{few}: this model has hardly learnt anything. Give it more time or steps.")
     return settings.out / "best.safetensors"
+
+
+def _restore(state: TrainState, scalars: dict[str, Any]) -> None:
+    """Go on where the run was; runs of earlier versions say less."""
+    state.step, state.seconds, state.best = scalars["step"], scalars["seconds"], scalars["best"]
+    state.waiting, state.due, state.bounds = scalars.get("waiting", 0), scalars.get("due", False), scalars.get("bounds")
+    if state.bounds is not None and state.settings.max_minutes is not None:
+        names, patches = tuple(state.bounds["cases"]), state.bounds["patches"]
+        state.validation = replace(state.validation, only=names, draws=state.bounds["draws"], patches=patches)
+
+
+def _announce(state: TrainState, progress: Progress) -> None:
+    """What the training learns from, and how a resumed one goes on."""
+    learns, looks = len(state.batches.cases), len(state.validation.chosen)
+    progress.note(f"{pluralize(learns, 'case')} to learn from, {looks} of {len(state.validation.cases)} to validate on")
+    if state.lengthened is not None and state.step:
+        rate = _schedule(state.step, state.step / state.steps, state.config)
+        how = f"from here on the learning rate is that of a run of {state.steps} steps, now {rate:.3f} of its highest"
+        progress.note(f"lengthened from {state.lengthened} to {state.steps} steps, of which {state.step} are done: {how}")
 
 
 def _calibrate_saliency(state: TrainState, progress: Progress) -> None:
@@ -72,46 +96,60 @@ def _calibrate_saliency(state: TrainState, progress: Progress) -> None:
         checkpoints, settings.dataset, settings.labels, device, on_case=progress.saliency_measured
     )
     if calibration is None:
-        what = "saliency of training images without the object is not positive; each image gets a threshold of its own"
-        progress.note(f"Warning: {what}")
+        progress.warn("saliency of training images without the object is not positive; each image gets a threshold of its own")
 
 
-def _train(state: TrainState, progress: Progress, resume_file: Path) -> bool:
-    """Train the steps that are left; returns whether Ctrl-C stopped them early."""
-    every, processes = state.settings.validate_every, state.processes
-    started, before = time.monotonic(), state.seconds
-    limit = math.inf if state.settings.max_minutes is None else 60 * state.settings.max_minutes
-    if state.seconds >= limit:
-        return False  # a finished run that is resumed
+def _train(state: TrainState, progress: Progress, resume_file: Path) -> KeyboardInterrupt | None:
+    """Train the steps that are left; returns what stopped them early, None where they are done."""
+    processes = state.processes
+    started, before, saved = time.monotonic(), state.seconds, state.seconds
+    limit = _limit(state)
     with Interrupt(_announce_stop if processes.is_first else lambda: None) as interrupt:
+        if state.due and not _validate(state, progress, interrupt):
+            return interrupt.error
+        if state.seconds >= limit or not state.patient:
+            return None  # a finished run that is resumed
         for batch in state.batches.iterate(state.step, state.steps, processes.rank, processes.world_size):
             done = max(state.step / state.steps, state.seconds / limit)
             log = step(state, batch.to(processes.device), done)
             state.step += 1
             state.seconds = before + time.monotonic() - started
-            reached = max(state.step / state.steps, state.seconds / limit)
-            due = state.step % every == 0 if every else int(VALIDATIONS * reached) > int(VALIDATIONS * done)
-            # A busy machine shall train, not validate.
-            affordable = math.isinf(limit) or state.validating <= VALIDATING * state.seconds
             # Clocks differ between processes: that of the first one counts.
-            flags = (state.seconds >= limit, interrupt.requested, due and affordable)
+            flags = (state.seconds >= limit, interrupt.requested, _is_due(state, done, limit))
             out_of_time, stopped, due = processes.broadcast(flags)
             last = state.step == state.steps or out_of_time
+            state.due = due or last
             # The first step and every so many from there: even turns, as those of rare phases are.
             logged = (state.step - 1) % state.config.log_every == 0 or last
-            progress.advance(state.step, state.seconds, log if logged else None)
-            if due or last:
-                _validate(state, progress)
-            if state.step % state.config.save_every == 0:
+            progress.advance(state.step, state.seconds, log, logged)
+            turn = state.step == 1 or state.step % state.config.save_every == 0 or state.seconds - saved > SAVE_SECONDS
+            if turn or state.due:  # also before a validation, which may take long
                 _save(state, progress, resume_file)
-            if out_of_time or stopped:
-                return stopped and not last
-    return False
+                saved = state.seconds
+            if stopped or (state.due and not _validate(state, progress, interrupt)):
+                return interrupt.error
+            if out_of_time or not state.patient:
+                return None
+    return None
+
+
+def _limit(state: TrainState) -> float:
+    """Seconds that the training may take."""
+    return math.inf if state.settings.max_minutes is None else 60 * state.settings.max_minutes
+
+
+def _is_due(state: TrainState, done: float, limit: float) -> bool:
+    """Whether a validation on the way is due now, where `done` of the training was done before the last step."""
+    every = state.settings.validate_every
+    reached = max(state.step / state.steps, state.seconds / limit)
+    due = state.step % every == 0 if every else int(VALIDATIONS * reached) > int(VALIDATIONS * done)
+    # A busy machine shall train, not validate.
+    return due and (math.isinf(limit) or state.validating <= VALIDATING * state.seconds)
 
 
 def _announce_stop() -> None:
     # Not through the progress bar: a signal may come while that is printing, and printing within printing is an error.
-    os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
+    os.write(2, b"\nstopping after this step or tile; a second signal stops at once\n")
 
 
 def step(state: TrainState, batch: Batch, done: float) -> dict[str, float]:
@@ -205,25 +243,66 @@ def _seed(*numbers: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
 
 
-def _validate(state: TrainState, progress: Progress) -> None:
-    started, score = time.monotonic(), -math.inf
+def _validate(state: TrainState, progress: Progress, interrupt: Interrupt) -> bool:
+    """Validate, and keep the best; False where a signal stopped it, which is then due still."""
+    started, score = time.monotonic(), None
     if state.processes.is_first:
-        with state.precision.autocast(state.processes.device):
-            result = validate(state.average, state.batches, state.validation)
-        score = result.score
-        progress.validated(state.step, state.seconds, result)
-        if score > state.best:
-            meta = state.meta | {"steps_trained": state.step, "seconds": state.seconds, "validation": result.summary()}
-            save_checkpoint(state.settings.out / "best.safetensors", state.average, meta)
-    state.best = max(state.best, state.processes.broadcast(score))
+        result = _result(state, progress, interrupt)
+        if result is not None:
+            score = result.score
+            progress.validated(state.step, state.seconds, result)
+            if score > state.best:
+                meta = _meta(state) | {"validation": result.summary()}
+                save_checkpoint(state.settings.out / "best.safetensors", state.average, meta)
+    score = state.processes.broadcast(score)
+    if score is None:
+        return False
+    state.waiting = 0 if score > state.best else state.waiting + 1
+    state.best, state.due = max(state.best, score), False
     state.validating += time.monotonic() - started
+    return True
 
 
-def _save(state: TrainState, progress: Progress, resume_file: Path) -> None:
+def _result(state: TrainState, progress: Progress, interrupt: Interrupt) -> Result | HeldOut | None:
+    """What the validation found; None where a signal stopped it."""
+    try:
+        with interrupt.at_once(), progress.beating(), state.precision.autocast(state.processes.device):
+            _bound(state, progress)
+            result = validate(state.average, state.batches, replace(state.validation, on_case=progress.validating))
+    except Stopped:
+        return None
+    if math.isfinite(_limit(state)) and state.bounds is None:  # from now on always the same cases
+        chosen = state.validation.chosen[: result.cases]
+        if len(chosen) < len(state.validation.chosen):
+            state.validation = replace(state.validation, only=tuple(chosen))
+        state.bounds = {"cases": chosen, "draws": state.validation.draws, "patches": state.validation.patches}
+        state.validation = replace(state.validation, seconds=math.inf)
+    return result
+
+
+def _bound(state: TrainState, progress: Progress) -> None:
+    """Before the first validation of a training by the clock: what it can afford. With --steps the clock decides nothing."""
+    if math.isinf(_limit(state)) or state.bounds is not None:
+        return
+    seconds = ONE_VALIDATION * _limit(state)
+    state.validation = bounded(state.validation, state.average, state.batches, seconds)
+    if state.validation.bounds():
+        cost = f"to look at more would take longer than {seconds:.0f} s, a sixteenth of the time"
+        progress.note(f"validations look at {state.validation.bounds()}: {cost}")
+
+
+def _meta(state: TrainState) -> dict[str, Any]:
+    return state.meta | {"steps_trained": state.step, "seconds": state.seconds}
+
+
+def _save(state: TrainState, progress: Progress, resume_file: Path, finished: bool = False) -> None:
+    """What --resume goes on from, and the average weights as they are now."""
     if state.processes.is_first:
         progress.write()  # first: a kill must not leave a state that is ahead of its log
         scalars = {"step": state.step, "seconds": state.seconds, "best": state.best}
+        scalars |= {"waiting": state.waiting, "due": state.due, "bounds": state.bounds}
         save_state(resume_file, state.method, state.average, state.optimisers, scalars)
+        save_checkpoint(state.settings.out / "last.safetensors", state.average, _meta(state) | {"finished": finished})
 
 
 def _waited(state: TrainState) -> float:

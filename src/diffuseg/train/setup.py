@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from diffuseg.atomic_io import write_json
-from diffuseg.checkpoint import image_digest, model_hash
+from diffuseg.checkpoint import image_digest, known_as, weights_hash
 from diffuseg.config import from_dict, override, to_dict
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset, check_patient_leakage, open_dataset, splits
@@ -51,6 +51,7 @@ class TrainSettings:
     validate_every: int | None = None
     labels: Path | None = None
     start: Path | None = None
+    patience: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,10 @@ class TrainState:
     seconds     of wall time, with those of earlier sittings
     validating  seconds of this sitting that went into validations
     best        validation score so far
+    waiting     validations since that one
+    due         a validation was begun, or should have been, and is not done
+    bounds      which cases a training by the clock validates on, and whether patches of them; None before the first validation
+    lengthened  the steps that a resumed run had been started with, where it is to have more now
     """
 
     settings: TrainSettings
@@ -100,6 +105,15 @@ class TrainState:
     seconds: float = 0.0
     validating: float = 0.0
     best: float = -math.inf
+    waiting: int = 0
+    due: bool = False
+    bounds: dict[str, Any] | None = None
+    lengthened: int | None = None
+
+    @property
+    def patient(self) -> bool:
+        """Whether the training goes on, as far as --patience is concerned."""
+        return self.settings.patience is None or self.waiting < self.settings.patience
 
 
 def set_up(settings: TrainSettings) -> TrainState:
@@ -125,8 +139,9 @@ def set_up(settings: TrainSettings) -> TrainState:
         method.sampling(None, None)
     precision = processes.broadcast(training_precision(method, processes.device, settings.precision))
     average = copy.deepcopy(method).requires_grad_(False)
+    lengthened = None
     if processes.is_first:  # one for all: a second would find the folder taken
-        _reserve_folder(settings, plan, method_config, config, fold, labels, digests)
+        lengthened = _reserve_folder(settings, plan, method_config, config, fold, labels, digests)
     processes.barrier()
     return TrainState(
         settings=settings,
@@ -141,6 +156,7 @@ def set_up(settings: TrainSettings) -> TrainState:
         processes=processes,
         meta=provenance | fingerprint_of(processes, dataset, fold["train"], plan),
         steps=_steps(settings, plan),
+        lengthened=lengthened,
     )
 
 
@@ -170,6 +186,11 @@ def _check_options(settings: TrainSettings) -> None:
         raise UserError("--seed is 0 or more")
     if settings.validate_every is not None and settings.validate_every < 1:
         raise UserError("--val-every is at least 1")
+    if settings.patience is not None and settings.patience < 1:
+        raise UserError("--patience is at least 1 validation")
+    if settings.resume and not (settings.out / "run.json").exists():
+        do = "Give the --out of a run, or leave out --resume to begin one"
+        raise UserError("--resume: there is no run here to go on with", file=settings.out, do=do)
 
 
 def _check_config(config: TrainConfig) -> None:
@@ -255,8 +276,8 @@ def _reserve_folder(
     fold: dict[str, list[str]],
     labels: dict[str, int] | None,
     digests: dict[str, str],
-) -> None:
-    """Take the out folder, or make sure that a resumed run is the same run."""
+) -> int | None:
+    """Take the out folder, or make sure that a resumed run is the same run; returns its former steps where it gets more."""
     out, file = settings.out, settings.out / "run.json"
     record = {
         "method": settings.method, "fold": settings.fold, "seed": settings.seed, "steps": settings.steps,
@@ -264,11 +285,11 @@ def _reserve_folder(
         "image_labels": labels, "digests": digests,
     }  # fmt: skip
     if settings.start is not None:
-        record["from"] = model_hash(settings.start)
+        record["from"] = weights_hash(settings.start)
     if not file.exists():
         save_plan(plan, out / "plan.json")
         write_json(file, record)
-        return
+        return None
     if not settings.resume:
         raise UserError("already holds a run", file=out, do="Give --resume to continue it, or another --out.")
     previous = read_json(file)
@@ -278,10 +299,31 @@ def _reserve_folder(
         _refuse_changed_files(previous.get("digests"), digests, settings.dataset)
     elif previous.get("digests") != digests:
         write_json(file, previous | {"digests": digests})
+    if settings.start is not None and previous.get("from") in known_as(settings.start):
+        record["from"] = previous["from"]
     before, now = _comparable(previous, method_config), _comparable(record, method_config)
+    former = _refuse_fewer_steps(previous.get("steps"), settings, plan)
+    if former is not None:
+        before["steps"] = now["steps"]
     changed = [key for key in now if key != "digests" and before.get(key) != now[key]]
     if changed:
         raise UserError(f"--resume with another {', '.join(changed)} than the run was started with", file=out)
+    if former is not None:
+        kept = read_json(file)
+        longer = [*kept.get("lengthened", []), {"from": former, "to": settings.steps}]
+        write_json(file, kept | {"steps": settings.steps, "lengthened": longer})
+    return former
+
+
+def _refuse_fewer_steps(before: int | None, settings: TrainSettings, plan: Plan) -> int | None:
+    """The steps a run had been started with, where --resume asks for more; None where for the same. Refuses fewer."""
+    former = plan.steps if before is None else before
+    if settings.steps is None or settings.steps == before:
+        return None
+    if settings.steps < former:
+        what = f"--resume --steps {settings.steps}: the run was started with {former}"
+        raise UserError(what, file=settings.out, do="Give as many, or more to lengthen it")
+    return former
 
 
 def file_digests(dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, str]:

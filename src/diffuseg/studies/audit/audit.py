@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from diffuseg.atomic_io import check_writable, nan_to_none, write_json
-from diffuseg.checkpoint import load_checkpoint
+from diffuseg.checkpoint import is_finished, load_checkpoint
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset, open_dataset, patients, splits
 from diffuseg.data.layout import read_json
@@ -61,7 +61,7 @@ def audit(
     found = _before(file, {
         "model": model.hash, "dataset": dataset.name, "fold": record["fold"], "cases": names, "draws": options.draws,
         "sampler": model.method.default_sampler if model.method.generative else None, "training_steps": steps,
-    })  # fmt: skip
+    }, model.file_hashes)  # fmt: skip
     left = [row for row in rows if row.name not in found["rows"]]
     check_writable(options.out)
     for row in left:
@@ -101,7 +101,7 @@ def _run(options: AuditOptions) -> tuple[dict[str, Any], Model]:
         raise UserError("there is no training run here", file=options.run, do="Give a folder that `diffuseg train` wrote")
     record = read_json(options.run / "run.json")
     checkpoint = options.run / "last.safetensors"
-    if not checkpoint.is_file():
+    if not is_finished(checkpoint):
         raise UserError("this training is not finished", file=options.run, do="Finish it with --resume")
     model = load(checkpoint, options.device)
     if model.method.supervision != "mask":
@@ -135,11 +135,13 @@ def _chosen(options: AuditOptions, record: dict[str, Any], model: Model, short: 
     return [row for row in rows if not options.only or row.name in {*options.only, *needed}]
 
 
-def _before(file: Path, of: dict[str, Any]) -> dict[str, Any]:
-    """The rows that are there already."""
+def _before(file: Path, of: dict[str, Any], aliases: Sequence[str]) -> dict[str, Any]:
+    """The rows that are there already, of the same weights under whatever name."""
     if not file.exists():
         return {"of": of, "rows": {}}
     before = read_json(file)
+    if isinstance(before, dict) and before.get("of", {}).get("model") in aliases:
+        before["of"]["model"] = of["model"]
     changed = [key for key, value in of.items() if not isinstance(before, dict) or before.get("of", {}).get(key) != value]
     if changed:
         raise UserError(f"holds an audit with other {', '.join(changed)}", file=file, do="Give another --out")
@@ -165,12 +167,13 @@ def _trained(options: AuditOptions, record: dict[str, Any], row: Row, number: in
 
     wanted: Training = row.trainings[number]
     out = options.out / "runs" / _folder(wanted, row, number)
-    if not (out / "last.safetensors").exists():
+    last = out / "last.safetensors"
+    if not is_finished(last):
         train(TrainSettings(
             options.dataset, wanted.method, out, record["fold"], options.run / "plan.json", steps, set=list(wanted.wishes),
-            resume=True, seed=wanted.seed, device=options.device, validate_every=steps,
+            resume=(out / "run.json").exists(), seed=wanted.seed, device=options.device, validate_every=steps,
         ))  # fmt: skip
-    return load_checkpoint(out / "last.safetensors")[0]
+    return load_checkpoint(last)[0]
 
 
 def _folder(wanted: Training, row: Row, number: int) -> str:
