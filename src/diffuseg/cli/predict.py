@@ -22,10 +22,17 @@ class Fuse(StrEnum):
     staple = "staple"
 
 
+class SegKind(StrEnum):
+    """Kinds of DICOM segmentation."""
+
+    binary = "binary"
+    labelmap = "labelmap"
+
+
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="A checkpoint, or the name of a packaged model such as hippocampus.")],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, or folders with images.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, or folders with images; DICOM folders.")],
     out: Annotated[Path, typer.Option(help="Folder for masks, probabilities, entropy and a .json per case.")],
     draws: Annotated[
         int | None,
@@ -49,9 +56,25 @@ def predict(
     save_draws: Annotated[bool, typer.Option("--save-draws", help="Also write the mask of each draw.")] = False,
     save_steps: Annotated[bool, typer.Option("--save-steps", help="Also write the first draw step by step.")] = False,
     no_prob: Annotated[bool, typer.Option("--no-prob", help="Write no probabilities: the largest files by far.")] = False,
+    series: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A DICOM series: number, UID, part of its description, all; repeatable.", show_default="the only one"
+        ),
+    ] = None,
+    dicom_out: Annotated[
+        SegKind | None,
+        typer.Option(help="Of DICOM, also write SEG (of this kind), fractional SEG and SR.", show_default="none"),
+    ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(help="JSON with DICOM codes per class, or dataset.json.", show_default="the model's, or tissue"),
+    ] = None,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     from diffuseg.config import warn_renamed
+    from diffuseg.inference.dicom_codes import read_codes
+    from diffuseg.inference.dicom_seg import DicomOut
     from diffuseg.inference.folder import predict_folder
     from diffuseg.inference.model import NOTICE, load
     from diffuseg.inference.sampling import SamplingOptions
@@ -67,8 +90,12 @@ def predict(
         typer.echo(f"{what} (fold {best['fold']}, {pluralize(best['cases'], 'case')}); --draws and --steps choose otherwise")
     if loaded.calibration is not None:
         typer.echo(loaded.calibration.announce(loaded.settings(options)))
+    if codes is not None and dicom_out is None:
+        raise UserError("--codes goes with --dicom-out")
+    known = loaded.meta.get("codes", {}) if codes is None else read_codes(codes)
+    dicom = None if dicom_out is None else DicomOut(dicom_out.value, known)
     with ProgressBars(console(stderr=True)) as bars:
-        result = predict_folder(loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob)
+        result = predict_folder(loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob, series or (), dicom)
     for case, reason in result.skipped:
         typer.echo(f"skipped {case}: {reason}")
     for case, reason in result.failed:

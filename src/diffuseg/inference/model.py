@@ -14,7 +14,9 @@ import torch
 
 from diffuseg.checkpoint import image_digest, load_checkpoint, model_hash, seen_in, versions
 from diffuseg.data.batches import FullCase
-from diffuseg.data.io import read_image
+from diffuseg.data.dicom import digest
+from diffuseg.data.dicom_series import Stack
+from diffuseg.data.io import read_image, sources
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import GridTransform, maps_to_native
 from diffuseg.data.world import outside_training
@@ -32,7 +34,7 @@ from diffuseg.methods import Method
 from diffuseg.types import Image
 
 NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
-Readable = Image | np.ndarray | Path | str | Sequence[Path | str]
+Readable = Image | np.ndarray | Path | str | Stack | Sequence[Path | str | Stack]
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,8 @@ class Model:
         learnt from image-level labels decides what the image shows, unless `label` says so; "background" is an empty mask.
 
         Args:
-            image: A file, files (one per channel), an Image, or an array [*s] or [c, *s]: its voxels are taken for 1 mm, its
-                axes for right, anterior, superior.
+            image: A file, files (one per channel), a DICOM folder, an Image, or an array [*s] or [c, *s]: its voxels are taken
+                for 1 mm, its axes for right, anterior, superior.
             options: How to draw, see `SamplingOptions`; a number is that of the draws.
             calibrate: Where the model is calibrated for these settings, temper probabilities and widen volume intervals; mask
                 and uncertainty maps are those of the draws either way.
@@ -147,6 +149,7 @@ class Model:
         given = SamplingOptions(draws=options) if isinstance(options, int) else options or SamplingOptions()
         asked = replace(given, **changes)
         options = self.resolve(asked)
+        image = image if isinstance(image, (Image, np.ndarray)) else sources(image)
         image, digests = self._image(image), file_digests(image)
         draws = self.prepare(image, options)
         ensemble, fused, recorder = draws.ensemble(), fusion(options.fuse), self._recorder(draws, options)
@@ -273,8 +276,7 @@ def file_digests(image: Readable) -> list[str]:
     """What tells the files of a case from other files of the same name, one entry per channel; [] of an image in memory."""
     if isinstance(image, (Image, np.ndarray)):
         return []
-    paths = [image] if isinstance(image, (str, Path)) else image
-    return [image_digest(Path(path)) for path in paths]
+    return [digest(path) if isinstance(path, Stack) else image_digest(path) for path in sources(image)]
 
 
 def _uncertainty(ensemble: Ensemble, transform: GridTransform) -> dict[str, np.ndarray]:
