@@ -27,7 +27,8 @@ def blocks(shape=(7, 6, 5)) -> np.ndarray:
     """Voxels [i, j, k]: a ramp that differs along each axis, and a bright mark at one corner only."""
     i, j, k = np.indices(shape)
     data = 100 + 3 * i + 11 * j + 37 * k
-    data[0, 0, 0], data[1, 0, 0], data[0, 1, 0], data[0, 0, 1] = 900, 800, 700, 600
+    data[0, 0, 0], data[1, 0, 0], data[0, 1, 0] = 900, 800, 700
+    data[0, 0, 1:2] = 600
     return data.astype(np.int16)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,12 @@ from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, complain, console
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
+
+if TYPE_CHECKING:
+    from diffuseg.inference.dicom_seg import DicomOut
+    from diffuseg.inference.folder import FolderResult
+    from diffuseg.inference.model import Model
+    from diffuseg.inference.sampling import SamplingOptions
 
 
 class Fuse(StrEnum):
@@ -73,16 +79,34 @@ def predict(
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     from diffuseg.config import warn_renamed
-    from diffuseg.inference.dicom_codes import read_codes
-    from diffuseg.inference.dicom_seg import DicomOut
     from diffuseg.inference.folder import predict_folder
-    from diffuseg.inference.model import NOTICE, load
+    from diffuseg.inference.model import load
     from diffuseg.inference.sampling import SamplingOptions
 
     options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps)
     loaded = load(model, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
     if sampler and loaded.method.supervision == "image_label":
         warn_renamed("--sampler", f"--sampler {sampler}", f"--map {loaded.method.sampling(sampler, None)[0]}")
+    _announce(loaded, options)
+    dicom = _dicom_out(loaded, dicom_out, codes)
+    with ProgressBars(console(stderr=True)) as bars:
+        result = predict_folder(loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob, series or (), dicom)
+    _summarise(result, out)
+
+
+def _dicom_out(loaded: "Model", kind: SegKind | None, codes: Path | None) -> "DicomOut | None":
+    """What to write as DICOM; codes that are given come before those of the model."""
+    from diffuseg.inference.dicom_codes import read_codes
+    from diffuseg.inference.dicom_seg import DicomOut
+
+    if codes is not None and kind is None:
+        raise UserError("--codes goes with --dicom-out")
+    known = loaded.meta.get("codes", {}) if codes is None else read_codes(codes)
+    return None if kind is None else DicomOut(kind.value, known)
+
+
+def _announce(loaded: "Model", options: "SamplingOptions") -> None:
+    """What predicts, and with which settings."""
     typer.echo(f"{loaded.name} ({loaded.hash}) on {loaded.device}, {loaded.precision.reason}")
     best = loaded.recommended(options)
     if best is not None:
@@ -90,12 +114,12 @@ def predict(
         typer.echo(f"{what} (fold {best['fold']}, {pluralize(best['cases'], 'case')}); --draws and --steps choose otherwise")
     if loaded.calibration is not None:
         typer.echo(loaded.calibration.announce(loaded.settings(options)))
-    if codes is not None and dicom_out is None:
-        raise UserError("--codes goes with --dicom-out")
-    known = loaded.meta.get("codes", {}) if codes is None else read_codes(codes)
-    dicom = None if dicom_out is None else DicomOut(dicom_out.value, known)
-    with ProgressBars(console(stderr=True)) as bars:
-        result = predict_folder(loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob, series or (), dicom)
+
+
+def _summarise(result: "FolderResult", out: Path) -> None:
+    """What became of the cases; the exit code where some failed."""
+    from diffuseg.inference.model import NOTICE
+
     for case, reason in result.skipped:
         typer.echo(f"skipped {case}: {reason}")
     for case, reason in result.failed:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from diffuseg.data.dicom_files import EXTRA
+from diffuseg.errors import UserError
 from diffuseg.inference.dicom_codes import Code, codes_of
 from diffuseg.inference.prediction import Prediction
 
@@ -13,19 +15,29 @@ UPPER = ("VOLUME90HIGH", SCHEME, "Volume, upper end of the 90 % interval")
 VOLUME = ("118565006", "SCT", "Volume")
 MILLILITRE = ("ml", "UCUM", "ml")
 PROCEDURES = {  # LOINC, by modality
-    "CT": ("25045-6", "LN", "CT Unspecified body region"),
-    "MR": ("18755-9", "LN", "MR Unspecified body region"),
-    "PT": ("44136-0", "LN", "PET Unspecified body region"),
+    "CT": ("25045-6", "LN", "CT unspecified body region"),
+    "MR": ("25056-3", "LN", "MRI unspecified body region"),
+    "PT": ("44136-0", "LN", "PET unspecified body region"),
 }
 IMAGING = ("363679005", "SCT", "Imaging procedure")
+MAKER = {"manufacturer": "diffuseg", "manufacturer_model_name": "diffuseg", "device_serial_number": "none"}
+
+
+def highdicom() -> Any:
+    """The library that writes segmentations; refuses with the name of the extra where it is not installed."""
+    try:
+        import highdicom
+        import highdicom.seg
+        import highdicom.sr
+    except ImportError:
+        raise UserError("writing DICOM needs highdicom", do=EXTRA) from None
+    return highdicom
 
 
 def volume_report(
     prediction: Prediction, headers: list[Any], segmentation: Any, names: list[str], codes: Mapping[str, dict[str, Code]]
 ) -> Any:
     """The report of one prediction: per class the volume in ml, and the ends of its interval as measurements of their own."""
-    from diffuseg.inference.dicom_seg import MAKER, highdicom
-
     hd = highdicom()
     record = prediction.provenance
     concept = lambda code: hd.sr.CodedConcept(*code)

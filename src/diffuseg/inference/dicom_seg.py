@@ -10,7 +10,7 @@ Patient, study and frame of reference are those of the source, which the files r
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,31 +19,20 @@ from typing import Any
 import numpy as np
 
 from diffuseg.atomic_io import atomic_path
-from diffuseg.data.dicom_files import EXTRA, lenient, pydicom, read_header
+from diffuseg.data.dicom_files import lenient, pydicom, read_header
 from diffuseg.data.dicom_series import Stack
 from diffuseg.data.outputs import record_of
 from diffuseg.errors import UserError
 from diffuseg.inference.dicom_codes import Code, check_codes, codes_of
+from diffuseg.inference.dicom_report import MAKER, highdicom, volume_report
 from diffuseg.inference.prediction import Prediction
 
 NAMES = ("seg", "prob", "entropy", "sr")
 STEPS = 255  # a fraction is stored as so many parts of 1
-MAKER = {"manufacturer": "diffuseg", "manufacturer_model_name": "diffuseg", "device_serial_number": "none"}
 NEEDED = (  # what a segmentation takes from its source, and old or stripped files may lack
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime",
     "ReferringPhysicianName",
 )  # fmt: skip
-
-
-def highdicom() -> Any:
-    """The library that writes segmentations; refuses with the name of the extra where it is not installed."""
-    try:
-        import highdicom
-        import highdicom.seg
-        import highdicom.sr
-    except ImportError:
-        raise UserError("writing DICOM needs highdicom", do=EXTRA) from None
-    return highdicom
 
 
 @dataclass(frozen=True)
@@ -90,11 +79,13 @@ def lacks_dicom(out: DicomOut | None, folder: Path, case: str, source: Path | St
     return not (there and all(folder.joinpath(name).exists() for name in names))
 
 
-def remove_dicom(folder: Path, case: str) -> None:
-    """Take away what an earlier prediction wrote as DICOM, if its record names it: it must not stay beside a new mask."""
+def replace_dicom(prediction: Prediction, folder: Path, case: str, out: DicomOut | None, probabilities: bool) -> None:
+    """Write DICOM where it is asked for; what an earlier prediction wrote must not stay beside a new mask."""
     for name in record_of(folder, case).get("dicom", {}).get("files", []):
         if name in dicom_names(case):
             folder.joinpath(name).unlink(missing_ok=True)
+    if out is not None:
+        save_dicom(prediction, folder, case, out, probabilities)
 
 
 def save_dicom(
@@ -136,8 +127,6 @@ def save_dicom(
         unsure = [_segment(1, "Uncertainty (entropy)", {}, prediction)]
         made["entropy"] = _segmentation(stack, headers, entropy, unsure, "FRACTIONAL", what)
         if stack.dims == 3:
-            from diffuseg.inference.dicom_report import volume_report
-
             made["sr"] = volume_report(prediction, headers, made["seg"], names, out.codes)
         paths = [_write(folder / f"{case}_{what}.dcm", made[what]) for what in NAMES if what in made]
     prediction.provenance["dicom"] = {"kind": out.kind, "files": [path.name for path in paths]}

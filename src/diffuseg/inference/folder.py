@@ -13,7 +13,7 @@ from diffuseg.data.inventory import few, name_unused, refuse_dangling
 from diffuseg.data.layout import list_files, read_json
 from diffuseg.data.outputs import BEFORE, KEPT, SETTINGS, is_record, sidecar_name, without_results
 from diffuseg.errors import UserError
-from diffuseg.inference.dicom_seg import DicomOut, lacks_dicom, refuse_dicom_out, remove_dicom, save_dicom
+from diffuseg.inference.dicom_seg import DicomOut, lacks_dicom, refuse_dicom_out, replace_dicom
 from diffuseg.inference.model import Model, file_digests
 from diffuseg.inference.prediction import ending_for, save
 from diffuseg.inference.sampling import SamplingOptions
@@ -119,20 +119,23 @@ def predict_folder(
             keep = _to_keep(options) | (set() if overwrite else _kept(out, case, ending))
             keep_all = replace(options, keep_draws="draws" in keep, keep_steps="steps" in keep)
             prediction = model.predict(paths, keep_all, on_draw=on_draw)
-            remove_dicom(out, case)
-            if dicom is not None:
-                save_dicom(prediction, out, case, dicom, probabilities)
+            replace_dicom(prediction, out, case, dicom, probabilities)
             save(prediction, out, case, ending, probabilities)
             result.finished.append(case)
         except UserError as fault:
             result.failed.append((case, str(fault)))
         except Exception as error:  # whatever is wrong with this one, the next may be fine
             result.failed.append((case, f"{paths[0]}: {type(error).__name__}: {error}"))
+    _add_doubts(result, out)
+    return result
+
+
+def _add_doubts(result: FolderResult, out: Path) -> None:
+    """What the records of the finished cases say of doubts."""
     done = [*result.finished, *(case for case, _ in result.skipped)]
     unlike = {case: read_json(out / f"{case}.json").get("outside_training") for case in done}
     result.outside_training = [(case, faults) for case, faults in unlike.items() if faults]
     result.needs_review = _needs_review(out, done)
-    return result
 
 
 def _to_keep(options: SamplingOptions) -> set[str]:
