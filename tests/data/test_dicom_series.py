@@ -192,3 +192,12 @@ def test_an_enhanced_file_of_two_echoes_is_two_images(tmp_path):
     first, second = open_series(tmp_path / "scan", ["all"])
     assert (first.detail, second.detail) == ("echo time 10.0", "echo time 30.0")
     np.testing.assert_array_equal(read_image(second).data[0], phantoms.blocks((7, 6, 6))[:, :, 1::2])
+
+
+def test_a_slice_that_is_a_link_to_nowhere_is_refused(tmp_path):
+    """It would be a slice that is missing at an end, which no distance shows."""
+    paths = write_series(tmp_path / "scan")
+    paths[-1].unlink()
+    paths[-1].symlink_to("nowhere")
+    with pytest.raises(UserError, match=f"links to nowhere: {paths[-1].name}"):
+        read_image(tmp_path / "scan")

@@ -256,3 +256,26 @@ def test_two_series_are_the_channels_of_one_case(tmp_path):
     cases = find_cases([tmp_path / "scan"], len(plan.channels), ["2", "1"])
     data = read_image(cases["scan"]).data
     np.testing.assert_array_equal(data, [2 * phantoms.blocks(), phantoms.blocks()])
+
+
+def test_one_bad_series_does_not_cost_the_others(tmp_path):
+    write_series(tmp_path / "good")
+    write_series(tmp_path / "bad", Phantom(phantoms.blocks((7, 6, 9))))[4].unlink()
+    result = predict_folder(make_model(), [tmp_path / "good", tmp_path / "bad"], tmp_path / "out", SamplingOptions(draws=1))
+    assert result.finished == ["good"]
+    assert [name for name, _ in result.failed] == ["bad"] and "missing slices" in result.failed[0][1]
+    with pytest.raises(UserError, match="missing slices"):
+        predict_folder(make_model(), [tmp_path / "bad"], tmp_path / "out", SamplingOptions(draws=1))
+
+
+def test_the_viewer_finds_the_series_again(tmp_path):
+    from diffuseg.viewer.cases import find_cases
+
+    write_series(tmp_path / "alone")
+    write_series(tmp_path / "two", SeriesNumber=1)
+    write(slices(Phantom(gap=4.0), SeriesNumber=2), tmp_path / "two", names="B{}")
+    predict_folder(make_model(), [tmp_path / "alone"], tmp_path / "out", SamplingOptions(draws=1))
+    predict_folder(make_model(), [tmp_path / "two"], tmp_path / "out", SamplingOptions(draws=1), series=["2"])
+    alone, two = find_cases(tmp_path / "out")
+    assert read_image(alone.layers[0].file).spacing[2] == pytest.approx(2.5)
+    assert read_image(two.layers[0].file).spacing[2] == pytest.approx(4.0)

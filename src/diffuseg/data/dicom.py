@@ -96,6 +96,8 @@ def case_name(stack: Stack, folder: Path, several: bool) -> str:
 
     Nothing of the header goes into it but the number of the series, where a folder holds several.
     """
+    if len(stack.files) > 1 and not folder.is_dir():
+        folder = folder.parent
     if stack.dims == 2 or not folder.is_dir():
         name = stack.slices[0].file.name
         ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.errors import UserError
+from diffuseg.text import few
 
 EXTRA = 'pip install "diffuseg[dicom]"'
 # What has rows and columns and is no image of a patient: segmentations, dose, what is made of images or points at them.
@@ -123,22 +124,31 @@ def lenient() -> Generator[None, None, None]:
 
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM by its first bytes: "DICM" after a preamble, or, of old files, the first group without one."""
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
             start = file.read(132)
-    except OSError:
-        return False
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror or error})", file=path) from None
     old = start[:2] == b"\x08\x00" and start[2:4] in (b"\x00\x00", b"\x01\x00", b"\x05\x00", b"\x08\x00", b"\x16\x00")
     return start[128:] == b"DICM" or (old and len(start) == 132)
 
 
 def dicom_files(place: Path, nested: bool = True) -> list[Path]:
-    """The DICOM files of a folder, and with `nested` of those in it; hidden files and folders are passed over."""
-    found = []
+    """The DICOM files of a folder, and with `nested` of those in it; hidden files and folders are passed over.
+
+    Refuses links that lead nowhere beside them: they may be slices.
+    """
+    found, lost = [], []
     for folder, inner, names in os.walk(place):
         inner[:] = sorted(name for name in inner if nested and not name.startswith("."))
         paths = [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
         found += [path for path in paths if is_dicom(path)]
+        lost += [path for path in paths if path.is_symlink() and not path.exists()]
+    if found and lost:
+        do = "Fetch the files (datalad get, git annex get), or remove the links"
+        raise UserError(f"links to nowhere: {few(path.name for path in lost)}", file=place, do=do)
     return found
 
 

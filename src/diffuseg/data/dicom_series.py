@@ -26,7 +26,7 @@ ONE_DIRECTION = 0.01  # difference of direction cosines that makes two stacks of
 class Stack:
     """The slices of one image in the order of space, or a single picture without a place in space.
 
-    place   the folder, or the file that holds it all
+    place   what it can be read from again: its folder, or where that has several, its first file
     label   number of the series, "5", or "5/2" where it holds several stacks
     detail  what tells it from other stacks of its series ("time point 2")
     affine  [4, 4], (column, row, slice) -> RAS mm; of a picture (row, column)
@@ -91,6 +91,8 @@ def find_stacks(place: Path, nested: bool = True, files: Sequence[Path] | None =
         name = f"#{1 + list(series.values()).index(parts)}" if twice else str(number[1])
         names = [name] if len(made) == 1 else [f"{name}/{k}" for k in range(1, len(made) + 1)]
         stacks += [replace(stack, label=label) for stack, label in zip(made, names, strict=True)]
+    if sum(stack.dims == 3 and not stack.localizer for stack in stacks) > 1:  # the folder alone does not say which
+        stacks = [replace(stack, place=stack.files[0]) for stack in stacks]
     return stacks, others
 
 

@@ -40,15 +40,15 @@ class FolderResult:
 
 
 def find_cases(
-    inputs: Sequence[Path], channels: int, series: Sequence[str] = ()
+    inputs: Sequence[Path], channels: int, series: Sequence[str] = (), failed: list[tuple[str, str]] | None = None
 ) -> dict[str, tuple[Path, ...] | tuple[Stack, ...]]:
     """Files by case, from files and folders: <case>_0000<ending>, <case>_0001<ending>, ... are the channels of one case.
 
     A name without such a number, or with a number that the model has no channel for, is a case of its own. A DICOM folder is
-    its image series, or those that `series` chooses, see `dicom_cases`. Refuses
+    its image series, or those that `series` chooses, see `dicom_cases`, which also says what `failed` is for. Refuses
     inputs that are not there, files of unknown kinds, folders without an image, and two inputs for one case.
     """
-    dicom, inputs = dicom_cases(inputs, channels, series)
+    dicom, inputs = dicom_cases(inputs, channels, series, failed)
     stems: dict[tuple[Path, str, str], dict[int, Path]] = {}
     for path in dict.fromkeys(file for item in inputs for file in _files(item)):
         ending = io.ending_of(path)
@@ -102,11 +102,11 @@ def predict_folder(
     """
     options, out = options or SamplingOptions(), Path(out)
     settings = model.settings(options)
-    cases = find_cases([Path(item) for item in inputs], len(model.plan.channels), series)
+    result = FolderResult()
+    cases = find_cases([Path(item) for item in inputs], len(model.plan.channels), series, result.failed)
     refuse_dicom_out(dicom, cases, model.plan.labels, out)
     _refuse_collisions(cases, out)
     check_writable(out)
-    result = FolderResult()
     for number, (case, paths) in enumerate(cases.items()):
         if on_case is not None:
             on_case(case, number, len(cases))

@@ -191,7 +191,7 @@ class Model:
             "method": self.meta.get("method"),
             "labels": self.plan.labels,
             "source": None if image.source is None else str(image.source.absolute()),  # a viewer may be started elsewhere
-            "seen_in": seen_in(self.meta, image.source),
+            "seen_in": seen_in(self.meta, None if isinstance(image.header, Stack) else image.source),
             "grid": grid(self.plan, draws),
             "precision": self.precision.reason,
             "device": str(self.device),

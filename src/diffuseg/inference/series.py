@@ -12,11 +12,12 @@ from diffuseg.text import pluralize
 
 
 def dicom_cases(
-    inputs: Sequence[Path], channels: int, series: Sequence[str]
+    inputs: Sequence[Path], channels: int, series: Sequence[str], failed: list[tuple[str, str]] | None = None
 ) -> tuple[dict[str, tuple[Stack, ...]], list[Path]]:
     """Cases from the DICOM folders and files among the inputs, and the other inputs.
 
-    With as many `series` as the model has channels they are the channels of one case; else each is a case.
+    With as many `series` as the model has channels they are the channels of one case; else each is a case. With a list
+    `failed`, (name, reason) of a folder that is refused goes there, if there are other inputs.
 
     Raises:
         UserError: What `open_series` refuses, another number of series than channels, `series` without DICOM, and a folder
@@ -29,7 +30,14 @@ def dicom_cases(
     for group in group_paths(ours):
         folder = group[0] if group[0].is_dir() else group[0].parent
         whole = group[0].is_dir() or len(group) > 1
-        for name, stacks in _cases(open_series(group, series), folder, whole, channels, series).items():
+        try:
+            cases = _cases(open_series(group, series), folder, whole, channels, series)
+        except UserError as fault:
+            if failed is None or len(group) == len(inputs):
+                raise
+            failed.append((folder.resolve().name, str(fault)))
+            continue
+        for name, stacks in cases.items():
             if name in found:
                 what = f"the same case, {name}, as {found[name][0].place}"
                 raise UserError(what, file=stacks[0].place, do="Give one of them at a time")
