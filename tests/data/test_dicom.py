@@ -115,6 +115,8 @@ def test_gantry_tilt_is_a_sheared_grid_that_is_exact(tmp_path):
         np.testing.assert_allclose((LPS_TO_RAS @ corner)[:3], phantom.position(k), atol=1e-9)
     axes = image.affine[:3, :3] / image.spacing
     assert abs(axes[:, 1] @ axes[:, 2]) == pytest.approx(s, abs=1e-9), "the shear is the tilt"
+    straight = by_simpleitk(tmp_path / "scan")[1][:3, :3]
+    assert abs(straight[:, 1] @ straight[:, 2]) < 1e-6, "SimpleITK takes it for a straight one"
     assert image.voxel_ml == pytest.approx(1.3 * 0.7 * 3.0 * c / 1000, rel=1e-9)
 
 
