@@ -77,11 +77,11 @@ def read_stack(stack: Stack) -> tuple[np.ndarray, np.ndarray]:
     _say_monochrome1(stack)
     shape = (first.samples, *reversed(first.shape), len(stack.slices))
     data = np.empty(shape, np.float32)
-    opened: tuple[Path | None, Any, Any] = (None, None, None)
+    opened: dict[Path, tuple[Any, np.ndarray]] = {}  # the last file alone: frames of one file follow each other
     for number, part in enumerate(stack.slices):
-        if opened[0] != part.file:
-            opened = (part.file, *_decode(part.file))
-        plane = _rescaled(opened[1], opened[2], part)
+        if part.file not in opened:
+            opened = {part.file: _decode(part.file)}
+        plane = _rescaled(*opened[part.file], part)
         planes = plane[None] if first.samples == 1 else np.moveaxis(plane, -1, 0)
         if planes.shape != (first.samples, *first.shape):
             raise UserError(f"its pixels are {planes.shape}, its header says otherwise", file=part.file, do="Export it again")
