@@ -1,5 +1,13 @@
 """Numbers in sentences, and text for where not every sign may stand."""
 
+from collections.abc import Iterable
+
+
+def few(names: Iterable[str], most: int = 5) -> str:
+    """The first few of many names, for a message."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
 
 def pluralize(number: int, one: str, several: str | None = None) -> str:
     """A number with its noun, "1 case", "2 cases"; `several` where the plural is not one with -s, or a verb goes along."""

@@ -253,3 +253,15 @@ def test_another_case_needs_a_batch_with_another_case(data, tmp_path):
 def test_an_endless_time_is_refused(data, tmp_path):
     with pytest.raises(UserError, match="finite"):
         loop.train(settings(data, tmp_path / "run", steps=None, max_minutes=float("inf")))
+
+
+def test_codes_of_the_classes_go_along_and_bad_ones_are_refused(tmp_path, spoilt):
+    """What DICOM calls a class stands in dataset.json and is then in the checkpoint."""
+    description = json.loads((spoilt / "dataset.json").read_text())
+    label = next(name for name, value in description["labels"].items() if value == 1)
+    for name, code in ((label, ["1", "99X", "a head"]), (label, ["1"]), ("liver", ["1", "99X", "liver"])):
+        (spoilt / "dataset.json").write_text(json.dumps(description | {"codes": {name: code}}))
+        if name == label and len(code) == 3:
+            assert start(spoilt, tmp_path / "out").meta["codes"] == {label: {"type": ("1", "99X", "a head")}}
+        else:
+            refused(call(*options(spoilt, tmp_path / "out")), "dataset.json" if len(code) == 1 else "liver", "code")

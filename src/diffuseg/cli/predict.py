@@ -14,7 +14,10 @@ from diffuseg.errors import UserError
 from diffuseg.text import pluralize
 
 if TYPE_CHECKING:
+    from diffuseg.inference.dicom_seg import DicomOut
     from diffuseg.inference.folder import FolderResult
+    from diffuseg.inference.model import Model
+    from diffuseg.inference.sampling import SamplingOptions
 
 
 class Fuse(StrEnum):
@@ -26,10 +29,17 @@ class Fuse(StrEnum):
     staple = "staple"
 
 
+class SegKind(StrEnum):
+    """Kinds of DICOM segmentation."""
+
+    binary = "binary"
+    labelmap = "labelmap"
+
+
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="A checkpoint, or the name of a packaged model such as hippocampus.")],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, or folders with images.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, or folders with images; DICOM folders.")],
     out: Annotated[Path, typer.Option(help="Folder for masks, probabilities, entropy and a .json per case.")],
     draws: Annotated[
         int | None,
@@ -54,6 +64,20 @@ def predict(
     save_steps: Annotated[bool, typer.Option("--save-steps", help="Also write the first draw step by step.")] = False,
     no_prob: Annotated[bool, typer.Option("--no-prob", help="Write no probabilities: the largest files by far.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
+    series: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A DICOM series: number, UID, part of its description, all; repeatable.", show_default="the only one"
+        ),
+    ] = None,
+    dicom_out: Annotated[
+        SegKind | None,
+        typer.Option(help="Of DICOM, also write SEG (of this kind), fractional SEG and SR.", show_default="none"),
+    ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(help="JSON with DICOM codes per class, or dataset.json.", show_default="the model's, or tissue"),
+    ] = None,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     from diffuseg.config import warn_renamed
@@ -65,6 +89,29 @@ def predict(
     loaded = load(model, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
     if sampler and loaded.method.supervision == "image_label":
         warn_renamed("--sampler", f"--sampler {sampler}", f"--map {loaded.method.sampling(sampler, None)[0]}")
+    _announce(loaded, options)
+    dicom = _dicom_out(loaded, dicom_out, codes)
+    with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
+        result = predict_folder(
+            loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob, series or (), dicom,
+            on_done=lambda case, record: bars.say(_found(case, record)),
+        )  # fmt: skip
+    _report(result, out)
+
+
+def _dicom_out(loaded: "Model", kind: SegKind | None, codes: Path | None) -> "DicomOut | None":
+    """What to write as DICOM; codes that are given come before those of the model."""
+    from diffuseg.inference.dicom_codes import read_codes
+    from diffuseg.inference.dicom_seg import DicomOut
+
+    if codes is not None and kind is None:
+        raise UserError("--codes goes with --dicom-out")
+    known = loaded.meta.get("codes", {}) if codes is None else read_codes(codes)
+    return None if kind is None else DicomOut(kind.value, known)
+
+
+def _announce(loaded: "Model", options: "SamplingOptions") -> None:
+    """What predicts, and with which settings."""
     typer.echo(f"{loaded.name} ({loaded.hash}) on {loaded.device}, {loaded.precision.reason}")
     best = loaded.recommended(options)
     if best is not None:
@@ -72,16 +119,10 @@ def predict(
         typer.echo(f"{what} (fold {best['fold']}, {pluralize(best['cases'], 'case')}); --draws and --steps choose otherwise")
     if loaded.calibration is not None:
         typer.echo(loaded.calibration.announce(loaded.settings(options)))
-    with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
-        done = lambda case, record: bars.say(_found(case, record))
-        result = predict_folder(loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob, done)
-    _report(result, out)
-    if result.failed:
-        raise typer.Exit(SOME_FAILED if result.finished or result.skipped else USER_ERROR)
 
 
 def _report(result: "FolderResult", out: Path) -> None:
-    """What became of the cases, those that a person should look at last."""
+    """What became of the cases, those that a person should look at last; the exit code where some failed."""
     from diffuseg.inference.model import NOTICE
 
     for case, reason in result.skipped:
@@ -96,6 +137,8 @@ def _report(result: "FolderResult", out: Path) -> None:
         )
     counts = {"finished": result.finished, "skipped": result.skipped, "failed": result.failed}
     typer.echo(f"{out}: " + ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) + f". {NOTICE}")
+    if result.failed:
+        raise typer.Exit(SOME_FAILED if result.finished or result.skipped else USER_ERROR)
 
 
 def _found(case: str, record: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from diffuseg.data.geometry import warn_once
 from diffuseg.data.io import ENDINGS, ITK, NIFTI, case_of, ending_of
 from diffuseg.errors import UserError
-from diffuseg.text import pluralize
+from diffuseg.text import few, pluralize
 
 NOTES = (".json", ".csv", ".tsv", ".txt", ".md", ".html", ".pdf", ".bval", ".bvec", ".log", ".yaml", ".yml")  # beside images
 
@@ -36,9 +36,3 @@ def name_unused(folder: Path, files: Iterable[Path], used: Iterable[Path], why: 
     left = [path.name for path in files if path.resolve() not in taken and not path.name.lower().endswith(NOTES)]
     if left:
         warn_once(folder, f"{pluralize(len(left), 'file is', 'files are')} not used, {why}: {few(left)}")
-
-
-def few(names: Iterable[str], most: int = 5) -> str:
-    """The first few of many names, for a message."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -4,6 +4,7 @@
     .png .tif .tiff    Pillow, tifffile    8 and 16 bit, grey and colour; .tif also float
     .jpg .jpeg         Pillow       images only: a lossy mask has no exact border
     .nrrd .mha         SimpleITK    if the extra `diffuseg[itk]` is installed
+    DICOM              pydicom      images only, folders and files by content; the extra `diffuseg[dicom]`, see dicom.py
 
 The axes of an array are the file's own voxel axes (i, j, k); those of a picture are rows and columns. Whatever is wrong
 with a file is a UserError that names it.
@@ -19,7 +20,8 @@ import numpy as np
 
 from diffuseg.atomic_io import atomic_path
 from diffuseg.blocks import blocks
-from diffuseg.data import geometry, pictures
+from diffuseg.data import dicom, geometry, pictures
+from diffuseg.data.dicom_series import Stack
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
 from diffuseg.timing import timed
@@ -56,29 +58,49 @@ def case_of(path: Path | str, ending: str) -> str:
     return Path(path).name[: -len(ending)]
 
 
+def sources(paths: Path | str | Stack | Sequence[Path | str | Stack]) -> list[Path | Stack]:
+    """What a case is read from, one entry per channel or one for all: files, and in place of DICOM paths their series."""
+    given = [item if isinstance(item, Stack) else Path(item) for item in _listed(paths)]
+    is_series = lambda item: not item.name.lower().endswith(ENDINGS) and dicom.holds_series(item)
+    series = [item for item in given if isinstance(item, Path) and is_series(item)]
+    found = [item for item in given if item not in series]
+    for group in dicom.group_paths(series):
+        stacks = dicom.open_series(group)
+        if len(stacks) > 1 and group[0].is_dir():
+            what = f"{len(stacks)} pictures in one folder are no image"
+            raise UserError(what, file=group[0], do="Name the file of one of them")
+        found += stacks
+    return found
+
+
+def _listed(paths: Path | str | Stack | Sequence[Path | str | Stack]) -> Sequence[Path | str | Stack]:
+    return [paths] if isinstance(paths, (str, Path, Stack)) else paths
+
+
 @timed("read")
-def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
+def read_image(paths: Path | str | Stack | Sequence[Path | str | Stack]) -> Image:
     """Read one case, its channels in one file or one file each, as float32 [c, *s]; intensities as stored.
 
-    Channels are the planes of a colour picture, the last axis of a 4-D NIfTI, the components of a vector image, then
-    file after file. Refuses unreadable, truncated and empty files, NaN and infinite values, colour with transparency,
-    and channels that differ in shape or geometry.
+    A DICOM folder or file is its series, see `dicom.open_series`. Channels are the planes of a colour picture, the last
+    axis of a 4-D NIfTI, the components of a vector image, then file after file. Refuses unreadable, truncated and empty
+    files, NaN and infinite values, colour with transparency, and channels that differ in shape or geometry.
     """
-    files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
+    files = sources(paths)
     if not files:
         raise ValueError("read_image: no file given")
     parts = [_read(file, mask=False) for file in files]
+    places = [file.place if isinstance(file, Stack) else file for file in files]
     arrays = []
-    for file, part in zip(files, parts, strict=True):
+    for place, part in zip(places, parts, strict=True):
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
             array = np.asarray(part.data, np.float32)
-        _check_finite(array, file)
+        _check_finite(array, place)
         arrays.append(array)
-    image = Image(arrays[0], parts[0].affine, files[0], parts[0].header)
-    for file, part, array in zip(files[1:], parts[1:], arrays[1:], strict=True):
+    image = Image(arrays[0], parts[0].affine, places[0], parts[0].header)
+    for place, part, array in zip(places[1:], parts[1:], arrays[1:], strict=True):
         fault = grid_fault(image, Image(array, part.affine))
         if fault is not None:
-            raise UserError(f"its {fault} (of {files[0].name})", file=file, do="Channels must lie on one grid")
+            raise UserError(f"its {fault} (of {places[0].name})", file=place, do="Channels must lie on one grid")
     if len(arrays) == 1:
         return image
     return Image(np.concatenate(arrays), image.affine, image.source, image.header)
@@ -163,7 +185,9 @@ def grid_fault(one: Image, other: Image) -> str | None:
     return f"affine {text(other.affine)} is not {text(one.affine)}: up to {shift:.3g} mm apart"
 
 
-def _read(file: Path, mask: bool) -> FileContents:
+def _read(file: Path | Stack, mask: bool) -> FileContents:
+    if isinstance(file, Stack):
+        return FileContents(*dicom.read_stack(file), file)
     ending = ending_of(file)
     if not file.is_file():
         raise UserError("no such file", file=file)

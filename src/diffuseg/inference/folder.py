@@ -9,14 +9,17 @@ from typing import Any
 
 from diffuseg.atomic_io import check_writable
 from diffuseg.data import io
+from diffuseg.data.dicom_series import Stack
 from diffuseg.data.inventory import few, name_unused, refuse_dangling
 from diffuseg.data.layout import list_files, read_json
 from diffuseg.data.outputs import BEFORE, KEPT, is_record, sidecar_name, without_results
 from diffuseg.errors import UserError
 from diffuseg.inference.calibration import calibration_of
+from diffuseg.inference.dicom_seg import DicomOut, lacks_dicom, refuse_dicom_out, replace_dicom
 from diffuseg.inference.model import Model, file_digests
 from diffuseg.inference.prediction import ending_for, save
 from diffuseg.inference.sampling import SamplingOptions
+from diffuseg.inference.series import dicom_cases
 
 _log = logging.getLogger("diffuseg")
 
@@ -40,19 +43,23 @@ class FolderResult:
     outside_training: list[tuple[str, list[str]]] = field(default_factory=list)
 
 
-def find_cases(inputs: Sequence[Path], channels: int) -> dict[str, tuple[Path, ...]]:
+def find_cases(
+    inputs: Sequence[Path], channels: int, series: Sequence[str] = (), failed: list[tuple[str, str]] | None = None
+) -> dict[str, tuple[Path, ...] | tuple[Stack, ...]]:
     """Files by case, from files and folders: <case>_0000<ending>, <case>_0001<ending>, ... are the channels of one case.
 
-    A name without such a number, or with a number that the model has no channel for, is a case of its own. Refuses
+    A name without such a number, or with a number that the model has no channel for, is a case of its own. A DICOM folder is
+    its image series, or those that `series` chooses, see `dicom_cases`, which also says what `failed` is for. Refuses
     inputs that are not there, files of unknown kinds, folders without an image, and two inputs for one case.
     """
+    dicom, inputs = dicom_cases(inputs, channels, series, failed)
     stems: dict[tuple[Path, str, str], dict[int, Path]] = {}
     for path in dict.fromkeys(file for item in inputs for file in _files(item)):
         ending = io.ending_of(path)
         match = re.fullmatch(r"(.+)_(\d{4})", io.case_of(path, ending))
         stem, number = (match[1], int(match[2])) if match else (io.case_of(path, ending), -1)
         stems.setdefault((path.parent, stem, ending), {})[number] = path
-    found: dict[str, tuple[Path, ...]] = {}
+    found: dict[str, tuple[Path, ...] | tuple[Stack, ...]] = {**dicom}
     for (_, stem, ending), parts in sorted(stems.items()):
         if max(parts) < channels and -1 not in parts:
             groups = {stem: tuple(parts[number] for number in sorted(parts))}
@@ -74,6 +81,8 @@ def predict_folder(
     on_case: Callable[[str, int, int], None] | None = None,
     on_draw: Callable[[int, int], None] | None = None,
     probabilities: bool = True,
+    series: Sequence[str] = (),
+    dicom: DicomOut | None = None,
     on_done: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> FolderResult:
     """Segment files and folders into a folder, see `save`.
@@ -88,6 +97,8 @@ def predict_folder(
         overwrite: Do finished cases again.
         on_case: Called with (case, number, cases) before each case.
         on_draw: Called with (done, draws) after each draw.
+        series: Which DICOM series of a folder: UID, number or a part of the description of each, or "all".
+        dicom: Also write results of DICOM series as DICOM, see `save_dicom`.
         on_done: Called with (case, record) after each case that was finished now.
 
     Raises:
@@ -96,22 +107,25 @@ def predict_folder(
     """
     options, out = options or SamplingOptions(), Path(out)
     settings = model.settings(options)
-    cases = find_cases([Path(item) for item in inputs], len(model.plan.channels))
+    result = FolderResult()
+    cases = find_cases([Path(item) for item in inputs], len(model.plan.channels), series, result.failed)
+    refuse_dicom_out(dicom, cases, model.plan.labels, out)
     _refuse_collisions(cases, out)
     check_writable(out)
-    result = FolderResult()
     for number, (case, paths) in enumerate(cases.items()):
         if on_case is not None:
             on_case(case, number, len(cases))
         try:
             skipped = None if overwrite else _finished(model, out, case, paths, settings, _to_keep(options), probabilities)
-            if skipped is not None:
+            if skipped is not None and not lacks_dicom(dicom, out, case, paths[0], probabilities):
                 result.skipped.append((case, skipped))
                 continue
             ending = ending_for(paths[0])
             keep = _to_keep(options) | (set() if overwrite else _kept(out, case, ending))
             keep_all = replace(options, keep_draws="draws" in keep, keep_steps="steps" in keep, spread=False)
-            save(prediction := model.predict(paths, keep_all, on_draw=on_draw), out, case, ending, probabilities)
+            prediction = model.predict(paths, keep_all, on_draw=on_draw)
+            replace_dicom(prediction, out, case, dicom, probabilities)
+            save(prediction, out, case, ending, probabilities)
             result.finished.append(case)
             if on_done is not None:
                 on_done(case, prediction.provenance)
@@ -120,11 +134,16 @@ def predict_folder(
         except Exception as error:  # whatever is wrong with this one, the next may be fine
             _log.debug("%s", case, exc_info=True)
             result.failed.append((case, f"{paths[0]}: {type(error).__name__}: {error}"))
+    _add_doubts(result, out)
+    return result
+
+
+def _add_doubts(result: FolderResult, out: Path) -> None:
+    """What the records of the finished cases say of doubts."""
     done = [*result.finished, *(case for case, _ in result.skipped)]
     unlike = {case: read_json(out / f"{case}.json").get("outside_training") for case in done}
     result.outside_training = [(case, faults) for case, faults in unlike.items() if faults]
     result.needs_review = _needs_review(out, done)
-    return result
 
 
 def _to_keep(options: SamplingOptions) -> set[str]:
@@ -166,7 +185,13 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _finished(
-    model: Model, out: Path, case: str, paths: Sequence[Path], settings: dict[str, Any], keep: set[str], probabilities: bool
+    model: Model,
+    out: Path,
+    case: str,
+    paths: Sequence[Path | Stack],
+    settings: dict[str, Any],
+    keep: set[str],
+    probabilities: bool,
 ) -> str | None:
     """Why a case need not be done again; None where it has to be.
 
@@ -213,8 +238,9 @@ def _kept(out: Path, case: str, ending: str) -> set[str]:
     return {what for what in KEPT if what in named and (out / sidecar_name(case, what, ending)).exists()}
 
 
-def _refuse_collisions(cases: dict[str, tuple[Path, ...]], out: Path) -> None:
-    inputs = {path.resolve() for paths in cases.values() for path in paths}
+def _refuse_collisions(cases: dict[str, tuple[Path, ...] | tuple[Stack, ...]], out: Path) -> None:
+    files = lambda path: path.files if isinstance(path, Stack) else (path,)
+    inputs = {file.resolve() for paths in cases.values() for path in paths for file in files(path)}
     for case, paths in cases.items():
         ending = ending_for(paths[0])
         for name in (case + ending, *(sidecar_name(case, what, ending) for what in ("prob", "entropy", *KEPT))):

@@ -16,7 +16,9 @@ import torch
 from diffuseg.blocks import all_finite, largest, take
 from diffuseg.checkpoint import image_digest, known_as, load_checkpoint, seen_in, versions
 from diffuseg.data.batches import FullCase
-from diffuseg.data.io import read_image
+from diffuseg.data.dicom import digest
+from diffuseg.data.dicom_series import Stack
+from diffuseg.data.io import read_image, sources
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import GridTransform, maps_to_native
 from diffuseg.data.world import outside_training
@@ -34,7 +36,7 @@ from diffuseg.methods import Method
 from diffuseg.types import Image
 
 NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
-Readable = Image | np.ndarray | Path | str | Sequence[Path | str]
+Readable = Image | np.ndarray | Path | str | Stack | Sequence[Path | str | Stack]
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,8 @@ class Model:
         learnt from image-level labels decides what the image shows, unless `label` says so; "background" is an empty mask.
 
         Args:
-            image: A file, files (one per channel), an Image, or an array [*s] or [c, *s]: its voxels are taken for 1 mm, its
-                axes for right, anterior, superior.
+            image: A file, files (one per channel), a DICOM folder, an Image, or an array [*s] or [c, *s]: its voxels are taken
+                for 1 mm, its axes for right, anterior, superior.
             options: How to draw, see `SamplingOptions`; a number is that of the draws.
             calibrate: Where the model is calibrated for these settings, temper probabilities and widen volume intervals; they
                 then hold the mask's own volume. Mask and uncertainty maps are those of the draws either way.
@@ -173,6 +175,7 @@ class Model:
         given = SamplingOptions(draws=options) if isinstance(options, int) else options or SamplingOptions()
         asked = replace(given, **changes)
         options = self.resolve(asked)
+        image = image if isinstance(image, (Image, np.ndarray)) else sources(image)
         image, digests = self._image(image), file_digests(image)
         draws = self.prepare(image, options)
         ensemble, fused, recorder = self._collect(draws, options, on_draw)
@@ -226,7 +229,7 @@ class Model:
             **self._saliency(),
             "labels": self.plan.labels,
             "source": None if image.source is None else str(image.source.absolute()),  # a viewer may be started elsewhere
-            "seen_in": seen_in(self.meta, image.source, *digests[:1]),
+            "seen_in": seen_in(self.meta, None if isinstance(image.header, Stack) else image.source, *digests[:1]),
             "grid": grid(self.plan, draws),
             "precision": self.precision.reason,
             "device": str(self.device),
@@ -311,8 +314,7 @@ def file_digests(image: Readable) -> list[str]:
     """What tells the files of a case from other files of the same name, one entry per channel; [] of an image in memory."""
     if isinstance(image, (Image, np.ndarray)):
         return []
-    paths = [image] if isinstance(image, (str, Path)) else image
-    return [image_digest(Path(path)) for path in paths]
+    return [digest(path) if isinstance(path, Stack) else image_digest(path) for path in sources(image)]
 
 
 def _uncertainty(ensemble: Ensemble, transform: GridTransform) -> dict[str, np.ndarray]:

@@ -11,6 +11,8 @@ from jaxtyping import Float
 
 from diffuseg.atomic_io import write_json
 from diffuseg.data import io
+from diffuseg.data.dicom import case_name
+from diffuseg.data.dicom_series import Stack
 from diffuseg.data.outputs import KEPT, probability_names, sidecar_name
 from diffuseg.data.pictures import LOSSY
 from diffuseg.errors import UserError
@@ -60,9 +62,12 @@ def save(
     renamed. Refuses a folder that cannot be written and formats that cannot hold the image.
     """
     source, folder = prediction.image.source, Path(folder)
+    stack = prediction.image.header if isinstance(prediction.image.header, Stack) else None
     if ending is None:
-        ending = ending_for(source) if source is not None else (".png" if prediction.image.dims == 2 else ".nii.gz")
-    if case is None:
+        ending = ending_for(stack or source) if source is not None else (".png" if prediction.image.dims == 2 else ".nii.gz")
+    if case is None and stack is not None:
+        case = case_name(stack, stack.place, False)
+    elif case is None:
         case = "prediction" if source is None else re.sub(r"_0000$", "", io.case_of(source, io.ending_of(source)))
     if source is not None and folder.joinpath(case + ending).resolve() == source.resolve():
         raise UserError("the mask would take the place of the image", file=source, do="Choose another folder or name")
@@ -86,8 +91,10 @@ def save(
     return mask
 
 
-def ending_for(source: Path) -> str:
-    """The file ending of results: that of the image, or .png where that one is lossy."""
+def ending_for(source: Path | Stack) -> str:
+    """The file ending of results: that of the image, or .png where that one is lossy; of DICOM .nii.gz, of a picture .png."""
+    if isinstance(source, Stack):
+        return ".nii.gz" if source.dims == 3 else ".png"
     ending = io.ending_of(source)
     return ".png" if ending in LOSSY else ending
 

@@ -22,6 +22,7 @@ from diffuseg.data.plan import Plan, check_plan, fingerprint, load_plan, make_pl
 from diffuseg.data.world import training_fingerprint
 from diffuseg.device import Precision
 from diffuseg.errors import UserError
+from diffuseg.inference.dicom_codes import check_codes, read_codes
 from diffuseg.methods import METHODS, Method
 from diffuseg.methods.presets import PRESETS, method_of, preset_of
 from diffuseg.train.distributed import Processes, join_processes
@@ -388,4 +389,7 @@ def _provenance(
         "dataset_licence": str(dataset.extra.get("licence", "unknown")),
         "dataset_reference": str(dataset.extra.get("reference", "")),
     }
+    if "codes" in dataset.extra:  # of the classes in DICOM
+        provenance["codes"] = read_codes(dataset.folder / "dataset.json")
+        check_codes(provenance["codes"], dataset.labels)
     return provenance if settings.start is None else provenance | history(settings.start, provenance)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.data import io
+from diffuseg.data.dicom import holds_series
 from diffuseg.data.inventory import few
 from diffuseg.data.outputs import probability_names, records, sidecar_name
 from diffuseg.data.pictures import LOSSLESS, LOSSY
@@ -197,8 +198,9 @@ def _image(folder: Path, case: str, record: dict[str, Any], images: Path | None)
     if images is not None:
         return image_of(images, case)
     source = record.get("source") or ""
-    found = (place for place in (source, os.path.join(folder, source)) if os.path.isfile(place))
-    return next((Path(place) for place in found if source.lower().endswith(io.ENDINGS)), None)
+    found = (Path(place) for place in (source, os.path.join(folder, source)) if source and os.path.exists(place))
+    is_image = lambda place: place.is_file() and source.lower().endswith(io.ENDINGS)
+    return next((place for place in found if is_image(place) or holds_series(place)), None)
 
 
 def _named(record: dict[str, Any]) -> str:
