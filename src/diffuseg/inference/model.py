@@ -14,7 +14,7 @@ import torch
 
 from diffuseg.checkpoint import image_digest, load_checkpoint, model_hash, seen_in, versions
 from diffuseg.data.batches import FullCase
-from diffuseg.data.io import read_image
+from diffuseg.data.given import Kind, paths_of, receive
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import GridTransform, maps_to_native
 from diffuseg.data.world import outside_training
@@ -32,7 +32,16 @@ from diffuseg.methods import Method
 from diffuseg.types import Image
 
 NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
-Readable = Image | np.ndarray | Path | str | Sequence[Path | str]
+Readable = Any  # what `diffuseg.data.given` lists: its types are of packages that need not be there
+
+
+@dataclass(frozen=True)
+class ReadCase:
+    """A case that is read: its image, what tells its files from others of these names, and what it was given as."""
+
+    image: Image
+    digests: list[str]
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,8 @@ class Model:
         image: Readable,
         options: SamplingOptions | int | None = None,
         *,
+        affine: Any = None,
+        spacing: Any = None,
         calibrate: bool = True,
         on_draw: Callable[[int, int], None] | None = None,
         **changes: Any,
@@ -132,9 +143,11 @@ class Model:
         learnt from image-level labels decides what the image shows, unless `label` says so; "background" is an empty mask.
 
         Args:
-            image: A file, files (one per channel), an Image, or an array [*s] or [c, *s]: its voxels are taken for 1 mm, its
-                axes for right, anterior, superior.
+            image: A path, paths or images (one per channel), an image of nibabel or SimpleITK, a MONAI MetaTensor, an
+                `Image`, or an array or tensor, [*s] or channels first [c, *s]. `Prediction.like_input` gives that kind back.
             options: How to draw, see `SamplingOptions`; a number is that of the draws.
+            affine: Voxel -> mm (RAS) of an array or tensor; else its axes are taken for right, anterior, superior.
+            spacing: Size of its voxels in mm per axis, in place of an affine; else 1 mm.
             calibrate: Where the model is calibrated for these settings, temper probabilities and widen volume intervals; mask
                 and uncertainty maps are those of the draws either way.
             on_draw: Called with (done, draws) after each draw.
@@ -147,7 +160,8 @@ class Model:
         given = SamplingOptions(draws=options) if isinstance(options, int) else options or SamplingOptions()
         asked = replace(given, **changes)
         options = self.resolve(asked)
-        image, digests = self._image(image), file_digests(image)
+        case = image if isinstance(image, ReadCase) else self.read(image, affine=affine, spacing=spacing)
+        image, digests = case.image, case.digests
         draws = self.prepare(image, options)
         ensemble, fused, recorder = draws.ensemble(), fusion(options.fuse), self._recorder(draws, options)
         for draw in draws.draw(recorder.step if options.keep_steps else None):
@@ -170,7 +184,30 @@ class Model:
         record |= {"recommended": self.recommended(asked) is not None} | cost(draws)
         record["seconds"] = round(time.monotonic() - started, 2)
         uncertainty = _uncertainty(ensemble, draws.transform)
-        return Prediction(self._values()[chosen], probability, uncertainty, image, record, recorder.draws, recorder.steps)
+        mask, kept = self._values()[chosen], (recorder.draws, recorder.steps)
+        return Prediction(mask, probability, uncertainty, image, record, *kept, kind=case.kind)
+
+    def read(self, image: Readable, *, affine: Any = None, spacing: Any = None) -> ReadCase:
+        """A case as `predict` takes it, read and checked; `predict` takes what this returns, too.
+
+        Raises:
+            UserError: What cannot be read, is no image, or has NaN or infinite values.
+        """
+        axes = image_axes(self.plan)
+        received, kind = receive(image, axes, affine, spacing)
+        if received.dims > axes:
+            what = f"a volume of shape {received.shape}, but the plan is for pictures"
+            raise UserError(what, file=received.source, do="Give its slices one by one")
+        return ReadCase(received, file_digests(image), kind)
+
+    def __call__(self, image: Readable, options: SamplingOptions | int | None = None, **changes: Any) -> Any:
+        """The mask of one case as the same kind: `model(x)` is `model.predict(x).like_input()`, a step of a MONAI pipeline."""
+        return self.predict(image, options, **changes).like_input()
+
+    def __repr__(self) -> str:
+        """One line, without weights."""
+        classes = ", ".join(self.plan.names[1:])
+        return f"Model({self.name!r} ({self.hash}), {self.meta.get('method')}, classes {classes}, on {self.device})"
 
     def _recorder(self, draws: ImageDraws, options: SamplingOptions) -> DrawRecorder:
         """Of what is to be kept; a deterministic method has no noise, so its only step is at level 0."""
@@ -223,22 +260,10 @@ class Model:
         values = np.array(sorted(self.plan.labels.values()))
         return values.astype(np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32)
 
-    def _image(self, image: Readable) -> Image:
-        if isinstance(image, np.ndarray):
-            image = self._array(image)
-        elif not isinstance(image, Image):
-            return read_image(image)
-        if not np.isfinite(image.data).all():
-            raise UserError("there are NaN or infinite values in the image", file=image.source, do="Replace them")
-        return image
 
-    def _array(self, array: np.ndarray) -> Image:
-        volumes = self.plan.dims == 3 or self.plan.orientation is not None or len(self.plan.spacing or ()) == 3
-        axes = 3 if volumes else 2
-        if array.dtype.kind not in "biuf" or array.ndim not in (axes, axes + 1) or array.size == 0:
-            what = f"an array of shape {array.shape} and type {array.dtype}"
-            raise UserError(what, do=f"This model takes real numbers with {axes} axes, or channels and {axes} axes")
-        return Image(array[None] if array.ndim == axes else array)
+def image_axes(plan: Plan) -> int:
+    """Spatial axes of the images that a plan is for, 2 or 3: a 2-D network may look at volumes slice by slice."""
+    return 3 if plan.dims == 3 or plan.orientation is not None or len(plan.spacing or ()) == 3 else 2
 
 
 def load(path: Path | str, device: str | None = None, options: Sequence[str] = ()) -> Model:
@@ -271,10 +296,7 @@ def packaged() -> list[str]:
 
 def file_digests(image: Readable) -> list[str]:
     """What tells the files of a case from other files of the same name, one entry per channel; [] of an image in memory."""
-    if isinstance(image, (Image, np.ndarray)):
-        return []
-    paths = [image] if isinstance(image, (str, Path)) else image
-    return [image_digest(Path(path)) for path in paths]
+    return [image_digest(path) for path in paths_of(image)]
 
 
 def _uncertainty(ensemble: Ensemble, transform: GridTransform) -> dict[str, np.ndarray]:
