@@ -9,7 +9,7 @@ ROOT = Path(diffuseg.__file__).parent
 ORDER = (  # from the ground up; what stands in one line does not import one another
     {"errors", "py"},
     {"text", "config", "atomic_io", "types"},
-    {"device", "diffusion", "networks", "evaluation"},
+    {"device", "diffusion", "networks", "evaluation", "drawing"},
     {"data"},
     {"methods"},
     {"checkpoint"},

@@ -143,8 +143,7 @@ class Model:
         learnt from image-level labels decides what the image shows, unless `label` says so; "background" is an empty mask.
 
         Args:
-            image: A path, paths or images (one per channel), an image of nibabel or SimpleITK, a MONAI MetaTensor, an
-                `Image`, or an array or tensor, [*s] or channels first [c, *s]. `Prediction.like_input` gives that kind back.
+            image: A path; paths or images, one per channel; an array or tensor; an image of nibabel, SimpleITK or MONAI.
             options: How to draw, see `SamplingOptions`; a number is that of the draws.
             affine: Voxel -> mm (RAS) of an array or tensor; else its axes are taken for right, anterior, superior.
             spacing: Size of its voxels in mm per axis, in place of an affine; else 1 mm.
