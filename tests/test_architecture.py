@@ -18,7 +18,9 @@ ORDER = (  # from the ground up; what stands in one line does not import one ano
     {"train"},
     {"studies"},
     {"viewer"},
+    {"api"},
     {"cli"},
+    {"__main__"},
 )
 WITHIN = {"text", "config", "atomic_io", "types"}  # small files that may import each other, without a circle
 FLOOR = {package: height for height, packages in enumerate(ORDER) for package in packages}

@@ -15,6 +15,7 @@ from diffuseg.data.given import Kind, give_back
 from diffuseg.data.outputs import KEPT, probability_names, sidecar_name
 from diffuseg.data.pictures import LOSSY
 from diffuseg.errors import UserError
+from diffuseg.inference import show
 from diffuseg.types import Image
 
 
@@ -74,6 +75,16 @@ class Prediction:
     def to_metatensor(self, what: str = "mask") -> Any:
         """What `values` gives as a MONAI MetaTensor, channels first; with the meta data of the image if that was one."""
         return give_back(self.values(what), self.image, "MetaTensor")
+
+    def plot(self, axes: Any = None) -> np.ndarray:
+        """Draw image with mask, probability and entropy into axes of matplotlib, one to three; returns them."""
+        return show.plot(self, axes)
+
+    def __repr__(self) -> str:
+        return show.one_line(self)
+
+    def _repr_html_(self) -> str:
+        return show.as_html(self)
 
     def save(self, folder: Path | str, case: str | None = None, ending: str | None = None, probabilities: bool = True) -> Path:
         """Write mask, foreground probabilities, entropy, provenance and what was kept into a folder; returns the mask."""
