@@ -26,6 +26,7 @@ ORDER = (  # as one meets them
     "evaluate",
     "compare",
     "report",
+    "info",
     "demo-data",
 )
 

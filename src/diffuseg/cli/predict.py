@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, complain, console
+from diffuseg.cli.as_json import JSON, print_json
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -49,6 +50,7 @@ def predict(
     save_draws: Annotated[bool, typer.Option("--save-draws", help="Also write the mask of each draw.")] = False,
     save_steps: Annotated[bool, typer.Option("--save-steps", help="Also write the first draw step by step.")] = False,
     no_prob: Annotated[bool, typer.Option("--no-prob", help="Write no probabilities: the largest files by far.")] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     from diffuseg.config import warn_renamed
@@ -79,6 +81,7 @@ def predict(
         typer.echo(f"{case} needs review: uncertainty score {score:.3f}")
     counts = {"finished": result.finished, "skipped": result.skipped, "failed": result.failed}
     typer.echo(f"{out}: " + ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) + f". {NOTICE}")
+    print_json({"model": loaded.name, "hash": loaded.hash, "out": str(out)} | asdict(result))
     if result.failed:
         raise typer.Exit(SOME_FAILED if result.finished or result.skipped else USER_ERROR)
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import as_file, files
@@ -24,6 +24,7 @@ from diffuseg.errors import UserError
 from diffuseg.inference.calibration import Calibration, apply_calibration, read_calibration
 from diffuseg.inference.ensemble import Ensemble
 from diffuseg.inference.fusion import fusion
+from diffuseg.inference.many import CaseResult, predict_many
 from diffuseg.inference.prediction import Prediction
 from diffuseg.inference.provenance import cost, grid, scores, volumes
 from diffuseg.inference.recorder import DrawRecorder
@@ -198,6 +199,20 @@ class Model:
             what = f"a volume of shape {received.shape}, but the plan is for pictures"
             raise UserError(what, file=received.source, do="Give its slices one by one")
         return ReadCase(received, file_digests(image), kind)
+
+    def predict_many(
+        self,
+        cases: Any,
+        options: SamplingOptions | int | None = None,
+        *,
+        out: Path | str | None = None,
+        **keywords: Any,
+    ) -> Iterator[CaseResult]:
+        """Segment many cases, one after the other, while the next ones are read and the one before is written.
+
+        `for name, prediction, error in model.predict_many(paths, out="results"): ...`. See `diffuseg.inference.many`.
+        """
+        return predict_many(self, cases, options, out, keywords)
 
     def __call__(self, image: Readable, options: SamplingOptions | int | None = None, **changes: Any) -> Any:
         """The mask of one case as the same kind: `model(x)` is `model.predict(x).like_input()`, a step of a MONAI pipeline."""
