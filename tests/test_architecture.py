@@ -9,7 +9,7 @@ ROOT = Path(diffuseg.__file__).parent
 ORDER = (  # from the ground up; what stands in one line does not import one another
     {"errors", "py"},
     {"text", "config", "atomic_io", "types", "blocks", "timing", "pulse"},
-    {"device", "diffusion", "networks", "evaluation"},
+    {"device", "diffusion", "networks", "evaluation", "drawing"},
     {"data"},
     {"methods"},
     {"checkpoint"},
@@ -18,7 +18,9 @@ ORDER = (  # from the ground up; what stands in one line does not import one ano
     {"train"},
     {"studies"},
     {"viewer"},
+    {"api"},
     {"cli"},
+    {"__main__"},
 )
 WITHIN = {"text", "config", "atomic_io", "types", "blocks", "timing", "pulse"}  # small files that may import each other
 FLOOR = {package: height for height, packages in enumerate(ORDER) for package in packages}

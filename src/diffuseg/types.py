@@ -35,7 +35,7 @@ def spacing_of(steps: Steps) -> tuple[float, ...]:
     return tuple(float(v) for v in (np.linalg.norm(steps, axis=0) if is_sheared(steps) else steps))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Image:
     """Voxels of one case in file order, and where they lie in the world.
 
@@ -49,6 +49,12 @@ class Image:
     affine: Float[np.ndarray, "4 4"] = field(default_factory=lambda: np.eye(4))
     source: Path | None = None
     header: Any = None
+
+    def __repr__(self) -> str:
+        """One line, without the voxels."""
+        size, spacing = " x ".join(map(str, self.shape)), " x ".join(f"{s:.4g}" for s in self.spacing)
+        where = "" if self.source is None else f", {self.source}"
+        return f"Image({len(self.data)} of {size}, {self.data.dtype}, voxels of {spacing} mm{where})"
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -37,6 +37,7 @@ ORDER = (  # as one meets them
     "evaluate",
     "compare",
     "report",
+    "info",
     "demo-data",
 )
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from diffuseg.cli.app import app, console
+from diffuseg.cli.as_json import JSON, print_json
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
 
@@ -18,11 +19,13 @@ def plan(
         bool, typer.Option("--image-labels", help="For methods that learn from image-level labels: masks are not read.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan that is already there.")] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Decide how to train on a data set, and say why; the plan is a JSON file to be looked at and edited."""
     from rich.markup import escape
     from rich.table import Table
 
+    from diffuseg.config import to_dict
     from diffuseg.data.dataset import open_dataset
     from diffuseg.data.plan import explain, fingerprint, make_plan, save_plan
 
@@ -38,6 +41,7 @@ def plan(
     console().print(table)
     save_plan(made, path)
     typer.echo(f"{path}: written; edit it and give it to `diffuseg train --plan`")
+    print_json({"file": str(path), "plan": to_dict(made)})
 
 
 @app.command("demo-data")

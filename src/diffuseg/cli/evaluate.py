@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from diffuseg.cli.app import SOME_FAILED, app, beside, complain, console
+from diffuseg.cli.as_json import JSON, print_json
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
 
@@ -31,6 +32,7 @@ def evaluate(
     ] = None,
     empty: Annotated[EmptyRule, typer.Option(help="Score of a class that is in neither mask; nan: no score.")] = EmptyRule.nan,
     nsd_tolerance: Annotated[float, typer.Option(help="Tolerance of the normalised surface Dice in mm.")] = 1.0,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Compare predictions with masks: scores per case and class, means with 95 % intervals, and one page to look at.
 
@@ -46,6 +48,7 @@ def evaluate(
         raise UserError("no such folder", file=images)
     evaluation = evaluate_folders(predictions, labels, out, empty.value, nsd_tolerance, images)
     console().print(evaluation_table(evaluation))
+    print_json(evaluation.summary)
     if out is not None:
         pictures = case_pictures([evaluation])
         if pictures:
@@ -127,6 +130,7 @@ def ambiguity(
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Do draws differ as raters do? GED, HM-IoU and more, beside what raters reach and what knows nothing of shapes."""
     from diffuseg.atomic_io import check_writable
@@ -146,3 +150,4 @@ def ambiguity(
     console().print(*tables(found), sep="\n")
     for path in write_ambiguity(found, out):
         typer.echo(f"written: {path}")
+    print_json(found.summary)

@@ -9,6 +9,7 @@ import typer
 
 from diffuseg import timing
 from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, beside, complain, console
+from diffuseg.cli.as_json import JSON, print_json
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -78,6 +79,7 @@ def predict(
         Path | None,
         typer.Option(help="JSON with DICOM codes per class, or dataset.json.", show_default="the model's, or tissue"),
     ] = None,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     from diffuseg.config import warn_renamed
@@ -96,7 +98,7 @@ def predict(
             loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob, series or (), dicom,
             on_done=lambda case, record: bars.say(_found(case, record)),
         )  # fmt: skip
-    _report(result, out)
+    _report(loaded, result, out)
 
 
 def _dicom_out(loaded: "Model", kind: SegKind | None, codes: Path | None) -> "DicomOut | None":
@@ -121,7 +123,7 @@ def _announce(loaded: "Model", options: "SamplingOptions") -> None:
         typer.echo(loaded.calibration.announce(loaded.settings(options)))
 
 
-def _report(result: "FolderResult", out: Path) -> None:
+def _report(loaded: "Model", result: "FolderResult", out: Path) -> None:
     """What became of the cases, those that a person should look at last; the exit code where some failed."""
     from diffuseg.inference.model import NOTICE
 
@@ -137,6 +139,7 @@ def _report(result: "FolderResult", out: Path) -> None:
         )
     counts = {"finished": result.finished, "skipped": result.skipped, "failed": result.failed}
     typer.echo(f"{out}: " + ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) + f". {NOTICE}")
+    print_json({"model": loaded.name, "hash": loaded.hash, "out": str(out)} | asdict(result))
     if result.failed:
         raise typer.Exit(SOME_FAILED if result.finished or result.skipped else USER_ERROR)
 

@@ -42,7 +42,7 @@ def nifti_scale(header: Any) -> float:
     return MM[code]
 
 
-def nifti_affine(image: Any, file: Path) -> np.ndarray:
+def nifti_affine(image: Any, file: Path | None) -> np.ndarray:
     """Voxel -> RAS mm [4, 4] of a NIfTI; warns where its header contradicts itself, refuses units and sizes that are none."""
     try:
         scale = nifti_scale(image.header)
@@ -58,7 +58,7 @@ def in_mm(affine: np.ndarray, scale: float) -> np.ndarray:
     return affine if scale == 1 else np.diag([scale, scale, scale, 1.0]) @ affine
 
 
-def nrrd_scale(units: str, file: Path) -> float:
+def nrrd_scale(units: str, file: Path | None) -> float:
     """Millimetres per unit from NRRD's `space units`, such as '"mm" "mm" "mm"'; refuses unknown units and mixed ones."""
     named = {unit.strip().lower() for unit in units.replace('"', " ").split()} or {""}
     unknown = sorted(named - set(NRRD_MM))
@@ -67,7 +67,7 @@ def nrrd_scale(units: str, file: Path) -> float:
     return NRRD_MM[named.pop()]
 
 
-def check_sizes(affine: np.ndarray, file: Path) -> None:
+def check_sizes(affine: np.ndarray, file: Path | None) -> None:
     """Refuse an affine that maps voxels to no volume; warn of voxels of a size that nothing is imaged with."""
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine / _typical(affine))) < 1e-9:
         raise UserError("its affine does not map voxels to a volume", file=file, do="Mend the header's spacing and orientation")
@@ -82,7 +82,9 @@ def _typical(affine: np.ndarray) -> np.ndarray:
     return np.array([*np.where(sizes > 0, sizes, 1.0), 1.0])
 
 
-def _compare_accounts(header: Any, affine: np.ndarray, scale: float, axes: int, shape: tuple[int, ...], file: Path) -> None:
+def _compare_accounts(
+    header: Any, affine: np.ndarray, scale: float, axes: int, shape: tuple[int, ...], file: Path | None
+) -> None:
     sform, qform = int(header["sform_code"]), int(header["qform_code"])
     if not sform and not qform:
         if axes == 3:

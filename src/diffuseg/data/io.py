@@ -157,7 +157,7 @@ def write(path: Path | str, array: np.ndarray, like: Image) -> None:
         raise UserError("results are not written to lossy files", file=path, do="Choose .png or .tif")
     if array.shape != like.shape and array.shape[1:] != like.shape:
         raise ValueError(f"array {array.shape} does not lie on the grid {like.shape}")
-    planes = _smallest_dtype(array[None] if array.shape == like.shape else array)
+    planes = smallest_dtype(array[None] if array.shape == like.shape else array)
     if ending in pictures.LOSSLESS:
         save: Callable[[Path], None] = lambda aside: pictures.write(aside, planes, path)
     elif ending in ITK:
@@ -217,7 +217,8 @@ def _check_finite(array: np.ndarray, file: Path) -> None:
         raise UserError(f"NaN or infinite values: {bad} of {array.size}", file=file, do="Replace them")
 
 
-def _smallest_dtype(array: np.ndarray) -> np.ndarray:
+def smallest_dtype(array: np.ndarray) -> np.ndarray:
+    """Floats as float32; integers and booleans in the smallest of uint8, int16 and int32 that holds them."""
     if np.issubdtype(array.dtype, np.floating):
         return np.asarray(array, np.float32)
     low, high = int(array.min()), int(array.max())
@@ -233,7 +234,11 @@ def _read_nifti(file: Path) -> FileContents:
         raw = gzip.decompress(raw)  # to the end: unlike nibabel, this verifies the checksum
     # The first field is the header's size: 540 in NIfTI-2, in either byte order.
     second = raw[:4] in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
-    image = (nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(raw)
+    return nifti_contents((nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(raw), file)
+
+
+def nifti_contents(image: Any, file: Path | None) -> FileContents:
+    """Voxels, geometry and header of a nibabel image; `file` stands in messages."""
     data = np.asanyarray(image.dataobj)
     if data.dtype.kind not in "iuf":
         raise UserError(f"voxels of type {data.dtype} are not supported", file=file, do="Store real numbers")
@@ -246,6 +251,11 @@ def _read_nifti(file: Path) -> FileContents:
 
 
 def _write_nifti(aside: Path, planes: np.ndarray, like: Image) -> None:
+    nib.save(nifti_image(planes, like), aside)
+
+
+def nifti_image(planes: np.ndarray, like: Image) -> Any:
+    """Planes [c, *s] on the grid of `like` as a nibabel image, channels last; of its header only the geometry."""
     data = planes[0] if len(planes) == 1 else _channels_last(planes)
     header = like.header if isinstance(like.header, nib.Nifti1Header) else None
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
@@ -258,7 +268,7 @@ def _write_nifti(aside: Path, planes: np.ndarray, like: Image) -> None:
         # A qform can only turn and flip: a sheared grid is left to the sform alone.
         image.set_qform(like.affine, code=int(np.allclose(axes.T @ axes, np.eye(3), atol=1e-6)))
     _only_geometry(image.header)
-    nib.save(image, aside)
+    return image
 
 
 def _only_geometry(header: Any) -> None:
@@ -290,7 +300,11 @@ def _itk() -> Any:
 
 
 def _read_itk(file: Path) -> FileContents:
-    image = _itk().ReadImage(str(file))
+    return itk_contents(_itk().ReadImage(str(file)), file)
+
+
+def itk_contents(image: Any, file: Path | None) -> FileContents:
+    """Voxels and geometry of a SimpleITK image: its world is LPS and its arrays are [k, j, i]; `file` stands in messages."""
     dims = image.GetDimension()
     if dims > 3 or "complex" in image.GetPixelIDTypeAsString():
         raise UserError(f"{dims}-D image of {image.GetPixelIDTypeAsString()} is not supported", file=file)
@@ -306,13 +320,18 @@ def _read_itk(file: Path) -> FileContents:
 
 
 def _write_itk(aside: Path, planes: np.ndarray, like: Image) -> None:
+    try:
+        _itk().WriteImage(itk_image(planes, like), str(aside), useCompression=True)
+    except RuntimeError as error:
+        raise OSError(" ".join(str(error).split()).rpartition("ITK ERROR: ")[2][:160]) from None
+
+
+def itk_image(planes: np.ndarray, like: Image) -> Any:
+    """Planes [c, *s] on the grid of `like` as a SimpleITK image, several as its components."""
     vector = len(planes) > 1
     image = _itk().GetImageFromArray(planes.T if vector else planes[0].T, isVector=vector)
     dims, affine = like.dims, LPS_TO_RAS @ like.affine
     image.SetSpacing(like.spacing)
     image.SetDirection((affine[:dims, :dims] / like.spacing).ravel().tolist())
     image.SetOrigin(affine[:dims, 3].tolist())
-    try:
-        _itk().WriteImage(image, str(aside), useCompression=True)
-    except RuntimeError as error:
-        raise OSError(" ".join(str(error).split()).rpartition("ITK ERROR: ")[2][:160]) from None
+    return image

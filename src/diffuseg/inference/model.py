@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.resources import as_file, files
@@ -18,7 +18,8 @@ from diffuseg.checkpoint import image_digest, known_as, load_checkpoint, seen_in
 from diffuseg.data.batches import FullCase
 from diffuseg.data.dicom import digest
 from diffuseg.data.dicom_series import Stack
-from diffuseg.data.io import read_image, sources
+from diffuseg.data.given import Kind, paths_of, receive
+from diffuseg.data.io import sources
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import GridTransform, maps_to_native
 from diffuseg.data.world import outside_training
@@ -28,6 +29,7 @@ from diffuseg.errors import UserError
 from diffuseg.inference.calibration import Calibration, apply_calibration, contain, digest_of, read_calibration
 from diffuseg.inference.ensemble import Ensemble
 from diffuseg.inference.fusion import Fusion, fusion
+from diffuseg.inference.many import CaseResult, predict_many
 from diffuseg.inference.prediction import Prediction
 from diffuseg.inference.provenance import cost, grid, scores, volumes
 from diffuseg.inference.recorder import DrawRecorder
@@ -36,7 +38,16 @@ from diffuseg.methods import Method
 from diffuseg.types import Image
 
 NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
-Readable = Image | np.ndarray | Path | str | Stack | Sequence[Path | str | Stack]
+Readable = Any  # what `diffuseg.data.given` lists: its types are of packages that need not be there
+
+
+@dataclass(frozen=True)
+class ReadCase:
+    """A case that is read: its image, what tells its files from others of these names, and what it was given as."""
+
+    image: Image
+    digests: list[str]
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -149,6 +160,8 @@ class Model:
         image: Readable,
         options: SamplingOptions | int | None = None,
         *,
+        affine: Any = None,
+        spacing: Any = None,
         calibrate: bool = True,
         on_draw: Callable[[int, int], None] | None = None,
         **changes: Any,
@@ -160,9 +173,11 @@ class Model:
         learnt from image-level labels decides what the image shows, unless `label` says so; "background" is an empty mask.
 
         Args:
-            image: A file, files (one per channel), a DICOM folder, an Image, or an array [*s] or [c, *s]: its voxels are taken
-                for 1 mm, its axes for right, anterior, superior.
+            image: A path; paths or images, one per channel; a DICOM folder; an array or tensor; an image of nibabel, SimpleITK
+                or MONAI.
             options: How to draw, see `SamplingOptions`; a number is that of the draws.
+            affine: Voxel -> mm (RAS) of an array or tensor; else its axes are taken for right, anterior, superior.
+            spacing: Size of its voxels in mm per axis, in place of an affine; else 1 mm.
             calibrate: Where the model is calibrated for these settings, temper probabilities and widen volume intervals; they
                 then hold the mask's own volume. Mask and uncertainty maps are those of the draws either way.
             on_draw: Called with (done, draws) after each draw.
@@ -175,8 +190,8 @@ class Model:
         given = SamplingOptions(draws=options) if isinstance(options, int) else options or SamplingOptions()
         asked = replace(given, **changes)
         options = self.resolve(asked)
-        image = image if isinstance(image, (Image, np.ndarray)) else sources(image)
-        image, digests = self._image(image), file_digests(image)
+        case = image if isinstance(image, ReadCase) else self.read(image, affine=affine, spacing=spacing)
+        image, digests = case.image, case.digests
         draws = self.prepare(image, options)
         ensemble, fused, recorder = self._collect(draws, options, on_draw)
         uncertainty = _uncertainty(ensemble, draws.transform)
@@ -196,7 +211,7 @@ class Model:
         record |= self._origin(image, draws, digests) | {"image_digests": digests}
         record |= {"recommended": self.recommended(asked) is not None} | cost(draws)
         record["seconds"] = round(time.monotonic() - started, 2)
-        return Prediction(mask, probability, uncertainty, image, record, recorder.draws, recorder.steps)
+        return Prediction(mask, probability, uncertainty, image, record, recorder.draws, recorder.steps, case.kind)
 
     def _collect(
         self, draws: ImageDraws, options: SamplingOptions, on_draw: Callable[[int, int], None] | None
@@ -211,6 +226,42 @@ class Model:
                 on_draw(ensemble.draws, len(draws.seeds))
             del draw, probability  # before the next one is made
         return ensemble, fused, recorder
+
+    def read(self, image: Readable, *, affine: Any = None, spacing: Any = None) -> ReadCase:
+        """A case as `predict` takes it, read and checked; `predict` takes what this returns, too.
+
+        Raises:
+            UserError: What cannot be read, is no image, or has NaN or infinite values.
+        """
+        axes, files = image_axes(self.plan), sources(paths_of(image))
+        received, kind = receive(files or image, axes, affine, spacing)
+        if received.dims > axes:
+            what = f"a volume of shape {received.shape}, but the plan is for pictures"
+            raise UserError(what, file=received.source, do="Give its slices one by one")
+        return ReadCase(received, file_digests(files), kind)
+
+    def predict_many(
+        self,
+        cases: Any,
+        options: SamplingOptions | int | None = None,
+        *,
+        out: Path | str | None = None,
+        **keywords: Any,
+    ) -> Iterator[CaseResult]:
+        """Segment many cases, one after the other, while the next ones are read and the one before is written.
+
+        `for name, prediction, error in model.predict_many(paths, out="results"): ...`. See `diffuseg.inference.many`.
+        """
+        return predict_many(self, cases, options, out, keywords)
+
+    def __call__(self, image: Readable, options: SamplingOptions | int | None = None, **changes: Any) -> Any:
+        """The mask of one case as the same kind: `model(x)` is `model.predict(x).like_input()`, a step of a MONAI pipeline."""
+        return self.predict(image, options, **changes).like_input()
+
+    def __repr__(self) -> str:
+        """One line, without weights."""
+        classes = ", ".join(self.plan.names[1:])
+        return f"Model({self.name!r} ({self.hash}), {self.meta.get('method')}, classes {classes}, on {self.device})"
 
     def _recorder(self, draws: ImageDraws, options: SamplingOptions) -> DrawRecorder:
         """Of what is to be kept; a deterministic method has no noise, so its only step is at level 0."""
@@ -264,22 +315,10 @@ class Model:
         values = np.array(sorted(self.plan.labels.values()))
         return values.astype(np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32)
 
-    def _image(self, image: Readable) -> Image:
-        if isinstance(image, np.ndarray):
-            image = self._array(image)
-        elif not isinstance(image, Image):
-            return read_image(image)
-        if not all_finite(image.data):
-            raise UserError("there are NaN or infinite values in the image", file=image.source, do="Replace them")
-        return image
 
-    def _array(self, array: np.ndarray) -> Image:
-        volumes = self.plan.dims == 3 or self.plan.orientation is not None or len(self.plan.spacing or ()) == 3
-        axes = 3 if volumes else 2
-        if array.dtype.kind not in "biuf" or array.ndim not in (axes, axes + 1) or array.size == 0:
-            what = f"an array of shape {array.shape} and type {array.dtype}"
-            raise UserError(what, do=f"This model takes real numbers with {axes} axes, or channels and {axes} axes")
-        return Image(array[None] if array.ndim == axes else array)
+def image_axes(plan: Plan) -> int:
+    """Spatial axes of the images that a plan is for, 2 or 3: a 2-D network may look at volumes slice by slice."""
+    return 3 if plan.dims == 3 or plan.orientation is not None or len(plan.spacing or ()) == 3 else 2
 
 
 def load(path: Path | str, device: str | None = None, options: Sequence[str] = ()) -> Model:
@@ -312,9 +351,7 @@ def packaged() -> list[str]:
 
 def file_digests(image: Readable) -> list[str]:
     """What tells the files of a case from other files of the same name, one entry per channel; [] of an image in memory."""
-    if isinstance(image, (Image, np.ndarray)):
-        return []
-    return [digest(path) if isinstance(path, Stack) else image_digest(path) for path in sources(image)]
+    return [digest(path) if isinstance(path, Stack) else image_digest(path) for path in sources(paths_of(image))]
 
 
 def _uncertainty(ensemble: Ensemble, transform: GridTransform) -> dict[str, np.ndarray]:

@@ -13,13 +13,15 @@ from diffuseg.atomic_io import write_json
 from diffuseg.data import io
 from diffuseg.data.dicom import case_name
 from diffuseg.data.dicom_series import Stack
+from diffuseg.data.given import Kind, give_back
 from diffuseg.data.outputs import KEPT, probability_names, sidecar_name
 from diffuseg.data.pictures import LOSSY
 from diffuseg.errors import UserError
+from diffuseg.inference import show
 from diffuseg.types import Image
 
 
-@dataclass
+@dataclass(repr=False)
 class Prediction:
     """One segmented case in its native geometry.
 
@@ -30,6 +32,10 @@ class Prediction:
     provenance   what goes into <case>.json: volumes in ml with their interval over draws, seeds, steps, model, versions
     draws        [n, *s] the mask of each draw, where they were kept
     steps        [steps, *s] the first draw step by step: probability of the foreground in percent, where they were kept
+    kind         what the image was given as: "path", "array", "nibabel", ...
+
+    `like_input` gives mask or maps back as that kind; `to_nibabel`, `to_sitk` and `to_metatensor` as these. A notebook shows a
+    prediction as a picture with its volumes; `plot` draws the picture into axes.
     """
 
     mask: np.ndarray
@@ -39,6 +45,48 @@ class Prediction:
     provenance: dict[str, Any]
     draws: np.ndarray | None = None
     steps: np.ndarray | None = None
+    kind: Kind = "Image"
+
+    def values(self, what: str = "mask") -> np.ndarray:
+        """The array of this name: "mask", "probability", "draws", "steps", or a map of `uncertainty` such as "entropy".
+
+        Raises:
+            UserError: There is none of this name, or it was not kept.
+        """
+        own = {"mask": self.mask, "probability": self.probability, "draws": self.draws, "steps": self.steps}
+        found = (own | self.uncertainty).get(what)
+        if found is None and what in KEPT:
+            raise UserError(f"the {what} of this prediction were not kept", do=f"Ask for them: predict(..., keep_{what}=True)")
+        if found is None:
+            known = [name for name, array in (own | self.uncertainty).items() if array is not None]
+            raise UserError(f"a prediction has no {what!r}", do=f"It has: {', '.join(known)}")
+        return found
+
+    def like_input(self, what: str = "mask") -> Any:
+        """What `values` gives, as the kind that the image was given as, at the same place; of paths an array."""
+        return give_back(self.values(what), self.image, self.kind)
+
+    def to_nibabel(self, what: str = "mask") -> Any:
+        """What `values` gives as a nibabel image (RAS), several planes as its last axis."""
+        return give_back(self.values(what), self.image, "nibabel")
+
+    def to_sitk(self, what: str = "mask") -> Any:
+        """What `values` gives as a SimpleITK image (LPS), several planes as its components."""
+        return give_back(self.values(what), self.image, "SimpleITK")
+
+    def to_metatensor(self, what: str = "mask") -> Any:
+        """What `values` gives as a MONAI MetaTensor, channels first; with the meta data of the image if that was one."""
+        return give_back(self.values(what), self.image, "MetaTensor")
+
+    def plot(self, axes: Any = None) -> np.ndarray:
+        """Draw image with mask, probability and entropy into axes of matplotlib, one to three; returns them."""
+        return show.plot(self, axes)
+
+    def __repr__(self) -> str:
+        return show.one_line(self)
+
+    def _repr_html_(self) -> str:
+        return show.as_html(self)
 
     def save(self, folder: Path | str, case: str | None = None, ending: str | None = None, probabilities: bool = True) -> Path:
         """Write mask, foreground probabilities, entropy, provenance and what was kept into a folder; returns the mask."""

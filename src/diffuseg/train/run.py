@@ -1,0 +1,38 @@
+"""`diffuseg.train(...)`, a training from Python."""
+
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from diffuseg.errors import UserError
+
+
+def train(dataset: Path | str, out: Path | str, method: str = "cdal", **settings: Any) -> Path:
+    """Train a method on one fold of a data set.
+
+    Args:
+        dataset: Folder in the nnU-Net v2 raw or the MSD layout.
+        out: Folder of the run: checkpoints, logs, pictures.
+        method: unet, concat, distributional, cdal, medsegdiff, medsegdiff_v2, cdm or cam.
+        settings: The other options of `diffuseg train` by name: steps=2000, fold=1, max_minutes=30, resume=True,
+            set=["train.ema=0.99"]; fields of `diffuseg.train.setup.TrainSettings`.
+
+    Returns:
+        The path of the best checkpoint, for `diffuseg.load`.
+
+    Raises:
+        UserError: As `diffuseg train` refuses.
+    """
+    from diffuseg.train.loop import TrainSettings
+    from diffuseg.train.loop import train as run
+
+    known = [field.name for field in fields(TrainSettings)]
+    for name in settings.keys() - set(known):
+        near = get_close_matches(name, known, n=1)
+        do = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}"
+        raise UserError(f"train has no setting {name!r}", do=do)
+    for name in ("plan", "labels", "start"):
+        if settings.get(name) is not None:
+            settings[name] = Path(settings[name])
+    return run(TrainSettings(Path(dataset), method, Path(out), **settings))
