@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 USER_ERROR, SOME_FAILED, INTERRUPTED = 2, 3, 130
 ORDER = (  # as one meets them
+    "convert",
     "plan",
     "train",
     "curve",

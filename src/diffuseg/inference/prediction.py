@@ -12,7 +12,6 @@ from jaxtyping import Float
 from diffuseg.atomic_io import write_json
 from diffuseg.data import io
 from diffuseg.data.outputs import KEPT, probability_names, sidecar_name
-from diffuseg.data.pictures import LOSSY
 from diffuseg.errors import UserError
 from diffuseg.types import Image
 
@@ -89,7 +88,7 @@ def save(
 def ending_for(source: Path) -> str:
     """The file ending of results: that of the image, or .png where that one is lossy."""
     ending = io.ending_of(source)
-    return ".png" if ending in LOSSY else ending
+    return io.WRITTEN_AS.get(ending, ending)
 
 
 def _probabilities(prediction: Prediction, ending: str) -> list[tuple[str, np.ndarray]]:
