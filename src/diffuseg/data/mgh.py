@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -29,7 +30,7 @@ def write(aside: Path, planes: np.ndarray, like: Image, packed: bool) -> None:
     """Write planes [c, i, j, k] of uint8, int16, int32 or float32."""
     if planes.ndim != 4:
         raise UserError("FreeSurfer's formats hold volumes", file=aside, do="Choose .nii.gz")
-    data = planes[0] if len(planes) == 1 else np.moveaxis(planes, 0, -1)
+    data: Any = planes[0] if len(planes) == 1 else np.moveaxis(planes, 0, -1)
     content = nib.MGHImage(data, like.affine).to_bytes()
     if packed:
         import gzip
@@ -39,6 +40,5 @@ def write(aside: Path, planes: np.ndarray, like: Image, packed: bool) -> None:
 
 
 def _claim(head: bytes) -> Claim:
-    size = nib.freesurfer.mghformat.header_dtype.itemsize
-    header = nib.freesurfer.mghformat.MGHHeader.from_fileobj(io.BytesIO(head), check=False)
-    return Claim(tuple(int(n) for n in header["dims"]), header.get_data_dtype().itemsize, max(size, 284))
+    header: Any = nib.MGHImage.header_class.from_fileobj(io.BytesIO(head), check=False)
+    return Claim(tuple(int(n) for n in header["dims"]), header.get_data_dtype().itemsize, 284)

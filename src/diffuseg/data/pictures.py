@@ -57,7 +57,11 @@ def open_picture(file: Path) -> Any:
         what = " ".join(str(error).split()).split(", could")[0]
         raise UserError(what[0].lower() + what[1:], file=file, do="Cut it into smaller pictures, or shrink it") from None
     claim = Claim((len(picture.getbands()), picture.height, picture.width), 1)
-    check_claim(file, claim, file.stat().st_size, 8 * DEFLATE if picture.format == "PNG" else UNBOUNDED)  # 1 bit becomes 8
+    try:
+        check_claim(file, claim, file.stat().st_size, 8 * DEFLATE if picture.format == "PNG" else UNBOUNDED)  # 1 bit becomes 8
+    except UserError:
+        picture.close()
+        raise
     return picture
 
 

@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,8 @@ def survey(pairing: Pairing, wishes: Wishes, on_case: Callable[[str], None] | No
         dims.add(image.dims)
         for drawn in case.masks:
             painted = _painted(drawn, image)
-            onto_grid(painted.image, image, drawn.path)
-            look_at(painted, drawn.path, found, wishes.threshold)
+            laid = replace(painted, image=replace(image, data=onto_grid(painted.image, image, drawn.path)))
+            look_at(laid, drawn.path, found, wishes.threshold)
     if len(dims) > 1:
         raise UserError("pictures and volumes are mixed", do="Convert them apart")
     if len(planes) > 1:

@@ -24,6 +24,7 @@ SPLIT = {
     "train": "train", "training": "train", "tr": "train", "test": "test", "testing": "test", "ts": "test", "val": "val",
     "valid": "val", "validation": "val",
 }  # fmt: skip
+NO_CASE = MASK | IMAGE | {"derivatives", "anat"}  # folders of these names say nothing of the case
 ENTITY = re.compile(r"(?:^|_)(?:space|desc|res|den)-[A-Za-z0-9]+")  # of BIDS: how a mask was made, not of whom
 
 Role = Literal["image", "mask"]
@@ -41,6 +42,7 @@ class Named(NamedTuple):
         channel: "T1", "0001", or "" where nothing says it.
         split: "train", "test", "val", or "".
         shown: Its name without what says image, mask or channel.
+        places: Names of its folders, without those that only say image or mask.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Named(NamedTuple):
     channel: str
     split: str
     shown: str
+    places: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -83,8 +86,9 @@ def read_name(path: Path, source: Path, ending: str, numbered: bool = False, rol
         role = "mask" if "mask" in says else _role(folders) or "image"
     inner = [part for folder in folders for token in _tokens(folder) for part in _parts(token)]
     split = next((SPLIT[word] for word in reversed(inner) if word in SPLIT), "")
-    whose = tuple(word for word in inner if word not in MASK | IMAGE | {"derivatives", "anat"})
-    return Named(path, role, whose, tuple(words), after, channel, split, shown.strip("_-. "))
+    whose = tuple(word for word in inner if word not in NO_CASE)
+    places = tuple(folder for folder in folders if not {p for t in _tokens(folder) for p in _parts(t)} <= NO_CASE)
+    return Named(path, role, whose, tuple(words), after, channel, split, shown.strip("_-. "), places)
 
 
 def _role(folders: tuple[str, ...]) -> Role | None:

@@ -154,7 +154,8 @@ def _image_of(
     if mask.key in groups:
         return mask.key, ()
     if mask.stem in alone:
-        return alone[mask.stem], ()
+        key = alone[mask.stem]
+        return key, tuple(word for word in mask.folders if word not in key)
     inside = [(key, _beyond(key, mask.key)) for key in groups if key]
     inside += [(key, _beyond(stem, mask.stem)) for stem, key in alone.items()]
     fits = [(key, rest) for key, rest in inside if rest and (not _digits(rest) or len(rest) <= mask.after)]
@@ -166,14 +167,11 @@ def _image_of(
 
 
 def _beyond(short: tuple[str, ...], long: tuple[str, ...]) -> tuple[str, ...]:
-    """The words of a long name without those of a short one, in order; () where it lacks one of them."""
-    left, at = [], 0
-    for word in long:
-        if at < len(short) and word == short[at]:
-            at += 1
-        else:
-            left.append(word)
-    return tuple(left) if at == len(short) else ()
+    """The words of a long name around those of a short one; () where it does not have these in a row."""
+    for at in range(len(long) - len(short) + 1):
+        if long[at : at + len(short)] == short:
+            return long[:at] + long[at + len(short) :]
+    return ()
 
 
 def _digits(words: Sequence[str]) -> bool:
@@ -240,9 +238,12 @@ def _choose_channels(
 
 def _names(images: dict[tuple[str, ...], Named], source: Path) -> dict[tuple[str, ...], str]:
     """A name for each case: that of its file, with those of its folders where two would be called alike."""
-    plain = {key: each.shown or "_".join(each.folders) or source.resolve().name for key, each in images.items()}
+    plain = {key: each.shown or "_".join(each.places) or source.resolve().name for key, each in images.items()}
     counts = Counter(name.lower() for name in plain.values())
-    long = {key: name if counts[name.lower()] == 1 else "_".join(key) for key, name in plain.items()}
+    long = {
+        key: name if counts[name.lower()] == 1 else "_".join(filter(None, (*images[key].places, images[key].shown)))
+        for key, name in plain.items()
+    }
     again = Counter(long.values())
     return {key: name if again[name] == 1 else f"{name}_{number}" for number, (key, name) in enumerate(long.items())}
 

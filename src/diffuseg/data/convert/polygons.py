@@ -211,7 +211,7 @@ def _brush(packed: Sequence[int]) -> tuple[int, ...]:
         done += length
     opaque = values[3::4] > 0
     changes = np.flatnonzero(np.diff(opaque.astype(np.int8), prepend=0))
-    return tuple(int(n) for n in np.diff([0, *changes, len(opaque)]))
+    return tuple(int(n) for n in np.diff(np.array([0, *changes, len(opaque)])))
 
 
 def rasterise(shapes: Sequence[Shape], size: tuple[int, int], file: Path) -> np.ndarray:
