@@ -18,7 +18,7 @@ def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Voxels [c, i, j, k] as stored, and voxel -> RAS mm [4, 4]."""
     raw = read_claimed(file, _claim)
     image = nib.MGHImage.from_bytes(raw)
-    if not int(image.header["goodRASFlag"]):
+    if raw[28:30] != b"\0\1":  # goodRASFlag, which nibabel sets by itself
         raise UserError(
             "its header says no orientation (goodRASFlag is 0)", file=file, do="mri_convert --in_orientation mends it"
         )
