@@ -86,7 +86,7 @@ def save(
 
 
 def ending_for(source: Path) -> str:
-    """The file ending of results: that of the image, or .png where that one is lossy."""
+    """The file ending of results: that of the image, or another where that one is read only: .png for .jpg, .mha for .mhd."""
     ending = io.ending_of(source)
     return io.WRITTEN_AS.get(ending, ending)
 
