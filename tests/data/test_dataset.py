@@ -356,3 +356,45 @@ def test_the_order_of_labels_says_nothing_and_ignore_is_no_class(tmp_path):
     extra = {"labels": {"ignore": 9, "b": 4, "a": 2, "background": 0}}
     assert list(label_values(extra, tmp_path).items()) == [("background", 0), ("a", 2), ("b", 4)]
     assert ignore_value(extra, tmp_path) == 9
+
+
+def test_a_folder_of_images_is_told_the_command_that_makes_a_data_set_of_it(tmp_path):
+    (tmp_path / "my scans/images").mkdir(parents=True)
+    refused(lambda: open_dataset(tmp_path / "my scans"), "no such file", "imagesTr/<case>_0000.nii.gz")
+    (tmp_path / "my scans/images/a.bmp").write_bytes(b"x")
+    line = refused(lambda: open_dataset(tmp_path / "my scans"), "no data set", "`diffuseg convert '", "makes one")
+    assert f"diffuseg convert '{tmp_path}/my scans' --out 'my scans_dataset'" in line
+
+
+@pytest.mark.parametrize("path", ["/etc/a.nii.gz", "../a.nii.gz", "imagesTr/../../a.nii.gz"])
+def test_a_list_of_files_does_not_leave_its_data_set(tmp_path, path):
+    folder = tmp_path / "in"
+    save(tmp_path / "a.nii.gz", np.zeros(SHAPE, np.uint8))
+    save(folder / "imagesTr/b.nii.gz", np.zeros(SHAPE, np.uint8))
+    describe(folder, channel_names=None, modality={"0": "T1"}, training=[{"image": path, "label": "imagesTr/b.nii.gz"}])
+    refused(lambda: open_dataset(folder), f"names {path}, outside of the data set")
+    (folder / "imagesTr/c.nii.gz").symlink_to(tmp_path / "a.nii.gz")  # a link is the work of whoever owns the folder
+    listed = [{"image": "imagesTr/../imagesTr/c.nii.gz", "label": "imagesTr/b.nii.gz"}]
+    describe(folder, channel_names=None, modality={"0": "T1"}, training=listed)
+    assert [case.id for case in open_dataset(folder).cases] == ["c"]
+
+
+def test_another_spelling_of_a_label_is_shown(folder):
+    describe(folder, labels={"background": 0, "lesion": 1})
+    for case in "abc":
+        save(folder / f"labelsTr/{case}.nii.gz", 255 * (np.arange(120).reshape(SHAPE) > 60).astype(np.uint8))
+    line = refused(lambda: load_case(open_dataset(folder), open_dataset(folder).cases[0]), "label value 255")
+    assert line.endswith('Allowed: 0 background, 1 lesion. If 255 is lesion in all masks, write "lesion": 255 into "labels"')
+    describe(folder, labels={"background": 0, "lesion": 255})
+    assert check(open_dataset(folder)) == []
+
+
+def test_masks_that_mark_nothing_are_refused_and_a_class_in_none_is_named(folder, caplog):
+    from diffuseg.data.fingerprint import fingerprint
+
+    for case in "abc":
+        save(folder / f"labelsTr/{case}.nii.gz", np.zeros(SHAPE, np.uint8))
+    refused(lambda: fingerprint(open_dataset(folder)), "labelsTr: no mask of 3 cases marks anything")
+    save(folder / "labelsTr/a.nii.gz", np.ones(SHAPE, np.uint8))
+    fingerprint(open_dataset(folder))
+    assert "in no mask: tail" in caplog.text

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from diffuseg import __version__
-from diffuseg.cli import data, evaluate, export, info, predict, pseudo, train, view
+from diffuseg.cli import convert, data, evaluate, export, info, predict, pseudo, train, view
 from diffuseg.cli.app import app
 
-__all__ = ["app", "data", "evaluate", "export", "info", "main", "predict", "pseudo", "train", "view"]
+__all__ = ["app", "convert", "data", "evaluate", "export", "info", "main", "predict", "pseudo", "train", "view"]
 
 
 def main() -> None:

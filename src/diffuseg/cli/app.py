@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 USER_ERROR, SOME_FAILED, INTERRUPTED, TERMINATED = 2, 3, 130, 143
 ORDER = (  # as one meets them
+    "convert",
     "plan",
     "train",
     "curve",

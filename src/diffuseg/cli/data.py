@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from diffuseg.cli.app import app, console
+from diffuseg.cli.app import app, complain, console
 from diffuseg.cli.as_json import JSON, print_json
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -26,7 +26,7 @@ def plan(
     from rich.table import Table
 
     from diffuseg.config import to_dict
-    from diffuseg.data.dataset import open_dataset
+    from diffuseg.data.dataset import open_dataset, splits
     from diffuseg.data.plan import explain, fingerprint, make_plan, save_plan
 
     data = open_dataset(dataset, masks=not image_labels)
@@ -40,6 +40,10 @@ def plan(
         table.add_row(*map(escape, row))
     console().print(table)
     save_plan(made, path)
+    try:
+        splits(data)
+    except UserError as fault:  # a plan can be made of one case, and no validation
+        complain(f"`diffuseg train` will stop here: {fault}")
     typer.echo(f"{path}: written; edit it and give it to `diffuseg train --plan`")
     print_json({"file": str(path), "plan": to_dict(made)})
 

@@ -181,10 +181,18 @@ def _odd_labels(dataset: Dataset, mask: Image) -> list[UserError]:
         UserError(
             f"label value {value} (in {pluralize(n, 'voxel')}) is not in dataset.json",
             file=mask.source,
-            do=f"Allowed: {allowed}",
+            do=f"Allowed: {allowed}{_other_spelling(dataset, set(values.tolist()), value) if len(odd) == 1 else ''}",
         )
         for value, n in odd
     ]
+
+
+def _other_spelling(dataset: Dataset, values: set[int], odd: int) -> str:
+    """What to write into dataset.json where a mask has one odd value, and one class of dataset.json is not in it."""
+    absent = [name for name, value in dataset.labels.items() if value and value not in values]
+    if len(absent) != 1 or odd < 0:
+        return ""
+    return f'. If {odd} is {absent[0]} in all masks, write "{absent[0]}": {odd} into "labels"'
 
 
 def _check_channels(dataset: Dataset, case: Case, image: Image) -> None:

@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from diffuseg.data.dicom_files import TRAITS, Slice, dicom_files, read_slices
-from diffuseg.data.geometry import warn_once
+from diffuseg.data.geometry import LPS_TO_RAS, warn_once
 from diffuseg.errors import UserError
 from diffuseg.text import few, pluralize
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ELSEWHERE = 0.1  # of a voxel: as far as a slice or a corner may be from where an even grid has it
 ONE_PLACE = 0.01  # of a pixel: positions that are closer are one
 ONE_DIRECTION = 0.01  # difference of direction cosines that makes two stacks of one

@@ -7,7 +7,9 @@ import nibabel as nib
 import numpy as np
 
 from diffuseg.data.dataset import Dataset, load_case, load_image, patients
+from diffuseg.data.geometry import warn_once
 from diffuseg.errors import UserError
+from diffuseg.text import pluralize
 from diffuseg.types import Image
 
 SAMPLED = 10_000  # foreground voxels per case that the intensity statistics look at
@@ -73,6 +75,7 @@ def fingerprint(dataset: Dataset) -> Fingerprint:
             counts[label] += count
             present[label] += count > 0
     patient_of, rule = patients(dataset)
+    _refuse_empty(dataset, present, counts)
     total, masks = sum(counts.values()), [len(case.masks) for case in dataset.cases]
     tops = [float(high.max()) for _, high in extremes]
     low, high = np.min([low for low, _ in extremes], 0), np.max([high for _, high in extremes], 0)
@@ -95,6 +98,20 @@ def fingerprint(dataset: Dataset) -> Fingerprint:
         raters=(min(masks), max(masks)),
         brightest=(min(tops), max(tops)),
     )
+
+
+def _refuse_empty(dataset: Dataset, present: dict[str, int], counts: dict[str, int]) -> None:
+    """Refuse masks that mark nothing in any case; name the classes that no case has."""
+    foreground = [label for label, value in dataset.labels.items() if value != 0]
+    absent = [label for label in foreground if not present[label]]
+    if not any(counts.values()) or not absent:
+        return
+    if absent == foreground:
+        what = f"no mask of {pluralize(len(dataset.cases), 'case')} marks anything: there is nothing to learn"
+        raise UserError(
+            what, file=dataset.folder / "labelsTr", do="Are these the right masks, and do values agree with dataset.json?"
+        )
+    warn_once(dataset.folder / "labelsTr", f"in no mask: {', '.join(absent)}")
 
 
 def _geometry(image: Image) -> tuple[np.ndarray, np.ndarray, str]:

@@ -13,6 +13,9 @@ import numpy as np
 
 from diffuseg.errors import UserError
 
+# The world of NIfTI is RAS, that of ITK and DICOM is LPS: x and y point the other way.
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
 MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # of NIfTI's units of length: none said, metre, millimetre, micrometre
 NRRD_MM = {
     "": 1.0, "mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "millimetre": 1.0, "cm": 10.0, "centimeter": 10.0, "m": 1000.0,

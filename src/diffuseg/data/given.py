@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from diffuseg.data import geometry, io
+from diffuseg.data import geometry, io, itk
 from diffuseg.data.dicom_series import Stack
 from diffuseg.errors import UserError
 from diffuseg.types import Image
@@ -116,9 +116,9 @@ def _image_of(given: Any, kind: Kind, axes: int, affine: Any, spacing: Any) -> I
     if kind == "nibabel":
         return _from_nibabel(given)
     if kind == "SimpleITK":
-        contents = io.itk_contents(given, None)
-        geometry.check_sizes(contents.affine, None)
-        return Image(contents.data, contents.affine)
+        values, affine = itk.contents(given, None)
+        geometry.check_sizes(affine, None)
+        return Image(values, affine)
     data = _channels_first(_array_of(given), axes)
     if kind == "MetaTensor":
         return _with_meta(data, given, axes)
@@ -144,7 +144,7 @@ def _with_meta(data: np.ndarray, given: Any, axes: int) -> Image:
     if "xyzt_units" in meta:
         affine = geometry.in_mm(affine, geometry.nifti_scale({"xyzt_units": np.asarray(meta["xyzt_units"])}))
     if str(getattr(meta.get("space"), "value", meta.get("space"))).upper() == "LPS":
-        affine = io.LPS_TO_RAS @ affine
+        affine = geometry.LPS_TO_RAS @ affine
     geometry.check_sizes(affine, None)
     return Image(data, affine, header=MetaHeader(meta, list(given.applied_operations)))
 
@@ -236,7 +236,7 @@ def give_back(planes: np.ndarray, image: Image, kind: Kind) -> Any:
     if kind == "nibabel":
         return io.nifti_image(io.smallest_dtype(channels), image)
     if kind == "SimpleITK":
-        return io.itk_image(io.smallest_dtype(channels), image)
+        return itk.itk_image(io.smallest_dtype(channels), image)
     if kind == "tensor":
         return torch.from_numpy(np.ascontiguousarray(planes))
     if kind == "MetaTensor":

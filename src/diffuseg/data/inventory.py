@@ -4,11 +4,26 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from diffuseg.data.geometry import warn_once
-from diffuseg.data.io import ENDINGS, ITK, NIFTI, case_of, ending_of
+from diffuseg.data.io import ENDINGS, VOLUMES, case_of, ending_of
 from diffuseg.errors import UserError
 from diffuseg.text import few, pluralize
 
-NOTES = (".json", ".csv", ".tsv", ".txt", ".md", ".html", ".pdf", ".bval", ".bvec", ".log", ".yaml", ".yml")  # beside images
+NOTES = (
+    ".json",
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".md",
+    ".html",
+    ".pdf",
+    ".bval",
+    ".bvec",
+    ".log",
+    ".yaml",
+    ".yml",
+    ".raw",
+    ".zraw",
+)  # beside images, the last two of a .mhd
 
 
 def refuse_dangling(paths: Sequence[Path]) -> None:
@@ -25,7 +40,7 @@ def refuse_twins(files: Iterable[Path]) -> None:
     for path in files:
         if path.name.lower().endswith(ENDINGS):
             ending = ending_of(path)  # a picture beside a volume is a preview
-            other = found.setdefault((case_of(path, ending), ending in NIFTI + ITK), path)
+            other = found.setdefault((case_of(path, ending), ending in VOLUMES), path)
             if other != path:
                 raise UserError(f"stands beside {other.name}: two files of one case", file=path, do="Keep one of them")
 

@@ -3,14 +3,14 @@
     .nii .nii.gz       nibabel      3-D and 2-D; a 4-D file is a volume with channels
     .png .tif .tiff    Pillow, tifffile    8 and 16 bit, grey and colour; .tif also float
     .jpg .jpeg         Pillow       images only: a lossy mask has no exact border
-    .nrrd .mha         SimpleITK    if the extra `diffuseg[itk]` is installed
+    .nrrd .mha .mhd    SimpleITK    if the extra `diffuseg[itk]` is installed; .seg.nrrd (3D Slicer) masks only
+    .mgz .mgh          nibabel      FreeSurfer's volumes; frames are channels
     DICOM              pydicom      images only, folders and files by content; the extra `diffuseg[dicom]`, see dicom.py
 
 The axes of an array are the file's own voxel axes (i, j, k); those of a picture are rows and columns. Whatever is wrong
 with a file is a UserError that names it.
 """
 
-import gzip
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,8 @@ import numpy as np
 
 from diffuseg.atomic_io import atomic_path
 from diffuseg.blocks import blocks
-from diffuseg.data import dicom, geometry, pictures
+from diffuseg.data import dicom, geometry, itk, mgh, pictures
+from diffuseg.data.claims import Claim, read_claimed
 from diffuseg.data.dicom_series import Stack
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -28,12 +29,11 @@ from diffuseg.timing import timed
 from diffuseg.types import Image
 
 NIFTI = (".nii.gz", ".nii")
-ITK = (".nrrd", ".mha")
-ENDINGS = NIFTI + pictures.LOSSLESS + pictures.LOSSY + ITK
-LOSSLESS = NIFTI + pictures.LOSSLESS + ITK
-
-# NIfTI's world is RAS, that of ITK is LPS: x and y point the other way.
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+VOLUMES = NIFTI + itk.ENDINGS + mgh.ENDINGS
+ENDINGS = NIFTI + pictures.LOSSLESS + pictures.LOSSY + itk.ENDINGS + mgh.ENDINGS
+LOSSLESS = NIFTI + pictures.LOSSLESS + itk.ENDINGS + mgh.ENDINGS
+WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", itk.SLICER: ".nrrd"}  # what is read, and not written
+CONVERTED = (".npy", ".npz", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".nhdr", ".hdr")  # read by `diffuseg convert` alone
 
 
 class FileContents(NamedTuple):
@@ -50,6 +50,9 @@ def ending_of(path: Path | str) -> str:
     for ending in ENDINGS:
         if name.endswith(ending) and len(name) > len(ending):
             return ending
+    if name.endswith(CONVERTED):
+        do = "`diffuseg convert FOLDER --out DATASET` makes files of a known ending of it (--images-only without masks)"
+        raise UserError(f"{Path(name).suffix} is not read here", file=path, do=do)
     raise UserError("this file ending is not known", file=path, do=f"Known: {' '.join(ENDINGS)}")
 
 
@@ -88,6 +91,9 @@ def read_image(paths: Path | str | Stack | Sequence[Path | str | Stack]) -> Imag
     files = sources(paths)
     if not files:
         raise ValueError("read_image: no file given")
+    for file in files:
+        if ending_of(file) == itk.SLICER:
+            raise UserError("is a segmentation of 3D Slicer, no image", file=file, do="Give the image that it belongs to")
     parts = [_read(file, mask=False) for file in files]
     places = [file.place if isinstance(file, Stack) else file for file in files]
     arrays = []
@@ -117,7 +123,8 @@ def read_mask(path: Path | str) -> Image:
     part = _read(file, mask=True)
     data = part.data
     if len(data) != 1:
-        raise UserError(f"a mask has one channel, this file has {len(data)}", file=file, do="Store label values as grey")
+        do = "Store label values as grey; `diffuseg convert` makes them of colours, and of one channel per class"
+        raise UserError(f"a mask has one channel, this file has {len(data)}", file=file, do=do)
     if not np.issubdtype(data.dtype, np.integer):
         _check_finite(data, file)
         odd = data[data != np.rint(data)]
@@ -153,15 +160,18 @@ def write(path: Path | str, array: np.ndarray, like: Image) -> None:
     is written aside and then renamed, so it is never there in part.
     """
     path, ending = Path(path), ending_of(path)
-    if ending in pictures.LOSSY:
-        raise UserError("results are not written to lossy files", file=path, do="Choose .png or .tif")
+    if ending in WRITTEN_AS:
+        why = "results are not written to lossy files" if ending in pictures.LOSSY else f"{ending} is read, and not written"
+        raise UserError(why, file=path, do=f"Choose {WRITTEN_AS[ending]}")
     if array.shape != like.shape and array.shape[1:] != like.shape:
         raise ValueError(f"array {array.shape} does not lie on the grid {like.shape}")
     planes = smallest_dtype(array[None] if array.shape == like.shape else array)
     if ending in pictures.LOSSLESS:
         save: Callable[[Path], None] = lambda aside: pictures.write(aside, planes, path)
-    elif ending in ITK:
-        save = lambda aside: _write_itk(aside, planes, like)
+    elif ending in itk.ENDINGS:
+        save = lambda aside: itk.write(aside, planes, like)
+    elif ending in mgh.ENDINGS:
+        save = lambda aside: mgh.write(aside, planes, like, packed=ending == ".mgz")
     else:
         save = lambda aside: _write_nifti(aside, planes, like)
     with atomic_path(path) as aside:
@@ -196,8 +206,10 @@ def _read(file: Path | Stack, mask: bool) -> FileContents:
     try:
         if ending in NIFTI:
             contents = _read_nifti(file)
-        elif ending in ITK:
-            contents = _read_itk(file)
+        elif ending in itk.ENDINGS:
+            contents = FileContents(*itk.read(file))
+        elif ending in mgh.ENDINGS:
+            contents = FileContents(*mgh.read(file))
         else:
             contents = FileContents(pictures.read(file, mask), np.eye(4))
     except (UserError, MemoryError):
@@ -228,13 +240,22 @@ def smallest_dtype(array: np.ndarray) -> np.ndarray:
     raise ValueError(f"values from {low} to {high} do not fit 32 bits")
 
 
-def _read_nifti(file: Path) -> FileContents:
-    raw = file.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        raw = gzip.decompress(raw)  # to the end: unlike nibabel, this verifies the checksum
+def _nifti_kind(head: bytes) -> Any:
     # The first field is the header's size: 540 in NIfTI-2, in either byte order.
-    second = raw[:4] in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
-    return nifti_contents((nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(raw), file)
+    second = head[:4] in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
+    return nib.Nifti2Image if second else nib.Nifti1Image
+
+
+def _nifti_claim(head: bytes) -> Claim:
+    kind = _nifti_kind(head).header_class
+    header = kind(head[: kind.sizeof_hdr], check=False)
+    shape = tuple(int(n) for n in header.get_data_shape())
+    return Claim(shape, header.get_data_dtype().itemsize, max(int(header["vox_offset"]), kind.sizeof_hdr))
+
+
+def _read_nifti(file: Path) -> FileContents:
+    raw = read_claimed(file, _nifti_claim)
+    return nifti_contents(_nifti_kind(raw).from_bytes(raw), file)
 
 
 def nifti_contents(image: Any, file: Path | None) -> FileContents:
@@ -288,50 +309,3 @@ def _only_geometry(header: Any) -> None:
 def _channels_last(planes: np.ndarray) -> np.ndarray:
     """[c, *s] -> [i, j, k, c]; a 2-D image gets the third axis that NIfTI has before channels."""
     return np.moveaxis(planes if planes.ndim == 4 else planes[..., None], 0, -1)
-
-
-def _itk() -> Any:
-    try:
-        import SimpleITK
-    except ImportError:
-        raise UserError("reading and writing .nrrd and .mha needs SimpleITK", do="pip install 'diffuseg[itk]'") from None
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # what matters comes as an exception
-    return SimpleITK
-
-
-def _read_itk(file: Path) -> FileContents:
-    return itk_contents(_itk().ReadImage(str(file)), file)
-
-
-def itk_contents(image: Any, file: Path | None) -> FileContents:
-    """Voxels and geometry of a SimpleITK image: its world is LPS and its arrays are [k, j, i]; `file` stands in messages."""
-    dims = image.GetDimension()
-    if dims > 3 or "complex" in image.GetPixelIDTypeAsString():
-        raise UserError(f"{dims}-D image of {image.GetPixelIDTypeAsString()} is not supported", file=file)
-    data = _itk().GetArrayFromImage(image)  # [k, j, i] and components last
-    components = image.GetNumberOfComponentsPerPixel()
-    data = data.T if components > 1 else data.T[None]
-    affine = np.eye(4)
-    affine[:dims, :dims] = np.array(image.GetDirection()).reshape(dims, dims) * image.GetSpacing()
-    affine[:dims, 3] = image.GetOrigin()
-    key = "NRRD_space units"
-    scale = geometry.nrrd_scale(image.GetMetaData(key), file) if image.HasMetaDataKey(key) else 1.0
-    return FileContents(data, geometry.in_mm(LPS_TO_RAS @ affine, scale))
-
-
-def _write_itk(aside: Path, planes: np.ndarray, like: Image) -> None:
-    try:
-        _itk().WriteImage(itk_image(planes, like), str(aside), useCompression=True)
-    except RuntimeError as error:
-        raise OSError(" ".join(str(error).split()).rpartition("ITK ERROR: ")[2][:160]) from None
-
-
-def itk_image(planes: np.ndarray, like: Image) -> Any:
-    """Planes [c, *s] on the grid of `like` as a SimpleITK image, several as its components."""
-    vector = len(planes) > 1
-    image = _itk().GetImageFromArray(planes.T if vector else planes[0].T, isVector=vector)
-    dims, affine = like.dims, LPS_TO_RAS @ like.affine
-    image.SetSpacing(like.spacing)
-    image.SetDirection((affine[:dims, :dims] / like.spacing).ravel().tolist())
-    image.SetOrigin(affine[:dims, 3].tolist())
-    return image

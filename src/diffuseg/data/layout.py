@@ -4,8 +4,11 @@ Only names are looked at here, not a voxel. A fault in a folder is one UserError
 """
 
 import csv
+import itertools
 import json
+import os
 import re
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Any
 
 from diffuseg.data.geometry import warn_once
 from diffuseg.data.inventory import few, name_unused, refuse_dangling, refuse_twins
-from diffuseg.data.io import ENDINGS, LOSSLESS, case_of, ending_of
+from diffuseg.data.io import CONVERTED, ENDINGS, LOSSLESS, case_of, ending_of
 from diffuseg.data.label_values import ignore_value, label_values
 from diffuseg.data.raters import rater_count, rater_files
 from diffuseg.errors import UserError
@@ -70,6 +73,8 @@ def open_dataset(folder: Path | str, masks: bool = True) -> Dataset:
     if not folder.is_dir():
         raise UserError("no such folder", file=folder)
     description = folder / "dataset.json"
+    if not description.exists():
+        raise _no_dataset(folder)
     extra = read_json(description)
     if not isinstance(extra, dict):
         raise UserError("it must hold an object { ... }", file=description)
@@ -152,9 +157,20 @@ def read_json(path: Path) -> Any:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
         return json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, path))
     except FileNotFoundError:
-        raise UserError("no such file", file=path, do="docs/data.md says how a data set looks") from None
+        raise UserError("no such file", file=path) from None
     except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"cannot be read as JSON ({error})", file=path) from None
+
+
+def _no_dataset(folder: Path) -> UserError:
+    """What to do about a folder without dataset.json; one of images and masks can be made a data set."""
+    names = [name.lower() for _, _, found in itertools.islice(os.walk(folder), 1000) for name in found]
+    if any(name.endswith(ENDINGS + CONVERTED) for name in names):
+        command = f"diffuseg convert {shlex.quote(str(folder))} --out {shlex.quote(f'{folder.resolve().name}_dataset')}"
+        do = f"This is a folder of images, no data set: `{command}` makes one"
+    else:
+        do = "A data set has dataset.json, imagesTr/<case>_0000.nii.gz and labelsTr/<case>.nii.gz"
+    return UserError("no such file", file=folder / "dataset.json", do=do)
 
 
 def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
@@ -254,6 +270,10 @@ def _listed_cases(folder: Path, listed: list[Any], file: Path, masks: bool) -> l
     for entry in listed:
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in keys):
             raise UserError(f'"training" lists {{"image": ..., "label": ...}}, not {entry!r}', file=file)
+        outside = [entry[key] for key in keys if Path(entry[key]).is_absolute() or _climbs(entry[key])]
+        if outside:
+            do = "It lists files of its own folder; a link there may lead elsewhere"
+            raise UserError(f"it names {outside[0]}, outside of the data set", file=file, do=do)
         paths = [folder / entry[key] for key in keys]
         image = paths[0]
         if image.name.startswith("."):
@@ -266,6 +286,11 @@ def _listed_cases(folder: Path, listed: list[Any], file: Path, masks: bool) -> l
     if len({case.id for case in cases}) < len(cases) or not cases:
         raise UserError('"training" must list at least one case, and each only once', file=file)
     return sorted(cases, key=lambda case: case.id)
+
+
+def _climbs(path: str) -> bool:
+    """Whether a relative path leaves the folder that it counts from."""
+    return os.path.normpath(path).split(os.sep)[0] == ".."
 
 
 def read_table(table: Path) -> tuple[list[dict[str, str]], set[str]]:

@@ -17,6 +17,7 @@ import PIL.Image
 import tifffile
 
 from diffuseg.blocks import blocks
+from diffuseg.data.claims import DEFLATE, UNBOUNDED, Claim, check_claim
 from diffuseg.errors import UserError
 
 LOSSLESS = (".png", ".tiff", ".tif")
@@ -42,11 +43,37 @@ def read(file: Path, mask: bool) -> np.ndarray:
     """
     if file.name.lower().endswith((".tif", ".tiff")):
         return _read_tiff(file, mask)
-    with warnings.catch_warnings(action="ignore"), PIL.Image.open(file) as picture:
+    with warnings.catch_warnings(action="ignore"), open_picture(file) as picture:
         frames = getattr(picture, "n_frames", 1)
         if picture.format == "PNG" and frames > 1:
             raise UserError(f"{frames} frames in one file", file=file, do="Store each as a picture")
         return _decode(picture, file, mask)
+
+
+def open_picture(file: Path) -> Any:
+    """A picture of which only the header is read; refuses more pixels than Pillow takes, or than the file can hold."""
+    try:
+        picture = PIL.Image.open(file)
+    except PIL.Image.DecompressionBombError as error:
+        what = " ".join(str(error).split()).split(", could")[0]
+        raise UserError(what[0].lower() + what[1:], file=file, do="Cut it into smaller pictures, or shrink it") from None
+    claim = Claim((len(picture.getbands()), picture.height, picture.width), 1)
+    try:
+        check_claim(file, claim, file.stat().st_size, 8 * DEFLATE if picture.format == "PNG" else UNBOUNDED)  # 1 bit becomes 8
+    except UserError:
+        picture.close()
+        raise
+    return picture
+
+
+def _check_page(file: Path, page: Any) -> None:
+    """The same for a page of a TIFF."""
+    bits, kind = page.bitspersample, page.compression.name
+    bits = max(bits) if isinstance(bits, tuple) else int(bits)
+    ratio = 1 if kind == "NONE" else DEFLATE if kind in PLAIN else UNBOUNDED
+    check_claim(
+        file, Claim(tuple(int(n) for n in page.shape), max(bits // 8, 1)), file.stat().st_size, ratio * max(8 // bits, 1)
+    )
 
 
 def _read_tiff(file: Path, mask: bool) -> np.ndarray:
@@ -54,6 +81,7 @@ def _read_tiff(file: Path, mask: bool) -> np.ndarray:
         if len(pages.pages) == 0:
             raise ValueError("no picture in it")
         page: Any = pages.pages[0]
+        _check_page(file, page)
         series = pages.series[0].shape if pages.series else page.shape
         if len(pages.pages) > 1 or math.prod(series) != math.prod(page.shape):
             number = max(len(pages.pages), math.prod(series) // math.prod(page.shape))

@@ -15,7 +15,6 @@ from diffuseg.data.dicom import case_name
 from diffuseg.data.dicom_series import Stack
 from diffuseg.data.given import Kind, give_back
 from diffuseg.data.outputs import KEPT, probability_names, sidecar_name
-from diffuseg.data.pictures import LOSSY
 from diffuseg.errors import UserError
 from diffuseg.inference import show
 from diffuseg.types import Image
@@ -140,11 +139,14 @@ def save(
 
 
 def ending_for(source: Path | Stack) -> str:
-    """The file ending of results: that of the image, or .png where that one is lossy; of DICOM .nii.gz, of a picture .png."""
+    """The file ending of results: that of the image, or where that is only read .png for .jpg, .mha for .mhd.
+
+    Of DICOM it is .nii.gz, of a picture .png.
+    """
     if isinstance(source, Stack):
         return ".nii.gz" if source.dims == 3 else ".png"
     ending = io.ending_of(source)
-    return ".png" if ending in LOSSY else ending
+    return io.WRITTEN_AS.get(ending, ending)
 
 
 def _probabilities(prediction: Prediction, ending: str) -> list[tuple[str, np.ndarray]]:

@@ -231,7 +231,7 @@ def summarise(cases: Sequence[MultiRaterScores]) -> dict[str, Any]:
 
 def _refuse_single_masks(dataset: Dataset) -> None:
     if not any(len(case.masks) > 1 for case in dataset.cases):
-        do = 'Write "raters": n into it and name masks <case>_rater<k>; docs/data.md says more'
+        do = 'Write "raters": n into it and name masks <case>_rater<k>'
         raise UserError("no case has masks of several raters", file=dataset.folder / "dataset.json", do=do)
 
 

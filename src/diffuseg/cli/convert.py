@@ -1,0 +1,145 @@
+"""Command `convert`."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffuseg.cli.app import app, complain, console
+from diffuseg.errors import UserError
+from diffuseg.text import pluralize
+
+if TYPE_CHECKING:
+    from diffuseg.data.convert.folder import Survey
+    from diffuseg.data.convert.pairing import Pairing
+
+SHOWN = 20  # rows of the table; all of them with --dry-run
+
+
+class Several(StrEnum):
+    """What several masks of one image are."""
+
+    parts = "parts"
+    structures = "structures"
+    raters = "raters"
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder with images and masks in any nesting; it is left as it is.")],
+    out: Annotated[Path, typer.Option(help="Folder of the data set; must not be there.")],
+    labels: Annotated[
+        str, typer.Option(help="Names of the classes by rising value: liver,tumour; or liver=1,tumour=255.")
+    ] = "",
+    colours: Annotated[Path | None, typer.Option(help="What colours mean: JSON name -> #rrggbb, or CSV name,r,g,b.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Foreground is what is at least this, in smoothed masks.")] = None,
+    channels: Annotated[str, typer.Option(help="Which channels to take, in this order: T1w,FLAIR.", show_default="all")] = "",
+    several: Annotated[
+        Several | None, typer.Option(help="What several masks of one image are.", show_default="by name")
+    ] = None,
+    spacing: Annotated[str, typer.Option(help="Voxel size of arrays, mm along each axis: 1,1,3.")] = "",
+    annotations: Annotated[Path | None, typer.Option(help="COCO or Label Studio JSON.", show_default="looked for")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="CSV with image and mask (and case), where names say nothing.")] = None,
+    images_only: Annotated[bool, typer.Option("--images-only", help="Images to predict, without masks.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made, and write nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Write without asking.")] = False,
+) -> None:
+    """Make a data set of images and masks as people have them; shows first what belongs together, overwrites nothing."""
+    from diffuseg.data.convert.colours import read_colours
+    from diffuseg.data.convert.folder import Wishes, empty_masks, refuse_existing, survey, write_dataset
+    from diffuseg.data.convert.pairing import only_images, pair, read_pairs
+    from diffuseg.data.convert.polygons import find_annotations, read_annotations
+
+    refuse_existing(out)
+    table = read_colours(colours) if colours else None
+    wishes = Wishes(_split(labels), table, threshold, _spacing(spacing))
+    found_annotations = [] if images_only or pairs or annotations else find_annotations(source)
+    if len(found_annotations) > 1:
+        names = ", ".join(path.name for path in found_annotations)
+        raise UserError(f"several files of annotations: {names}", file=source, do="Choose one with --annotations")
+    marks = annotations or next(iter(found_annotations), None)
+    if images_only:
+        pairing = only_images(source)
+    elif pairs:
+        pairing = read_pairs(pairs, source)
+    elif marks:
+        pairing = read_annotations(marks, source)
+    else:
+        pairing = pair(source, _split(channels), several.value if several else None)
+    _show_pairs(pairing, source, len(pairing.pairs) if dry_run else SHOWN)
+    if not pairing.pairs:
+        do = "Say what belongs together with --pairs CSV, or take the images alone with --images-only"
+        raise UserError("no mask could be paired with an image by its name", file=source, do=do)
+    found = survey(pairing, wishes)
+    _show_classes(found, empty_masks(pairing, threshold))
+    if dry_run:
+        typer.echo("nothing is written (--dry-run)")
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError("nothing is written yet: there is no terminal to ask at", do="Look at the above, and say --yes")
+        typer.confirm(f"Write {pluralize(len(pairing.pairs), 'case')} to {out}?", abort=True)
+    write_dataset(out, pairing, found, wishes)
+    what = "`diffuseg predict MODEL` takes its imagesTs" if found.meaning is None else f"next: diffuseg plan {out}"
+    typer.echo(f"{out}: {pluralize(len(pairing.pairs), 'case')} written; {what}")
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _spacing(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in _split(text))
+    except ValueError:
+        values = (0.0,)
+    if values and (len(values) not in (2, 3) or not all(0 < value < 1e4 for value in values)):
+        raise UserError(f"--spacing {text}: give mm along each axis, such as 1,1,3")
+    return values
+
+
+def _show_pairs(pairing: "Pairing", source: Path, most: int) -> None:
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    def below(path: Path) -> str:
+        return str(path.relative_to(source)) if path.is_relative_to(source) else str(path)
+
+    columns = ["case", "image" if not pairing.channels else f"image ({', '.join(pairing.channels)})", "mask"]
+    table = Table(
+        *(Column(column, overflow="fold") for column in columns),
+        title=escape(f"{source}: {pluralize(len(pairing.pairs), 'case')}"),
+    )
+    for case in pairing.pairs[:most]:
+        masks = dict.fromkeys(
+            below(drawn.path) + (f" ({drawn.rater or drawn.what})" if drawn.rater or drawn.what else "") for drawn in case.masks
+        )
+        name = f"{case.name} ({case.split})" if case.split else case.name
+        table.add_row(*map(escape, (name, "\n".join(map(below, case.images)), "\n".join(masks))))
+    if pairing.pairs:
+        console().print(table)
+    if len(pairing.pairs) > most:
+        typer.echo(f"and {len(pairing.pairs) - most} more; --dry-run shows all")
+    if pairing.several:
+        typer.echo(f"several masks of one image are {pairing.several}; --several says otherwise")
+    for title, paths in (("images without a mask", pairing.without_mask), ("masks without an image", pairing.without_image)):
+        if paths:
+            complain(f"{title}, left out ({len(paths)}): {', '.join(map(below, paths))}")
+
+
+def _show_classes(found: "Survey", unmarked: str) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    if found.meaning is not None:
+        table = Table("in the masks", "class", "label", "share")
+        for stored, name, value, share in found.meaning.rows:
+            table.add_row(escape(stored), escape(name), str(value), share)
+        console().print(table)
+    typer.echo(f"channels: {', '.join(found.channels)}; images {'copied as' if found.copied else 'written as'} {found.ending}")
+    if unmarked:
+        typer.echo(f"{unmarked}; taken as empty masks")
+    for what, number in found.missing.items():
+        complain(f"{what}: {pluralize(number, 'case has', 'cases have')} no mask of it, and is taken as without it")

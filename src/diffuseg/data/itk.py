@@ -1,0 +1,98 @@
+"""NRRD and MetaImage by SimpleITK, the extra `diffuseg[itk]`."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffuseg.data import geometry
+from diffuseg.data.claims import DEFLATE, Claim, check_claim
+from diffuseg.data.geometry import LPS_TO_RAS
+from diffuseg.errors import UserError
+from diffuseg.types import Image
+
+SLICER = ".seg.nrrd"  # segmentations of 3D Slicer
+ENDINGS = (SLICER, ".nrrd", ".mha", ".mhd")
+
+VOXELS_IN = re.compile(r"^(?:data ?file:|ElementDataFile\s*=)\s*(.+?)\s*$", re.I | re.M)
+PACKED = re.compile(r"^encoding:(?!\s*raw)|^CompressedData\s*=\s*True", re.I | re.M)
+
+
+def sitk() -> Any:
+    """SimpleITK, or a refusal that names the extra."""
+    try:
+        import SimpleITK
+    except ImportError:
+        raise UserError("reading and writing .nrrd, .mha and .mhd needs SimpleITK", do="pip install 'diffuseg[itk]'") from None
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # what matters comes as an exception
+    return SimpleITK
+
+
+def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels [c, *s] as stored, and voxel -> RAS mm [4, 4]."""
+    check_header(file)
+    return contents(sitk().ReadImage(str(file)), file)
+
+
+def contents(image: Any, file: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """The same of an image of SimpleITK, whose world is LPS and whose arrays are [k, j, i]; `file` stands in messages."""
+    dims = image.GetDimension()
+    if dims > 3 or "complex" in image.GetPixelIDTypeAsString():
+        raise UserError(f"{dims}-D image of {image.GetPixelIDTypeAsString()} is not supported", file=file)
+    data = sitk().GetArrayFromImage(image)  # [k, j, i] and components last
+    components = image.GetNumberOfComponentsPerPixel()
+    data = data.T if components > 1 else data.T[None]
+    affine = np.eye(4)
+    affine[:dims, :dims] = np.array(image.GetDirection()).reshape(dims, dims) * image.GetSpacing()
+    affine[:dims, 3] = image.GetOrigin()
+    key = "NRRD_space units"
+    scale = geometry.nrrd_scale(image.GetMetaData(key), file) if image.HasMetaDataKey(key) else 1.0
+    return data, geometry.in_mm(LPS_TO_RAS @ affine, scale)
+
+
+def write(aside: Path, planes: np.ndarray, like: Image) -> None:
+    """Write planes [c, *s] on the grid of `like`, packed."""
+    try:
+        sitk().WriteImage(itk_image(planes, like), str(aside), useCompression=True)
+    except RuntimeError as error:
+        raise OSError(" ".join(str(error).split()).rpartition("ITK ERROR: ")[2][:160]) from None
+
+
+def itk_image(planes: np.ndarray, like: Image) -> Any:
+    """Planes [c, *s] on the grid of `like` as a SimpleITK image, several as its components."""
+    vector = len(planes) > 1
+    image = sitk().GetImageFromArray(planes.T if vector else planes[0].T, isVector=vector)
+    dims, affine = like.dims, LPS_TO_RAS @ like.affine
+    image.SetSpacing(like.spacing)
+    image.SetDirection((affine[:dims, :dims] / like.spacing).ravel().tolist())
+    image.SetOrigin(affine[:dims, 3].tolist())
+    return image
+
+
+def header_of(file: Path) -> str:
+    """The text of a header."""
+    with file.open("rb") as stream:
+        head = stream.read(2**16).decode("latin-1").replace("\r\n", "\n")
+    end = re.search(r"\n\n" if head.startswith("NRRD") else r"ElementDataFile.*\n?", head)
+    return head[: end.end()] if end else head
+
+
+def check_header(file: Path) -> None:
+    """Compare what a header claims with its file, or with the file of voxels that it names; only one beside it is read."""
+    head, reader = header_of(file), sitk().ImageFileReader()
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    bits = re.search(r"(\d+)-bit", sitk().GetPixelIDValueAsString(reader.GetPixelID()))
+    claim = Claim((*reader.GetSize(), reader.GetNumberOfComponents()), int(bits[1]) // 8 if bits else 1)
+    named = VOXELS_IN.search(head)
+    voxels = file
+    if named and named[1].upper() != "LOCAL":
+        voxels = file.parent / named[1]
+        if "%" in named[1] or named[1].upper().startswith("LIST"):
+            raise UserError("its voxels are in several files", file=file, do="Store it as one file, .mha or .nii.gz")
+        if Path(named[1]).is_absolute() or ".." in Path(named[1]).parts:
+            raise UserError(f"its header names {named[1]}, outside of its folder", file=file, do="Keep the two files together")
+        if not voxels.is_file():
+            raise UserError(f"its voxels should be in {named[1]}, which is not there", file=file, do="Copy both files")
+    check_claim(file, claim, voxels.stat().st_size, DEFLATE if PACKED.search(head) else 1)

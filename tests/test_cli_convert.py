@@ -1,0 +1,55 @@
+"""The command `convert`: it shows first, asks or is told, and says what comes next."""
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from diffuseg.data.dataset import open_dataset
+from tests.test_cli import call, refused
+
+
+@pytest.fixture
+def source(tmp_path):
+    for name in ("a", "b", "c"):
+        for kind, value in (("images", 77), ("masks", 255)):
+            (tmp_path / "in" / kind).mkdir(parents=True, exist_ok=True)
+            data = np.zeros((20, 24), np.uint8)
+            data[5:9, 6:12] = value
+            PIL.Image.fromarray(data).save(tmp_path / "in" / kind / f"{name}.png")
+    (tmp_path / "in/masks/c.png").rename(tmp_path / "in/masks/d.png")
+    return tmp_path / "in"
+
+
+def test_it_shows_then_asks_and_writes_once(source, tmp_path):
+    out = tmp_path / "set"
+    shown = call("convert", source, "--out", out, "--dry-run")
+    assert shown.exit_code == 0 and not out.exists(), shown.output
+    assert all(text in shown.stdout for text in ("images/a.png", "masks/b.png", "255", "foreground", "nothing is written"))
+    assert "images without a mask, left out (1): images/c.png" in shown.stderr
+    assert "masks without an image, left out (1): masks/d.png" in shown.stderr
+    untold = call("convert", source, "--out", out)
+    assert untold.exit_code == 2 and "say --yes" in untold.stderr and not out.exists()
+    told = call("convert", source, "--out", out, "--yes", "--labels", "lesion")
+    assert told.exit_code == 0 and f"next: diffuseg plan {out}" in told.stdout.replace("\n", "")
+    assert open_dataset(out).labels == {"background": 0, "lesion": 1}
+    refused(call("convert", source, "--out", out, "--yes"), str(out), "nothing is overwritten")
+    planned = call("plan", out, "--out", tmp_path / "plan.json")
+    assert planned.exit_code == 0, planned.output
+
+
+def test_what_is_asked_wrongly_is_one_line(source, tmp_path):
+    out = tmp_path / "set"
+    refused(call("convert", source, "--out", out, "--spacing", "1,x"), "--spacing 1,x")
+    refused(call("convert", source / "none", "--out", out), "no such folder")
+    only = call("convert", source / "images", "--out", out, "--images-only", "--yes")
+    assert only.exit_code == 0 and sorted(path.name for path in (out / "imagesTs").iterdir())[0] == "a_0000.png"
+    lone = call("convert", source / "masks", "--out", tmp_path / "no", "--yes")
+    assert lone.exit_code == 2 and "--pairs" in lone.stderr and "--images-only" in lone.stderr
+
+
+def test_a_plan_of_one_case_says_that_training_will_stop(source, tmp_path):
+    for name in ("images/b.png", "masks/b.png"):
+        (source / name).unlink()
+    assert call("convert", source, "--out", tmp_path / "one", "--yes").exit_code == 0
+    planned = call("plan", tmp_path / "one", "--out", tmp_path / "plan.json")
+    assert planned.exit_code == 0 and "validation needs cases of at least 2 patients" in planned.stderr
