@@ -19,6 +19,7 @@ ORDER = (  # as one meets them
     "ambiguity",
     "audit",
     "predict",
+    "merge",
     "view",
     "pseudo-label",
     "calibrate-saliency",

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,12 @@ from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, complain, console
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
+
+if TYPE_CHECKING:
+    from diffuseg.inference.folder import FolderResult
+    from diffuseg.inference.model import Model
+    from diffuseg.inference.sampling import SamplingOptions
+    from diffuseg.inference.worklist import Share
 
 
 class Fuse(StrEnum):
@@ -49,17 +55,41 @@ def predict(
     save_draws: Annotated[bool, typer.Option("--save-draws", help="Also write the mask of each draw.")] = False,
     save_steps: Annotated[bool, typer.Option("--save-steps", help="Also write the first draw step by step.")] = False,
     no_prob: Annotated[bool, typer.Option("--no-prob", help="Write no probabilities: the largest files by far.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="2/4: the second of four shares of the cases; auto: as SLURM, Kubernetes or torchrun say; claim: always the next "
+            "case that nobody has.",
+            show_default="all cases",
+        ),
+    ] = None,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     from diffuseg.config import warn_renamed
+    from diffuseg.inference.claims import read_share
     from diffuseg.inference.folder import predict_folder
     from diffuseg.inference.model import NOTICE, load
     from diffuseg.inference.sampling import SamplingOptions
 
+    share = read_share(shard, overwrite)
     options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps)
     loaded = load(model, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
     if sampler and loaded.method.supervision == "image_label":
         warn_renamed("--sampler", f"--sampler {sampler}", f"--map {loaded.method.sampling(sampler, None)[0]}")
+    _announce(loaded, options, share)
+    with ProgressBars(console(stderr=True)) as bars:
+        result = predict_folder(loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob, share)
+    for case, reason in result.skipped:
+        typer.echo(f"skipped {case}: {reason}")
+    tell(result, out, NOTICE)
+    if share is not None:
+        typer.echo(share.then(out))
+    if result.failed:
+        raise typer.Exit(SOME_FAILED if result.finished or result.skipped or share is not None else USER_ERROR)
+
+
+def _announce(loaded: "Model", options: "SamplingOptions", share: "Share | None") -> None:
+    """Which model, with what it recommends and has learnt of itself, and which of the cases."""
     typer.echo(f"{loaded.name} ({loaded.hash}) on {loaded.device}, {loaded.precision.reason}")
     best = loaded.recommended(options)
     if best is not None:
@@ -67,10 +97,12 @@ def predict(
         typer.echo(f"{what} (fold {best['fold']}, {pluralize(best['cases'], 'case')}); --draws and --steps choose otherwise")
     if loaded.calibration is not None:
         typer.echo(loaded.calibration.announce(loaded.settings(options)))
-    with ProgressBars(console(stderr=True)) as bars:
-        result = predict_folder(loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob)
-    for case, reason in result.skipped:
-        typer.echo(f"skipped {case}: {reason}")
+    if share is not None:
+        typer.echo(share.announce())
+
+
+def tell(result: "FolderResult", out: Path, notice: str) -> None:
+    """Which cases failed, which a human should look at, and how many there are."""
     for case, reason in result.failed:
         complain(f"failed {case}: {reason}")
     for case, faults in result.outside_training:
@@ -78,9 +110,8 @@ def predict(
     for case, score in result.needs_review:
         typer.echo(f"{case} needs review: uncertainty score {score:.3f}")
     counts = {"finished": result.finished, "skipped": result.skipped, "failed": result.failed}
-    typer.echo(f"{out}: " + ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) + f". {NOTICE}")
-    if result.failed:
-        raise typer.Exit(SOME_FAILED if result.finished or result.skipped else USER_ERROR)
+    counted = ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) or "no case"
+    typer.echo(f"{out}: {counted}. {notice}")
 
 
 @app.command()

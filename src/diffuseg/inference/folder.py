@@ -15,6 +15,7 @@ from diffuseg.errors import UserError
 from diffuseg.inference.model import Model, file_digests
 from diffuseg.inference.prediction import ending_for, save
 from diffuseg.inference.sampling import SamplingOptions
+from diffuseg.inference.worklist import Share, turns
 
 
 @dataclass
@@ -70,6 +71,7 @@ def predict_folder(
     on_case: Callable[[str, int, int], None] | None = None,
     on_draw: Callable[[int, int], None] | None = None,
     probabilities: bool = True,
+    share: Share | None = None,
 ) -> FolderResult:
     """Segment files and folders into a folder, see `save`.
 
@@ -84,10 +86,11 @@ def predict_folder(
         overwrite: Do finished cases again.
         on_case: Called with (case, number, cases) before each case.
         on_draw: Called with (done, draws) after each draw.
+        share: Which of the cases this process does, where several share them; None: all.
 
     Raises:
-        UserError: Before any work: settings or inputs that are refused, an out folder that cannot be written, and results that
-            would overwrite an input or each other.
+        UserError: Before any work: settings or inputs that are refused, an out folder that cannot be written, results that
+            would overwrite an input or each other, and processes that share a folder but not a list of cases and settings.
     """
     options, out = options or SamplingOptions(), Path(out)
     settings = model.settings(options)
@@ -95,9 +98,10 @@ def predict_folder(
     _refuse_collisions(cases, out)
     check_writable(out)
     result = FolderResult()
-    for number, (case, paths) in enumerate(cases.items()):
+    for case, number, total in turns(cases, out, settings, share, result.failed):
+        paths = cases[case]
         if on_case is not None:
-            on_case(case, number, len(cases))
+            on_case(case, number, total)
         try:
             skipped = None if overwrite else _finished(out, case, paths, settings, _to_keep(options), probabilities)
             if skipped is not None:
@@ -112,11 +116,16 @@ def predict_folder(
             result.failed.append((case, str(fault)))
         except Exception as error:  # whatever is wrong with this one, the next may be fine
             result.failed.append((case, f"{paths[0]}: {type(error).__name__}: {error}"))
+    doubtful(result, out)
+    return result
+
+
+def doubtful(result: FolderResult, out: Path) -> None:
+    """Put into a result which of its cases a human should look at, by their records."""
     done = [*result.finished, *(case for case, _ in result.skipped)]
     unlike = {case: read_json(out / f"{case}.json").get("outside_training") for case in done}
     result.outside_training = [(case, faults) for case, faults in unlike.items() if faults]
     result.needs_review = _needs_review(out, done)
-    return result
 
 
 def _to_keep(options: SamplingOptions) -> set[str]:
