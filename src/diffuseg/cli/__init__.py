@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from diffuseg import __version__
-from diffuseg.cli import data, evaluate, merge, predict, pseudo, train, view
+from diffuseg.cli import crossval, data, evaluate, merge, predict, pseudo, train, view
 from diffuseg.cli.app import app
 
-__all__ = ["app", "data", "evaluate", "main", "merge", "predict", "pseudo", "train", "view"]
+__all__ = ["app", "crossval", "data", "evaluate", "main", "merge", "predict", "pseudo", "train", "view"]
 
 
 def main() -> None:

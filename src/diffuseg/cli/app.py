@@ -18,6 +18,7 @@ ORDER = (  # as one meets them
     "calibrate",
     "ambiguity",
     "audit",
+    "crossval",
     "predict",
     "merge",
     "view",

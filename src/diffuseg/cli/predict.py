@@ -30,7 +30,13 @@ class Fuse(StrEnum):
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="A checkpoint, or the name of a packaged model such as hippocampus.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL...",
+            help="A checkpoint, a run, several of them (RUN/fold_*), or a packaged model such as hippocampus.",
+        ),
+    ],
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, or folders with images.")],
     out: Annotated[Path, typer.Option(help="Folder for masks, probabilities, entropy and a .json per case.")],
     draws: Annotated[
@@ -55,11 +61,15 @@ def predict(
     save_draws: Annotated[bool, typer.Option("--save-draws", help="Also write the mask of each draw.")] = False,
     save_steps: Annotated[bool, typer.Option("--save-steps", help="Also write the first draw step by step.")] = False,
     no_prob: Annotated[bool, typer.Option("--no-prob", help="Write no probabilities: the largest files by far.")] = False,
+    mirror: Annotated[
+        bool,
+        typer.Option("--mirror", help="Also draw from the mirrored image, where the plan allows it: 2, 4 or 8 times the cost."),
+    ] = False,
     shard: Annotated[
         str | None,
         typer.Option(
-            help="2/4: the second of four shares of the cases; auto: as SLURM, Kubernetes or torchrun say; claim: always the next "
-            "case that nobody has.",
+            help="2/4: the second of four shares of the cases; auto: as SLURM, Kubernetes or torchrun say; claim: always the "
+            "next case that nobody has.",
             show_default="all cases",
         ),
     ] = None,
@@ -68,12 +78,14 @@ def predict(
     from diffuseg.config import warn_renamed
     from diffuseg.inference.claims import read_share
     from diffuseg.inference.folder import predict_folder
-    from diffuseg.inference.model import NOTICE, load
+    from diffuseg.inference.model import NOTICE
     from diffuseg.inference.sampling import SamplingOptions
+    from diffuseg.inference.several import load_models, models_and_inputs
 
     share = read_share(shard, overwrite)
-    options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps)
-    loaded = load(model, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
+    options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror)
+    models, inputs = models_and_inputs([model, *map(str, inputs)])
+    loaded = load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
     if sampler and loaded.method.supervision == "image_label":
         warn_renamed("--sampler", f"--sampler {sampler}", f"--map {loaded.method.sampling(sampler, None)[0]}")
     _announce(loaded, options, share)
@@ -95,6 +107,10 @@ def _announce(loaded: "Model", options: "SamplingOptions", share: "Share | None"
     if best is not None:
         what = f"draws {best['draws']}, steps {best['steps']}: recommended by `diffuseg curve`"
         typer.echo(f"{what} (fold {best['fold']}, {pluralize(best['cases'], 'case')}); --draws and --steps choose otherwise")
+    if loaded.members or options.mirror:
+        turns, one = len(loaded.turns(options)), loaded.resolve(options).draws
+        what = f"{pluralize(len(loaded.members) or 1, 'model')}{', mirrored images too' if options.mirror else ''}"
+        typer.echo(f"{what}: {turns} times the cost, {turns} x {one} draws")
     if loaded.calibration is not None:
         typer.echo(loaded.calibration.announce(loaded.settings(options)))
     if share is not None:

@@ -27,7 +27,7 @@ from diffuseg.inference.fusion import fusion
 from diffuseg.inference.prediction import Prediction
 from diffuseg.inference.provenance import cost, grid, scores, volumes
 from diffuseg.inference.recorder import DrawRecorder
-from diffuseg.inference.sampling import ImageDraws, SamplingOptions, prepare
+from diffuseg.inference.sampling import ImageDraws, SamplingOptions, Turn, mirrors, prepare
 from diffuseg.methods import Method
 from diffuseg.types import Image
 
@@ -41,6 +41,7 @@ class Model:
 
     name  as packaged, or as its training called it; hash: first 12 hexadecimal digits of the checkpoint's SHA-256
     meta  the checkpoint's header
+    members  the checkpoints of several models that draw in turn; the method has the weights of one at a time
     """
 
     method: Method
@@ -50,6 +51,13 @@ class Model:
     hash: str
     device: torch.device
     precision: Precision
+    members: tuple[Path, ...] = ()
+
+    def turns(self, options: SamplingOptions) -> list[Turn]:
+        """The ways in which these options ask to draw: with each of several models, and from mirrored images."""
+        volume = self.plan.dims == 3 or self.plan.orientation is not None
+        ways = mirrors(self.plan, volume) if options.mirror else [()]
+        return [Turn(member, axes) for member in self.members or (None,) for axes in ways]
 
     def recommended(self, options: SamplingOptions) -> dict[str, Any] | None:
         """What `diffuseg curve` found for this model, where neither draws nor steps nor another sampler are asked for."""
@@ -95,13 +103,15 @@ class Model:
         own = {name: getattr(self.method.config, name) for name in self.method.inference_settings}
         return {
             "model": self.hash,
-            "draws": chosen.draws,
+            "draws": (chosen.draws or 1) * len(self.turns(chosen)),
             "seed": chosen.seed if self.method.generative else None,
             "steps": chosen.steps,
             "sampler": chosen.sampler,
             "fuse": chosen.fuse,
             "label": chosen.label,
-            "options": json.loads(json.dumps(own)),  # as they will be read again: lists, no tuples
+            "options": json.loads(
+                json.dumps(own | ({"mirror": True} if chosen.mirror else {}))
+            ),  # as they will be read again: lists, no tuples
         }
 
     @cached_property
@@ -114,7 +124,7 @@ class Model:
     ) -> ImageDraws:
         """One image, ready to be drawn from with these options; see `diffuseg.inference.sampling.prepare`."""
         options = self.resolve(options or SamplingOptions())
-        return prepare(self.method, image, options, self.device, self.precision, indices)
+        return prepare(self.method, image, options, self.device, self.precision, indices, self.turns(options))
 
     def predict(
         self,
@@ -194,7 +204,7 @@ class Model:
             "device": str(self.device),
             "versions": versions(),
             "notice": NOTICE,
-        }
+        } | ({"members": self.meta["members"]} if self.members else {})
 
     def _unlike_training(self, image: Image, volume_ml: dict[str, float], mask: np.ndarray) -> dict[str, Any]:
         """In what image and volumes are unlike all training cases; then the case needs review, however sure the draws are."""
