@@ -37,6 +37,7 @@ class Claims:
         if not expires > 0:
             raise UserError(f"--shard claim:{expires:g}: give the seconds after which a silent worker counts as dead")
         self.expires, self.left = expires, list[str]()
+        self.patience = expires  # seconds to wait at the end for claims that may expire
         self._name = f".{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
     def announce(self) -> str:
@@ -60,7 +61,7 @@ class Claims:
         started = self._now(mine)
         threading.Thread(target=self._live, args=(mine, stop), daemon=True).start()
         try:
-            waiting, patience = list(cases), time.monotonic() + self.expires
+            waiting, until = list(cases), time.monotonic() + self.patience
             while waiting:
                 held = []
                 for case in waiting:
@@ -71,10 +72,10 @@ class Claims:
                         try:
                             if not _done_since(out, case, started):
                                 yield case
-                                patience = time.monotonic() + self.expires
+                                until = time.monotonic() + self.patience
                         finally:
                             _release(place, case, generation)
-                if held and time.monotonic() > patience:
+                if held and time.monotonic() >= until:
                     self.left = held
                     return
                 waiting = held
