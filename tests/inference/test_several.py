@@ -2,7 +2,7 @@
 
 import gc
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from diffuseg.checkpoint import save_checkpoint
 from diffuseg.cli import app
 from diffuseg.errors import UserError
+from diffuseg.inference.calibration import Calibration
 from diffuseg.inference.model import load
 from diffuseg.inference.sampling import mirrors
 from diffuseg.inference.several import load_models, models_and_inputs
@@ -21,7 +22,8 @@ from diffuseg.methods import METHODS, Method
 from diffuseg.types import Image
 from tests.inference.oracle import Certain, Oracle, make_model, make_plan
 
-PLAN = make_plan(patch=(6, 6, 6), widths=(4, 4), normalisation=("zscore",), intensity=())
+LEARNT = Calibration(2.0, {}, 0.5, 0.1, {"draws": 2, "steps": 1, "sampler": "ancestral", "fuse": "mean"}, "made", 0, 5, 5)
+PLAN = make_plan(patch=(8, 8, 8), widths=(4, 4), normalisation=("zscore",), intensity=())
 
 
 def write_model(path: Path, seed: int, method: str = "concat", plan=PLAN, **meta) -> Path:
@@ -42,7 +44,7 @@ def run(tmp_path_factory) -> Path:
         (folder / f"fold_{fold}").mkdir()
         side = {"training_cases": {"a": f"t{fold}"}, "validation_cases": {"b": f"v{fold}"}}
         prints = {"fingerprint": {"cases": 2, "ranges": {"x": [fold, fold + 1]}, "volume_ml": {"organ": [1.0, 2.0 + fold]}}}
-        write_model(folder / f"fold_{fold}/best.safetensors", fold, calibration={"any": 1}, **side, **prints)
+        write_model(folder / f"fold_{fold}/best.safetensors", fold, calibration=asdict(LEARNT), **side, **prints)
     return folder
 
 
@@ -51,8 +53,8 @@ def files(run: Path) -> list[Path]:
 
 
 def test_the_mean_of_several_models_with_the_draws_that_each_makes_alone(run):
-    joint = load_models(files(run), "cpu").predict(scan(), draws=2, seed=3)
-    alone = [load(file, "cpu").predict(scan(), draws=2, seed=3) for file in files(run)]
+    joint = load_models(files(run), "cpu").predict(scan(), draws=2, steps=1, seed=3)
+    alone = [load(file, "cpu").predict(scan(), draws=2, steps=1, seed=3, calibrate=False) for file in files(run)]
     np.testing.assert_allclose(joint.probability, np.mean([p.probability for p in alone], 0), atol=1e-6)
     assert joint.provenance["draws"] == 6
     assert joint.provenance["seeds"] == [seed for p in alone for seed in p.provenance["seeds"]]
@@ -66,15 +68,17 @@ def test_the_mean_of_several_models_with_the_draws_that_each_makes_alone(run):
 def test_the_order_in_which_models_are_given_does_not_matter(run):
     one, other = load_models(files(run), "cpu"), load_models(files(run)[::-1], "cpu")
     assert one.hash == other.hash and one.hash not in [load(file, "cpu").hash for file in files(run)]
-    assert (one.predict(scan(), draws=1).probability == other.predict(scan(), draws=1).probability).all()
-    assert (one.predict(scan(), draws=1).probability == one.predict(scan(), draws=1).probability).all(), "and again"
+    assert (one.predict(scan(), draws=1, steps=1).probability == other.predict(scan(), draws=1, steps=1).probability).all()
+    assert (one.predict(scan(), draws=1, steps=1).probability == one.predict(scan(), draws=1, steps=1).probability).all(), (
+        "and again"
+    )
 
 
 def test_one_model_at_a_time_is_in_memory(run):
     gc.collect()
     before = sum(isinstance(thing, Method) for thing in gc.get_objects())
     model = load_models(files(run), "cpu")
-    model.predict(scan(), draws=1)
+    model.predict(scan(), draws=1, steps=1)
     gc.collect()
     assert sum(isinstance(thing, Method) for thing in gc.get_objects()) == before + 1
 
@@ -115,7 +119,18 @@ def test_leading_arguments_that_are_models_or_runs_are_models(run, tmp_path):
 def test_the_command_takes_several_folds(run, tmp_path):
     nib.save(nib.Nifti1Image(scan().data[0], np.eye(4)), tmp_path / "a.nii.gz")
     folds = [str(run / f"fold_{fold}") for fold in range(3)]
-    given = [*folds, str(tmp_path / "a.nii.gz"), "--out", str(tmp_path / "out"), "--draws", "1", "--device", "cpu"]
+    given = [
+        *folds,
+        str(tmp_path / "a.nii.gz"),
+        "--out",
+        str(tmp_path / "out"),
+        "--draws",
+        "1",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+    ]
     done = CliRunner().invoke(app, ["predict", *given])
     assert done.exit_code == 0, done.output
     assert "3 models: 3 times the cost, 3 x 1 draws" in done.output
@@ -172,10 +187,8 @@ def test_only_what_the_plan_allows_is_mirrored_and_never_left_and_right():
 
 
 def test_a_calibration_is_not_applied_to_mirrored_draws():
-    from diffuseg.inference.calibration import Calibration
-
     model = make_model(noise=0.3, method=Oracle, flips=(0,))
     learnt = {key: model.settings(draws=4)[key] for key in ("draws", "steps", "sampler", "fuse")}
-    calibration = Calibration(2.0, {}, 0.5, 0.1, learnt, "made", 0, 5, 5)
+    calibration = replace(LEARNT, settings=learnt)
     assert not calibration.mismatch(model.settings(draws=4))
     assert "mirrored" in calibration.mismatch(model.settings(draws=2, mirror=True)), "though there are four draws"
