@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -36,8 +37,13 @@ def test_merged_shards_are_one_evaluation_bit_for_bit(folders, tmp_path):  # noq
         assert (out / name).read_bytes() == (tmp_path / "a/scores" / name).read_bytes()
 
 
-def test_the_commands(folders, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("page", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_commands(folders, tmp_path, monkeypatch, page):  # noqa: F811
     predictions, labels = folders
+    if not page:
+        empty = SimpleNamespace(file="index.html", left_out=[])
+        monkeypatch.setattr("diffuseg.reports.page.write_page", lambda *_, **__: empty)
+        monkeypatch.setattr("diffuseg.reports.case_pictures.case_pictures", lambda _: [])
     run = lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
     for index in (1, 2):
         done = run("evaluate", predictions, labels, "--out", tmp_path / str(index), "--shard", f"{index}/2")
@@ -46,7 +52,7 @@ def test_the_commands(folders, tmp_path):  # noqa: F811
     done = run("merge", tmp_path / "all/scores", tmp_path / "1", tmp_path / "2")
     assert done.exit_code == 0 and "Dice" in done.stdout, done.output
     assert run("evaluate", predictions, labels, "--out", tmp_path / "one/scores").exit_code == 0
-    for name in (*WRITTEN, "index.html"):
+    for name in (*WRITTEN, *(["index.html"] if page else [])):
         assert (tmp_path / "all/scores" / name).read_bytes() == (tmp_path / "one/scores" / name).read_bytes()
 
 
