@@ -13,6 +13,7 @@ from diffuseg.data.io import read_mask
 from diffuseg.errors import UserError
 from diffuseg.inference.model import load
 from diffuseg.inference.sampling import SamplingOptions
+from diffuseg.reports.evaluate import evaluate
 from diffuseg.studies.crossval import cross_validate
 from diffuseg.train import folds as all_folds
 from diffuseg.train import loop
@@ -92,9 +93,7 @@ def test_out_of_fold_predictions_are_those_of_the_fold_that_has_not_seen_the_cas
             assert record["model"] == model_hash(file) and record["seen_in"] == "validation"
             own = load(file, "cpu").predict(halves / f"imagesTr/{case}_0000.nii.gz")
             np.testing.assert_array_equal(read_mask(tmp_path / f"out/{case}.nii.gz").data[0], own.mask)
-    done = call("evaluate", tmp_path / "out", halves / "labelsTr", "--out", tmp_path / "scores")
-    assert done.exit_code == 0, done.output
-    summary = json.loads((tmp_path / "scores/summary.json").read_text())
+    summary = evaluate(tmp_path / "out", halves / "labelsTr", tmp_path / "scores").summary
     assert summary["cases"] == 4 and not summary["seen"]["training"] and len(summary["seen"]["validation"]) == 4
 
 
