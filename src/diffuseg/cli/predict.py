@@ -28,15 +28,30 @@ class Fuse(StrEnum):
     staple = "staple"
 
 
+Models = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL...",
+        help="A checkpoint, a run, several of them (RUN/fold_*), or a packaged model such as hippocampus.",
+    ),
+]
+Mirror = Annotated[
+    bool,
+    typer.Option("--mirror", help="Also draw from the mirrored image, where the plan allows it: 2, 4 or 8 times the cost."),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        help="2/4: the second of four shares of the cases; auto: as SLURM, Kubernetes or torchrun say; claim: always the "
+        "next case that nobody has.",
+        show_default="all cases",
+    ),
+]
+
+
 @app.command()
 def predict(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL...",
-            help="A checkpoint, a run, several of them (RUN/fold_*), or a packaged model such as hippocampus.",
-        ),
-    ],
+    model: Models,
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, or folders with images.")],
     out: Annotated[Path, typer.Option(help="Folder for masks, probabilities, entropy and a .json per case.")],
     draws: Annotated[
@@ -61,18 +76,8 @@ def predict(
     save_draws: Annotated[bool, typer.Option("--save-draws", help="Also write the mask of each draw.")] = False,
     save_steps: Annotated[bool, typer.Option("--save-steps", help="Also write the first draw step by step.")] = False,
     no_prob: Annotated[bool, typer.Option("--no-prob", help="Write no probabilities: the largest files by far.")] = False,
-    mirror: Annotated[
-        bool,
-        typer.Option("--mirror", help="Also draw from the mirrored image, where the plan allows it: 2, 4 or 8 times the cost."),
-    ] = False,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            help="2/4: the second of four shares of the cases; auto: as SLURM, Kubernetes or torchrun say; claim: always the "
-            "next case that nobody has.",
-            show_default="all cases",
-        ),
-    ] = None,
+    mirror: Mirror = False,
+    shard: ShardOption = None,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     from diffuseg.config import warn_renamed

@@ -10,6 +10,15 @@ from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
 
 ALL = "all"  # of the folds
+Fold = Annotated[
+    str, typer.Option(help="Fold to validate on, or all: one training after the other, into OUT/fold_0, OUT/fold_1, ...")
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        help="Image-level labels for cdm and cam: a CSV with case and label.", show_default="DATASET/image_labels.csv"
+    ),
+]
 
 
 @app.command()
@@ -22,15 +31,8 @@ def train(
             help="unet, concat, distributional, cdal, medsegdiff, medsegdiff_v2; cdm and cam learn from image-level labels."
         ),
     ] = "cdal",
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="Image-level labels for cdm and cam: a CSV with case and label.", show_default="DATASET/image_labels.csv"
-        ),
-    ] = None,
-    fold: Annotated[
-        str, typer.Option(help="Fold to validate on, or all: one training after the other, into OUT/fold_0, OUT/fold_1, ...")
-    ] = "0",
+    labels: Labels = None,
+    fold: Fold = "0",
     plan: Annotated[Path | None, typer.Option(help="An edited plan.", show_default="made from the data")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
     steps: Annotated[int | None, typer.Option(help="Stop after so many steps.", show_default="the plan's")] = None,
