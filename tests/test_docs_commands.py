@@ -43,13 +43,19 @@ def lines(text: str) -> list[str]:
     return found
 
 
+STARTERS = re.compile(r"^(?:torchrun .*?-m diffuseg\.cli |(?:srun|seq) .*?\bdiffuseg )")  # what starts a command several times
+MANIFEST = re.compile(r"command: \[(diffuseg, .*)\]")  # of a pod
 COMMANDS = [
-    (page, re.sub(r"^torchrun .*?-m diffuseg\.cli ", "diffuseg ", line))
+    (page, STARTERS.sub("diffuseg ", line))
     for page, text in PAGES.items()
-    for line in lines(text)
-    if re.match(r"diffuseg |torchrun ", line)
+    for line in [*lines(text), *(found.replace(",", "") for found in MANIFEST.findall(text))]
+    if re.match(r"diffuseg |torchrun |srun |seq ", line)
 ]
-IN_TEXT = [(page, line) for page, text in PAGES.items() for line in re.findall(r"`(diffuseg [^`]+)`", text)]
+IN_TEXT = [
+    (page, STARTERS.sub("diffuseg ", line))
+    for page, text in PAGES.items()
+    for line in re.findall(r"`((?:srun [^`]*)?diffuseg [^`]+)`", text)
+]
 SCRIPTS = [(page, line) for page, text in PAGES.items() for line in lines(text) if line.startswith("python -m ")]
 TARGETS = [(page, line) for page, text in PAGES.items() for line in lines(text) if line.startswith("make ")]
 

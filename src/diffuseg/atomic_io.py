@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import secrets
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ def atomic_path(path: Path | str) -> Generator[Path, None, None]:
     Makes the folder. Refuses a place that cannot be written.
     """
     path = Path(path)
-    aside = path.with_name(f".{os.getpid()}-{path.name}")  # with the ending that libraries look at
+    who = f"{os.getpid()}-{secrets.token_hex(3)}"  # processes of several machines may have one number
+    aside = path.with_name(f".{who}-{path.name}")  # with the ending that libraries look at
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside

@@ -147,6 +147,20 @@ def load_checkpoint(
     return method.to(device).eval(), plan, meta
 
 
+def load_weights(path: Path, method: Method) -> None:
+    """Put the weights of another checkpoint into a method of the same kind, one tensor at a time.
+
+    Raises:
+        UserError: the checkpoint has other tensors.
+    """
+    state = method.state_dict()
+    with safe_open(path, "pt") as file:
+        if set(file.keys()) != set(state):
+            raise UserError("its weights do not fit the method of the other models", file=path)
+        for name, tensor in state.items():
+            tensor.copy_(file.get_tensor(name))
+
+
 def model_hash(path: Path | str) -> str:
     """First 12 hexadecimal digits of the file's SHA-256, which other entries of its header change too."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]

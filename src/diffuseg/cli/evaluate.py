@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +10,10 @@ from diffuseg.cli.app import SOME_FAILED, app, beside, complain, console
 from diffuseg.cli.as_json import JSON, print_json
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
+from diffuseg.text import pluralize
+
+if TYPE_CHECKING:
+    from diffuseg.reports.evaluation import Evaluation
 
 
 class EmptyRule(StrEnum):
@@ -32,21 +36,56 @@ def evaluate(
     ] = None,
     empty: Annotated[EmptyRule, typer.Option(help="Score of a class that is in neither mask; nan: no score.")] = EmptyRule.nan,
     nsd_tolerance: Annotated[float, typer.Option(help="Tolerance of the normalised surface Dice in mm.")] = 1.0,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="2/4: measure the second of four shares and write its rows, for `merge`; auto: as in predict.",
+            show_default="all cases",
+        ),
+    ] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Compare predictions with masks: scores per case and class, means with 95 % intervals, and one page to look at.
 
     Exit code 3: some cases could not be compared, the others were.
     """
+    if images is not None and not images.is_dir():
+        raise UserError("no such folder", file=images)
+    if shard is not None:
+        _measure_shard((predictions, labels, empty.value, nsd_tolerance, images), out, shard)
+        return
+    from diffuseg.reports.evaluate import evaluate as evaluate_folders
+
+    show(evaluate_folders(predictions, labels, out, empty.value, nsd_tolerance, images))
+
+
+def _measure_shard(asked: tuple[Any, ...], out: Path, shard: str) -> None:
+    from diffuseg.atomic_io import check_writable
+    from diffuseg.inference.shards import read_shard
+    from diffuseg.reports.evaluate import Comparison
+    from diffuseg.reports.shards import evaluate_shard
+
+    check_writable(out)
+    chosen = read_shard(shard)
+    comparison = Comparison.open(*asked)
+    cases = chosen.of(list(comparison.pairs))
+    typer.echo(f"{chosen.announce()}: {len(cases)} of {pluralize(len(comparison.pairs), 'case')}")
+    faults = evaluate_shard(comparison, out, chosen)
+    for fault in faults:
+        complain(f"failed {fault}")
+    typer.echo(f"when all are through: diffuseg merge {out}")
+    if faults:
+        raise typer.Exit(SOME_FAILED)
+
+
+def show(evaluation: "Evaluation") -> None:
+    """Print the table of an evaluation and write its page; exit code 3 where some cases could not be compared."""
     from diffuseg.atomic_io import atomic_write
     from diffuseg.reports.case_pictures import case_pictures, stack_pictures
-    from diffuseg.reports.evaluate import evaluate as evaluate_folders
     from diffuseg.reports.page import write_page
     from diffuseg.reports.tables import evaluation_table
 
-    if images is not None and not images.is_dir():
-        raise UserError("no such folder", file=images)
-    evaluation = evaluate_folders(predictions, labels, out, empty.value, nsd_tolerance, images)
+    out = evaluation.folder
     console().print(evaluation_table(evaluation))
     print_json(evaluation.summary)
     if out is not None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from diffuseg.inference.folder import FolderResult
     from diffuseg.inference.model import Model
     from diffuseg.inference.sampling import SamplingOptions
+    from diffuseg.inference.worklist import Share
 
 
 class Fuse(StrEnum):
@@ -37,9 +38,42 @@ class SegKind(StrEnum):
     labelmap = "labelmap"
 
 
+Models = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL...",
+        help="A checkpoint, a run, several of them (RUN/fold_*), or a packaged model such as hippocampus.",
+    ),
+]
+Mirror = Annotated[
+    bool,
+    typer.Option("--mirror", help="Also draw from the mirrored image, where the plan allows it: 2, 4 or 8 times the cost."),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        help="2/4: the second of four shares of the cases; auto: as SLURM, Kubernetes or torchrun say; claim: always the "
+        "next case that nobody has.",
+        show_default="all cases",
+    ),
+]
+SeriesOption = Annotated[
+    list[str] | None,
+    typer.Option(help="A DICOM series: number, UID, part of its description, all; repeatable.", show_default="the only one"),
+]
+DicomOption = Annotated[
+    SegKind | None,
+    typer.Option(help="Of DICOM, also write SEG (of this kind), fractional SEG and SR.", show_default="none"),
+]
+CodesOption = Annotated[
+    Path | None,
+    typer.Option(help="JSON with DICOM codes per class, or dataset.json.", show_default="the model's, or tissue"),
+]
+
+
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="A checkpoint, or the name of a packaged model such as hippocampus.")],
+    model: Models,
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, or folders with images; DICOM folders.")],
     out: Annotated[Path, typer.Option(help="Folder for masks, probabilities, entropy and a .json per case.")],
     draws: Annotated[
@@ -65,40 +99,41 @@ def predict(
     save_steps: Annotated[bool, typer.Option("--save-steps", help="Also write the first draw step by step.")] = False,
     no_prob: Annotated[bool, typer.Option("--no-prob", help="Write no probabilities: the largest files by far.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
-    series: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A DICOM series: number, UID, part of its description, all; repeatable.", show_default="the only one"
-        ),
-    ] = None,
-    dicom_out: Annotated[
-        SegKind | None,
-        typer.Option(help="Of DICOM, also write SEG (of this kind), fractional SEG and SR.", show_default="none"),
-    ] = None,
-    codes: Annotated[
-        Path | None,
-        typer.Option(help="JSON with DICOM codes per class, or dataset.json.", show_default="the model's, or tissue"),
-    ] = None,
+    series: SeriesOption = None,
+    dicom_out: DicomOption = None,
+    codes: CodesOption = None,
     as_json: Annotated[bool, JSON] = False,
+    mirror: Mirror = False,
+    shard: ShardOption = None,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     from diffuseg.config import warn_renamed
+    from diffuseg.inference.claims import read_share
     from diffuseg.inference.folder import predict_folder
-    from diffuseg.inference.model import load
     from diffuseg.inference.sampling import SamplingOptions
+    from diffuseg.inference.several import load_models, models_and_inputs
 
-    options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps)
-    loaded = load(model, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
+    share = read_share(shard, overwrite)
+    options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror)
+    models, inputs = models_and_inputs([model, *map(str, inputs)])
+    loaded = load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
     if sampler and loaded.method.supervision == "image_label":
         warn_renamed("--sampler", f"--sampler {sampler}", f"--map {loaded.method.sampling(sampler, None)[0]}")
-    _announce(loaded, options)
+    _announce(loaded, options, share)
     dicom = _dicom_out(loaded, dicom_out, codes)
     with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
         result = predict_folder(
             loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob, series or (), dicom,
-            on_done=lambda case, record: bars.say(_found(case, record)),
+            on_done=lambda case, record: bars.say(_found(case, record)), share=share,
         )  # fmt: skip
-    _report(loaded, result, out)
+    for case, reason in result.skipped:
+        typer.echo(f"skipped {case}: {reason}")
+    tell(result, out)
+    if share is not None:
+        typer.echo(share.then(out))
+    print_json({"model": loaded.name, "hash": loaded.hash, "out": str(out)} | asdict(result))
+    if result.failed:
+        raise typer.Exit(SOME_FAILED if result.finished or result.skipped or share is not None else USER_ERROR)
 
 
 def _dicom_out(loaded: "Model", kind: SegKind | None, codes: Path | None) -> "DicomOut | None":
@@ -112,23 +147,27 @@ def _dicom_out(loaded: "Model", kind: SegKind | None, codes: Path | None) -> "Di
     return None if kind is None else DicomOut(kind.value, known)
 
 
-def _announce(loaded: "Model", options: "SamplingOptions") -> None:
-    """What predicts, and with which settings."""
+def _announce(loaded: "Model", options: "SamplingOptions", share: "Share | None") -> None:
+    """Which model, with what it recommends and has learnt of itself, and which of the cases."""
     typer.echo(f"{loaded.name} ({loaded.hash}) on {loaded.device}, {loaded.precision.reason}")
     best = loaded.recommended(options)
     if best is not None:
         what = f"draws {best['draws']}, steps {best['steps']}: recommended by `diffuseg curve`"
         typer.echo(f"{what} (fold {best['fold']}, {pluralize(best['cases'], 'case')}); --draws and --steps choose otherwise")
+    if loaded.members or options.mirror:
+        turns, one = len(loaded.turns(options)), loaded.resolve(options).draws
+        what = f"{pluralize(len(loaded.members) or 1, 'model')}{', mirrored images too' if options.mirror else ''}"
+        typer.echo(f"{what}: {turns} times the cost, {turns} x {one} draws")
     if loaded.calibration is not None:
         typer.echo(loaded.calibration.announce(loaded.settings(options)))
+    if share is not None:
+        typer.echo(share.announce())
 
 
-def _report(loaded: "Model", result: "FolderResult", out: Path) -> None:
-    """What became of the cases, those that a person should look at last; the exit code where some failed."""
+def tell(result: "FolderResult", out: Path) -> None:
+    """Which cases failed, which a person should look at, and how many there are."""
     from diffuseg.inference.model import NOTICE
 
-    for case, reason in result.skipped:
-        typer.echo(f"skipped {case}: {reason}")
     for case, reason in result.failed:
         complain(f"failed {case}: {reason}")
     for case, faults in result.outside_training:
@@ -138,10 +177,8 @@ def _report(loaded: "Model", result: "FolderResult", out: Path) -> None:
             f"{case} needs review by a person: its draws expect a Dice of {1 - score:.3f} (uncertainty score {score:.3f})"
         )
     counts = {"finished": result.finished, "skipped": result.skipped, "failed": result.failed}
-    typer.echo(f"{out}: " + ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) + f". {NOTICE}")
-    print_json({"model": loaded.name, "hash": loaded.hash, "out": str(out)} | asdict(result))
-    if result.failed:
-        raise typer.Exit(SOME_FAILED if result.finished or result.skipped else USER_ERROR)
+    counted = ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) or "no case"
+    typer.echo(f"{out}: {counted}. {NOTICE}")
 
 
 def _found(case: str, record: dict[str, Any]) -> str:

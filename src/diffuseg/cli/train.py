@@ -9,6 +9,17 @@ from diffuseg.cli.app import app, console
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
 
+ALL = "all"  # of the folds
+Fold = Annotated[
+    str, typer.Option(help="Fold to validate on, or all: one training after the other, into OUT/fold_0, OUT/fold_1, ...")
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        help="Image-level labels for cdm and cam: a CSV with case and label.", show_default="DATASET/image_labels.csv"
+    ),
+]
+
 
 @app.command()
 def train(
@@ -20,13 +31,8 @@ def train(
             help="unet, concat, distributional, cdal, medsegdiff, medsegdiff_v2; cdm and cam learn from image-level labels."
         ),
     ] = "cdal",
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="Image-level labels for cdm and cam: a CSV with case and label.", show_default="DATASET/image_labels.csv"
-        ),
-    ] = None,
-    fold: Annotated[int, typer.Option(help="Fold to validate on.")] = 0,
+    labels: Labels = None,
+    fold: Fold = "0",
     plan: Annotated[Path | None, typer.Option(help="An edited plan.", show_default="made from the data")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
     steps: Annotated[int | None, typer.Option(help="Stop after so many steps.", show_default="the plan's")] = None,
@@ -52,12 +58,24 @@ def train(
     from diffuseg.train.loop import TrainSettings
     from diffuseg.train.loop import train as run
 
-    best = run(TrainSettings(
-        dataset=dataset, method=method, out=out, labels=labels, fold=fold, plan=plan, steps=steps, max_minutes=max_minutes,
-        preset=preset, set=set_ or [], resume=resume, start=start, seed=seed, device=device, precision=precision,
+    settings = TrainSettings(
+        dataset=dataset, method=method, out=out, labels=labels, fold=_fold(fold), plan=plan, steps=steps,
+        max_minutes=max_minutes, preset=preset, set=set_ or [], resume=resume, start=start, seed=seed, device=device, precision=precision,
         validate_every=val_every, patience=patience,
-    ))  # fmt: skip
-    typer.echo(f"best checkpoint: {best}")
+    )  # fmt: skip
+    if fold != ALL:
+        typer.echo(f"best checkpoint: {run(settings)}")
+        return
+    from diffuseg.train.folds import train_folds
+
+    best = train_folds(settings, lambda number, folds: typer.echo(f"fold {number} of 0 to {folds - 1}"))
+    typer.echo(f"best checkpoints: {best[0]} to {best[-1].parent.name}; next: diffuseg crossval {out} {dataset} --out DIR")
+
+
+def _fold(text: str) -> int:
+    if text != ALL and not text.isdecimal():
+        raise UserError(f"--fold {text}: expected the number of a fold, from 0 on, or all")
+    return 0 if text == ALL else int(text)
 
 
 @app.command()

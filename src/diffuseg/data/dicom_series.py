@@ -44,6 +44,11 @@ class Stack:
         return f"{self.place} (series {self.label or first.number}, {first.modality})"
 
     @property
+    def name(self) -> str:
+        """The last part of its place, as of a path."""
+        return self.place.name
+
+    @property
     def dims(self) -> int:
         """3, or 2 of a picture."""
         return 2 if self.slices[0].position is None else 3

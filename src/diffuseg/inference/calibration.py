@@ -52,7 +52,8 @@ class Calibration:
     def mismatch(self, settings: dict[str, Any]) -> str:
         """Which of the settings of a prediction are not those it was learnt with; "" if it fits."""
         other = [key for key in SETTINGS if self.settings[key] != settings[key]]
-        return "; ".join(f"{key} {self.settings[key]}, now {settings[key]}" for key in other)
+        found = [f"{key} {self.settings[key]}, now {settings[key]}" for key in other]
+        return "; ".join([*found, *(["images as they are, now mirrored too"] if settings["options"].get("mirror") else [])])
 
     def announce(self, settings: dict[str, Any]) -> str:
         """One line: what is applied to predictions with these settings, or why nothing is."""

@@ -20,6 +20,7 @@ from diffuseg.inference.model import Model, file_digests
 from diffuseg.inference.prediction import ending_for, save
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.inference.series import dicom_cases
+from diffuseg.inference.worklist import Share, turns
 
 _log = logging.getLogger("diffuseg")
 
@@ -84,6 +85,7 @@ def predict_folder(
     series: Sequence[str] = (),
     dicom: DicomOut | None = None,
     on_done: Callable[[str, dict[str, Any]], None] | None = None,
+    share: Share | None = None,
 ) -> FolderResult:
     """Segment files and folders into a folder, see `save`.
 
@@ -100,10 +102,11 @@ def predict_folder(
         series: Which DICOM series of a folder: UID, number or a part of the description of each, or "all".
         dicom: Also write results of DICOM series as DICOM, see `save_dicom`.
         on_done: Called with (case, record) after each case that was finished now.
+        share: Which of the cases this process does, where several share them; None: all.
 
     Raises:
-        UserError: Before any work: settings or inputs that are refused, an out folder that cannot be written, and results that
-            would overwrite an input or each other.
+        UserError: Before any work: settings or inputs that are refused, an out folder that cannot be written, results that
+            would overwrite an input or each other, and processes that share a folder but not a list of cases and settings.
     """
     options, out = options or SamplingOptions(), Path(out)
     settings = model.settings(options)
@@ -112,9 +115,10 @@ def predict_folder(
     refuse_dicom_out(dicom, cases, model.plan.labels, out)
     _refuse_collisions(cases, out)
     check_writable(out)
-    for number, (case, paths) in enumerate(cases.items()):
+    for case, number, total in turns(cases, out, settings, share, result.failed):
+        paths = cases[case]
         if on_case is not None:
-            on_case(case, number, len(cases))
+            on_case(case, number, total)
         try:
             skipped = None if overwrite else _finished(model, out, case, paths, settings, _to_keep(options), probabilities)
             if skipped is not None and not lacks_dicom(dicom, out, case, paths[0], probabilities):
@@ -134,12 +138,12 @@ def predict_folder(
         except Exception as error:  # whatever is wrong with this one, the next may be fine
             _log.debug("%s", case, exc_info=True)
             result.failed.append((case, f"{paths[0]}: {type(error).__name__}: {error}"))
-    _add_doubts(result, out)
+    review(result, out)
     return result
 
 
-def _add_doubts(result: FolderResult, out: Path) -> None:
-    """What the records of the finished cases say of doubts."""
+def review(result: FolderResult, out: Path) -> None:
+    """Put into a result which of its cases a person should look at, by their records."""
     done = [*result.finished, *(case for case, _ in result.skipped)]
     unlike = {case: read_json(out / f"{case}.json").get("outside_training") for case in done}
     result.outside_training = [(case, faults) for case, faults in unlike.items() if faults]

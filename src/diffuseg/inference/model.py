@@ -33,7 +33,7 @@ from diffuseg.inference.many import CaseResult, predict_many
 from diffuseg.inference.prediction import Prediction
 from diffuseg.inference.provenance import cost, grid, scores, volumes
 from diffuseg.inference.recorder import DrawRecorder
-from diffuseg.inference.sampling import ImageDraws, SamplingOptions, prepare
+from diffuseg.inference.sampling import ImageDraws, SamplingOptions, Turn, mirrors, prepare
 from diffuseg.methods import Method
 from diffuseg.types import Image
 
@@ -57,6 +57,7 @@ class Model:
     name  as packaged, or as its training called it; hash: of its weights and of what they are used with, see `weights_hash`
     meta  the checkpoint's header
     file_hashes   by which earlier versions called it, the present one first
+    members  the checkpoints of several models that draw in turn; the method has the weights of one at a time
     """
 
     method: Method
@@ -67,6 +68,13 @@ class Model:
     device: torch.device
     precision: Precision
     file_hashes: tuple[str, ...] = ()
+    members: tuple[Path, ...] = ()
+
+    def turns(self, options: SamplingOptions) -> list[Turn]:
+        """The ways in which these options ask to draw: with each of several models, and from mirrored images."""
+        volume = self.plan.dims == 3 or self.plan.orientation is not None
+        ways = mirrors(self.plan, volume) if options.mirror else [()]
+        return [Turn(member, axes) for member in self.members or (None,) for axes in ways]
 
     def recommended(self, options: SamplingOptions) -> dict[str, Any] | None:
         """What `diffuseg curve` found for this model, where neither draws nor steps nor another sampler are asked for."""
@@ -110,9 +118,10 @@ class Model:
         """
         chosen = self.resolve(replace(options or SamplingOptions(), **changes))
         own = {name: getattr(self.method.config, name) for name in self.method.inference_settings}
+        own |= {"mirror": True} if chosen.mirror else {}
         return {
             "model": self.hash,
-            "draws": chosen.draws,
+            "draws": (chosen.draws or 1) * len(self.turns(chosen)),
             "seed": chosen.seed if self.method.generative else None,
             "steps": chosen.steps,
             "sampler": chosen.sampler,
@@ -124,9 +133,9 @@ class Model:
     def passes(self, options: SamplingOptions) -> int:
         """Evaluations of the network that all draws of one tile take."""
         if not self.method.generative:
-            return 1
+            return len(self.turns(options))
         draws, sampler, steps = (self.settings(options)[name] for name in ("draws", "sampler", "steps"))
-        return draws * self.method.evaluations(sampler, steps)
+        return draws * len(self.turns(options)) * self.method.evaluations(sampler, steps)
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -153,7 +162,7 @@ class Model:
     ) -> ImageDraws:
         """One image, ready to be drawn from with these options; see `diffuseg.inference.sampling.prepare`."""
         options = self.resolve(options or SamplingOptions())
-        return prepare(self.method, image, options, self.device, self.precision, indices)
+        return prepare(self.method, image, options, self.device, self.precision, indices, self.turns(options))
 
     def predict(
         self,
@@ -274,19 +283,22 @@ class Model:
 
     def _origin(self, image: Image, draws: ImageDraws, digests: Sequence[str]) -> dict[str, Any]:
         """What a prediction was computed from and by."""
-        return {
-            "model_name": self.name,
-            "method": self.meta.get("method"),
-            **self._saliency(),
-            "labels": self.plan.labels,
-            "source": None if image.source is None else str(image.source.absolute()),  # a viewer may be started elsewhere
-            "seen_in": seen_in(self.meta, None if isinstance(image.header, Stack) else image.source, *digests[:1]),
-            "grid": grid(self.plan, draws),
-            "precision": self.precision.reason,
-            "device": str(self.device),
-            "versions": versions(),
-            "notice": NOTICE,
-        }
+        return (
+            {
+                "model_name": self.name,
+                "method": self.meta.get("method"),
+                **self._saliency(),
+                "labels": self.plan.labels,
+                "source": None if image.source is None else str(image.source.absolute()),  # a viewer may be started elsewhere
+                "seen_in": seen_in(self.meta, None if isinstance(image.header, Stack) else image.source, *digests[:1]),
+                "grid": grid(self.plan, draws),
+                "precision": self.precision.reason,
+                "device": str(self.device),
+                "versions": versions(),
+                "notice": NOTICE,
+            }
+            | ({"members": self.meta["members"]} if self.members else {})
+        )
 
     def _unlike_training(self, image: Image, volume_ml: dict[str, float], mask: np.ndarray) -> dict[str, Any]:
         """In what image and volumes are unlike all training cases; then the case needs review, however sure the draws are."""

@@ -6,10 +6,12 @@ options gets the draws that `Model.predict` makes.
 """
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffuseg.checkpoint import load_weights
 from diffuseg.data.batches import FullCase
+from diffuseg.data.names import tells_sides
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import GridTransform, content_digest, to_grid, to_native
 from diffuseg.device import Precision
+from diffuseg.errors import UserError
 from diffuseg.inference.ensemble import Ensemble
 from diffuseg.methods import Method
 from diffuseg.methods.base import ImageLabel
@@ -46,6 +51,7 @@ class SamplingOptions:
         keep_steps: Keep the steps of the first draw, one byte per voxel.
         spread: Keep what tells apart the kinds of uncertainty: expected entropy, mutual information and variance. Without them
             there is the entropy alone, and less memory is needed.
+        mirror: Draw as often again from the image mirrored along each axis, and each pair of axes, that the plan's flips allow.
     """
 
     draws: int | None = None
@@ -56,7 +62,19 @@ class SamplingOptions:
     label: str | None = None
     keep_draws: bool = False
     keep_steps: bool = False
+    mirror: bool = False
     spread: bool = True
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One way to draw from an image: with the weights of which checkpoint, and mirrored along which axes of the grid.
+
+    weights  None: those that the method has
+    """
+
+    weights: Path | None = None
+    mirror: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,7 @@ class ImageDraws:
         device: Where the method is.
         label: What the image shows, where the method decides that first.
         precision: Number type of the networks; None: as it is outside.
+        turns: Ways to draw, one after the other, each with as many of the seeds; mirrored draws are mirrored back.
     """
 
     method: Method
@@ -84,12 +103,13 @@ class ImageDraws:
     device: torch.device
     label: ImageLabel | None = None
     precision: Precision | None = None
+    turns: tuple[Turn, ...] = (Turn(),)
 
     def draw(self, on_denoised: OnDenoised | None = None) -> Iterator[Float[Tensor, "k *s"]]:
         """Make the draws, one map per seed, on the grid.
 
         Args:
-            on_denoised: Called with (t, x0_hat) at each step of the draws that are made together.
+            on_denoised: Called with (t, x0_hat) at each step of the draws that are made together; of several turns, the first.
 
         Returns:
             Probabilities, or of a method that learnt from image-level labels evidence: `finalize` makes probabilities of it.
@@ -97,14 +117,22 @@ class ImageDraws:
         options: dict[str, Any] = {} if self.label is None else {"label": self.label.label}
         options |= {} if on_denoised is None else {"on_denoised": on_denoised}
         chunk = draws_at_a_time(self.method.plan, self.x.shape[1:])
-        image = self.x.to(self.device)
-        maps = iter(self.method.draw(image, self.seeds, steps=self.steps, sampler=self.sampler, chunk=chunk, **options))
-        for _ in self.seeds:
-            yield self._next(maps)  # no name holds a draw while the next one is made
+        image, each, weights = self.x.to(self.device), len(self.seeds) // len(self.turns), None
+        for number, turn in enumerate(self.turns):
+            if turn.weights is not None and turn.weights != weights:
+                load_weights(turn.weights, self.method)
+                weights = turn.weights
+            seeds = self.seeds[number * each : (number + 1) * each]
+            axes = [1 + axis for axis in turn.mirror]
+            seen = image.flip(axes) if axes else image
+            maps = iter(self.method.draw(seen, seeds, steps=self.steps, sampler=self.sampler, chunk=chunk, **options))
+            for _ in seeds:
+                yield self._next(maps, axes)  # no name holds a draw while the next one is made
+            options.pop("on_denoised", None)
 
-    def _next(self, maps: Iterator[Tensor]) -> Tensor:
+    def _next(self, maps: Iterator[Tensor], axes: list[int]) -> Tensor:
         with _autocast(self.precision, self.device):
-            return next(maps)
+            return next(maps).flip(axes) if axes else next(maps)
 
     def finalize(self, evidence: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
         """Probabilities from a draw, or from the mean of several."""
@@ -126,6 +154,7 @@ def prepare(
     device: torch.device,
     precision: Precision | None = None,
     indices: Sequence[int] | None = None,
+    turns: Sequence[Turn] = (Turn(),),
 ) -> ImageDraws:
     """Bring an image to the method's grid, give each draw its seed, and see what the image shows.
 
@@ -136,6 +165,7 @@ def prepare(
         device: Where the method is.
         precision: Number type of the networks; None: as it is outside.
         indices: Which of the draws; None: all.
+        turns: Ways to draw; each makes these draws, with the same seeds.
 
     Raises:
         UserError: The image has other channels or axes than the method's plan.
@@ -149,7 +179,30 @@ def prepare(
     seeds = tuple(draw_seed(options.seed, digest, i) for i in indices)
     with _autocast(precision, device):
         label = _image_label(method, x.to(device), options.label)
-    return ImageDraws(method, x, transform, seeds, options.steps, options.sampler, device, label, precision)
+    seeds, ways = seeds * len(turns), tuple(turns)
+    return ImageDraws(method, x, transform, seeds, options.steps, options.sampler, device, label, precision, ways)
+
+
+def mirrors(plan: Plan, volume: bool) -> list[tuple[int, ...]]:
+    """The sets of axes of the grid along which an image may be mirrored, the empty one first: plan.flips, combined.
+
+    Where names of labels tell left from right, the axis between the two is not among them, whatever the plan says.
+
+    Args:
+        plan: Its flips count the axes of a patch, which has none along the slices of a volume that a 2-D network sees.
+        volume: Whether images have three axes.
+
+    Raises:
+        UserError: There is no such axis.
+    """
+    axes = [axis for axis in range(3 if volume else 2) if plan.dims == 3 or not volume or axis != plan.slice_axis]
+    sided = bool(tells_sides(name for name, value in plan.labels.items() if value))
+    across = [axis for axis in axes if plan.orientation is None or plan.orientation[axis] in "LR"] if sided else []
+    allowed = sorted({axes[flip] for flip in plan.flips} - set(across))
+    if not allowed:
+        why = plan.reasons.get("flips", "its plan has no flips")
+        raise UserError(f"--mirror: this model's images may not be mirrored ({why.rstrip('.')})", do="Leave it out")
+    return [chosen for n in range(len(allowed) + 1) for chosen in itertools.combinations(allowed, n)]
 
 
 def draw_seed(seed: int, digest: str, i: int) -> int:

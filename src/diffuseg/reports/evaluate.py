@@ -5,7 +5,7 @@ Writes cases.csv (one row per case and class) and summary.json; docs/evaluation.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
@@ -61,24 +61,84 @@ def evaluate(
     Raises:
         UserError: The rule is unknown, the tolerance is no distance, a folder holds no mask, or no case can be compared.
     """
-    pred_dir, labels_dir, folder = Path(pred_dir), Path(labels_dir), Path(out_dir or pred_dir)
-    _check_rules(empty, nsd_tolerance)
+    folder = Path(out_dir or pred_dir)
     if out_dir is not None:
         check_writable(folder)
-    truths, masks = truths_in(labels_dir), masks_in(pred_dir)
-    pairs = {case: path for case, path in masks.items() if case in truths}
-    if not pairs:
-        what = f"there is no prediction for any of {pluralize(len(truths), 'mask')} in {labels_dir}"
-        raise UserError(what, file=pred_dir, do=f"Expected names such as {_expected(truths)}")
-    (labels, patient_of, over), ignore = _description(labels_dir, truths, pairs), ignored_label(labels_dir)
-    rows, faults = list[Row](), list[str]()
-    for case, path in pairs.items():
+    comparison = Comparison.open(pred_dir, labels_dir, empty, nsd_tolerance, images)
+    found = summary_of(comparison, *measure_cases(comparison, list(comparison.pairs)), folder)
+    return found if out_dir is None else found.write()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is to be compared with what, and by which rules.
+
+    predictions, labels, images  the folders
+    truths, masks   mask files by case; pairs: those predictions that there is a truth for
+    classes, patient_of, over    what dataset.json says of classes and patients, and what intervals are taken over
+    ignore          value of voxels that nobody has annotated
+    """
+
+    predictions: Path
+    labels: Path
+    images: Path | None
+    rule: Rule
+    truths: dict[str, tuple[Path, ...]]
+    masks: dict[str, Path]
+    pairs: dict[str, Path]
+    classes: dict[str, int]
+    patient_of: dict[str, str]
+    over: str
+    ignore: int | None
+
+    @classmethod
+    def open(
+        cls, predictions: Path | str, labels: Path | str, empty: Empty, tolerance: float, images: Path | str | None
+    ) -> "Comparison":
+        """Find the files; nothing is measured. Refuses what `evaluate` refuses before it measures."""
+        predictions, labels = Path(predictions), Path(labels)
+        _check_rules(empty, tolerance)
+        truths, masks = truths_in(labels), masks_in(predictions)
+        pairs = {case: path for case, path in masks.items() if case in truths}
+        if not pairs:
+            what = f"there is no prediction for any of {pluralize(len(truths), 'mask')} in {labels}"
+            raise UserError(what, file=predictions, do=f"Expected names such as {_expected(truths)}")
+        described = _description(labels, truths, pairs)
+        where = None if images is None else Path(images)
+        return cls(predictions, labels, where, Rule(empty, tolerance), truths, masks, pairs, *described, ignored_label(labels))
+
+    def asked(self) -> dict[str, Any]:
+        """What `open` needs, as plain values: the same from whatever folder it was asked for."""
+        folders = {"predictions": self.predictions, "labels": self.labels, "images": self.images}
+        named = {name: folder and str(folder.resolve()) for name, folder in folders.items()}
+        return named | {"empty": self.rule.empty, "tolerance": float(self.rule.tolerance)}
+
+    @classmethod
+    def reopen(cls, asked: dict[str, Any]) -> "Comparison":
+        """The comparison that was asked for, with the files that are there now."""
+        return cls.open(**asked)
+
+
+def measure_cases(comparison: Comparison, cases: Sequence[str]) -> tuple[list[Row], list[str]]:
+    """The rows of some cases, and what is wrong with those that cannot be compared."""
+    rows: list[Row] = []
+    faults: list[str] = []
+    for case in cases:
+        path, truth = comparison.pairs[case], comparison.truths[case]
+        about = (comparison.classes, comparison.patient_of[case], comparison.rule, faults, comparison.ignore)
         try:
-            rows += _compare(case, path, truths[case], labels, patient_of[case], Rule(empty, nsd_tolerance), faults, ignore)
+            rows += _compare(case, path, truth, *about)
         except UserError as fault:
             faults.append(str(fault))
+    return rows, faults
+
+
+def summary_of(comparison: Comparison, rows: list[Row], faults: list[str], folder: Path) -> Evaluation:
+    """Statistics of all rows. Refuses to conclude from no row at all."""
+    pairs, truths, masks = comparison.pairs, comparison.truths, comparison.masks
     if not rows:
-        raise UserError(f"none of {pluralize(len(pairs), 'case')} could be compared: {faults[0]}", file=pred_dir)
+        what = f"none of {pluralize(len(pairs), 'case')} could be compared: {faults[0]}"
+        raise UserError(what, file=comparison.predictions)
     measured = {row.case: pairs[row.case] for row in rows}
     summary = {
         "cases": len(measured),
@@ -86,16 +146,15 @@ def evaluate(
         "missing": [case for case in truths if case not in masks],
         "unlabelled": [case for case in masks if case not in truths and not SIDECAR.fullmatch(case)],
         "faults": faults,
-        **_rules(empty, nsd_tolerance, truths, over),
+        **_rules(comparison.rule.empty, comparison.rule.tolerance, truths, comparison.over),
         "seen": _seen(measured),
-        "unheld_intervals": _unheld(measured, labels, labels_dir),
+        "unheld_intervals": _unheld(measured, comparison.classes, comparison.labels),
         **summarise(rows),
-        "labels": labels,
-        "folders": _folders(pred_dir, labels_dir, images),
+        "labels": comparison.classes,
+        "folders": _folders(comparison.predictions, comparison.labels, comparison.images),
         "versions": {name: metadata.version(name) for name in ("diffuseg", "monai", "numpy", "scipy")},
     }
-    found = Evaluation(rows, summary, folder, folder.resolve().name, measured, truths)
-    return found if out_dir is None else found.write()
+    return Evaluation(rows, summary, folder, folder.resolve().name, measured, truths)
 
 
 def _check_rules(empty: str, nsd_tolerance: float) -> None:
