@@ -92,7 +92,7 @@ def read_image(paths: Path | str | Stack | Sequence[Path | str | Stack]) -> Imag
     if not files:
         raise ValueError("read_image: no file given")
     for file in files:
-        if ending_of(file) == itk.SLICER:
+        if isinstance(file, Path) and ending_of(file) == itk.SLICER:
             raise UserError("is a segmentation of 3D Slicer, no image", file=file, do="Give the image that it belongs to")
     parts = [_read(file, mask=False) for file in files]
     places = [file.place if isinstance(file, Stack) else file for file in files]

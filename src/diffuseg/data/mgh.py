@@ -40,5 +40,6 @@ def write(aside: Path, planes: np.ndarray, like: Image, packed: bool) -> None:
 
 
 def _claim(head: bytes) -> Claim:
-    header: Any = nib.MGHImage.header_class.from_fileobj(io.BytesIO(head), check=False)
+    kind: Any = nib.MGHImage.header_class
+    header = kind.from_fileobj(io.BytesIO(head), check=False)
     return Claim(tuple(int(n) for n in header["dims"]), header.get_data_dtype().itemsize, 284)

@@ -113,7 +113,7 @@ def content_digest(image: Image, transform: GridTransform) -> str:
     digest = hashlib.sha256(repr((shape, transform.grid)).encode())
     for channel in image.data:
         for values in _sorted(channel):
-            digest.update(values)
+            digest.update(values.data)
     return digest.hexdigest()
 
 

@@ -77,8 +77,9 @@ def _results(
         written: Future[CaseResult] | None = None
         while (case := waiting.popleft().result()) is not END:
             waiting.append(reader.submit(read))
-            result = _predicted(model, *case, options, keywords)
-            case = None  # what was read may go
+            name, read_case, error = case
+            result = _predicted(model, name, read_case, error, options, keywords)
+            del case, read_case  # what was read may go
             if written is not None:
                 yield written.result()
             written = writer.submit(_written, result, out)

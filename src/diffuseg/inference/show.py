@@ -126,7 +126,7 @@ def _lines(record: dict[str, Any]) -> list[str]:
     if record.get("outside_training"):
         lines.append(f"Unlike the images of the training: {'; '.join(record['outside_training'])}.")
     if "uncertainty_score" in record:
-        review = {True: "needs review", False: "below the threshold for review"}.get(record.get("needs_review"), "")
+        review = {"True": "needs review", "False": "below the threshold for review"}.get(str(record.get("needs_review")), "")
         lines.append(f"Uncertainty score {record['uncertainty_score']:.3f}" + (f": {review}." if review else "."))
     if "volume_note" in record:
         lines.append(f"Interval: {record['volume_note']}.")

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from diffuseg.atomic_io import write_json
+from diffuseg.data.dicom_series import Stack
 from diffuseg.data.inventory import few
 from diffuseg.data.layout import read_json
 from diffuseg.errors import UserError
 
 PLACE = "shards"
-Files = Mapping[str, Sequence[Path]]
+Files = Mapping[str, Sequence[Path | Stack]]
 
 
 @runtime_checkable

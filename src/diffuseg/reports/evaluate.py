@@ -218,8 +218,9 @@ def _recorded_labels(pairs: dict[str, Path], values: set[int]) -> dict[str, int]
     """The classes as the records of the predictions name them; None where they do not agree, or not with the masks."""
     named = [record_of(path.parent, case).get("labels") for case, path in pairs.items()]
     first = named[0]
-    plain = isinstance(first, dict) and all(type(value) is int for value in first.values())
-    return first if plain and all(labels == first for labels in named) and values <= {0, *first.values()} else None
+    if not isinstance(first, dict) or not all(type(value) is int for value in first.values()):
+        return None
+    return first if all(labels == first for labels in named) and values <= {0, *first.values()} else None
 
 
 def _compare(
