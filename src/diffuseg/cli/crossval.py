@@ -37,15 +37,16 @@ def crossval(
 ) -> None:
     """Predict every case by the fold that was not trained on it: what an honest cross-validation evaluates."""
     from diffuseg.cli.predict import tell
-    from diffuseg.inference.model import NOTICE
+    from diffuseg.inference.folder import Callbacks
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.studies.crossval import cross_validate
 
     options = SamplingOptions(draws, steps, sampler, seed, mirror=mirror)
     with ProgressBars(console(stderr=True)) as bars:
         name = f"{checkpoint.value}.safetensors"
-        found = cross_validate(run, dataset, out, options, device, set_ or [], overwrite, name, bars.case, bars.draw)
-    tell(found.result, out, NOTICE)
+        told = Callbacks(bars.case, bars.draw)
+        found = cross_validate(run, dataset, out, options, device, set_ or [], overwrite, name, told)
+    tell(found.result, out)
     if found.left:
         what = pluralize(len(found.left), "case of the data set is", "cases of the data set are")
         complain(f"Warning: {what} in the validation of no fold given, and not predicted")

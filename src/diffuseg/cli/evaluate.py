@@ -59,7 +59,9 @@ def evaluate(
     show(evaluate_folders(predictions, labels, out, empty.value, nsd_tolerance, images))
 
 
-def _measure_shard(asked: tuple[Any, ...], out: Path, shard: str) -> None:
+def _measure_shard(asked: tuple[Any, ...], out: Path | None, shard: str) -> None:
+    if out is None:
+        raise UserError("--shard writes rows for `merge`", do="Give --out, a folder that all shards share")
     from diffuseg.atomic_io import check_writable
     from diffuseg.inference.shards import read_shard
     from diffuseg.reports.evaluate import Comparison

@@ -45,6 +45,9 @@ Models = Annotated[
         help="A checkpoint, a run, several of them (RUN/fold_*), or a packaged model such as hippocampus.",
     ),
 ]
+DrawingSet = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value of the method, as far as it concerns drawing; repeatable.")
+]
 Mirror = Annotated[
     bool,
     typer.Option("--mirror", help="Also draw from the mirrored image, where the plan allows it: 2, 4 or 8 times the cost."),
@@ -89,9 +92,7 @@ def predict(
     label: Annotated[
         str | None, typer.Option(help="What all images are known to show (cdm).", show_default="the model decides")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value of the method, as far as it concerns drawing; repeatable.")
-    ] = None,
+    set_: DrawingSet = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do cases that are already finished.")] = False,
@@ -109,7 +110,7 @@ def predict(
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     from diffuseg.config import warn_renamed
     from diffuseg.inference.claims import read_share
-    from diffuseg.inference.folder import predict_folder
+    from diffuseg.inference.folder import Callbacks, predict_folder
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.inference.several import load_models, models_and_inputs
 
@@ -122,10 +123,16 @@ def predict(
     _announce(loaded, options, share)
     dicom = _dicom_out(loaded, dicom_out, codes)
     with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
+        told = Callbacks(bars.case, bars.draw, lambda case, record: bars.say(_found(case, record)))
         result = predict_folder(
-            loaded, inputs, out, options, overwrite, bars.case, bars.draw, not no_prob, series or (), dicom,
-            on_done=lambda case, record: bars.say(_found(case, record)), share=share,
+            loaded, inputs, out, options, overwrite, probabilities=not no_prob, series=series or (), dicom=dicom, share=share,
+            callbacks=told,
         )  # fmt: skip
+    _end(loaded, result, out, share)
+
+
+def _end(loaded: "Model", result: "FolderResult", out: Path, share: "Share | None") -> None:
+    """What became of the cases, and the exit code."""
     for case, reason in result.skipped:
         typer.echo(f"skipped {case}: {reason}")
     tell(result, out)

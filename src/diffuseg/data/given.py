@@ -18,6 +18,7 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.spatialimages import SpatialImage
 
 from diffuseg.data import geometry, io, itk
 from diffuseg.data.dicom_series import Stack
@@ -47,7 +48,7 @@ def kind_of(given: Any) -> Kind | None:
         return "MetaTensor" if hasattr(given, "meta") and hasattr(given, "affine") else "tensor"
     if isinstance(given, np.ndarray):
         return "array"
-    if isinstance(given, nib.spatialimages.SpatialImage):
+    if isinstance(given, SpatialImage):
         return "nibabel"
     if type(given).__module__.startswith("SimpleITK") and hasattr(given, "GetDirection"):
         return "SimpleITK"
@@ -152,7 +153,8 @@ def _with_meta(data: np.ndarray, given: Any, axes: int) -> Image:
 def _array_of(given: Any) -> np.ndarray:
     if isinstance(given, torch.Tensor):
         tensor = given.detach().cpu()
-        tensor = tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
+        plain: Any = tensor
+        tensor = plain.as_tensor() if hasattr(plain, "as_tensor") else tensor
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
         raise UserError("a masked array: what its masked voxels are is not said", do="Fill them: array.filled(0)")

@@ -73,19 +73,31 @@ def find_cases(
     return found
 
 
+@dataclass(frozen=True)
+class Callbacks:
+    """What is called while a folder is segmented.
+
+    on_case  (case, number, cases) before each case; on_draw: (done, draws) after each draw
+    on_done  (case, record) after each case that was finished now
+    """
+
+    on_case: Callable[[str, int, int], None] = lambda case, number, cases: None
+    on_draw: Callable[[int, int], None] = lambda done, draws: None
+    on_done: Callable[[str, dict[str, Any]], None] = lambda case, record: None
+
+
 def predict_folder(
     model: Model,
     inputs: Sequence[Path],
     out: Path,
     options: SamplingOptions | None = None,
     overwrite: bool = False,
-    on_case: Callable[[str, int, int], None] | None = None,
-    on_draw: Callable[[int, int], None] | None = None,
+    *,
     probabilities: bool = True,
     series: Sequence[str] = (),
     dicom: DicomOut | None = None,
-    on_done: Callable[[str, dict[str, Any]], None] | None = None,
     share: Share | None = None,
+    callbacks: Callbacks | None = None,
 ) -> FolderResult:
     """Segment files and folders into a folder, see `save`.
 
@@ -97,49 +109,56 @@ def predict_folder(
         inputs: Files and folders, as `find_cases` takes them; `options`: how to draw.
         out: Folder of the results.
         overwrite: Do finished cases again.
-        on_case: Called with (case, number, cases) before each case.
-        on_draw: Called with (done, draws) after each draw.
+        probabilities: Write them: the largest files by far.
         series: Which DICOM series of a folder: UID, number or a part of the description of each, or "all".
         dicom: Also write results of DICOM series as DICOM, see `save_dicom`.
-        on_done: Called with (case, record) after each case that was finished now.
         share: Which of the cases this process does, where several share them; None: all.
+        callbacks: What is told of the progress.
 
     Raises:
         UserError: Before any work: settings or inputs that are refused, an out folder that cannot be written, results that
             would overwrite an input or each other, and processes that share a folder but not a list of cases and settings.
     """
-    options, out = options or SamplingOptions(), Path(out)
+    options, out, callbacks = options or SamplingOptions(), Path(out), callbacks or Callbacks()
     settings = model.settings(options)
     result = FolderResult()
     cases = find_cases([Path(item) for item in inputs], len(model.plan.channels), series, result.failed)
     refuse_dicom_out(dicom, cases, model.plan.labels, out)
     _refuse_collisions(cases, out)
     check_writable(out)
+
+    def segment(case: str, paths: Sequence[Path | Stack]) -> None:
+        skipped = None if overwrite else _finished(model, out, case, paths, settings, _to_keep(options), probabilities)
+        if skipped is not None and not lacks_dicom(dicom, out, case, paths[0], probabilities):
+            result.skipped.append((case, skipped))
+            return
+        ending = ending_for(paths[0])
+        keep = _to_keep(options) | (set() if overwrite else _kept(out, case, ending))
+        keep_all = replace(options, keep_draws="draws" in keep, keep_steps="steps" in keep, spread=False)
+        prediction = model.predict(paths, keep_all, on_draw=callbacks.on_draw)
+        replace_dicom(prediction, out, case, dicom, probabilities)
+        save(prediction, out, case, ending, probabilities)
+        result.finished.append(case)
+        callbacks.on_done(case, prediction.provenance)
+
     for case, number, total in turns(cases, out, settings, share, result.failed):
-        paths = cases[case]
-        if on_case is not None:
-            on_case(case, number, total)
-        try:
-            skipped = None if overwrite else _finished(model, out, case, paths, settings, _to_keep(options), probabilities)
-            if skipped is not None and not lacks_dicom(dicom, out, case, paths[0], probabilities):
-                result.skipped.append((case, skipped))
-                continue
-            ending = ending_for(paths[0])
-            keep = _to_keep(options) | (set() if overwrite else _kept(out, case, ending))
-            keep_all = replace(options, keep_draws="draws" in keep, keep_steps="steps" in keep, spread=False)
-            prediction = model.predict(paths, keep_all, on_draw=on_draw)
-            replace_dicom(prediction, out, case, dicom, probabilities)
-            save(prediction, out, case, ending, probabilities)
-            result.finished.append(case)
-            if on_done is not None:
-                on_done(case, prediction.provenance)
-        except UserError as fault:
-            result.failed.append((case, str(fault)))
-        except Exception as error:  # whatever is wrong with this one, the next may be fine
-            _log.debug("%s", case, exc_info=True)
-            result.failed.append((case, f"{paths[0]}: {type(error).__name__}: {error}"))
+        callbacks.on_case(case, number, total)
+        _attempt(case, cases[case], segment, result)
     review(result, out)
     return result
+
+
+def _attempt(
+    case: str, paths: Sequence[Path | Stack], segment: Callable[[str, Sequence[Path | Stack]], None], result: FolderResult
+) -> None:
+    """Whatever is wrong with one case, the next may be fine."""
+    try:
+        segment(case, paths)
+    except UserError as fault:
+        result.failed.append((case, str(fault)))
+    except Exception as error:
+        _log.debug("%s", case, exc_info=True)
+        result.failed.append((case, f"{paths[0]}: {type(error).__name__}: {error}"))
 
 
 def review(result: FolderResult, out: Path) -> None:

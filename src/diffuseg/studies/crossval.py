@@ -1,6 +1,6 @@
 """Out-of-fold predictions: every case of a data set by the model that was not trained on it, all in one folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from diffuseg.checkpoint import image_digest, read_meta
 from diffuseg.data.dataset import Case, Dataset, open_dataset
 from diffuseg.data.inventory import few
 from diffuseg.errors import UserError
-from diffuseg.inference.folder import FolderResult, predict_folder
+from diffuseg.inference.folder import Callbacks, FolderResult, predict_folder
 from diffuseg.inference.folds import refuse_other_classes
 from diffuseg.inference.model import load
 from diffuseg.inference.sampling import SamplingOptions
@@ -34,8 +34,7 @@ def cross_validate(
     set: Sequence[str] = (),
     overwrite: bool = False,
     name: str = LAST,
-    on_case: Callable[[str, int, int], None] | None = None,
-    on_draw: Callable[[int, int], None] | None = None,
+    callbacks: Callbacks | None = None,
 ) -> Crossval:
     """Predict the validation cases of each fold with the model of this fold.
 
@@ -48,8 +47,7 @@ def cross_validate(
         set: As in `load`.
         overwrite: Do finished cases again.
         name: Which checkpoint of each run.
-        on_case: As in `predict_folder`, of each fold.
-        on_draw: As in `predict_folder`.
+        callbacks: As in `predict_folder`, of each fold.
 
     Raises:
         UserError: There is no run; models do not belong together or have other classes than the data set; a case that is to be
@@ -75,7 +73,7 @@ def cross_validate(
         refuse_other_classes(model, data)
         images = [path for case, own in chosen.items() if own == file for path in by_id[case].images]
         if images:
-            _add(found.result, predict_folder(model, images, Path(out), options, overwrite, on_case, on_draw))
+            _add(found.result, predict_folder(model, images, Path(out), options, overwrite, callbacks=callbacks))
     return found
 
 
