@@ -17,7 +17,7 @@ from diffuseg.config import override
 from diffuseg.data.plan import Plan
 from diffuseg.methods import METHODS
 from diffuseg.methods.presets import PRESETS, method_of
-from diffuseg.train.setup import TrainConfig
+from diffuseg.train.settings import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 GROUP = typer.main.get_command(app)

@@ -14,7 +14,7 @@ from diffuseg.data.synthetic import make_dataset
 from diffuseg.methods import METHODS
 from diffuseg.methods.base import setting
 from diffuseg.methods.settings import meanings_of, settings_of
-from diffuseg.train.setup import TrainConfig
+from diffuseg.train.settings import TrainConfig
 from tests.inference.oracle import make_plan
 from tests.test_cli import call, refused
 

@@ -10,7 +10,7 @@ from diffuseg.data.plan import Plan, check_plan
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS
 from diffuseg.methods.presets import FORMER, PRESETS, method_of, preset_of
-from diffuseg.train.setup import TrainConfig
+from diffuseg.train.settings import TrainConfig
 from tests.contract.test_methods import build, make_batch
 
 NO_ATTENTION = ("attention=off",)

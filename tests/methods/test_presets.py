@@ -5,7 +5,7 @@ import pytest
 from diffuseg.config import from_dict
 from diffuseg.methods import METHODS
 from diffuseg.methods.presets import PRESETS
-from diffuseg.train.setup import TrainConfig
+from diffuseg.train.settings import TrainConfig
 
 # Of the released trainings: base width and multipliers, image size, self-attention at these resolutions, T, size of the latent
 # and of its embedding, rates of G and D, batch, interval of the penalty, D's channels, the level of its attention, the layers

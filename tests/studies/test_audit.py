@@ -17,7 +17,7 @@ from diffuseg.studies.audit.audit import AuditOptions, audit, table
 from diffuseg.studies.audit.measure import SCORES, summary
 from diffuseg.studies.audit.rows import Training, sampled_rows, trained_rows
 from diffuseg.train.loop import train
-from diffuseg.train.setup import TrainConfig
+from diffuseg.train.settings import TrainConfig
 from tests.train.tiny import call, refused, settings
 
 

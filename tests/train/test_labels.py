@@ -19,7 +19,8 @@ from diffuseg.data.transforms import to_grid
 from diffuseg.methods import METHODS
 from diffuseg.methods.weak.base import SCALE
 from diffuseg.train import loop
-from diffuseg.train.setup import TrainSettings, set_up
+from diffuseg.train.settings import TrainSettings
+from diffuseg.train.setup import set_up
 from diffuseg.train.validate import HeldOut, validate
 from tests.train.tiny import call, options, refused, same_weights
 

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from diffuseg.cli import app
-from diffuseg.train.setup import TrainSettings, TrainState, set_up
+from diffuseg.train.settings import TrainSettings
+from diffuseg.train.setup import TrainState, set_up
 
 PLAN = ["plan.patch=8,8,8", "plan.widths=4,8", "plan.batch=2"]
 METHOD = {

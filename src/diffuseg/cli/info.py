@@ -56,7 +56,7 @@ def _method(name: str) -> dict[str, Any]:
     from diffuseg.methods import METHODS
     from diffuseg.methods.presets import PRESETS, method_of
     from diffuseg.methods.settings import settings_of
-    from diffuseg.train.setup import TrainConfig
+    from diffuseg.train.settings import TrainConfig
 
     method = METHODS[name]
     fixed = ("plan.dataset", "plan.channels", "plan.labels", "plan.file_ending", "plan.ignore", "plan.reasons")

@@ -8,7 +8,7 @@ from diffuseg.data.dataset import open_dataset, splits
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS
 from diffuseg.train.loop import train
-from diffuseg.train.setup import TrainSettings
+from diffuseg.train.settings import TrainSettings
 
 
 def train_folds(settings: TrainSettings, on_fold: Callable[[int, int], None] | None = None) -> list[Path]:

@@ -18,7 +18,8 @@ from diffuseg.methods import Method, Phase
 from diffuseg.text import pluralize
 from diffuseg.train.interrupt import Interrupt, Stopped
 from diffuseg.train.progress import Progress
-from diffuseg.train.setup import TrainConfig, TrainSettings, TrainState, set_up
+from diffuseg.train.settings import TrainConfig, TrainSettings
+from diffuseg.train.setup import TrainState, set_up
 from diffuseg.train.state import load_state, save_state
 from diffuseg.train.validate import HeldOut, Result, bounded, validate
 from diffuseg.types import Batch

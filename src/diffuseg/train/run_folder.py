@@ -1,0 +1,105 @@
+"""The folder of a run: its record (run.json), and whether a training that is resumed is the same training."""
+
+import json
+import os
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from diffuseg.atomic_io import write_json
+from diffuseg.checkpoint import image_digest, known_as, weights_hash
+from diffuseg.config import to_dict
+from diffuseg.data.dataset import Dataset
+from diffuseg.data.inventory import few
+from diffuseg.data.layout import read_json
+from diffuseg.data.plan import Plan, save_plan
+from diffuseg.errors import UserError
+from diffuseg.train.settings import TrainConfig, TrainSettings
+
+
+def reserve_folder(
+    settings: TrainSettings,
+    plan: Plan,
+    method_config: Any,
+    config: TrainConfig,
+    fold: dict[str, list[str]],
+    labels: dict[str, int] | None,
+    digests: dict[str, str],
+) -> int | None:
+    """Take the out folder, or make sure that a resumed run is the same run; returns its former steps where it gets more."""
+    out, file = settings.out, settings.out / "run.json"
+    record = {
+        "method": settings.method, "fold": settings.fold, "seed": settings.seed, "steps": settings.steps,
+        "plan": to_dict(plan), "config": to_dict(method_config), "train": to_dict(config), "cases": fold,
+        "image_labels": labels, "digests": digests,
+    }  # fmt: skip
+    if settings.start is not None:
+        record["from"] = weights_hash(settings.start)
+    if not file.exists():
+        save_plan(plan, out / "plan.json")
+        write_json(file, record)
+        return None
+    if not settings.resume:
+        raise UserError("already holds a run", file=out, do="Give --resume to continue it, or another --out.")
+    previous = read_json(file)
+    if not isinstance(previous, dict):
+        raise UserError("is no record of a run", file=file, do="Start again in another --out.")
+    if (out / "resume.safetensors").exists():  # else nothing was learnt yet, and files may have been mended
+        _refuse_changed_files(previous.get("digests"), digests, settings.dataset)
+    elif previous.get("digests") != digests:
+        write_json(file, previous | {"digests": digests})
+    if settings.start is not None and previous.get("from") in known_as(settings.start):
+        record["from"] = previous["from"]
+    before, now = _comparable(previous, method_config), _comparable(record, method_config)
+    former = _refuse_fewer_steps(previous.get("steps"), settings, plan)
+    if former is not None:
+        before["steps"] = now["steps"]
+    changed = [key for key in now if key != "digests" and before.get(key) != now[key]]
+    if changed:
+        raise UserError(f"--resume with another {', '.join(changed)} than the run was started with", file=out)
+    if former is not None:
+        kept = read_json(file)
+        longer = [*kept.get("lengthened", []), {"from": former, "to": settings.steps}]
+        write_json(file, kept | {"steps": settings.steps, "lengthened": longer})
+    return former
+
+
+def _refuse_fewer_steps(before: int | None, settings: TrainSettings, plan: Plan) -> int | None:
+    """The steps a run had been started with, where --resume asks for more; None where for the same. Refuses fewer."""
+    former = plan.steps if before is None else before
+    if settings.steps is None or settings.steps == before:
+        return None
+    if settings.steps < former:
+        what = f"--resume --steps {settings.steps}: the run was started with {former}"
+        raise UserError(what, file=settings.out, do="Give as many, or more to lengthen it")
+    return former
+
+
+def digests_of_files(dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, str]:
+    """The digest of each image and mask of a fold, by its path in the data set: what a run was started with."""
+    cases = {*fold["train"], *fold["val"]}
+    files = [file for case in dataset.cases if case.id in cases for file in (*case.images, *case.masks)]
+    return {name_in(dataset, file): image_digest(file) for file in files}
+
+
+def name_in(dataset: Dataset, file: Path) -> str:
+    return Path(os.path.relpath(file, dataset.folder)).as_posix()
+
+
+def _refuse_changed_files(before: dict[str, str] | None, now: dict[str, str], folder: Path) -> None:
+    """Refuse to go on over other voxels; runs of earlier versions do not remember theirs."""
+    changed = [name for name, digest in (before or {}).items() if now.get(name, digest) != digest]
+    if changed:
+        what = f"--resume: {few(changed)} changed since the run was started"
+        raise UserError(what, file=folder, do="Put the files back as they were, or start again in another --out")
+
+
+def _comparable(record: dict[str, Any], method_config: Any) -> dict[str, Any]:
+    """A run's record with the defaults of settings that are newer than it, and without reasons, which decide nothing."""
+    filled = json.loads(json.dumps(record))
+    for key, cls in {"plan": Plan, "config": type(method_config), "train": TrainConfig}.items():
+        if isinstance(filled.get(key), dict):
+            defaults = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+            filled[key] = json.loads(json.dumps(defaults)) | filled[key]
+            filled[key].pop("reasons", None)
+    return filled

@@ -1,0 +1,87 @@
+"""The options of a training, and what of them can be refused before any work."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffuseg.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The options of `diffuseg train`. `set` holds key=value strings for method, plan ("plan.") and training ("train.")."""
+
+    dataset: Path
+    method: str
+    out: Path
+    fold: int = 0
+    plan: Path | None = None
+    steps: int | None = None
+    max_minutes: float | None = None
+    preset: str | None = None
+    set: list[str] = field(default_factory=list)
+    resume: bool = False
+    seed: int = 0
+    device: str | None = None
+    precision: str = "auto"
+    validate_every: int | None = None
+    labels: Path | None = None
+    start: Path | None = None
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How any method is trained; --set train.key=value changes it.
+
+    ema        decay of the weight average that is validated and shipped (warmed up from the start)
+    clip       largest norm of a phase's gradient; 0 for no clipping
+    warmup     steps over which the learning rate rises
+    floor      last learning rate as a share of the first (cosine)
+    save_every steps between resume points
+    validation_cases  how many cases of the fold a validation during training looks at, spread evenly; 0 for all
+    """
+
+    ema: float = 0.998
+    clip: float = 1.0
+    weight_decay: float = 1e-2
+    warmup: int = 50
+    floor: float = 0.01
+    save_every: int = 200
+    log_every: int = 10
+    validation_cases: int = 16
+
+
+def check_options(settings: TrainSettings) -> None:
+    if settings.max_minutes is not None and not 0 < settings.max_minutes < math.inf:
+        raise UserError(f"--max-minutes {settings.max_minutes}: give a positive, finite time")
+    if settings.steps is not None and settings.steps < 1:
+        raise UserError(f"--steps {settings.steps}: at least one step is needed")
+    if settings.seed < 0:
+        raise UserError("--seed is 0 or more")
+    if settings.validate_every is not None and settings.validate_every < 1:
+        raise UserError("--val-every is at least 1")
+    if settings.patience is not None and settings.patience < 1:
+        raise UserError("--patience is at least 1 validation")
+    if settings.resume and not (settings.out / "run.json").exists():
+        do = "Give the --out of a run, or leave out --resume to begin one"
+        raise UserError("--resume: there is no run here to go on with", file=settings.out, do=do)
+
+
+def check_config(config: TrainConfig) -> None:
+    """Refuse numbers that would fail only in the loop."""
+    bounds = {
+        "save_every": (1, math.inf),
+        "log_every": (1, math.inf),
+        "validation_cases": (0, math.inf),
+        "warmup": (0, math.inf),
+        "weight_decay": (0, math.inf),
+        "clip": (0, math.inf),
+        "ema": (0, 1),
+        "floor": (0, 1),
+    }
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            rule = f"is {low} or more" if high == math.inf else f"is between {low} and {high}"
+            raise UserError(f"train.{name} {rule}, not {value}")
