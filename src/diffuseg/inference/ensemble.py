@@ -1,8 +1,8 @@
 """Statistics over draws, one draw at a time: n volumes are never held.
 
-p_i is what is concluded from draw i (for most methods the draw itself), p what is concluded from their mean.
+p_i is the probability map of draw i (for most methods the draw itself), p that of their mean.
 
-mean           p, the mean of p_i where nothing is concluded from draws     [k, *s]
+mean           p, the mean of p_i where draws are probabilities     [k, *s]
 entropy        H(p) = -sum_k p log p                      nats, 0 .. log k: all the uncertainty there is
 expected       mean of H(p_i)                             the part that each draw has by itself
 mutual         H(p) - mean of H(p_i)                      nats: the part in which draws contradict each other
@@ -25,13 +25,13 @@ class Ensemble:
 
     All is done a block of voxels at a time: beside the statistics nothing has the size of the image.
 
-    conclude  how a draw, or the mean of draws, becomes a probability map, where draws are raw evidence
+    finalize  how a draw, or the mean of draws, becomes a probability map, where draws are raw evidence
     spread    whether expected entropy and variance are kept too; without them there is the entropy alone
     counts    per draw, the number of voxels in which each class is the most probable one
     """
 
-    def __init__(self, conclude: Callable[[Tensor], Tensor] = lambda p: p, spread: bool = True) -> None:
-        self.draws, self.conclude, self.spread = 0, conclude, spread
+    def __init__(self, finalize: Callable[[Tensor], Tensor] = lambda p: p, spread: bool = True) -> None:
+        self.draws, self.finalize, self.spread = 0, finalize, spread
         self.counts: list[list[int]] = []
         self._mean = self._expected = self._squares = torch.zeros(())
         self._evidence: Tensor | None = None
@@ -39,9 +39,9 @@ class Ensemble:
 
     @timed("statistics")
     def add(self, draw: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
-        """Take in one draw, float32 on its own device; returns what is concluded from it. Refuses draws of different shapes."""
+        """Take in one draw, float32 on its own device; returns its probabilities. Refuses draws of different shapes."""
         draw = draw.detach().float()
-        p = self.conclude(draw)
+        p = self.finalize(draw)
         if self.draws and p.shape != self._mean.shape:
             raise ValueError(f"a draw of shape {tuple(p.shape)} among draws of shape {tuple(self._mean.shape)}")
         if not self.draws:
@@ -81,8 +81,8 @@ class Ensemble:
 
     @property
     def mean(self) -> Float[Tensor, "k *s"]:
-        """Mean probability over the draws, or what is concluded from their mean evidence."""
-        return self._mean if self._evidence is None else self.conclude(self._evidence)
+        """Mean probability over the draws, or that of their mean evidence."""
+        return self._mean if self._evidence is None else self.finalize(self._evidence)
 
     def uncertainty(self) -> dict[str, Float[Tensor, "*s"]]:
         """Maps by name: entropy, expected_entropy, mutual_information (all in nats, >= 0), variance (>= 0)."""

@@ -134,7 +134,7 @@ def measure_cases(comparison: Comparison, cases: Sequence[str]) -> tuple[list[Ro
 
 
 def summary_of(comparison: Comparison, rows: list[Row], faults: list[str], folder: Path) -> Evaluation:
-    """Statistics of all rows. Refuses to conclude from no row at all."""
+    """Statistics of all rows. Refuses no row at all."""
     pairs, truths, masks = comparison.pairs, comparison.truths, comparison.masks
     if not rows:
         what = f"none of {pluralize(len(pairs), 'case')} could be compared: {faults[0]}"
