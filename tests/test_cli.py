@@ -151,7 +151,7 @@ def test_what_the_user_can_mend_is_one_line(tmp_path, data, checkpoint):
     refused(call("evaluate", tmp_path / "none", data / "labelsTr", *out), "no such folder")
     refused(call("evaluate", data / "labelsTr", data / "labelsTr", *out, "--nsd-tolerance", -1), "tolerance")
     refused(call("train", tmp_path / "none", *out), "no such folder")
-    refused(call("train", data, *out, "--method", "gan"), "Known: unet, concat, distributional, cdal")
+    refused(call("train", data, *out, "--method", "gan"), "Known: unet, ssn, concat, distributional, cdal")
     refused(call("demo-data", checkpoint), str(checkpoint))
     assert not (tmp_path / "out").exists()
 
@@ -271,7 +271,8 @@ def test_evaluate_and_report_print_without_a_place_to_write(tmp_path, data, monk
     monkeypatch.chdir(tmp_path)
     done = call("evaluate", data / "labelsTr", data / "labelsTr")
     assert done.exit_code == 0 and "head" in done.stdout and not list(tmp_path.iterdir()), done.output
-    assert call("evaluate", data / "labelsTr", data / "labelsTr", "--out", "eval").exit_code == 0
+    done = call("evaluate", data / "labelsTr", data / "labelsTr", "--out", "eval")
+    assert done.exit_code == 0, done.output
     shown = call("report", "eval")
     assert shown.exit_code == 0 and "head" in shown.stdout and [p.name for p in tmp_path.iterdir()] == ["eval"]
 

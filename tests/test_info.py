@@ -63,7 +63,7 @@ def test_without_a_name_there_are_lists():
     found, shown = only_json("info")
     assert found["models"] == ["hippocampus"] and list(found["methods"]) == list(METHODS)
     assert "distributional" in shown
-    refused(call("info", "liver"), "liver", "Models: hippocampus", "Methods: unet, concat")
+    refused(call("info", "liver"), "liver", "Models: hippocampus", "Methods: unet, ssn, concat")
 
 
 @pytest.mark.parametrize("name", METHODS)

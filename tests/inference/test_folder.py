@@ -16,7 +16,7 @@ from diffuseg.data import io
 from diffuseg.data.io import read_image, read_mask
 from diffuseg.errors import UserError
 from diffuseg.inference import folder as files
-from diffuseg.inference.folder import find_cases, predict_folder
+from diffuseg.inference.folder import Callbacks, find_cases, predict_folder
 from diffuseg.inference.model import load
 from diffuseg.inference.prediction import save
 from diffuseg.inference.sampling import SamplingOptions
@@ -131,9 +131,8 @@ def test_the_record_is_written_last_and_removed_first(tmp_path, monkeypatch):
 
 def test_a_folder_case_by_case(scans, tmp_path):
     seen = []
-    report = predict_folder(
-        make_model(), [scans], tmp_path / "out", SamplingOptions(draws=2), on_case=lambda *now: seen.append(now)
-    )
+    told = Callbacks(on_case=lambda *now: seen.append(now))
+    report = predict_folder(make_model(), [scans], tmp_path / "out", SamplingOptions(draws=2), callbacks=told)
     assert report.finished == ["case0", "case1", "case2"] and not report.failed and not report.skipped
     assert seen == [("case0", 0, 3), ("case1", 1, 3), ("case2", 2, 3)]
     for number in range(3):

@@ -14,7 +14,7 @@ import pytest
 
 from diffuseg.errors import UserError
 from diffuseg.inference.claims import Claims, read_share
-from diffuseg.inference.folder import predict_folder
+from diffuseg.inference.folder import Callbacks, predict_folder
 from diffuseg.inference.merge import merge
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.inference.shards import Shard, read_shard, shard_of_environment
@@ -231,7 +231,8 @@ def work(scans, out, share, log, stop_at):
             note()
             time.sleep(1e6)
 
-    predict(scans, out, read_share(share), on_case=start, on_draw=lambda done, draws: note() if done == 1 else None)
+    told = Callbacks(on_case=start, on_draw=lambda done, draws: note() if done == 1 else None)
+    predict(scans, out, read_share(share), callbacks=told)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*")
@@ -243,6 +244,7 @@ def test_a_process_that_is_killed_loses_nothing_and_doubles_nothing(tmp_path, sc
     victim = start(0, shares[0], 1)
     victim.start()
     while not (logs[0].exists() and len(logs[0].read_text().split()) == 2):
+        assert victim.is_alive()
         time.sleep(0.01)
     os.kill(victim.pid, signal.SIGKILL)
     victim.join()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffuseg.checkpoint import amend_meta, model_hash, read_meta
+from diffuseg.checkpoint import amend_meta, read_meta, weights_hash
 from diffuseg.data.io import read_mask
 from diffuseg.errors import UserError
 from diffuseg.inference.model import load
@@ -90,7 +90,7 @@ def test_out_of_fold_predictions_are_those_of_the_fold_that_has_not_seen_the_cas
         meta = read_meta(file)
         for case in meta["validation_cases"]:
             record = json.loads((tmp_path / f"out/{case}.json").read_text())
-            assert record["model"] == model_hash(file) and record["seen_in"] == "validation"
+            assert record["model"] == weights_hash(file) and record["seen_in"] == "validation"
             own = load(file, "cpu").predict(halves / f"imagesTr/{case}_0000.nii.gz")
             np.testing.assert_array_equal(read_mask(tmp_path / f"out/{case}.nii.gz").data[0], own.mask)
     summary = evaluate(tmp_path / "out", halves / "labelsTr", tmp_path / "scores").summary
@@ -112,7 +112,7 @@ def test_what_would_not_be_honest_is_refused(run, halves, tmp_path):
         cross_validate(tmp_path / "run", halves, **where)
     meta = read_meta(run / "fold_1/last.safetensors")
     shutil.copy(run / "fold_1/last.safetensors", last)
-    amend_meta(last, {"training_cases": meta["validation_cases"]}, model_hash(last))
+    amend_meta(last, {"training_cases": meta["validation_cases"]}, weights_hash(last))
     with pytest.raises(UserError, match="trained on cases it was validated on"):
         cross_validate(tmp_path / "run", halves, **where)
     other = tmp_path / "other"

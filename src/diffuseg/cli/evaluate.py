@@ -56,7 +56,7 @@ def evaluate(
         return
     from diffuseg.reports.evaluate import evaluate as evaluate_folders
 
-    show(evaluate_folders(predictions, labels, out, empty.value, nsd_tolerance, images))
+    show(evaluate_folders(predictions, labels, out, empty.value, nsd_tolerance, images), out)
 
 
 def _measure_shard(asked: tuple[Any, ...], out: Path | None, shard: str) -> None:
@@ -80,14 +80,13 @@ def _measure_shard(asked: tuple[Any, ...], out: Path | None, shard: str) -> None
         raise typer.Exit(SOME_FAILED)
 
 
-def show(evaluation: "Evaluation") -> None:
+def show(evaluation: "Evaluation", out: Path | None) -> None:
     """Print the table of an evaluation and write its page; exit code 3 where some cases could not be compared."""
     from diffuseg.atomic_io import atomic_write
     from diffuseg.reports.case_pictures import case_pictures, stack_pictures
     from diffuseg.reports.page import write_page
     from diffuseg.reports.tables import evaluation_table
 
-    out = evaluation.folder
     console().print(evaluation_table(evaluation))
     print_json(evaluation.summary)
     if out is not None:

@@ -25,7 +25,7 @@ def merge(
     if is_evaluation(sources[0]):
         from diffuseg.cli.evaluate import show
 
-        show(merge_evaluation(out, sources))
+        show(merge_evaluation(out, sources), out)
         return
     from diffuseg.cli.predict import tell
     from diffuseg.inference.merge import merge as merge_predictions

@@ -5,7 +5,9 @@ slice, as SimpleITK has them; of a picture without a place in space, rows and co
 """
 
 import hashlib
-from collections.abc import Sequence
+import locale
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +130,24 @@ def _decode(file: Path) -> tuple[Any, np.ndarray]:
                     library.uid.ImplicitVRLittleEndian if implicit else library.uid.ExplicitVRLittleEndian
                 )
             syntax = header.file_meta.TransferSyntaxUID.name
-            return header, library.pixels.pixel_array(header)
+            with _own_locale():
+                return header, library.pixels.pixel_array(header)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise anything at all on a broken file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         what = f"its pixels ({syntax}) cannot be decoded: {reason}"
         raise UserError(what, file=file, do="Copy or export it again, or as another transfer syntax") from None
+
+
+@contextmanager
+def _own_locale() -> Iterator[None]:
+    """GDCM puts the process into the C locale, in which files without a given encoding are no longer UTF-8."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def _rescaled(header: Any, pixels: np.ndarray, part: Slice) -> np.ndarray:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffuseg.blocks import blocks
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -45,8 +44,6 @@ def ancestral(
 ) -> Tensor:
     """x_s ~ q(x_s | x_t, x0_hat), with a learned variance where the denoiser has one; eta scales the noise.
 
-    What `noise` gives becomes the next state: it must be a tensor of its own each time.
-
     References:
         Ho et al. 2020, eqs. 6 and 7 (eta = 1, DDPM); Song et al. 2021, eq. 12 (any eta; 0 is DDIM).
     """
@@ -54,11 +51,7 @@ def ancestral(
         x_0, v = denoiser(x, t)
         if not s:
             return x_0
-        following = noise() if eta else torch.zeros_like(x)
-        for part in [(..., one, *[slice(None)] * (x.ndim - 3)) for one in blocks(x.shape[2:])] or [...]:
-            known = None if v is None else v[part]
-            following[part] = schedule.posterior(x_0[part], x[part], t, s, eta, following[part], known)
-        x = following
+        x = schedule.posterior(x_0, x, t, s, eta, noise() if eta else torch.zeros_like(x), v)
     return x
 
 

@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from diffuseg.checkpoint import model_hash, read_meta
+from diffuseg.checkpoint import read_meta, weights_hash
 from diffuseg.config import from_dict
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
@@ -60,7 +60,7 @@ def load_models(paths: Sequence[Path | str], device: str | None = None, options:
     files = [Path(path) for path in paths]
     headers = [(file, read_meta(file)) for file in files]
     refuse_other_kinds(headers)
-    hashes = {file: model_hash(file) for file in files}
+    hashes = {file: weights_hash(file) for file in files}
     if len(set(hashes.values())) < len(files):
         twice = next(file for n, file in enumerate(files) if hashes[file] in [hashes[other] for other in files[:n]])
         raise UserError("this model is given twice", file=twice, do="Give each once")
