@@ -1,5 +1,6 @@
 """DICOM series become images at the right place: against the definition in the standard, and against SimpleITK."""
 
+import locale
 import logging
 
 import numpy as np
@@ -173,6 +174,9 @@ def test_the_lossless_jpeg_of_most_scanners(tmp_path):
     from pydicom import dcmread
 
     assert dcmread(stack.files[0]).file_meta.TransferSyntaxUID.name.startswith("JPEG Lossless")
+    before = locale.setlocale(locale.LC_ALL)
+    dicom.read_stack(stack)
+    assert locale.setlocale(locale.LC_ALL) == before  # GDCM sets its own
     np.testing.assert_array_equal(read_image(tmp_path / "packed").data[0], phantoms.blocks((16, 12, 2)))
 
 
