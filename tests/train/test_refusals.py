@@ -80,7 +80,8 @@ def test_a_training_that_met_bad_data_goes_on_when_it_is_mended(tmp_path, spoilt
     refused(call(*arguments), IMAGE)
     refused(call(*arguments, "--resume"), IMAGE)
     image.write_bytes(good)
-    assert call(*arguments).exit_code == 0  # nothing had begun that could be resumed
+    done = call(*arguments, "--resume")
+    assert done.exit_code == 0, done.output
     assert call(*options(spoilt, tmp_path / "straight", steps=3), "--plan", plan).exit_code == 0
     assert same_weights(tmp_path / "out" / "last.safetensors", tmp_path / "straight" / "last.safetensors")
 

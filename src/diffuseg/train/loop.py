@@ -18,6 +18,7 @@ from diffuseg.methods import Method, Phase
 from diffuseg.text import pluralize
 from diffuseg.train.interrupt import Interrupt, Stopped
 from diffuseg.train.progress import Progress
+from diffuseg.train.run_folder import remember_unread
 from diffuseg.train.settings import TrainConfig, TrainSettings
 from diffuseg.train.setup import TrainState, set_up
 from diffuseg.train.state import load_state, save_state
@@ -51,7 +52,11 @@ def train(settings: TrainSettings) -> Path:
     with Progress(settings.out, kept, state.steps, settings.max_minutes, state.processes.is_first) as progress:
         progress.note(f"{settings.method} on {state.processes.device}, {state.precision.reason}")
         _announce(state, progress)
-        stopped = _train(state, progress, resume_file)
+        try:
+            stopped = _train(state, progress, resume_file)
+        except UserError as fault:
+            remember_unread(settings, fault.file)
+            raise
         _save(state, progress, resume_file, finished=stopped is None)
         if stopped is not None:
             progress.note(f"stopped at step {state.step}; continue with --resume")

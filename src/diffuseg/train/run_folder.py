@@ -45,8 +45,10 @@ def reserve_folder(
     if not isinstance(previous, dict):
         raise UserError("is no record of a run", file=file, do="Start again in another --out.")
     if (out / "resume.safetensors").exists():  # else nothing was learnt yet, and files may have been mended
-        _refuse_changed_files(previous.get("digests"), digests, settings.dataset)
-    elif previous.get("digests") != digests:
+        unread = previous.pop("unread", [])
+        known = {name: digest for name, digest in (previous.get("digests") or {}).items() if name not in unread}
+        _refuse_changed_files(known, digests, settings.dataset)
+    if previous.get("digests") not in (None, digests):
         write_json(file, previous | {"digests": digests})
     if settings.start is not None and previous.get("from") in known_as(settings.start):
         record["from"] = previous["from"]
@@ -73,6 +75,14 @@ def _refuse_fewer_steps(before: int | None, settings: TrainSettings, plan: Plan)
         what = f"--resume --steps {settings.steps}: the run was started with {former}"
         raise UserError(what, file=settings.out, do="Give as many, or more to lengthen it")
     return former
+
+
+def remember_unread(settings: TrainSettings, file: Path | str | None) -> None:
+    """A file that could not be read has taught a training nothing: it may be mended before --resume."""
+    record, known = settings.out / "run.json", read_json(settings.out / "run.json")
+    name = None if file is None else Path(os.path.relpath(file, settings.dataset)).as_posix()
+    if name in known.get("digests", {}):
+        write_json(record, known | {"unread": [*known.get("unread", []), name]})
 
 
 def digests_of_files(dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, str]:
