@@ -60,8 +60,8 @@ def train(
 
     settings = TrainSettings(
         dataset=dataset, method=method, out=out, labels=labels, fold=_fold(fold), plan=plan, steps=steps,
-        max_minutes=max_minutes, preset=preset, set=set_ or [], resume=resume, start=start, seed=seed, device=device, precision=precision,
-        validate_every=val_every, patience=patience,
+        max_minutes=max_minutes, preset=preset, set=set_ or [], resume=resume, start=start, seed=seed, device=device,
+        precision=precision, validate_every=val_every, patience=patience,
     )  # fmt: skip
     if fold != ALL:
         typer.echo(f"best checkpoint: {run(settings)}")
