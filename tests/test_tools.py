@@ -1,6 +1,8 @@
 """The project's own tools and settings: the floor under the coverage, and the files that services read."""
 
+import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -77,3 +79,54 @@ def test_every_dependency_says_its_lowest_version_and_none_resolves_torch_anew()
 def test_the_makefile_installs_the_torch_that_is_pinned():
     pinned = re.search(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
     assert pinned is not None and f"torch=={pinned[1]}" in (ROOT / "Makefile").read_text()
+
+
+def named(requirement: str) -> str:
+    """The name of a package in the one spelling that indexes use."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[\[<>=~! ]", requirement)[0]).lower()
+
+
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+PINNED = {named(line) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+
+
+@pytest.mark.parametrize("extra", ["", *EXTRAS])
+def test_every_dependency_is_pinned(extra):
+    asked = EXTRAS[extra] if extra else PROJECT["project"]["dependencies"]
+    assert [requirement for requirement in asked if named(requirement) not in PINNED] == []
+
+
+def test_every_extra_that_a_message_or_a_page_names_exists():
+    files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+    advised = {found for file in files for found in re.findall(r"diffuseg\[([a-z,]+)\]", file.read_text())}
+    assert {extra for found in advised for extra in found.split(",")} <= set(EXTRAS)
+
+
+def test_the_sdist_has_what_building_and_testing_need():
+    lines = [line.split() for line in (ROOT / "MANIFEST.in").read_text().splitlines() if line and not line.startswith("#")]
+    given = {name for kind, *names in lines if kind in ("include", "graft") for name in names}
+    assert {"constraints.txt", "docs", "tests", "benchmarks", "tools", "Makefile", "mkdocs.yml"} <= given
+    assert [name for name in given if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.gpu"])
+def test_dockerfiles_copy_what_is_there_and_pin_the_torch_of_the_constraints(name):
+    text = (ROOT / name).read_text()
+    copied = {source for line in re.findall(r"^COPY (.+) \S+$", text, re.M) for source in line.split()}
+    let_in = set(re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.M))
+    assert copied == let_in and all((ROOT / source).exists() for source in copied)
+    torch = re.findall(r"^torch==\S+$", (ROOT / "constraints.txt").read_text(), re.M)
+    assert re.findall(r"torch==\S+", text) == torch == re.findall(r"torch==\S+", (ROOT / "Makefile").read_text())
+    asked = re.findall(r"\.\[([a-z,]+)\]", text)
+    assert asked and {extra for found in asked for extra in found.split(",")} <= set(EXTRAS)
+
+
+def test_the_release_appends_urls_to_the_metadata():
+    steps = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]["build"]["steps"]
+    (script,) = [step["run"] for step in steps if "pyproject.toml" in step.get("run", "")]
+    environment = {"REPOSITORY": "https://host/a/b", "GITHUB_REF_NAME": "v1", "PATH": os.defpath}
+    printed = subprocess.run(
+        ["sh", "-c", script.replace(">> pyproject.toml", "")], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text() + printed)["project"]
+    assert project["urls"]["Changes"] == "https://host/a/b/blob/v1/CHANGELOG.md"

@@ -200,7 +200,7 @@ def speed() -> str:
     steps = {r["what"].split()[3]: r["seconds_fp32"] for r in content["rows"] if "seconds_fp32" in r}
     rows.append(["training step of cDAL", f"{steps['cdal'] / steps['unet']:.2f}", "over one of the U-Net, both in float32"])
     trained = {row["method"]: row["training_seconds"] for row in load("hippocampus_fold0")["rows"] if not row["what"]}
-    whole = "over that of the U-Net, as many steps: the trainings of the first table"
+    whole = "over that of the U-Net, as many steps: the trainings on the page of results"
     rows.append(["whole training of cDAL", f"{trained['cdal'] / trained['unet']:.2f}", whole])
     where = content["environment"]
     note = f"\n{where['threads']} threads, {where['precision']}."

@@ -371,3 +371,15 @@ def test_what_nobody_has_annotated_is_not_measured(folders, tmp_path):
     assert {row.label for row in rows} == {"head", "tail"}
     assert all(row.score.values["dice"] == 1 for row in rows if not row.score.empty)
     assert any(not row.score.empty for row in rows)
+
+
+@pytest.mark.parametrize("sign", "=+-@")
+def test_names_that_a_spreadsheet_takes_for_formulas_are_read_back_exactly(tmp_path, sign):
+    name = f"{sign}1+1"
+    for folder in ("labels", "predictions"):
+        (tmp_path / folder).mkdir()
+        put(tmp_path / folder / f"{name}.nii.gz", mask(0))
+    evaluate(tmp_path / "predictions", tmp_path / "labels", tmp_path / "out")
+    with (tmp_path / "out" / "cases.csv").open(newline="") as file:
+        assert {row["case"] for row in csv.DictReader(file)} == {name}
+    assert Evaluation.load(tmp_path / "out").cases == [name]

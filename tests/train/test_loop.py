@@ -373,3 +373,12 @@ def test_the_losses_of_phases_with_turns_are_logged(data, tmp_path):
         rows = [row for row in csv.DictReader(file) if row["generator/loss"]]
     assert [int(row["step"]) for row in rows] == [1, 11, 21, 22]
     assert all(row["discriminator/loss"] and row["r1/loss"] for row in rows[:3])
+
+
+def test_without_tensorboard_a_training_writes_its_curve_all_the_same(data, tmp_path, quick, monkeypatch):
+    """`import torch.utils.tensorboard` fails as it does where the extra is not installed."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    done = call(*options(data, tmp_path / "run", steps=2))
+    assert done.exit_code == 0, done.output
+    assert [row["step"] for row in rows(tmp_path / "run") if row.get("network/loss")] == ["1", "2"]
+    assert not (tmp_path / "run" / "tensorboard").exists()

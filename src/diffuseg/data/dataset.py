@@ -120,6 +120,11 @@ def splits(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[dict[str, li
     Without a file, patients are shuffled by the seed and dealt to the folds, those with most cases first, each to the
     smallest fold; every case is in "val" exactly once and no patient is on both sides. Fewer patients than folds give one
     fold per patient. Refuses a single patient, and a file that names unknown cases or one case on both sides.
+
+    Args:
+        dataset: What `open_dataset` returns.
+        folds: How many, where no file says.
+        seed: Of the shuffling.
     """
     file = dataset.folder / "splits_final.json"
     if file.is_file():

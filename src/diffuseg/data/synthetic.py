@@ -44,6 +44,15 @@ def make_dataset(
     Case i depends only on (seed, i), the shape, the channels (1 to 3) and the jitter of the head/tail border (standard
     deviation in mm), so the first cases of a larger set are those of a smaller one. Files are .nii.gz: images uint16,
     masks uint8.
+
+    Args:
+        folder: Made if it is not there.
+        cases: Volumes to train on.
+        shape: Voxels along each axis, before a case changes it.
+        seed: Of all cases.
+        channels: 1 to 3.
+        border_jitter: Standard deviation of the border between head and tail, in mm.
+        test_cases: Further volumes, in imagesTs and labelsTs.
     """
     import nibabel as nib
 
@@ -63,6 +72,12 @@ def make_pictures(folder: Path | str, cases: int = 12, size: int = 128, seed: in
     """Write an nnU-Net v2 data set of made-up colour pictures (RGB .png) of purple nuclei; returns its folder.
 
     Masks are 8-bit grey .png with 0 (background) and 1 (nucleus). Case i depends only on (seed, i) and the size in pixels.
+
+    Args:
+        folder: Made if it is not there.
+        cases: Number of pictures.
+        size: Side in pixels.
+        seed: Of all pictures.
     """
     from PIL import Image
 

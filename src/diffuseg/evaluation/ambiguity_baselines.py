@@ -28,12 +28,24 @@ def held_out_rater(raters: Raters, score: Callable[[np.ndarray, np.ndarray], flo
 
 
 def resampled_raters(raters: Raters, n: int, seed: int) -> Draws:
-    """n draws of a perfect sampler: each one a rater's mask, chosen at random with replacement."""
+    """n draws of a perfect sampler: each one a rater's mask, chosen at random with replacement.
+
+    Args:
+        raters: Masks of people [m, *s].
+        n: Number of draws.
+        seed: Of the choice.
+    """
     return raters[np.random.default_rng(seed).integers(0, len(raters), n)]
 
 
 def one_rater(raters: Raters, n: int, rater: int) -> Draws:
-    """n copies of one rater's mask: the reach of a single, perfectly imitated rater."""
+    """n copies of one rater's mask: the reach of a single, perfectly imitated rater.
+
+    Args:
+        raters: Masks of people [m, *s].
+        n: Number of copies.
+        rater: Which one, from 0.
+    """
     return np.repeat(raters[rater : rater + 1], n, axis=0)
 
 
@@ -41,6 +53,11 @@ def pixelwise_draws(probability: Float[np.ndarray, "k *s"], n: int, seed: int) -
     """n label maps, each voxel drawn by itself from the probabilities of its classes 0 .. k-1.
 
     The right frequencies everywhere, and no knowledge of what belongs together.
+
+    Args:
+        probability: Class probabilities [k, *s].
+        n: Number of draws.
+        seed: Of the draws.
 
     Raises:
         ValueError: Probabilities are negative or do not sum to 1 (to 1e-3).

@@ -137,14 +137,26 @@ def reliability(
 def ece(
     probability: Float[np.ndarray, "k *s"], truth: Integer[np.ndarray, "*s"], where: Bool[np.ndarray, "*s"] | None = None
 ) -> float:
-    """Expected calibration error in bins of equal width, in [0, 1], 0 is best; NaN without voxels. Guo et al. (2017), eq. 3."""
+    """Expected calibration error in bins of equal width, in [0, 1], 0 is best; NaN without voxels. Guo et al. (2017), eq. 3.
+
+    Args:
+        probability: Class probabilities [k, *s].
+        truth: Class indices [*s].
+        where: The voxels that count; None: all.
+    """
     return reliability(probability, truth, where).ece
 
 
 def adaptive_ece(
     probability: Float[np.ndarray, "k *s"], truth: Integer[np.ndarray, "*s"], where: Bool[np.ndarray, "*s"] | None = None
 ) -> float:
-    """The same in bins of equal mass: where nearly all confidences are near 1, they still get bins. Nixon et al. (2019)."""
+    """The same in bins of equal mass: where nearly all confidences are near 1, they still get bins. Nixon et al. (2019).
+
+    Args:
+        probability: Class probabilities [k, *s].
+        truth: Class indices [*s].
+        where: The voxels that count; None: all.
+    """
     return reliability(probability, truth, where, equal_mass=True).ece
 
 
@@ -154,6 +166,11 @@ def brier(
     """Mean over voxels of the sum over classes of (p - y)^2, in [0, 2], 0 is best; NaN without voxels. Brier (1950).
 
     For two classes it is twice the mean of (p - y)^2 of the foreground, which others report.
+
+    Args:
+        probability: Class probabilities [k, *s].
+        truth: Class indices [*s].
+        where: The voxels that count; None: all.
     """
     p, t = _chosen(probability, truth, where)
     if not len(t):
@@ -165,7 +182,13 @@ def brier(
 def nll(
     probability: Float[np.ndarray, "k *s"], truth: Integer[np.ndarray, "*s"], where: Bool[np.ndarray, "*s"] | None = None
 ) -> float:
-    """Mean over voxels of -log max(p(true class), FLOOR), in nats, 0 is best; NaN without voxels."""
+    """Mean over voxels of -log max(p(true class), FLOOR), in nats, 0 is best; NaN without voxels.
+
+    Args:
+        probability: Class probabilities [k, *s].
+        truth: Class indices [*s].
+        where: The voxels that count; None: all.
+    """
     p, t = _chosen(probability, truth, where)
     if not len(t):
         return math.nan
@@ -175,7 +198,13 @@ def nll(
 def measures(
     probability: Float[np.ndarray, "k *s"], truth: Integer[np.ndarray, "*s"], where: Bool[np.ndarray, "*s"] | None = None
 ) -> dict[str, float]:
-    """The MEASURES of the same voxels, by name; NaN without voxels."""
+    """The MEASURES of the same voxels, by name; NaN without voxels.
+
+    Args:
+        probability: Class probabilities [k, *s].
+        truth: Class indices [*s].
+        where: The voxels that count; None: all.
+    """
     each = {"ece": ece, "adaptive_ece": adaptive_ece, "brier": brier, "nll": nll}
     return {name: each[name](probability, truth, where) for name in MEASURES}
 

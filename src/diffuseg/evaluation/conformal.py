@@ -106,6 +106,15 @@ def cross_coverage(
     of a score among the others decides: it shows the widths that are needed, and is no evidence of coverage. Patients and
     folds left out make it vary, but not much; evidence is coverage of cases kept aside.
 
+    Args:
+        low: Lower ends [n], in ml.
+        high: Upper ends.
+        truth: True volumes.
+        alpha: Share of cases that may lie outside.
+        smallest: Added to the middle of an interval, in ml, so that empty ones can be widened.
+        groups: The patient of each case; None: each is its own.
+        folds: Number of folds of the groups; None: each group by itself.
+
     Raises:
         ValueError: There are fewer than two groups, or folds are not 2 .. groups; and what `calibrate_interval` raises.
     """
@@ -123,7 +132,13 @@ def cross_coverage(
 
 
 def interval_coverage(low: Volumes, high: Volumes, truth: Volumes) -> Coverage:
-    """Whether true volumes lie in their intervals; both ends belong to it, to a rounding error."""
+    """Whether true volumes lie in their intervals; both ends belong to it, to a rounding error.
+
+    Args:
+        low: Lower ends [n], in ml.
+        high: Upper ends.
+        truth: True volumes.
+    """
     slack = 1e-9 * (1 + np.abs(truth))
     return Coverage((low - slack <= truth) & (truth <= high + slack), low, high)
 

@@ -34,6 +34,11 @@ ROUNDING = 1e-4
 def dice(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], empty: Empty = "nan") -> float:
     """Dice coefficient 2 |A and B| / (|A| + |B|), in [0, 1].
 
+    Args:
+        prediction: Boolean mask [*s].
+        truth: Boolean mask of the same shape.
+        empty: What two empty masks are worth: "nan", "one" or "zero".
+
     Raises:
         ValueError: The masks are of different shapes; so in all measures of this file.
     """
@@ -43,7 +48,13 @@ def dice(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], empt
 
 
 def iou(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], empty: Empty = "nan") -> float:
-    """Intersection over union, in [0, 1]."""
+    """Intersection over union, in [0, 1].
+
+    Args:
+        prediction: Boolean mask [*s].
+        truth: Boolean mask of the same shape.
+        empty: What two empty masks are worth: "nan", "one" or "zero".
+    """
     _same_shape(prediction, truth)
     union = int((prediction | truth).sum())
     return _neither(empty, 1.0, 0.0) if union == 0 else int((prediction & truth).sum()) / union
@@ -54,6 +65,12 @@ def hd95(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], spac
 
     The larger one of the two directions; a voxel at the edge of the image is a border voxel. Spacing in mm per axis, or
     the steps of a sheared grid. If one mask is empty the distance is infinite, reported as the diagonal of the image.
+
+    Args:
+        prediction: Boolean mask [*s].
+        truth: Boolean mask of the same shape.
+        spacing: mm per axis, or the steps of a sheared grid.
+        empty: What two empty masks are worth: "nan", "one" or "zero".
     """
     _same_shape(prediction, truth)
     worst = diagonal(truth.shape, spacing)
@@ -76,6 +93,13 @@ def nsd(
     Surfaces are weighed by their area (mm2; length in 2-D), so that thick slices do not count more than they are. Spacing in
     mm per axis, or the steps of a sheared grid.
 
+    Args:
+        prediction: Boolean mask [*s].
+        truth: Boolean mask of the same shape.
+        spacing: mm per axis, or the steps of a sheared grid.
+        tolerance: mm that a surface may be off.
+        empty: What two empty masks are worth: "nan", "one" or "zero".
+
     Raises:
         ValueError: The tolerance is negative.
     """
@@ -96,7 +120,13 @@ def volume(mask: Bool[np.ndarray, "*s"], voxel_ml: float) -> float:
 
 
 def volume_error(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], voxel_ml: float) -> float:
-    """Predicted minus true volume in ml: positive where too much is marked."""
+    """Predicted minus true volume in ml: positive where too much is marked.
+
+    Args:
+        prediction: Boolean mask [*s].
+        truth: Boolean mask of the same shape.
+        voxel_ml: Volume of a voxel in ml.
+    """
     _same_shape(prediction, truth)
     return volume(prediction, voxel_ml) - volume(truth, voxel_ml)
 
@@ -163,7 +193,15 @@ def measure(
     grid: Grid,
     rule: Rule,
 ) -> dict[str, Score]:
-    """Score each class of two label maps; `labels` is class -> value, and the background (0) is left out."""
+    """Score each class of two label maps; `labels` is class -> value, and the background (0) is left out.
+
+    Args:
+        prediction: Label values [*s].
+        truth: Label values [*s].
+        labels: Class -> value; the background, 0, is left out.
+        grid: Spacing and volume of the voxels.
+        rule: Empty masks and tolerance.
+    """
     _same_shape(prediction, truth)
     scores = {}
     for name, value in labels.items():

@@ -56,6 +56,11 @@ class CollectiveInsight(NamedTuple):
 def pairwise_iou(draws: Draws, raters: Raters, labels: Sequence[int] | None = None) -> Float[np.ndarray, "n m"]:
     """IoU of each draw with each rater, in [0, 1].
 
+    Args:
+        draws: Masks of the model [n, *s], boolean or label maps.
+        raters: Masks of people [m, *s], of the same kind.
+        labels: Foreground classes of label maps; None: those that occur here.
+
     Raises:
         ValueError: Shapes are not the same, or there is no mask at all; so in all measures of this file.
     """
@@ -64,7 +69,13 @@ def pairwise_iou(draws: Draws, raters: Raters, labels: Sequence[int] | None = No
 
 
 def pairwise_dice(draws: Draws, raters: Raters, labels: Sequence[int] | None = None) -> Float[np.ndarray, "n m"]:
-    """Dice of each draw with each rater, in [0, 1]."""
+    """Dice of each draw with each rater, in [0, 1].
+
+    Args:
+        draws: Masks of the model [n, *s], boolean or label maps.
+        raters: Masks of people [m, *s], of the same kind.
+        labels: Foreground classes of label maps; None: those that occur here.
+    """
     count = _overlap(draws, raters, _classes(labels, draws, raters))
     return _mean_of_classes(2 * count.both, count.first + count.second)
 
@@ -73,6 +84,11 @@ def draw_agreement(draws: Draws, raters: Raters, labels: Sequence[int] | None = 
     """E Dice(draw, rater) and E Dice(draw, another draw): alike where draws are as uncertain as they should be.
 
     Both are unbiased: no mask is compared with itself. Of a single draw the second and the gap are NaN.
+
+    Args:
+        draws: Masks of the model [n, *s], boolean or label maps.
+        raters: Masks of people [m, *s], of the same kind.
+        labels: Foreground classes of label maps; None: those that occur here.
     """
     n, classes = len(draws), _classes(labels, draws, raters)
     rater = float(pairwise_dice(draws, raters, classes).mean())
@@ -87,6 +103,11 @@ def ged(draws: Draws, raters: Raters, labels: Sequence[int] | None = None) -> fl
     S, S' are draws, Y, Y' raters. Means are over all pairs, those of a mask with itself included (the V-statistic), as
     published tables have it: never negative, and it falls with the number of draws.
 
+    Args:
+        draws: Masks of the model [n, *s], boolean or label maps.
+        raters: Masks of people [m, *s], of the same kind.
+        labels: Foreground classes of label maps; None: those that occur here.
+
     References:
         Székely and Rizzo, Energy Statistics (2013); Kohl et al., A Probabilistic U-Net (2018).
     """
@@ -98,6 +119,12 @@ def ged_by_draws(draws: Draws, raters: Raters, counts: Sequence[int], labels: Se
 
     Values with different numbers of draws cannot be compared with each other: E d(S, S') of k draws has k in k * k pairs
     with a distance of 0.
+
+    Args:
+        draws: Masks of the model [n, *s], boolean or label maps.
+        raters: Masks of people [m, *s], of the same kind.
+        counts: Numbers of draws, each in 1 .. n.
+        labels: Foreground classes of label maps; None: those that occur here.
 
     Raises:
         ValueError: A count is not in 1 .. n.
@@ -119,6 +146,11 @@ def hm_iou(draws: Draws, raters: Raters, labels: Sequence[int] | None = None) ->
 
     Both are repeated to the least common multiple of n and m, so that each draw counts as much as another, and each rater.
 
+    Args:
+        draws: Masks of the model [n, *s], boolean or label maps.
+        raters: Masks of people [m, *s], of the same kind.
+        labels: Foreground classes of label maps; None: those that occur here.
+
     Raises:
         ValueError: The least common multiple is above 4096.
 
@@ -138,6 +170,11 @@ def maximum_dice(draws: Draws, raters: Raters, labels: Sequence[int] | None = No
     """Maximum Dice matching: for each rater the Dice of the draw that is nearest to it; their mean, in [0, 1].
 
     It only grows with the number of draws, and no draw is punished: never the only number. Rahman et al. (2023), D_max.
+
+    Args:
+        draws: Masks of the model [n, *s], boolean or label maps.
+        raters: Masks of people [m, *s], of the same kind.
+        labels: Foreground classes of label maps; None: those that occur here.
     """
     return float(pairwise_dice(draws, raters, labels).max(0).mean())
 
@@ -146,6 +183,11 @@ def combined_sensitivity(draws: Draws, raters: Raters, labels: Sequence[int] | N
     """The part of what any rater marks that any draw marks, in [0, 1]; mean over classes.
 
     Where no rater marks anything: 0 if a draw does, otherwise 1. Rahman et al. (2023), S_c.
+
+    Args:
+        draws: Masks of the model [n, *s], boolean or label maps.
+        raters: Masks of people [m, *s], of the same kind.
+        labels: Foreground classes of label maps; None: those that occur here.
     """
     _refuse_shapes(draws, raters)
     values = []
@@ -161,6 +203,11 @@ def diversity_agreement(draws: Draws, raters: Raters, labels: Sequence[int] | No
     V of two masks is the variance over the voxels of the image of their difference (values -1, 0, 1); V_max and V_min are
     the largest and smallest V of two draws, d the difference to those of two raters. A single mask has V = 0. The value
     depends on the field of view: of small objects it is always close to 1. Rahman et al. (2023), D_a.
+
+    Args:
+        draws: Masks of the model [n, *s], boolean or label maps.
+        raters: Masks of people [m, *s], of the same kind.
+        labels: Foreground classes of label maps; None: those that occur here.
     """
     _refuse_shapes(draws, raters)
     classes = _classes(labels, draws, raters)
@@ -172,6 +219,11 @@ def collective_insight(draws: Draws, raters: Raters, labels: Sequence[int] | Non
     """The CI score, in [0, 1], and its parts S_c (combined sensitivity), D_max (maximum Dice) and D_a (diversity agreement).
 
     The score is their harmonic mean, 0 if a part is 0. The paper prints another, smaller number under that name.
+
+    Args:
+        draws: Masks of the model [n, *s], boolean or label maps.
+        raters: Masks of people [m, *s], of the same kind.
+        labels: Foreground classes of label maps; None: those that occur here.
 
     References:
         Rahman et al., Ambiguous Medical Image Segmentation using Diffusion Models (2023).

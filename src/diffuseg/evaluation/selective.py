@@ -78,6 +78,11 @@ def excess_aurc(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " 
 def risk_after_rejecting(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"], fraction: float) -> float:
     """Mean risk of the rest where the most uncertain `fraction` of cases, rounded down to whole cases, goes to a human.
 
+    Args:
+        risk: Of each case [n], 1 - Dice for example.
+        uncertainty: Of each case, known without the truth.
+        fraction: Of the cases, in [0, 1).
+
     Raises:
         ValueError: The fraction is outside [0, 1).
     """
@@ -108,7 +113,14 @@ REJECTION = {
 def rejection(
     risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"], groups: Sequence[Hashable], fraction: float
 ) -> dict[str, Interval]:
-    """The REJECTION numbers with their bootstrap intervals over groups (the patient of each case)."""
+    """The REJECTION numbers with their bootstrap intervals over groups (the patient of each case).
+
+    Args:
+        risk: Of each case [n], 1 - Dice for example.
+        uncertainty: Of each case, known without the truth.
+        groups: The patient of each case.
+        fraction: Of the cases, in [0, 1).
+    """
     _refuse(risk, uncertainty)
 
     def numbers(chosen):

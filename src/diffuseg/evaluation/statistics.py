@@ -74,6 +74,11 @@ def paired_difference(
 
     Two results differ at CONFIDENCE where the interval does not hold 0.
 
+    Args:
+        first: Values [n].
+        second: Values of the same cases.
+        groups: The patient of each case; None: each is its own.
+
     Raises:
         ValueError: Lengths differ.
     """

@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a bar or lines with the time left, a CSV, TensorBoard, and pictures."""
+"""What a training shows while it runs: a bar or lines with the time left, a CSV, TensorBoard if it is there, and pictures."""
 
 import csv
 import io
@@ -32,7 +32,9 @@ class _Bar(rich.progress.Progress):
 
 
 class Progress:
-    """Bar on the terminal, `log.csv` and `tensorboard/` in the run's folder, `validation.png` after each validation.
+    """Bar on the terminal, `log.csv` in the run's folder, `validation.png` after each validation.
+
+    Where TensorBoard is installed, `tensorboard/` holds the same curves.
 
     Without a terminal a line tells the first step, each tenth, and what is new after a minute. On resuming at step n, what
     was written beyond n is dropped, so that curves continue as if nothing had happened; `kept` is n, and whether the
@@ -52,12 +54,11 @@ class Progress:
         self.saliency_task: Any = None
         self.pulse, self.tiles, self.written = Pulse(), Pulse(), 0.0
         self.rows: list[dict[str, Any]] = _read(out / "log.csv", *kept) if shown else []
+        self.board: Any = None
 
     def __enter__(self) -> "Progress":
         if self.shown:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board: Any = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step + 1)
+            self.board = _board(self.out / "tensorboard", self.step)
             self.bar.start()
         return self
 
@@ -65,7 +66,8 @@ class Progress:
         if self.shown:
             self.bar.stop()
             self.write()
-            self.board.close()
+            if self.board is not None:
+                self.board.close()
 
     def note(self, text: str) -> None:
         """One line for the user."""
@@ -84,8 +86,7 @@ class Progress:
         self.losses = ", ".join(f"{k.split('/')[0]} {v:.3f}" for k, v in log.items() if k.endswith("/loss")) or self.losses
         if logged:
             self.rows.append({"step": step, "seconds": round(seconds, 1)} | log)
-            for key, value in log.items():
-                self.board.add_scalar(key, value, step)
+            self._draw(log, step)
             if len(self.rows) == 1 or seconds - self.written >= WRITTEN:
                 self.written = seconds
                 self.write()
@@ -136,8 +137,7 @@ class Progress:
         self.score = f"{result} at step {step}"
         self.bar.below = self._state()
         row = {f"validation/{key}": value for key, value in result.values.items()}
-        for key, value in row.items():
-            self.board.add_scalar(key, value, step)
+        self._draw(row, step)
         self.rows.append({"step": step, "seconds": round(seconds, 1)} | row)
         self.write()
         self.note(f"step {step}: validation {result} ({pluralize(result.cases, 'case')})")
@@ -157,7 +157,23 @@ class Progress:
         writer.writeheader()
         writer.writerows(self.rows)
         atomic_write(self.out / "log.csv", text.getvalue())
-        self.board.flush()
+        if self.board is not None:
+            self.board.flush()
+
+    def _draw(self, values: dict[str, float], step: int) -> None:
+        """The same numbers for TensorBoard."""
+        if self.board is not None:
+            for key, value in values.items():
+                self.board.add_scalar(key, value, step)
+
+
+def _board(folder: Path, step: int) -> Any:
+    """What writes curves for TensorBoard, those beyond a step dropped; None where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def _read(path: Path, step: int, again: bool) -> list[dict[str, Any]]:
