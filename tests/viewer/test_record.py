@@ -19,7 +19,7 @@ ANY = dict.fromkeys(("seen_in", "draws", "model_name", "look_at", "needs_review"
 FITS = ANY | {  # which of the above predict might have written
     "volume_ml": [5, 14, 15, 16], "volume_ml_90": [5], "kept": [5, 6, 7, 8, 9], "doubt": [0], "look_at_threshold": [0],
     "volume_note": [1, 18, 19], "source": [1, 18, 19], "uncertainty_score": [0], "review_threshold": [0],
-    "grid": [], "outside_training": [],
+    "grid": [], "outside_training": [3],
 }  # fmt: skip
 
 
