@@ -111,7 +111,7 @@ def test_the_parts_and_their_numbers_are_there(page, evaluations):
     found = compare(evaluations)
     assert f"{found.differences[0].adjusted:.3f}" in page and "A - B" in page
     assert "temperature 2.000, from 30 cases" in page and "<!-- B: 4 x 2 -->" in page
-    assert "To be looked at by a human, says predict: 0 of 7 cases." in page
+    assert "Needs review by a person, says predict: 0 of 7 cases." in page
     assert len(page.encode()) < 15e6
 
 

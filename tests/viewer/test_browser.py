@@ -35,10 +35,10 @@ document.body.append(Object.assign(document.createElement("pre"), { id: "told", 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no chromium here")]
 
 
-def browse(folder, tmp_path, drive: str) -> dict:
+def browse(folder, tmp_path, drive: str, labels=None) -> dict:
     """What a script that is run at the end of the exported page tells; nothing may be loaded, and nothing go wrong."""
     path = tmp_path / "one.html"
-    write_page(find_cases(folder), path)
+    write_page(find_cases(folder, labels=labels), path)
     start, _, rest = path.read_text(encoding="utf-8").partition("<body>")
     content, _, end = rest.rpartition("</body>")
     path.write_text(f"{start}<body>{WATCH}{content}{DRIVE % drive}</body>{end}", encoding="utf-8")
@@ -96,7 +96,7 @@ def test_a_picture_is_painted_as_it_is(pictures, tmp_path):
 
 
 def test_a_volume_is_read_where_it_lies_in_the_world(volumes, tmp_path):
-    """NiiVue finds at each place in mm what the files have there: image, mask, and every draw."""
+    """The page finds at each place in mm what the files have there: image, mask, and every draw."""
     places = [(i, j, k) for i in (0, 2, 5) for j in (0, 3) for k in (1, 3)]
     told = browse(
         volumes,
@@ -105,12 +105,8 @@ def test_a_volume_is_read_where_it_lies_in_the_world(volumes, tmp_path):
         const places = %s;
         const values = () => places.map((mm) => {
           stage.nv.scene.crosshairPos = stage.nv.mm2frac(mm, 0, true);
-          let found;
-          const before = stage.nv.onLocationChange;
-          stage.nv.onLocationChange = (place) => (found = place.values.map((value) => value.value));
           stage.nv.createOnLocationChange();
-          stage.nv.onLocationChange = before;
-          return found;
+          return [last[1], valueOf(filled(), last[2])];
         });
         await chooseCase(1);
         told.mask = values();
@@ -130,3 +126,97 @@ def test_a_volume_is_read_where_it_lies_in_the_world(volumes, tmp_path):
         assert told["mask"][number] == [image[place], mask[place]]
         assert [frame[number][1] for frame in told["draws"]] == draws[(slice(None), *place)].tolist()
     assert told["bright"] > 0.05, "something is on the screen"
+
+
+def test_what_is_near_zero_does_not_cover_the_image(pictures, tmp_path):
+    shape = np.asarray(PIL.Image.open(pictures / "p_entropy.png")).shape
+    ramp = np.linspace(0, 65535, shape[0] * shape[1]).astype(np.uint16).reshape(shape)
+    PIL.Image.fromarray(ramp).save(pictures / "p_entropy.png")
+    told = browse(
+        pictures,
+        tmp_path,
+        """
+        const alphas = () => [...stage.over].filter((_, i) => i % 4 === 3);
+        setOpacity(1);
+        await chooseLayer("entropy");
+        told.alphas = alphas();
+        setTop(0.5);
+        told.half = alphas();
+        """,
+    )
+    share = ramp.ravel() / 65535
+    alphas = np.array(told["alphas"])
+    assert (alphas[share < 0.05] == 0).all() and (alphas[share > 0.41] == 255).all()
+    assert (np.diff(alphas) >= 0).all() and len(set(told["alphas"])) > 50, "it rises with the value"
+    assert (np.array(told["half"])[share < 0.024] == 0).all() and (np.array(told["half"])[share > 0.21] == 255).all()
+
+
+def test_keys_work_wherever_the_focus_is_and_the_list_of_them_is_in_view(pictures, tmp_path):
+    told = browse(
+        pictures,
+        tmp_path,
+        """
+        const press = (key) => {
+          const event = new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true });
+          document.activeElement.dispatchEvent(event);
+          return event.defaultPrevented;
+        };
+        await chooseLayer("draws");
+        const places = [document.querySelector("input[value=draws]"), document.querySelector("nav button"), $("picture")];
+        told.turned = places.map((place) => {
+          place.focus();
+          return [document.activeElement === place, press("ArrowRight"), state.key, state.frames.draws];
+        });
+        places[0].focus();
+        told.played = [press(" "), player !== null, press(" "), player === null];
+        press("?");
+        const { top, bottom } = $("keys").getBoundingClientRect();
+        const named = $("keys").textContent.includes("play through them");
+        told.help = [$("keys").open, top >= 0 && bottom <= window.innerHeight, named];
+        press("?");
+        told.closed = !$("keys").open;
+        """,
+    )
+    assert told["turned"] == [[True, True, "draws", (i + 1) % 3] for i in range(3)]
+    assert told["played"] == [True] * 4 and told["help"] == [True] * 3 and told["closed"]
+
+
+def test_outlines_of_truth_and_mask_lie_over_another_layer(pictures, tmp_path):
+    """The border of the truth is black and white; that of the mask, above it, has the colours of its classes."""
+    (tmp_path / "truth").mkdir()
+    mask = read_mask(pictures / "p.png").data[0]
+    truth = np.zeros_like(mask)
+    truth[2:10, 4:15] = 5
+    PIL.Image.fromarray(truth.astype(np.uint8)).save(tmp_path / "truth" / "p.png")
+    told = browse(
+        pictures,
+        tmp_path,
+        """
+        await chooseLayer("");
+        told.layers = overlays().map((one) => one.key);
+        told.truth = [...stage.over];
+        await setOutline("mask", true);
+        told.both = [...stage.over];
+        await chooseLayer("prob0");
+        told.parts = parts.map((part) => [part.about.key, part.style]);
+        """,
+        tmp_path / "truth",
+    )
+    assert "truth" in told["layers"] and told["parts"] == [["prob0", "fill"], ["truth", "dashes"], ["mask", "outline"]]
+    shown = np.array(told["truth"]).reshape(*mask.shape, 4)
+    border = np.zeros(mask.shape, bool)
+    border[2:10, 4:15] = True
+    border[3:9, 5:14] = False
+    np.testing.assert_array_equal(shown[..., 3] > 0, border)
+    assert {tuple(pixel) for pixel in shown[border]} == {(0, 0, 0, 255), (255, 255, 255, 255)}
+    both = np.array(told["both"]).reshape(*mask.shape, 4)
+    padded = np.pad(mask, 1, constant_values=-1)
+    neighbours = [
+        padded[1 + a : 1 + a + mask.shape[0], 1 + b : 1 + b + mask.shape[1]] for a, b in ((0, 1), (1, 0), (0, -1), (-1, 0))
+    ]
+    edge = (mask != 0) & np.any([other != mask for other in neighbours], axis=0)
+    for number, value in enumerate(sorted(LABELS.values())[1:]):
+        colour = [int(OKABE_ITO[number][i : i + 2], 16) for i in (1, 3, 5)]
+        here = both[edge & (mask == value)]
+        np.testing.assert_array_equal(here, np.broadcast_to([*colour, 255], here.shape))
+    np.testing.assert_array_equal(both[..., 3] > 0, border | edge)

@@ -15,10 +15,11 @@ from diffuseg.viewer.cases import find_cases
 
 ODD = [1, "x", True, [], [1, [2]], {}, {"near": "x"}, {"near": [1]}, {"near": [1, "x"]}, {"near": True}, math.nan, math.inf]
 ODD += [10**400, {"draws": "3"}, {"draws": -1}, {"draws": 10**9}, {"steps": 4}, {"steps": ["a"]}, "a" * 10_000, "a\0b"]
-ANY = dict.fromkeys(("seen_in", "draws", "model_name", "look_at"), range(len(ODD)))
+ANY = dict.fromkeys(("seen_in", "draws", "model_name", "look_at", "needs_review"), range(len(ODD)))
 FITS = ANY | {  # which of the above predict might have written
     "volume_ml": [5, 14, 15, 16], "volume_ml_90": [5], "kept": [5, 6, 7, 8, 9], "doubt": [0], "look_at_threshold": [0],
-    "volume_note": [1, 18, 19], "source": [1, 18, 19],
+    "volume_note": [1, 18, 19], "source": [1, 18, 19], "uncertainty_score": [0], "review_threshold": [0],
+    "grid": [], "outside_training": [3],
 }  # fmt: skip
 
 
@@ -109,3 +110,56 @@ def test_a_case_whose_record_cannot_be_read_is_named_beside_the_others(volumes, 
         done = CliRunner().invoke(app, ["view", str(volumes), "--export", str(tmp_path / "x.html"), *more])
         assert done.exit_code == 2 and done.stderr.count("\n") == 1 and UNREAD[content] in done.stderr, done.output
     assert not (tmp_path / "x.html").exists()
+
+
+def test_a_case_that_needs_review_says_so_in_plain_words_under_its_present_and_its_former_names(volumes):
+    before = json.loads((volumes / "a.json").read_text())
+    names = ("needs_review", "uncertainty_score", "review_threshold", "look_at", "doubt", "look_at_threshold")
+    plain = {key: value for key, value in before.items() if key not in names}
+
+    def remarks(**parts) -> list[str]:
+        (volumes / "a.json").write_text(json.dumps(plain | parts))
+        return find_cases(volumes, only="a")[0].describe()["remarks"]
+
+    said = "Needs review by a person: its draws expect a Dice of 0.81 (uncertainty score 0.190, review begins above 0.150)."
+    assert remarks(needs_review=True, uncertainty_score=0.19, review_threshold=0.15) == [said]
+    assert remarks(look_at=True, doubt=0.19, look_at_threshold=0.15) == [said]
+    present = {"needs_review": True, "uncertainty_score": 0.19, "review_threshold": 0.15}
+    assert remarks(**present, look_at=False, doubt=0.5, look_at_threshold=0.9) == [said], "the present names come first"
+    assert remarks(needs_review=True, uncertainty_score=0.19) == [said.replace(", review begins above 0.150", "")]
+    assert remarks(needs_review=True) == ["Needs review by a person."]
+    assert remarks(needs_review=False, look_at=True) == remarks() == []
+    assert remarks(outside_training=["a", "b"]) == ["Unlike the images of the training: a; b."]
+
+
+def test_sizes_are_in_the_unit_that_a_person_expects(volumes, pictures):
+    unit = lambda folder: [(about["unit"], about["scale"]) for about in (case.describe() for case in find_cases(folder))]
+    assert unit(volumes) == [("ml", 1.0)] * 2 and unit(pictures) == [("pixels", 1000.0)]
+
+
+def test_the_truth_is_found_beside_the_image_or_in_the_folder_that_is_named(volumes, tmp_path):
+    truths = lambda **more: [x.file for x in find_cases(volumes, only="a", **more)[0].layers if x.key == "truth"]
+    scans = tmp_path / "imagesTs"
+    shutil.copytree(tmp_path / "scans", scans)
+    change(volumes, source=str(scans / "a_0000.nii.gz"))
+    assert truths() == []
+    labels, named = tmp_path / "labelsTs" / "a.nii.gz", tmp_path / "drawn" / "a.nii.gz"
+    for file in (labels, named):
+        file.parent.mkdir()
+        shutil.copy(volumes / "a.nii.gz", file)
+    assert truths() == [labels] and truths(labels=named.parent) == [named]
+    change(volumes, source=str(tmp_path / "scans" / "a_0000.nii.gz"))
+    assert truths() == [], "scans is no folder of a data set"
+    (tmp_path / "none").mkdir()
+    case = find_cases(volumes, only="a", labels=tmp_path / "none")[0]
+    assert "The truth was not found: a in the folder of --labels." in case.faults
+    with pytest.raises(UserError, match="no such folder"):
+        find_cases(volumes, labels=tmp_path / "gone")
+
+
+def test_no_word_of_the_page_is_known_to_its_makers_alone(volumes):
+    from diffuseg.viewer.page import text
+
+    shown = json.dumps([case.describe() for case in find_cases(volumes)]) + text("page.html")
+    for word in ("doubt", "levels", "look_at", "looked at", "noise level"):
+        assert word not in shown.lower(), word

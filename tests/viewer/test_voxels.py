@@ -160,7 +160,7 @@ def test_a_description_holds_what_the_record_says(volumes):
     assert [row[2:] for row in about["volumes"]] == [record["volume_ml_90"][name] for name in ("near", "far part")]
     assert [one["name"] for one in about["classes"]] == ["near", "far part"]
     frames = {layer["key"]: layer["frames"] for layer in about["layers"]}
-    assert len(frames["draws"]) == 3 and frames["steps"][0] == "step 1 of 3, noise level 4" and not frames["mask"]
+    assert len(frames["draws"]) == 3 and frames["steps"][0] == "step 1 of 3, timestep 4" and not frames["mask"]
 
 
 def test_an_interval_of_one_draw_is_not_shown_unless_calibration_widened_it(volumes):
@@ -177,7 +177,25 @@ def test_what_a_reader_has_to_know_is_remarked(volumes):
     record = json.loads((volumes / "a.json").read_text())
     remarks = lambda: find_cases(volumes, only="a")[0].describe()["remarks"]
     assert not remarks()
-    record |= {"seen_in": "training", "look_at": True, "doubt": 0.25, "look_at_threshold": 0.125}
+    record |= {"seen_in": "training", "needs_review": True, "uncertainty_score": 0.25, "review_threshold": 0.125}
     (volumes / "a.json").write_text(json.dumps(record))
     first, second = remarks()
-    assert "in the training" in first and "0.250, above 0.125" in second
+    assert "in the training" in first and "a Dice of 0.75 (uncertainty score 0.250, review begins above 0.125)" in second
+
+
+def test_a_truth_has_to_lie_on_the_grid_of_the_mask_and_unannotated_voxels_are_no_class(volumes, tmp_path):
+    (tmp_path / "labels").mkdir()
+    mask = io.read_mask(volumes / "a.nii.gz")
+    drawn = mask.data[0].astype(np.uint8)
+    drawn[0, 0, 0] = 9
+    io.write(tmp_path / "labels" / "a.nii.gz", drawn, mask)
+    case = find_cases(volumes, only="a", labels=tmp_path / "labels")[0]
+    with pytest.raises(UserError, match="label value 9 is not in the record"):
+        shown(case, "truth")
+    labels = {**LABELS, "ignore": 9}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    expected = np.where(drawn == 9, 0, drawn)
+    np.testing.assert_array_equal(VALUES[np.asarray(shown(case, "truth").dataobj)], expected)
+    io.write(tmp_path / "labels" / "a.nii.gz", drawn[1:], Image(drawn[1:][None], AFFINE))
+    with pytest.raises(UserError, match="not shown: its"):
+        shown(case, "truth")

@@ -96,6 +96,7 @@ def audit(
 
     Finished rows are kept; the same command goes on where it was stopped.
     """
+    from diffuseg.studies.audit.answer import answer
     from diffuseg.studies.audit.audit import AuditOptions, table
     from diffuseg.studies.audit.audit import audit as hold
 
@@ -117,4 +118,5 @@ def audit(
     finally:
         bars.progress.stop()
     console().print(table(found))
+    typer.echo(answer(found))
     typer.echo(f"{folder / 'audit.json'}: written")

@@ -17,18 +17,21 @@ def view(
     images: Annotated[
         Path | None, typer.Option(help="Folder with the images.", show_default="where the records say they were")
     ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder with masks drawn by people.", show_default="labelsTs beside imagesTs, if there")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 0,
     export: Annotated[Path | None, typer.Option(help="Write one HTML file that needs no server, and end.")] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
 ) -> None:
-    """Look at image, mask, probability, uncertainty, draws and steps, in a page. Nothing leaves this machine."""
+    """Look at image, mask, truth, probability, uncertainty, draws and steps, in a page. Nothing leaves this machine."""
     from diffuseg.atomic_io import check_writable
     from diffuseg.data.inventory import few
     from diffuseg.viewer.cases import find_cases
 
     if export is not None:
         check_writable(export, file=True)
-    cases = find_cases(folder, images, case)
+    cases = find_cases(folder, images, case, labels)
     without = [one.name for one in cases if not one.image_found]
     if without:
         complain(f"no image found for {pluralize(len(without), 'case')}: {few(without)}; --images FOLDER says where images are")

@@ -5,6 +5,7 @@
 <case>_entropy<ending>  uncertainty
 <case>_draws<ending>    mask of each draw, where they were kept; .png: <case>_draws.tif, since a .png holds one plane
 <case>_steps<ending>    the first draw step by step, where they were kept; .png: <case>_steps.tif
+<case>_preview.png      of pictures: the image with the mask in colours, to be looked at and by nothing else
 <case>.json             the record, whose presence says that the case is finished
 """
 
@@ -20,11 +21,16 @@ from diffuseg.errors import UserError
 SETTINGS = ("model", "draws", "seed", "steps", "sampler", "fuse", "label", "options")  # what makes two results differ
 BEFORE: dict[str, Any] = {"fuse": "mean", "label": None, "options": {}}  # what those were before there was a choice
 KEPT = ("draws", "steps")  # what is written only where it is asked for
-SIDECAR = re.compile(r".+_((prob|entropy|expected_entropy|mutual_information|variance)(_.+)?|draws|steps)")  # beside a mask
+PREVIEW = "preview"
+SIDECAR = re.compile(
+    r".+_((prob|entropy|expected_entropy|mutual_information|variance)(_.+)?|draws|steps|preview)"
+)  # beside a mask
 
 
 def sidecar_name(case: str, what: str, ending: str) -> str:
-    """The name of a file beside a mask; what: "prob", "entropy", "draws", "steps", or "prob_<class>"."""
+    """The name of a file beside a mask; what: "prob", "entropy", "draws", "steps", "preview", or "prob_<class>"."""
+    if what == PREVIEW:
+        return f"{case}_{what}.png"
     return f"{case}_{what}{'.tif' if what in KEPT and ending == '.png' else ending}"
 
 
@@ -72,6 +78,8 @@ def without_results(paths: list[Path]) -> list[Path]:
         if name in known and path.name != Path(str(known[name].get("source"))).name:
             return True
         parts = name.split("_")
-        return any(parts[i] in ("prob", "entropy", *KEPT) and "_".join(parts[:i]) in known for i in range(1, len(parts)))
+        return any(
+            parts[i] in ("prob", "entropy", PREVIEW, *KEPT) and "_".join(parts[:i]) in known for i in range(1, len(parts))
+        )
 
     return [path for path in paths if not is_result(path)]

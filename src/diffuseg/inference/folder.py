@@ -12,7 +12,8 @@ from diffuseg.data import io
 from diffuseg.data.dicom_series import Stack
 from diffuseg.data.inventory import few, name_unused, refuse_dangling
 from diffuseg.data.layout import list_files, read_json
-from diffuseg.data.outputs import BEFORE, KEPT, is_record, sidecar_name, without_results
+from diffuseg.data.outputs import BEFORE, KEPT, PREVIEW, is_record, sidecar_name, without_results
+from diffuseg.data.pictures import LOSSLESS
 from diffuseg.errors import UserError
 from diffuseg.inference.calibration import calibration_of
 from diffuseg.inference.dicom_seg import DicomOut, lacks_dicom, refuse_dicom_out, replace_dicom
@@ -266,7 +267,8 @@ def _refuse_collisions(cases: dict[str, tuple[Path, ...] | tuple[Stack, ...]], o
     inputs = {file.resolve() for paths in cases.values() for path in paths for file in files(path)}
     for case, paths in cases.items():
         ending = ending_for(paths[0])
-        for name in (case + ending, *(sidecar_name(case, what, ending) for what in ("prob", "entropy", *KEPT))):
+        written = ["prob", "entropy", *KEPT, *([PREVIEW] if ending in LOSSLESS else [])]
+        for name in (case + ending, *(sidecar_name(case, what, ending) for what in written)):
             if (out / name).resolve() in inputs:
                 raise UserError("a result would take the place of this input", file=out / name, do="Choose another --out")
             other = io.case_of(name, io.ending_of(name))

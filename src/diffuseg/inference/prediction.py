@@ -14,9 +14,11 @@ from diffuseg.data import io
 from diffuseg.data.dicom import case_name
 from diffuseg.data.dicom_series import Stack
 from diffuseg.data.given import Kind, give_back
-from diffuseg.data.outputs import KEPT, probability_names, sidecar_name
+from diffuseg.data.outputs import KEPT, PREVIEW, probability_names, sidecar_name
+from diffuseg.data.pictures import LOSSLESS
 from diffuseg.errors import UserError
 from diffuseg.inference import show
+from diffuseg.inference.preview import write_preview
 from diffuseg.types import Image
 
 
@@ -103,6 +105,7 @@ def save(
     <case>_entropy<ending>  nats; .png: as a fraction of log(classes)
     <case>_draws<ending>    label values of each draw as channels, if they were kept; .png: <case>_draws.tif
     <case>_steps<ending>    percent of foreground of each step as channels, if they were kept; .png: <case>_steps.tif
+    <case>_preview.png      of .png and .tif: the image with the mask in colours, which no reader takes for a mask
     <case>.json             provenance; written last, so that its presence says that the case is finished
 
     Case and ending are by default those of the image's file (.png for a lossy one); each file is written aside and then
@@ -132,6 +135,9 @@ def save(
         classes = len(prediction.probability)
         entropy, unit = np.clip(entropy / math.log(classes), 0, 1), f"fraction of log({classes}) nats"
     io.write(folder / sidecar_name(case, "entropy", ending), entropy, prediction.image)
+    if ending in LOSSLESS and prediction.mask.ndim == 2:
+        labels = prediction.provenance["labels"]
+        write_preview(prediction.image.data, prediction.mask, labels, folder / sidecar_name(case, PREVIEW, ending))
     io.write(mask, prediction.mask, prediction.image)  # after its maps: a mask without them is not ours to replace
     left_out = {} if probabilities else {"probabilities": False}
     write_json(record, {"case": case} | prediction.provenance | {"entropy_unit": unit} | left_out)

@@ -52,7 +52,7 @@ def amounts(record: dict[str, Any]) -> list[str]:
     The interval is left out where a single draw makes it a point.
     """
     ends = record.get("volume_ml_90", {})
-    scale, unit = _unit(record)
+    scale, unit = size_unit(record)
     found = []
     for name, ml in record["volume_ml"].items():
         low, high = (f"{scale * end:.3g}" if unit == "ml" else f"{scale * end:.0f}" for end in ends.get(name, (ml, ml)))
@@ -62,9 +62,9 @@ def amounts(record: dict[str, Any]) -> list[str]:
     return found
 
 
-def _unit(record: dict[str, Any]) -> tuple[float, str]:
-    """By what a volume in ml is to be multiplied, and the unit that a person expects."""
-    if len(record["grid"]["shape"]) == 3:
+def size_unit(record: dict[str, Any]) -> tuple[float, str]:
+    """By what a volume in ml is to be multiplied, and the unit that a person expects: ml, of pictures pixels or mm2."""
+    if len((record.get("grid") or {}).get("shape", ())) != 2:
         return 1.0, "ml"
     pixels = str(record.get("source") or "").lower().endswith(LOSSLESS + LOSSY)
     return 1000.0, "pixels" if pixels else "mm2"  # a picture is taken for 1 mm thick, its pixels for 1 mm wide

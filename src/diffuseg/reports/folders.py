@@ -58,6 +58,16 @@ def image_of(folder: Path, case: str) -> Path | None:
     return next((path for path in list_files(folder) if path.name in names), None)
 
 
+def mask_of(folder: Path, case: str) -> Path | None:
+    """The mask of a case, of one annotator."""
+    return next((path for path in list_files(folder) if path.name in {case + ending for ending in LOSSLESS}), None)
+
+
+def images_to_labels(folder: Path) -> Path:
+    """Where a data set keeps the masks of a folder of images: beside it, labelsTs of imagesTs."""
+    return folder.with_name(folder.name.replace("images", "labels"))
+
+
 def read_on_grid_of(mask: Image, file: Path) -> Image:
     """The image in a file.
 

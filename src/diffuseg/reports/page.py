@@ -265,7 +265,7 @@ def _remarks(evaluation: Evaluation) -> list[str]:
     review = [record.get("needs_review", record.get("look_at")) for record in evaluation.records]
     if any(needed is not None for needed in review):
         flagged = sum(bool(needed) for needed in review)
-        lines.append(f"To be looked at by a human, says predict: {flagged} of {pluralize(len(review), 'case')}.")
+        lines.append(f"Needs review by a person, says predict: {flagged} of {pluralize(len(review), 'case')}.")
     return lines
 
 

@@ -15,6 +15,7 @@ from diffuseg.evaluation.selective import risk_coverage
 from diffuseg.reports.figures import OKABE_ITO, figure_of, plain_text, png_of
 
 DARK = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # for lines: the strongest first
+ROOM = 30  # characters of the names under a panel, which would run into each other beyond
 LINES, MARKERS = ("solid", "dashed", "dashdot", "dotted"), "osD^vPX"
 
 
@@ -35,7 +36,8 @@ def dot_plot(
             if np.isfinite(mean):
                 axis.plot([number + 0.27, number + 0.43], [mean, mean], color="black", linewidth=2)
                 axis.plot([number + 0.35] * 2, [low, high], color="black", linewidth=1)
-        axis.set_xticks(range(len(classes)), list(classes), rotation=30 if len(classes) > 3 else 0, fontsize=8)
+        turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, classes)) > ROOM else {}
+        axis.set_xticks(range(len(classes)), list(classes), fontsize=8, **turned)
         axis.set_xlim(-0.5, len(classes) - 0.4)
         axis.set_title(title, fontsize=10)
         axis.grid(axis="y", linewidth=0.4)

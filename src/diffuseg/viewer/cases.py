@@ -15,13 +15,14 @@ from diffuseg.data.inventory import few
 from diffuseg.data.outputs import probability_names, records, sidecar_name
 from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.errors import UserError
+from diffuseg.inference.provenance import size_unit
 from diffuseg.reports.figures import OKABE_ITO
-from diffuseg.reports.folders import image_of
+from diffuseg.reports.folders import image_of, images_to_labels, mask_of
 from diffuseg.viewer.record import unreadable_records, valid_record
 
 RECORDED = {"model_name": "Model", "model": "Checkpoint", "method": "Method", "draws": "Draws", "steps": "Steps"}
 RECORDED |= {
-    "doubt": "Doubt",
+    "uncertainty_score": "Uncertainty score",
     "sampler": "Sampler",
     "seed": "Seed",
     "fuse": "Fusion",
@@ -75,10 +76,8 @@ class Case:
         single = self.record.get("draws") == 1 and "volume_ml_90_raw" not in self.record  # a point, which claims nothing
         rows = [[name, value, *([None, None] if single else spread.get(name, [None, None]))] for name, value in ml.items()]
         remarks = [SEEN[side] for side in SEEN if side == self.record.get("seen_in")]
-        if self.record.get("look_at"):
-            doubt, limit = (self.record.get(key) for key in ("doubt", "look_at_threshold"))
-            known = None not in (doubt, limit)
-            remarks.append(f"To be looked at: its doubt is {doubt:.3f}, above {limit:.3f}." if known else "To be looked at.")
+        remarks += [*_review(self.record), *_unlike(self.record)]
+        scale, unit = size_unit(self.record)
         about = {title: self.record[key] for key, title in RECORDED.items() if self.record.get(key) is not None}
         return {
             "case": self.name,
@@ -89,10 +88,29 @@ class Case:
                 for x in self.layers
             ],
             "volumes": rows,
+            "unit": unit,
+            "scale": scale,
             "note": self.record.get("volume_note", ""),
             "about": {title: str(value) for title, value in about.items()},
             "remarks": [*remarks, *self.faults],
         }
+
+
+def _review(record: dict[str, Any]) -> list[str]:
+    """Whether a person is to look at the case, in words; `look_at` and `doubt` are what the parts of a record were called."""
+    if not record.get("needs_review", record.get("look_at")):
+        return []
+    score = record.get("uncertainty_score", record.get("doubt"))
+    limit = record.get("review_threshold", record.get("look_at_threshold"))
+    if score is None:
+        return ["Needs review by a person."]
+    above = "" if limit is None else f", review begins above {limit:.3f}"
+    return [f"Needs review by a person: its draws expect a Dice of {1 - score:.2f} (uncertainty score {score:.3f}{above})."]
+
+
+def _unlike(record: dict[str, Any]) -> list[str]:
+    outside = record.get("outside_training")
+    return [f"Unlike the images of the training: {'; '.join(outside)}."] if outside else []
 
 
 def colour(number: int) -> str:
@@ -100,15 +118,16 @@ def colour(number: int) -> str:
     return OKABE_ITO[number % len(OKABE_ITO)]
 
 
-def find_cases(folder: Path, images: Path | None = None, only: str | None = None) -> list[Case]:
+def find_cases(folder: Path, images: Path | None = None, only: str | None = None, labels: Path | None = None) -> list[Case]:
     """The finished cases of a folder that `predict` wrote, by name, or only one of them.
 
     An image is the file that its record names, from the working directory or from the folder of the record, or, with
-    `images`, `<case>` or `<case>_0000` in that folder. Refuses folders that are not there, a folder of which nothing can be
-    shown, and a case that is not in it. Beside others, a case without a record that can be read is named; odd parts of a
-    record are left out. Files outside the folder, where a link leads to, are not shown.
+    `images`, `<case>` or `<case>_0000` in that folder. The truth is `<case>` in the folder `labels`, or without it in
+    labelsTr of imagesTr, where the image is. Refuses folders that are not there, a folder of which nothing can be shown, and
+    a case that is not in it. Beside others, a case without a record that can be read is named; odd parts of a record are
+    left out. Files outside the folder, where a link leads to, are not shown.
     """
-    for place in (folder, *([images] if images else [])):
+    for place in (folder, *(given for given in (images, labels) if given)):
         if not place.is_dir():
             raise UserError("no such folder", file=place)
     known, odd = records(folder), unreadable_records(folder)
@@ -118,7 +137,7 @@ def find_cases(folder: Path, images: Path | None = None, only: str | None = None
         raise odd.get(only or "", next(iter(odd.values())))
     if only is not None and only not in known:
         raise UserError(f"there is no case {only!r}", file=folder, do=f"There are {few(known)}")
-    cases = [_case(folder, name, record, images) for name, record in known.items() if only in (None, name)]
+    cases = [_case(folder, name, record, images, labels) for name, record in known.items() if only in (None, name)]
     without = [Case(name, {}, (), (_within(folder, fault),)) for name, fault in odd.items() if only is None]
     if not any(case.layers for case in cases):
         raise UserError(f"there is nothing to show of case {cases[0].name}: {' '.join(cases[0].faults)}", file=folder)
@@ -130,7 +149,7 @@ def _within(folder: Path, fault: UserError) -> str:
     return str(fault).replace(f"{folder}{os.sep}", "")
 
 
-def _case(folder: Path, name: str, record: dict[str, Any], images: Path | None) -> Case:
+def _case(folder: Path, name: str, record: dict[str, Any], images: Path | None, truths: Path | None) -> Case:
     try:
         record, faults = valid_record(record, folder / f"{name}.json")
     except UserError as fault:
@@ -154,6 +173,11 @@ def _case(folder: Path, name: str, record: dict[str, Any], images: Path | None) 
     else:
         colours = None if image.name.lower().endswith(LOSSLESS + LOSSY) else 0
         inside.insert(0, Layer("image", "Image", "image", image, colours))
+    truth = _truth(name, image, truths)
+    if truth is not None:
+        inside.append(Layer("truth", "Truth", "labels", truth))
+    elif truths is not None:
+        faults.append(f"The truth was not found: {name} in the folder of --labels.")
     classes = sorted(labels, key=labels.__getitem__)[1:]
     return Case(name, record, tuple(inside), tuple(faults), ending in LOSSLESS, tuple(classes))
 
@@ -186,8 +210,8 @@ def _kept(folder: Path, case: str, ending: str, record: dict[str, Any]) -> list[
         frames = tuple(f"draw {i + 1} of {kept['draws']}" for i in range(kept["draws"]))
         made.append(Layer("draws", "Draws", "labels", folder / sidecar_name(case, "draws", ending), frames=frames))
     if kept.get("steps"):
-        levels = kept["steps"]
-        frames = tuple(f"step {i + 1} of {len(levels)}, noise level {t}" for i, t in enumerate(levels))
+        timesteps = kept["steps"]
+        frames = tuple(f"step {i + 1} of {len(timesteps)}, timestep {t}" for i, t in enumerate(timesteps))
         file = folder / sidecar_name(case, "steps", ending)
         made.append(Layer("steps", "Steps of the first draw", "scale", file, None, "%", 100.0, 100.0, frames))
     return made
@@ -201,6 +225,13 @@ def _image(folder: Path, case: str, record: dict[str, Any], images: Path | None)
     found = (Path(place) for place in (source, os.path.join(folder, source)) if source and os.path.exists(place))
     is_image = lambda place: place.is_file() and source.lower().endswith(io.ENDINGS)
     return next((place for place in found if is_image(place) or holds_series(place)), None)
+
+
+def _truth(case: str, image: Path | None, truths: Path | None) -> Path | None:
+    """The mask that a person drew: in the folder that was given, or where a data set has it beside the image."""
+    if truths is None and image is not None and "images" in image.parent.name:
+        truths = images_to_labels(image.parent)
+    return None if truths is None or not truths.is_dir() else mask_of(truths, case)
 
 
 def _named(record: dict[str, Any]) -> str:

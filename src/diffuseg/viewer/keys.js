@@ -28,9 +28,19 @@ function nextView() {
   setView(names[(names.indexOf(state.view) + 1) % names.length]);
 }
 
+function turnOutline(key) {
+  if ($(`outline-${key}`)) setOutline(key, !state.outlines[key]);
+}
+
+function toggleHelp() {
+  if ($("keys").open) $("keys").close();
+  else $("keys").showModal();
+}
+
 const KEYS = [
   ["n, p", "next, previous case", { n: () => chooseCase(state.number + 1), p: () => chooseCase(state.number - 1) }],
   ["1 to 9, 0", "layer, none", null],
+  ["m, t", "outline of the mask, of the truth", { m: () => turnOutline("mask"), t: () => turnOutline("truth") }],
   ["←, →", "previous, next draw or step", { ArrowLeft: () => turn(-1), ArrowRight: () => turn(1) }],
   ["space", "play through them, stop", { " ": play }],
   ["↑, ↓", "next, previous slice", { ArrowUp: () => stage.slice(1, state.view), ArrowDown: () => stage.slice(-1, state.view) }],
@@ -40,7 +50,7 @@ const KEYS = [
   ["i", "image in 3-D solid, or faint", { i: () => setSolid(!state.solid) }],
   ["s", "smooth, or voxels as they are", { s: () => setSmooth(!state.smooth) }],
   ["w", "reset the window", { w: () => setWindow(state.window.low, state.window.high) }],
-  ["?", "this list", { "?": () => ($("keys").open = !$("keys").open) }],
+  ["?", "this list", { "?": toggleHelp }],
   ["click, drag", "move the cross; turn the 3-D; move a picture", null],
   ["right drag", "level and window of the image", null],
   ["wheel", "slices; enlarge the 3-D, or a picture", null],
@@ -50,9 +60,9 @@ const ACTIONS = Object.assign({}, ...KEYS.map(([, , actions]) => actions));
 
 function pressed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || !stage) return;
-  const kind = event.target.type;
-  const native = { range: ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"], radio: ["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", " "], checkbox: [" "], submit: [" "], button: [" "] };
-  if (native[kind]?.includes(event.key) || (event.target.tagName === "SUMMARY" && event.key === " ")) return;
+  // only what was reached with Tab has keys of its own: a slider its arrows, a box and a button the space; a choice of layers none
+  const native = { range: ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"], checkbox: [" "], button: [" "] };
+  if (native[event.target.type]?.includes(event.key) || (event.target.tagName === "SUMMARY" && event.key === " ")) return;
   const choice = /^[0-9]$/.test(event.key) ? [...overlays().map((one) => one.key)][Number(event.key) - 1] ?? (event.key === "0" ? "" : null) : null;
   const action = ACTIONS[event.key] ?? (choice !== null ? () => chooseLayer(choice) : null);
   event.stopPropagation(); // the stage has keys of its own, which this list does not name

@@ -2,9 +2,12 @@
 /* The page: which case, which layer, how it is shown. What is drawn, and how, is the business of a stage. */
 
 const $ = (id) => document.getElementById(id);
-const state = { cases: [], number: -1, key: "mask", frames: {}, opacity: 0.6, tops: {}, view: "four", smooth: true, solid: false, window: null };
+const state = { cases: [], number: -1, key: "mask", frames: {}, opacity: 0.6, tops: {}, view: "four", smooth: true, solid: false, window: null, outlines: { mask: false, truth: true } };
 let stages = {}; // "volume" and "picture", opened when they are first needed
 let stage = null;
+let parts = []; // what lies over the image, the lowest first
+let kept = new Map(); // the layers of the case that were loaded
+let last = []; // place, value of the image and voxel that are read
 let loading = 0; // counts choices, so that what comes late is not drawn over what was chosen after it
 
 const current = () => state.cases[state.number];
@@ -28,7 +31,7 @@ async function openStage(kind) {
   }
   $("volume").hidden = kind !== "volume";
   $("picture").hidden = kind !== "picture";
-  const told = { read: showRead, windowed: (low, high) => showWindow(low, high) };
+  const told = { read: (...where) => ((last = where), showRead()), windowed: (low, high) => showWindow(low, high) };
   stages[kind] ??= await { volume: Volumes, picture: Pictures }[kind].open($(kind), told);
   return stages[kind];
 }
@@ -40,6 +43,9 @@ async function chooseCase(number) {
   pause();
   const mine = ++loading;
   state.number = number;
+  parts = [];
+  last = [];
+  kept = new Map();
   const one = current();
   $("name").textContent = one.case;
   document.title = `${one.case} - diffuseg view`;
@@ -56,7 +62,7 @@ async function chooseCase(number) {
     stage = await openStage(one.picture ? "picture" : "volume");
     await stage.image(buffer);
     const { low, high, slope, inter, remark, stored } = data.read(buffer);
-    await stage.centre(await data.layer(number, "mask"));
+    await stage.centre(await loaded("mask"));
     state.window = { low, high, ...range(stored, slope, inter) };
     if (remark) addRemark(remark);
     setWindow(low, high);
@@ -102,12 +108,15 @@ function addRemark(text) {
 }
 
 function showRecord(one) {
+  const text = (ml) => (one.unit === "ml" ? ml.toFixed(3) : Math.round(one.scale * ml).toString());
   const rows = one.volumes.map(([name, ml, low, high]) => {
     const row = element("tr");
-    const between = low === null ? "-" : `${low.toFixed(3)} to ${high.toFixed(3)}`;
-    row.append(element("td", name), element("td", ml.toFixed(3)), element("td", between));
+    const between = low === null ? "-" : `${text(low)} to ${text(high)}`;
+    row.append(element("td", name), element("td", text(ml)), element("td", between));
     return row;
   });
+  $("sizes").textContent = one.unit === "ml" ? "Volumes" : "Areas";
+  $("unit").textContent = one.unit;
   $("volumes").tBodies[0].replaceChildren(...rows);
   $("note").textContent = one.note ? `Interval: ${one.note}.` : "";
   $("about").replaceChildren(...Object.entries(one.about).flatMap(([key, text]) => [element("dt", key), element("dd", text)]));
@@ -125,6 +134,16 @@ function showLayers() {
     return label;
   });
   $("layers").replaceChildren(element("legend", "Layer"), ...labels);
+  const outlines = [["mask", "mask", "m"], ["truth", "truth (dashed)", "t"]];
+  const boxes = outlines.filter(([key]) => overlays().some((one) => one.key === key)).map(([key, title, letter]) => {
+    const label = element("label");
+    const box = element("input", "", { type: "checkbox", id: `outline-${key}`, checked: state.outlines[key] });
+    box.addEventListener("change", () => setOutline(key, box.checked));
+    label.append(box, title, element("kbd", letter));
+    return label;
+  });
+  $("outlines").replaceChildren(element("legend", "Outline"), ...boxes);
+  $("outlines").hidden = !boxes.length;
 }
 
 async function chooseLayer(key) {
@@ -135,23 +154,58 @@ async function chooseLayer(key) {
   await busy(mine, () => drawLayer(mine));
 }
 
+async function loaded(key) {
+  const { number } = state;
+  const before = kept;
+  if (!before.has(key)) before.set(key, await data.layer(number, key));
+  return before.get(key);
+}
+
+/* Outlines lie over the layer, that of the prediction over that of the truth: where only its colour is seen, both agree. */
+function outlined() {
+  const styles = { truth: "dashes", mask: "outline" };
+  return Object.keys(styles).filter((key) => state.outlines[key] && overlays().some((one) => one.key === key)).map((key) => [key, styles[key]]);
+}
+
+function setOutline(key, on) {
+  state.outlines[key] = on;
+  $(`outline-${key}`).checked = on;
+  const mine = ++loading;
+  return busy(mine, () => drawLayer(mine));
+}
+
+function draw() {
+  stage?.show(parts, current().classes.map((one) => rgb(one.colour)), state.opacity);
+}
+
 async function drawLayer(mine) {
   const one = layer();
   $("frames").hidden = !(one && one.frames.length > 1);
   $("tops").hidden = one?.kind !== "scale";
   showLegend(one);
-  const buffer = one ? await data.layer(state.number, one.key) : null;
+  const wanted = [...(one ? [[one.key, "fill"]] : []), ...outlined()];
+  const made = [];
+  for (const [key, style] of wanted) {
+    const about = overlays().find((found) => found.key === key);
+    try {
+      const read = data.read(await loaded(key));
+      if (read.remark) addRemark(read.remark);
+      made.push({ ...read, about, kind: about.kind, style, frame: 0, share: state.tops[key] ?? 1 });
+    } catch (fault) {
+      if (mine === loading) addRemark(fault.message);
+    }
+  }
   if (mine !== loading) return;
-  await stage.overlay(buffer, one, one?.kind === "labels" ? current().classes : [], state.opacity);
-  if (!one || mine !== loading) return;
-  const { remark } = data.read(buffer);
-  if (remark) addRemark(remark);
-  if (one.kind === "scale") setTop(state.tops[one.key] ?? 1);
-  if (one.frames.length > 1) {
+  parts = made;
+  if (one?.kind === "scale") showTop(one, state.tops[one.key] ?? 1);
+  if (one && one.frames.length > 1) {
     $("frame").max = one.frames.length - 1;
     setFrame(Math.min(state.frames[one.key] ?? 0, one.frames.length - 1));
-  }
+  } else draw();
 }
+
+/* The part that shows the chosen layer. */
+const filled = () => parts.find((part) => part.style === "fill");
 
 function showLegend(one) {
   if (!one) return $("legend").replaceChildren();
@@ -179,25 +233,33 @@ function setFrame(number) {
   state.frames[one.key] = number;
   $("frame").value = number;
   $("frame-title").textContent = `${one.title}: ${one.frames[number]}`;
-  stage.frame(number);
+  const part = filled();
+  if (part) part.frame = number;
+  draw();
 }
 
 function setOpacity(share) {
   state.opacity = Math.round(100 * Math.min(Math.max(share, 0), 1)) / 100;
   $("opacity").value = state.opacity;
   $("opacity-value").textContent = `${Math.round(100 * state.opacity)} %`;
-  stage?.opacity(state.opacity);
+  if (parts.length) draw();
 }
 
 function setTop(share) {
   const one = layer();
   if (one?.kind !== "scale") return;
   state.tops[one.key] = share;
+  showTop(one, share);
+  const part = filled();
+  if (part) part.share = share;
+  draw();
+}
+
+function showTop(one, share) {
   $("top").value = share;
   const text = `${digits(share * one.top)}${one.unit ? ` ${one.unit}` : ""}`;
   $("top-value").textContent = text;
   $("legend-top").textContent = text;
-  stage.top(share * one.top);
 }
 
 /* --- the image ----------------------------------------------------------------------------------------------- */
@@ -240,18 +302,26 @@ function setSmooth(on) {
 }
 
 /* What lies under the cross or the mouse. */
-function showRead(place, values) {
+function showRead() {
+  const [place, image, voxel] = last;
   if (!place || state.number < 0) return ($("read").textContent = "\u00a0");
   const picture = current().picture;
   const where = picture ? `column ${place[0]}, row ${place[1]}` : `${[0, 1, 2].map((i) => place[i].toFixed(1)).join(", ")} mm`;
-  const parts = [where, `image: ${[values[0]].flat().map(digits).join(", ")}`];
-  const one = layer();
-  if (one && values.length > 1) {
-    const value = Number(values[1]);
-    const shown = one.kind === "labels" ? current().classes[Math.round(value) - 1]?.name ?? "background" : digits(value);
-    parts.push(`${one.title.toLowerCase()}: ${shown}${one.unit ? ` ${one.unit}` : ""}`);
-  }
-  $("read").textContent = parts.join("  |  ");
+  const values = parts.map((part) => `${part.about.title.toLowerCase()}: ${valueText(part, valueOf(part, voxel))}`);
+  $("read").textContent = [where, `image: ${[image].flat().map(digits).join(", ")}`, ...new Set(values)].join("  |  ");
+}
+
+/* The value of a part at a voxel of the image. */
+function valueOf(part, voxel) {
+  const grid = stage.size();
+  const [x, y, z] = voxel.map((v, axis) => Math.floor((v * part.size[axis]) / grid[axis]));
+  const [nx, ny, nz] = part.size;
+  return part.slope * part.stored[x + nx * (y + ny * (z + nz * part.frame))] + part.inter;
+}
+
+function valueText(part, value) {
+  const shown = part.kind === "labels" ? current().classes[Math.round(value) - 1]?.name ?? "background" : digits(value);
+  return `${shown}${part.about.unit ? ` ${part.about.unit}` : ""}`;
 }
 
 /* --- the beginning ------------------------------------------------------------------------------------------- */
@@ -266,6 +336,12 @@ function listen() {
   $("smooth").addEventListener("change", () => setSmooth($("smooth").checked));
   $("reset").addEventListener("click", () => setWindow(state.window.low, state.window.high));
   $("play").addEventListener("click", play);
+  $("help").addEventListener("click", toggleHelp);
+  $("close-help").addEventListener("click", toggleHelp);
+  for (const place of [document.querySelector("nav"), document.querySelector("aside"), $("frames")]) {
+    // what the mouse was used on keeps no key for itself
+    place.addEventListener("pointerup", () => setTimeout(() => place.contains(document.activeElement) && document.activeElement.blur()));
+  }
   document.addEventListener("keydown", pressed, true);
   document.addEventListener("keyup", (event) => event.stopPropagation(), true);
 }

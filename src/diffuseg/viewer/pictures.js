@@ -4,7 +4,7 @@
 class Pictures {
   static async open(canvas, told) {
     const stage = new Pictures();
-    Object.assign(stage, { canvas, told, zoom: 1, shift: [0, 0], share: 0.6, number: 0, layer: null, smoothed: true });
+    Object.assign(stage, { canvas, told, zoom: 1, shift: [0, 0], over: null, smoothed: true });
     stage.paper = document.createElement("canvas");
     new ResizeObserver(() => stage.draw()).observe(canvas);
     stage.listen();
@@ -13,30 +13,18 @@ class Pictures {
 
   async image(buffer) {
     this.picture = data.read(buffer);
-    Object.assign(this, { low: this.picture.low, high: this.picture.high, zoom: 1, shift: [0, 0], layer: null });
+    Object.assign(this, { low: this.picture.low, high: this.picture.high, zoom: 1, shift: [0, 0], over: null });
     this.paint();
   }
 
-  async overlay(buffer, layer, classes, opacity) {
-    this.layer = buffer ? { ...data.read(buffer), kind: layer.kind, top: layer.top } : null;
-    this.colours = classes.map((one) => rgb(one.colour));
-    Object.assign(this, { share: opacity, number: 0 });
+  show(parts, colours, opacity) {
+    const [width, height] = this.picture.size;
+    this.over = paint(new Uint8ClampedArray(4 * width * height), [width, height, 1], parts, colours, opacity);
     this.paint();
   }
 
-  frame(number) {
-    this.number = number;
-    this.paint();
-  }
-
-  opacity(share) {
-    this.share = share;
-    this.paint();
-  }
-
-  top(value) {
-    if (this.layer) this.layer.top = value;
-    this.paint();
+  size() {
+    return this.picture.size;
   }
 
   window(low, high) {
@@ -64,28 +52,22 @@ class Pictures {
     return of.slope * of.stored[frame * count + pixel] + of.inter;
   }
 
-  /* Image and layer, pixel by pixel, on a canvas of the picture's own size. */
+  /* Image and what lies over it, pixel by pixel, on a canvas of the picture's own size. */
   paint() {
     const [width, height, , planes] = this.picture.size;
     const pixels = new ImageData(width, height);
     const span = Math.max(this.high - this.low, 1e-12);
     for (let i = 0; i < width * height; i++) {
-      const over = this.layer ? this.colour(this.value(this.layer, i, this.number)) : null;
-      const share = over ? (over[3] / 255) * this.share : 0;
+      const share = this.over ? this.over[4 * i + 3] / 255 : 0;
       for (let c = 0; c < 3; c++) {
         const grey = (255 * (this.value(this.picture, i, planes === 3 ? c : 0) - this.low)) / span;
-        pixels.data[4 * i + c] = (1 - share) * Math.min(Math.max(grey, 0), 255) + (over ? share * over[c] : 0);
+        pixels.data[4 * i + c] = (1 - share) * Math.min(Math.max(grey, 0), 255) + (share ? share * this.over[4 * i + c] : 0);
       }
       pixels.data[4 * i + 3] = 255;
     }
     Object.assign(this.paper, { width, height });
     this.paper.getContext("2d").putImageData(pixels, 0, 0);
     this.draw();
-  }
-
-  colour(value) {
-    if (this.layer.kind !== "labels") return SHADES[Math.min(Math.round((255 * value) / this.layer.top), 255)];
-    return value ? [...this.colours[value - 1], 255] : null;
   }
 
   /* Where the picture lies on the screen, in pixels of the screen. */
@@ -113,10 +95,10 @@ class Pictures {
     const x = Math.floor((event.offsetX * ratio - left) / scale);
     const y = Math.floor((event.offsetY * ratio - top) / scale);
     const [width, height, , planes] = this.picture.size;
-    if (x < 0 || y < 0 || x >= width || y >= height) return this.told.read(null, []);
+    if (x < 0 || y < 0 || x >= width || y >= height) return this.told.read(null);
     const i = y * width + x;
     const image = planes === 3 ? [0, 1, 2].map((c) => this.value(this.picture, i, c)) : this.value(this.picture, i);
-    this.told.read([x, y], this.layer ? [image, this.value(this.layer, i, this.number)] : [image]);
+    this.told.read([x, y], image, [x, y, 0]);
   }
 
   listen() {

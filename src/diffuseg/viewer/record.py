@@ -56,17 +56,21 @@ def _intervals(value: Any) -> bool:
 
 
 def _kept(value: Any) -> bool:
-    draws, levels = (value.get("draws", 0), value.get("steps", [])) if isinstance(value, dict) else (None, None)
+    draws, timesteps = (value.get("draws", 0), value.get("steps", [])) if isinstance(value, dict) else (None, None)
     whole = isinstance(draws, int) and 0 <= draws <= MOST
-    return whole and isinstance(levels, list) and len(levels) <= MOST and all(map(_number, levels))
+    return whole and isinstance(timesteps, list) and len(timesteps) <= MOST and all(map(_number, timesteps))
 
 
 KINDS: dict[str, Callable[[Any], bool]] = {
     "volume_ml": _numbers,
     "volume_ml_90": _intervals,
     "volume_note": lambda value: isinstance(value, str),
-    "doubt": _number,
+    "uncertainty_score": _number,
+    "review_threshold": _number,
+    "doubt": _number,  # the former names of these two
     "look_at_threshold": _number,
+    "outside_training": lambda value: isinstance(value, list) and all(isinstance(line, str) for line in value),
+    "grid": lambda value: isinstance(value, dict) and isinstance(value.get("shape"), list),
     "kept": _kept,
     "source": lambda value: isinstance(value, str),
 }

@@ -8,18 +8,19 @@ const FAINT = 0.12; // opacity of the image in 3-D, so that the layer is seen th
 /* NiiVue has one opacity of the image for planes and 3-D, and tells nobody of a window that is changed by dragging. */
 class Planes extends niivue.Niivue {
   imageOpacity = FAINT;
+  covered = false; // whether there is something over the image
   windowed = () => {};
 
   refreshLayers(volume, number) {
     super.refreshLayers(volume, number);
     if (number === 0) this.windowed(volume.cal_min, volume.cal_max);
     this.renderShader.use(this.gl);
-    this.gl.uniform1f(this.renderShader.uniforms.backOpacity, this.volumes.length > 1 ? this.imageOpacity : 1);
+    this.gl.uniform1f(this.renderShader.uniforms.backOpacity, this.covered ? this.imageOpacity : 1);
   }
 }
 
 class Volumes {
-  /* told: { read(mm, values), windowed(low, high) } */
+  /* told: { read(mm, value of the image, its voxel), windowed(low, high) } */
   static async open(canvas, told) {
     const stage = new Volumes();
     const { SLICE_TYPE, DRAG_MODE, SHOW_RENDER, MULTIPLANAR_TYPE } = niivue;
@@ -46,19 +47,19 @@ class Volumes {
       loadingText: "",
       logLevel: "error",
     });
-    stage.nv.onLocationChange = (place) => told.read(place.mm, place.values.map((value) => value.value));
+    stage.nv.onLocationChange = (place) => stage.grid && told.read(place.mm, place.values[0].value, data.voxel(stage.grid, place.mm));
     stage.nv.windowed = told.windowed;
     await stage.nv.attachToCanvas(canvas);
-    const steps = [...Array(33).keys()].map((i) => shade(i / 32));
-    const [R, G, B, A] = [0, 1, 2, 3].map((channel) => steps.map((colour) => Math.round(colour[channel])));
-    stage.nv.addColormap("scale", { R, G, B, A, I: steps.map((_, i) => Math.min(8 * i, 255)) });
     return stage;
   }
 
   async image(buffer) {
     while (this.nv.volumes.length) this.nv.removeVolume(this.nv.volumes[this.nv.volumes.length - 1]);
-    const { low, high } = data.read(buffer);
+    this.grid = data.read(buffer);
+    const { low, high } = this.grid;
+    this.nv.covered = false;
     this.nv.addVolume(await this.volume(buffer, { name: "image.nii", colormap: "gray", cal_min: low, cal_max: high }));
+    this.nv.addVolume(await this.volume(data.colours(buffer), { name: "colours.nii", opacity: 1 }));
   }
 
   /* The cross goes to the labelled voxel that is nearest to the middle of all labelled ones. */
@@ -85,38 +86,20 @@ class Volumes {
     this.nv.scene.crosshairPos = this.nv.mm2frac(mm, 0, true);
   }
 
-  /* One layer over the image, or none; classes are those of labels, [] where it is a scale. */
-  async overlay(buffer, layer, classes, opacity) {
-    while (this.nv.volumes.length > 1) this.nv.removeVolume(this.nv.volumes[1]);
-    if (!buffer) return this.nv.createOnLocationChange();
-    const volume = await this.volume(buffer, { name: "layer.nii", colormap: "scale", cal_min: 0, cal_max: layer.top, opacity });
-    if (layer.kind === "labels") {
-      const colours = [[0, 0, 0], ...classes.map((one) => rgb(one.colour))];
-      const [R, G, B] = [0, 1, 2].map((channel) => colours.map((colour) => colour[channel]));
-      const labels = ["", ...classes.map((one) => one.name)];
-      volume.setColormapLabel({ R, G, B, A: colours.map((_, i) => (i ? 255 : 0)), I: colours.map((_, i) => i), labels });
-    }
-    this.nv.addVolume(volume);
+  /* Colours over the image: NiiVue would give every voxel of a layer the same opacity, so they are painted here. */
+  show(parts, colours, opacity) {
+    paint(this.nv.volumes[1].img, this.grid.size, parts, colours, opacity);
+    this.nv.covered = parts.length > 0;
+    this.nv.updateGLVolume();
     this.nv.createOnLocationChange();
+  }
+
+  size() {
+    return this.grid.size;
   }
 
   volume(buffer, how) {
     return niivue.NVImage.loadFromUrl({ url: buffer, colorbarVisible: false, ...how });
-  }
-
-  frame(number) {
-    const volume = this.nv.volumes[1];
-    if (volume) this.nv.setFrame4D(volume.id, number);
-  }
-
-  opacity(share) {
-    if (this.nv.volumes.length > 1) this.nv.setOpacity(1, share);
-  }
-
-  top(value) {
-    if (this.nv.volumes.length < 2) return;
-    this.nv.volumes[1].cal_max = value;
-    this.nv.updateGLVolume();
   }
 
   window(low, high) {

@@ -16,6 +16,7 @@ from jaxtyping import Num
 
 from diffuseg.data.io import grid_fault, read_image, read_planes
 from diffuseg.errors import UserError
+from diffuseg.reports.folders import ignored_label
 from diffuseg.text import pluralize
 from diffuseg.types import Image
 from diffuseg.viewer.cases import Case, Layer
@@ -32,7 +33,7 @@ def encode(case: Case, layer: Layer, most: int) -> bytes:
     """
     image = _read(layer)
     mask = next((other for other in case.layers if other.key == "mask"), layer)
-    fault = grid_fault(_read(mask), image) if layer.kind == "image" or case.picture else None
+    fault = grid_fault(_read(mask), image) if layer.key in ("image", "truth") or case.picture else None
     if fault is not None:
         raise UserError(f"not shown: its {fault} (of the mask)", file=layer.file)
     planes = image.data if layer.plane is None else image.data[layer.plane : layer.plane + 1]
@@ -45,6 +46,8 @@ def encode(case: Case, layer: Layer, most: int) -> bytes:
     planes, affine = thinned(planes, image.affine, n)
     slope, inter, window = 1.0, 0.0, (0.0, layer.top)
     if layer.kind == "labels":
+        if layer.key == "truth":
+            planes = np.where(planes == ignored_label(layer.file.parent), 0, planes)
         planes = _classes(planes, case, layer)
     elif layer.kind == "scale":
         planes = np.rint(planes.clip(0, layer.stored) * np.float32(255 / layer.stored)).astype(np.uint8)
