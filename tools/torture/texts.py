@@ -1,16 +1,14 @@
 """Broken texts: descriptions, plans, records, tables and checkpoints of strangers are taken, or refused in a sentence."""
 
-import csv
 import dataclasses
-import io
 import json
-import os
 import random
 import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import nibabel as nib
 import numpy as np
@@ -42,11 +40,11 @@ def jobs(work: Path) -> dict[str, Job]:
         "image_labels.csv": lambda rng, place: _labels(data, rng, place),
         "patients.csv": lambda rng, place: _patients(data, rng, place),
         "plan.json": lambda rng, place: _plan(run_folder, rng, place),
-        "run.json": lambda rng, place: _resume(data, run_folder, rng, place),
+        "run.json": _resume(data, run_folder),
         "<case>.json": lambda rng, place: _record(results, rng, place),
         "shards/list.json": lambda rng, place: _list(results, rng, place),
         "checkpoint": lambda rng, place: _checkpoint(checkpoint, rng, place),
-        "resume.safetensors": lambda rng, place: _state(run_folder, rng, place),
+        "resume.safetensors": _resumed(data, run_folder),
     }
 
 
@@ -170,13 +168,28 @@ def _plan(run: Path, rng: random.Random, place: Path) -> None:
     METHODS["unet"](plan, METHODS["unet"].config_class())
 
 
-def _resume(data: Path, run: Path, rng: random.Random, place: Path) -> None:
+def _state_of(data: Path, out: Path, resume: bool = False) -> Any:
     from diffuseg.train.setup import TrainSettings, set_up
 
-    shutil.copytree(run, place / "run", ignore=shutil.ignore_patterns("tensorboard"))
-    _put(place / "run" / "run.json", other_json(json.loads((run / "run.json").read_text()), rng))
     wishes = [*TINY, "T=10", "steps=2"]
-    set_up(TrainSettings(data, "concat", place / "run", steps=2, set=wishes, device="cpu", precision="fp32", resume=True))
+    return set_up(TrainSettings(data, "concat", out, steps=2, set=wishes, device="cpu", precision="fp32", resume=resume))
+
+
+def _resume(data: Path, run: Path) -> Job:
+    """A run is taken up again with another run.json."""
+    from diffuseg.train import setup
+
+    taken: list[Any] = []
+    with mock.patch.object(setup, "_reserve_folder", lambda *given: taken.extend(given)):
+        _state_of(data, run, resume=True)
+    settings, *others = taken
+
+    def job(rng: random.Random, place: Path) -> None:
+        _put(place / "run.json", other_json(json.loads((run / "run.json").read_text()), rng))
+        (place / "resume.safetensors").touch()
+        setup._reserve_folder(dataclasses.replace(settings, out=place), *others)
+
+    return job
 
 
 def _record(results: Path, rng: random.Random, place: Path) -> None:
@@ -187,8 +200,9 @@ def _record(results: Path, rng: random.Random, place: Path) -> None:
     folder = _copied(results, place)
     _put(folder / "case0.json", other_json(json.loads((results / "case0.json").read_text()), rng))
     shown = lambda: json.dumps([case.describe() for case in find_cases(folder)])
-    measured = lambda: evaluate(folder, results.parent / "labels")
-    _each(shown, measured, lambda: _again(folder, results.parent / "scans"), lambda: _merged(folder))
+    measured = lambda: evaluate(folder, results.parent / "labels", None)
+    readers = [shown, measured, lambda: _again(folder, results.parent / "scans"), lambda: _merged(folder)]
+    _each(*rng.sample(readers, 2))
 
 
 def _list(results: Path, rng: random.Random, place: Path) -> None:
@@ -244,9 +258,9 @@ def other_header(raw: bytes, key: str, rng: random.Random) -> bytes:
         return broken(raw, rng)
     if way < 0.25:  # what it says of its tensors
         name = rng.choice([name for name in header if name != "__metadata__"])
-        header[name] = json.loads(other_json(header[name] | {"shape": rng.choice(([10**6, 10**6], [10**12], [0], [-1]))}, random.Random(0)))
+        header[name] = header[name] | {"shape": rng.choice(([10**6, 10**6], [10**12], [0], [-1], None, "x"))}
     elif way < 0.3:
-        header["__metadata__"] = json.loads(other_json(header["__metadata__"], random.Random(rng.random()))) if False else {"format": "x"}
+        header["__metadata__"] = rng.choice(({"format": "x"}, {}, {"format": header["__metadata__"].get("format", "")}))
     else:
         content = json.loads(header["__metadata__"][key])
         header["__metadata__"][key] = other_json(content, rng).decode("utf-8", "replace")
@@ -264,7 +278,8 @@ def _checkpoint(checkpoint: Path, rng: random.Random, place: Path) -> None:
 
     def use() -> None:
         model = load(path, "cpu")
-        if model.settings()["steps"] <= 20 and model.settings()["draws"] <= 20:
+        asked = model.settings()
+        if rng.random() < 0.3 and asked["steps"] <= 20 and asked["draws"] <= 20:
             shape = (9, 10, 8)[: 3 if model.plan.dims == 3 or model.plan.orientation is not None else 2]
             voxels = np.random.default_rng(0).normal(size=(len(model.plan.channels), *shape)).astype(np.float32)
             model.predict(voxels, spacing=(1.0,) * len(shape))
@@ -272,11 +287,16 @@ def _checkpoint(checkpoint: Path, rng: random.Random, place: Path) -> None:
     _each(lambda: json.dumps(describe(path)), use)
 
 
-def _state(run: Path, rng: random.Random, place: Path) -> None:
-    from diffuseg.train.loop import TrainSettings, train
+def _resumed(data: Path, run: Path) -> Job:
+    """A run is taken up again with another state."""
+    from diffuseg.train.loop import _restore
+    from diffuseg.train.state import load_state
 
-    shutil.copytree(run, place / "run", ignore=shutil.ignore_patterns("tensorboard"))
-    state = place / "run" / "resume.safetensors"
-    state.write_bytes(other_header(state.read_bytes(), "scalars", rng))
-    wishes = [*TINY, "T=10", "steps=2"]
-    train(TrainSettings(run.parent / "data", "concat", place / "run", steps=2, set=wishes, device="cpu", precision="fp32", resume=True))
+    state, raw = _state_of(data, run, resume=True), (run / "resume.safetensors").read_bytes()
+
+    def job(rng: random.Random, place: Path) -> None:
+        path = place / "resume.safetensors"
+        path.write_bytes(other_header(raw, "scalars", rng))
+        _restore(state, load_state(path, state.method, state.average, state.optimisers))
+
+    return job

@@ -12,7 +12,7 @@ import torch
 
 from diffuseg.atomic_io import write_json
 from diffuseg.checkpoint import image_digest, known_as, weights_hash
-from diffuseg.config import from_dict, override, to_dict
+from diffuseg.config import check_stored, from_dict, is_count, is_map, override, to_dict
 from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset, check_patient_leakage, open_dataset, splits
 from diffuseg.data.inventory import few
@@ -269,6 +269,14 @@ def _labels(settings: TrainSettings, dataset: Dataset, fold: dict[str, list[str]
     return labels
 
 
+RECORDED = {  # of run.json, where code relies on it
+    "steps": lambda value: value is None or is_count(value),
+    "digests": lambda value: value is None or is_map(value, lambda one: isinstance(one, str)),
+    "lengthened": lambda value: isinstance(value, list),
+    "plan": lambda value: isinstance(value, dict),
+}
+
+
 def _reserve_folder(
     settings: TrainSettings,
     plan: Plan,
@@ -294,8 +302,7 @@ def _reserve_folder(
     if not settings.resume:
         raise UserError("already holds a run", file=out, do="Give --resume to continue it, or another --out.")
     previous = read_json(file)
-    if not isinstance(previous, dict):
-        raise UserError("is no record of a run", file=file, do="Start again in another --out.")
+    check_stored(previous, RECORDED, file)
     if (out / "resume.safetensors").exists():  # else nothing was learnt yet, and files may have been mended
         _refuse_changed_files(previous.get("digests"), digests, settings.dataset)
     elif previous.get("digests") != digests:
