@@ -7,13 +7,13 @@ import argparse
 import re
 import sys
 
-from benchmarks.tables import hippocampus, medsegdiff, memory, raters, weak
+from benchmarks.tables import hippocampus, medsegdiff, memory, raters, torture, weak
 from benchmarks.tables.grid import ROOT
 
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES = {
     name: made
-    for module in (hippocampus, raters, weak, medsegdiff, memory)
+    for module in (hippocampus, raters, weak, medsegdiff, memory, torture)
     for name, made in vars(module).items()
     if callable(made) and made.__module__ == module.__name__ and not name.startswith("_")
 }

@@ -30,14 +30,22 @@ _names = lambda value: is_map(value, _name)
 _range = lambda value: is_list(value, is_number, 2)
 _ranges = lambda value: is_map(value, _range)
 _part = lambda value: value is None or isinstance(value, dict)
-_fingerprint = lambda value: value is None or (
-    isinstance(value, dict) and is_count(value.get("cases", 1)) and all(_ranges(value.get(k, {})) for k in ("ranges", "volume_ml"))
+_fingerprint = lambda value: (
+    value is None
+    or (
+        isinstance(value, dict)
+        and is_count(value.get("cases", 1))
+        and all(_ranges(value.get(k, {})) for k in ("ranges", "volume_ml"))
+    )
 )
-_best = lambda value: value is None or (
-    isinstance(value, dict)
-    and {"draws", "steps", "sampler"} <= value.keys()
-    and all(is_count(value[key], 1, 10**4) for key in ("draws", "steps"))
-    and isinstance(value["sampler"], str | None)
+_best = lambda value: (
+    value is None
+    or (
+        isinstance(value, dict)
+        and {"draws", "steps", "sampler"} <= value.keys()
+        and all(is_count(value[key], 1, 10**4) for key in ("draws", "steps"))
+        and isinstance(value["sampler"], str | None)
+    )
 )
 _calibration = lambda value: value is None or (isinstance(value, dict) and is_map(value.get("widening", {}), _part))
 _bounded = lambda value: is_map(value, lambda one: not isinstance(one, int) or is_count(one, -LARGEST, LARGEST) or one is False)

@@ -50,7 +50,7 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "", file: Path 
         raise UserError(f"{cls.__name__}: {error}") from None
 
 
-def parse_stored(text: str, kinds: Mapping[str, Callable[[Any], bool]], file: Path, required: Sequence[str] = ()) -> Any:
+def parse_stored(text: str, kinds: Mapping[str, Callable[[Any], object]], file: Path, required: Sequence[str] = ()) -> Any:
     """An object of JSON in the header of a file, which may be a stranger's.
 
     Args:
@@ -68,7 +68,7 @@ def parse_stored(text: str, kinds: Mapping[str, Callable[[Any], bool]], file: Pa
     return content
 
 
-def check_stored(content: Any, kinds: Mapping[str, Callable[[Any], bool]], file: Path, required: Sequence[str] = ()) -> None:
+def check_stored(content: Any, kinds: Mapping[str, Callable[[Any], object]], file: Path, required: Sequence[str] = ()) -> None:
     """Refuse what is no object, lacks a key, or has a value of another kind; see `parse_stored`."""
     if not isinstance(content, dict):
         raise UserError("it must hold an object { ... }", file=file)
@@ -81,7 +81,7 @@ def check_stored(content: Any, kinds: Mapping[str, Callable[[Any], bool]], file:
             raise UserError(f"{key} cannot be {json.dumps(values[key])[:60]}", file=file)
 
 
-def is_number(value: Any, low: float = -1e15, high: float = 1e15) -> bool:
+def is_number(value: Any, low: float | int = -1e15, high: float | int = 1e15) -> bool:
     """Whether a value of JSON is a finite number between bounds; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
@@ -91,12 +91,12 @@ def is_count(value: Any, low: int = 0, high: int = 10**12) -> bool:
     return isinstance(value, int) and is_number(value, low, high)
 
 
-def is_map(value: Any, fits: Callable[[Any], bool]) -> bool:
+def is_map(value: Any, fits: Callable[[Any], object]) -> bool:
     """Whether a value of JSON is an object all of whose values fit."""
     return isinstance(value, dict) and all(map(fits, cast("dict[str, Any]", value).values()))
 
 
-def is_list(value: Any, fits: Callable[[Any], bool], length: int | None = None) -> bool:
+def is_list(value: Any, fits: Callable[[Any], object], length: int | None = None) -> bool:
     """Whether a value of JSON is a list, of this length, all of whose values fit."""
     values = cast("list[Any]", value)
     return isinstance(value, list) and length in (None, len(values)) and all(map(fits, values))

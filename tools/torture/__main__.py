@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks.score import RESULTS, environment
@@ -20,7 +20,7 @@ from tools.torture import disk, files, kills, texts, viewer
 from tools.torture.child import Tally
 
 FILE = RESULTS / "torture.json"
-PARTS: dict[str, Callable[[bool, Path], list[Tally]]] = {
+PARTS: dict[str, Callable[[bool, Path], Iterable[Tally]]] = {
     "files": lambda quick, work: files.run(20 if quick else 2000),
     "texts": lambda quick, work: texts.run(10 if quick else 500, work),
     "kills": lambda quick, work: kills.run(2 if quick else 20, work),
@@ -40,13 +40,14 @@ def main() -> int:
     for part in chosen.parts or PARTS:
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="torture-") as work:
-            tallies = PARTS[part](chosen.quick, Path(work))
-        for tally in tallies:
-            print(json.dumps(tally.row()), flush=True)
-            print("".join(f"    {fault}\n" for fault in tally.faults[:20]), end="", flush=True)
-        bad += sum(len(tally.faults) for tally in tallies)
-        if not chosen.quick:
-            store(part, tallies, time.monotonic() - started)
+            tallies: list[Tally] = []
+            for tally in PARTS[part](chosen.quick, Path(work)):
+                tallies.append(tally)
+                print(json.dumps(tally.row()), flush=True)
+                print("".join(f"    {fault}\n" for fault in tally.faults[:20]), end="", flush=True)
+                bad += len(tally.faults)
+                if not chosen.quick:
+                    store(part, tallies, time.monotonic() - started)
     return 1 if bad else 0
 
 

@@ -5,7 +5,7 @@ import io
 import itertools
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,9 +23,9 @@ from tools.torture.mutate import broken
 SHAPE = (6, 5, 4)
 
 
-def run(count: int, seed: int = 0) -> list[Tally]:
+def run(count: int, seed: int = 0) -> Iterator[Tally]:
     """So many broken files of each format."""
-    return [torture("files", kind, _trial(kind, make(), seed), count) for kind, make in KINDS.items()]
+    return (torture("files", kind, _trial(kind, make(), seed), count) for kind, make in KINDS.items())
 
 
 def _trial(kind: str, samples: list[dict[str, bytes]], seed: int) -> Callable[[int, Path], Any]:

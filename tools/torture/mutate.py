@@ -9,7 +9,17 @@ import struct
 import zlib
 from typing import Any
 
-MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"II*\0", b"MM\0*", b"NRRD0005", b"\x1f\x8b\x08\0", b"n+1\0", b"\0\0\0\1", b"DICM")
+MAGIC = (
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff\xe0",
+    b"II*\0",
+    b"MM\0*",
+    b"NRRD0005",
+    b"\x1f\x8b\x08\0",
+    b"n+1\0",
+    b"\0\0\0\1",
+    b"DICM",
+)
 INTEGERS = (0, 1, -1, 2, 127, -128, 255, 32767, -32768, 65535, 2**31 - 1, -(2**31), 2**32 - 1, 2**62, -(2**63))
 REALS = (0.0, -1.0, 1e-30, 1e30, float("nan"), float("inf"), -float("inf"), 3.4e38)
 WORDS = (b"0", b"-1", b"1", b"99999", b"2147483648", b"99999999999999999999", b"1e308", b"nan", b"-inf", b"x", b"0.0000001")

@@ -5,7 +5,7 @@ import json
 import random
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,9 +21,9 @@ Job = Callable[[random.Random, Path], Any]
 TINY = ["plan.patch=8,8,8", "plan.widths=4,8", "plan.batch=2"]
 
 
-def run(count: int, work: Path, seed: int = 0) -> list[Tally]:
+def run(count: int, work: Path, seed: int = 0) -> Iterator[Tally]:
     """So many broken texts of each kind."""
-    return [torture("texts", kind, _trial(kind, job, seed), count) for kind, job in jobs(work).items()]
+    return (torture("texts", kind, _trial(kind, job, seed), count) for kind, job in jobs(work).items())
 
 
 def _trial(kind: str, job: Job, seed: int) -> Callable[[int, Path], Any]:

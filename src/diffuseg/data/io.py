@@ -229,7 +229,9 @@ def _read(file: Path | Stack, mask: bool) -> FileContents:
 
 
 def _too_large(file: Path) -> UserError:
-    return UserError("its decoder got no memory: broken, or too large for this machine", file=file, do="Copy or export it again")
+    return UserError(
+        "its decoder got no memory: broken, or too large for this machine", file=file, do="Copy or export it again"
+    )
 
 
 def _check_finite(array: np.ndarray, file: Path) -> None:

@@ -163,7 +163,10 @@ def check_plan(plan: Plan) -> None:
         ),
         "slice_axis": (plan.slice_axis in (0, 1, 2), "is 0, 1 or 2"),
         "normalisation": (len(plan.normalisation) == len(plan.channels), "needs one entry per channel"),
-        "widths": (0 < len(plan.widths) <= 12 and 0 < min(plan.widths) <= max(plan.widths) <= 4096, "are 12 at most, of 1 to 4096"),
+        "widths": (
+            0 < len(plan.widths) <= 12 and 0 < min(plan.widths) <= max(plan.widths) <= 4096,
+            "are 12 at most, of 1 to 4096",
+        ),
         "batch": (0 < plan.batch <= 10**5, "is at least 1, and 100000 at most"),
         "steps": (0 < plan.steps <= 10**12, "is at least 1, and 10^12 at most"),
         "flips": (set(plan.flips) <= set(range(plan.dims)), f"are axes of the patch, 0 to {plan.dims - 1}"),

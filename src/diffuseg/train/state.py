@@ -18,11 +18,14 @@ from diffuseg.config import is_count, is_list, is_number, parse_stored
 from diffuseg.errors import UserError
 
 _any_number = lambda value: is_number(value, -math.inf, math.inf)
-_bounds = lambda value: value is None or (
-    isinstance(value, dict)
-    and is_list(value.get("cases"), lambda name: isinstance(name, str))
-    and (value.get("draws", 0) is None or is_count(value.get("draws"), 1, 10**6))
-    and isinstance(value.get("patches"), bool)
+_bounds = lambda value: (
+    value is None
+    or (
+        isinstance(value, dict)
+        and is_list(value.get("cases"), lambda name: isinstance(name, str))
+        and (value.get("draws", 0) is None or is_count(value.get("draws"), 1, 10**6))
+        and isinstance(value.get("patches"), bool)
+    )
 )
 KINDS = {
     "step": is_count,
