@@ -47,7 +47,7 @@ def test_a_metaimage_that_would_end_or_stop_the_library(tmp_path, change):
     head = {"ObjectType": "Image", "NDims": "3", "TransformMatrix": "1 0 0 0 1 0 0 0 1", "Offset": "0 0 0"}
     head |= {"ElementSpacing": "1 1 1", "DimSize": "5 4 3", "ElementType": "MET_UCHAR"} | change | {"ElementDataFile": "LOCAL"}
     (tmp_path / "x.mha").write_bytes("".join(f"{k} = {v}\n" for k, v in head.items()).encode() + bytes(60))
-    with pytest.raises(UserError, match="NDims|nowhere"):
+    with pytest.raises(UserError, match=r"NDims|nowhere"):
         read_image(tmp_path / "x.mha")
 
 

@@ -1,4 +1,4 @@
-"""Trials in a child process with limits: memory, and seconds for each; a child that dies is a fault, and the next one goes on."""
+"""Trials in a child process with limits of memory and of seconds; a child that dies is a fault, and the next one goes on."""
 
 import contextlib
 import json

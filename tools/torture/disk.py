@@ -1,7 +1,8 @@
 """Full disks and folders that cannot be written: a clear error with code 2 or 3, and no half file.
 
-A small tmpfs is mounted where that is allowed (as root); else files may have no more than some bytes (RLIMIT_FSIZE), whose error
-is another, EFBIG. Root may write anywhere, so what cannot be written is a mount that is read-only, or a file in a folder's place.
+A small tmpfs is mounted where that is allowed (as root); else files may have no more than some bytes (RLIMIT_FSIZE), whose
+error is another, EFBIG. Root may write anywhere, so what cannot be written is a mount that is read-only, or a file in a
+folder's place.
 """
 
 import os

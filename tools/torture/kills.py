@@ -1,4 +1,4 @@
-"""Trainings, predictions and merges that are killed (SIGKILL) at random moments, taken up again, and compared with undisturbed ones."""
+"""Trainings, predictions and merges that are killed at random moments, taken up again, and compared with undisturbed ones."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def run(count: int, work: Path, seed: int = 0) -> list[Tally]:
 def _tortured(
     kind: str, work: Callable[[Path], Any], result: Callable[[Path], Any], count: int, place: Path, seed: int
 ) -> Tally:
-    """Kill a piece of work at random moments of its usual time, each time in a folder of its own, and do it again to its end."""
+    """Kill a piece of work at random moments of its usual time, each in a folder of its own, and do it again to its end."""
     tally, rng = Tally("kills", kind), random.Random(f"{kind}/{seed}")
     seconds = [_spared(lambda: work(place / "whole"), kind), _spared(lambda: work(place / "second"), kind)]
     expected = result(place / "whole")

@@ -175,8 +175,15 @@ def other_table(text: str, rng: random.Random) -> bytes:
         at = rng.randrange(len(row)) if row else 0
         value = rng.choice(VALUES)
         cell = value if isinstance(value, str) else json.dumps(value)
-        rng.choice((lambda: row.__setitem__(slice(at, at + 1), [cell]), lambda: row.insert(at, cell), lambda: row.clear()))()
-        rng.choice((lambda: None, lambda: None, lambda: rows.append(list(row)), lambda: rng.shuffle(rows)))()
+        way = rng.randrange(7)
+        if way < 3:
+            row[at : at + 1] = [cell]
+        elif way < 5:
+            row.insert(at, cell)
+        elif way == 5:
+            rows.append(list(row))
+        else:
+            rng.shuffle(rows)
     quote = rng.choice(("", "", "", '"', "\ufeff"))
     end = rng.choice(("\n", "\n", "\r\n", "\r", "\n\n"))
     return (quote + end.join(",".join(row) for row in rows)).encode(rng.choice(("utf-8", "utf-16", "latin-1")), "replace")

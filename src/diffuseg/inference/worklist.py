@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from diffuseg.atomic_io import write_json
-from diffuseg.data.dicom_series import Stack
 from diffuseg.config import check_stored, is_list, is_map
+from diffuseg.data.dicom_series import Stack
 from diffuseg.data.inventory import few
 from diffuseg.data.layout import read_json
 from diffuseg.data.outputs import SETTINGS
