@@ -48,7 +48,8 @@ _best = lambda value: (
     )
 )
 _calibration = lambda value: value is None or (isinstance(value, dict) and is_map(value.get("widening", {}), _part))
-_bounded = lambda value: is_map(value, lambda one: not isinstance(one, int) or is_count(one, -LARGEST, LARGEST) or one is False)
+_small = lambda value: isinstance(value, bool) or not isinstance(value, int) or is_count(value, -LARGEST, LARGEST)
+_bounded = lambda value: is_map(value, _small)
 KINDS = {  # of what a header holds, where code relies on it; a header may be a stranger's
     "method": _name,
     "plan": lambda value: isinstance(value, dict) and {"dataset", "channels", "labels", "file_ending"} <= value.keys(),
