@@ -2,22 +2,75 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from diffuseg.atomic_io import atomic_path
-from diffuseg.config import current_name, from_dict, override, to_dict
-from diffuseg.data.plan import Plan
+from diffuseg.config import current_name, from_dict, is_count, is_list, is_map, is_number, override, parse_stored, to_dict
+from diffuseg.data.plan import Plan, check_plan
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS, Method
 from diffuseg.methods.weak.base import SaliencyCalibration, WeakMethod
 
 FORMAT = "diffuseg-1"
+LARGEST = 10**6  # whole number among a method's settings: levels of noise are thousands at most
+
+_name = lambda value: isinstance(value, str)
+_names = lambda value: is_map(value, _name)
+_range = lambda value: is_list(value, is_number, 2)
+_ranges = lambda value: is_map(value, _range)
+_part = lambda value: value is None or isinstance(value, dict)
+_fingerprint = lambda value: (
+    value is None
+    or (
+        isinstance(value, dict)
+        and is_count(value.get("cases", 1))
+        and all(_ranges(value.get(k, {})) for k in ("ranges", "volume_ml"))
+    )
+)
+_best = lambda value: (
+    value is None
+    or (
+        isinstance(value, dict)
+        and {"draws", "steps", "sampler"} <= value.keys()
+        and all(is_count(value[key], 1, 10**4) for key in ("draws", "steps"))
+        and isinstance(value["sampler"], str | None)
+    )
+)
+_calibration = lambda value: value is None or (isinstance(value, dict) and is_map(value.get("widening", {}), _part))
+_small = lambda value: isinstance(value, bool) or not isinstance(value, int) or is_count(value, -LARGEST, LARGEST)
+_bounded = lambda value: is_map(value, _small)
+KINDS = {  # of what a header holds, where code relies on it; a header may be a stranger's
+    "method": _name,
+    "plan": lambda value: isinstance(value, dict) and {"dataset", "channels", "labels", "file_ending"} <= value.keys(),
+    "config": lambda value: isinstance(value, dict) and _bounded(value),
+    "classes": lambda value: is_map(value, is_count),
+    "fold": lambda value: value is None or is_count(value),
+    "training_cases": _names,
+    "validation_cases": _names,
+    "steps_trained": lambda value: value is None or is_count(value),
+    "seconds": lambda value: value is None or is_number(value),
+    "amended": lambda value: is_list(value, _name),
+    "versions": _part,
+    "from": _part,
+    "validation": _part,
+    "codes": _part,
+    "fingerprint": _fingerprint,
+    "recommended": _best,
+    "calibration": _calibration,
+    "references": lambda value: is_list(value, lambda one: isinstance(one, dict)),
+    "members": lambda value: isinstance(value, list),
+}
 
 
 def image_digest(path: Path) -> str:
@@ -102,7 +155,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise UserError(f"not a readable safetensors file ({error})", file=path) from None
     if metadata.get("format") != FORMAT:
         raise UserError("not a diffuseg checkpoint", file=path, do="Give a file that `diffuseg train` wrote.")
-    return json.loads(metadata["diffuseg"])
+    return parse_stored(metadata.get("diffuseg", ""), KINDS, path, ("method", "plan", "config", "classes"))
 
 
 def is_finished(path: Path) -> bool:
@@ -127,6 +180,7 @@ def load_checkpoint(
         raise UserError(f"made by a method this version does not know: {meta['method']}", file=path)
     cls = METHODS[meta["method"]]
     plan = from_dict(Plan, meta["plan"], "plan.")
+    check_plan(plan)
     config = override(from_dict(cls.config_class, meta["config"], "config.", path), list(options))
     for option in options:
         key, _, value = option.partition("=")
@@ -134,7 +188,8 @@ def load_checkpoint(
         if current is not None and current[0] not in cls.inference_settings:
             may = f"Free are: {', '.join(cls.inference_settings) or 'none of this method'}"
             raise UserError(f"{option}: this was fixed when the model was trained", file=path, do=may)
-    method = cls(plan, config)
+    with _no_more_than(path):
+        method = cls(plan, config)
     try:
         method.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     except RuntimeError as error:
@@ -145,6 +200,33 @@ def load_checkpoint(
         stored = [SaliencyCalibration.read(entry, cls.config_class) for entry in meta.get("references", [])]
         method.calibration = next((calibration for calibration in stored if calibration.settings == settings), None)
     return method.to(device).eval(), plan, meta
+
+
+@contextmanager
+def _no_more_than(path: Path) -> Iterator[None]:
+    """While it is entered, no parameters are made beyond those that the file holds: its header may claim any number.
+
+    A parameter is counted before anything is written to it, so before memory is taken.
+    """
+    with safe_open(path, "pt") as file:
+        held = [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118 (not a dict)
+    thread, made = threading.get_ident(), [0, 0]
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is None or threading.get_ident() != thread:
+            return
+        made[0], made[1] = made[0] + 1, made[1] + parameter.numel()
+        if made[0] > 2 * len(held) + 100 or made[1] > 2 * sum(held) + 10**6:  # some are made and thrown away
+            raise UserError("its plan and settings ask for more weights than it holds", file=path, do="Copy or train it again")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, ZeroDivisionError, OverflowError, IndexError, MemoryError) as error:
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise UserError(f"its plan and settings make no method ({reason})", file=path, do="Train it again") from None
+    finally:
+        hook.remove()
 
 
 def load_weights(path: Path, method: Method) -> None:

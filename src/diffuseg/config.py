@@ -11,7 +11,7 @@ import json
 import logging
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -48,6 +48,58 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "", file: Path 
         return cls(**{key: _coerce(hints[key], value, where + key) for key, value in values.items()})
     except TypeError as error:
         raise UserError(f"{cls.__name__}: {error}") from None
+
+
+def parse_stored(text: str, kinds: Mapping[str, Callable[[Any], object]], file: Path, required: Sequence[str] = ()) -> Any:
+    """An object of JSON in the header of a file, which may be a stranger's.
+
+    Args:
+        kinds: What a value has to be, by key; of keys that are not there nothing is asked.
+        required: Keys that have to be there.
+
+    Raises:
+        UserError: It is no JSON, no object, lacks a key, or has a value of another kind.
+    """
+    try:
+        content: Any = json.loads(text)
+    except (ValueError, RecursionError, TypeError) as error:
+        raise UserError(f"its header cannot be read as JSON ({str(error)[:100]})", file=file) from None
+    check_stored(content, kinds, file, required)
+    return content
+
+
+def check_stored(content: Any, kinds: Mapping[str, Callable[[Any], object]], file: Path, required: Sequence[str] = ()) -> None:
+    """Refuse what is no object, lacks a key, or has a value of another kind; see `parse_stored`."""
+    if not isinstance(content, dict):
+        raise UserError("it must hold an object { ... }", file=file)
+    values = cast("dict[str, Any]", content)
+    lacking = [key for key in required if key not in values]
+    if lacking:
+        raise UserError(f"it lacks {', '.join(lacking)}", file=file)
+    for key, fits in kinds.items():
+        if key in values and not fits(values[key]):
+            raise UserError(f"{key} cannot be {json.dumps(values[key])[:60]}", file=file)
+
+
+def is_number(value: Any, low: float | int = -1e15, high: float | int = 1e15) -> bool:
+    """Whether a value of JSON is a finite number between bounds; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_count(value: Any, low: int = 0, high: int = 10**12) -> bool:
+    """Whether a value of JSON is a whole number between bounds."""
+    return isinstance(value, int) and is_number(value, low, high)
+
+
+def is_map(value: Any, fits: Callable[[Any], object]) -> bool:
+    """Whether a value of JSON is an object all of whose values fit."""
+    return isinstance(value, dict) and all(map(fits, cast("dict[str, Any]", value).values()))
+
+
+def is_list(value: Any, fits: Callable[[Any], object], length: int | None = None) -> bool:
+    """Whether a value of JSON is a list, of this length, all of whose values fit."""
+    values = cast("list[Any]", value)
+    return isinstance(value, list) and length in (None, len(values)) and all(map(fits, values))
 
 
 def override(config: T, assignments: list[str]) -> T:

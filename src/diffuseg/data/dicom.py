@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from diffuseg.data.claims import Claim, check_claim
 from diffuseg.data.dicom_files import Slice, holds_dicom, is_dicom, lenient, pydicom
 from diffuseg.data.dicom_series import Stack, choose, find_stacks
 from diffuseg.data.geometry import warn_once
 from diffuseg.errors import UserError
 from diffuseg.types import Image
 
+PACKED = 10**5  # bytes out of one, more than any slice is packed; JPEG 2000 itself has no bound
 ENDINGS = (".dcm", ".dicom", ".ima")
 
 
@@ -130,9 +132,10 @@ def _decode(file: Path) -> tuple[Any, np.ndarray]:
                     library.uid.ImplicitVRLittleEndian if implicit else library.uid.ExplicitVRLittleEndian
                 )
             syntax = header.file_meta.TransferSyntaxUID.name
+            _check_claim(header, file)
             with _own_locale():
                 return header, library.pixels.pixel_array(header)
-    except MemoryError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # decoders raise anything at all on a broken file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -148,6 +151,14 @@ def _own_locale() -> Iterator[None]:
         yield
     finally:
         locale.setlocale(locale.LC_ALL, before)
+
+
+def _check_claim(header: Any, file: Path) -> None:
+    """Compare what a header claims with its file, before memory is taken."""
+    names = ("NumberOfFrames", "Rows", "Columns", "SamplesPerPixel")
+    shape = tuple(int(header.get(name) or 1) for name in names)
+    ratio = PACKED if header.file_meta.TransferSyntaxUID.is_compressed else 8  # a bit may become a byte
+    check_claim(file, Claim(shape, max(int(header.get("BitsAllocated") or 8) // 8, 1)), file.stat().st_size, ratio)
 
 
 def _rescaled(header: Any, pixels: np.ndarray, part: Slice) -> np.ndarray:

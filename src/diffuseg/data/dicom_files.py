@@ -171,14 +171,16 @@ def read_slices(files: Iterable[Path]) -> tuple[list[Slice], dict[str, int]]:
     with lenient():
         for file in files:
             header = read_header(file, HEADER)
-            other = _no_image(header)
-            if other is not None:
-                _refuse_cut_off(header, file)
-                others[other] += 1
-                continue
             try:
+                other = _no_image(header)
+                if other is not None:
+                    _refuse_cut_off(header, file)
+                    others[other] += 1
+                    continue
                 slices += _slices(header, file)
-            except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+            except UserError:
+                raise
+            except Exception as error:  # values are decoded when they are asked for, and a broken one raises anything
                 reason = " ".join(str(error).split())[:160]
                 raise UserError(f"its header cannot be understood ({reason})", file=file, do="Export it again") from None
     return slices, dict(others)

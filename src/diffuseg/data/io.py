@@ -197,7 +197,10 @@ def grid_fault(one: Image, other: Image) -> str | None:
 
 def _read(file: Path | Stack, mask: bool) -> FileContents:
     if isinstance(file, Stack):
-        return FileContents(*dicom.read_stack(file), file)
+        try:
+            return FileContents(*dicom.read_stack(file), file)
+        except MemoryError:
+            raise _too_large(file.place) from None
     ending = ending_of(file)
     if not file.is_file():
         raise UserError("no such file", file=file)
@@ -212,8 +215,10 @@ def _read(file: Path | Stack, mask: bool) -> FileContents:
             contents = FileContents(*mgh.read(file))
         else:
             contents = FileContents(pictures.read(file, mask), np.eye(4))
-    except (UserError, MemoryError):
+    except UserError:
         raise
+    except MemoryError:
+        raise _too_large(file) from None
     except Exception as error:  # decoders raise anything at all on a broken file
         reason = " ".join(str(error).split()).rpartition("ITK ERROR: ")[2][:160] or type(error).__name__
         raise UserError(f"cannot be read, broken or truncated ({reason})", file=file, do="Copy or export it again") from None
@@ -221,6 +226,12 @@ def _read(file: Path | Stack, mask: bool) -> FileContents:
         raise UserError(f"there is no voxel in it: shape {contents.data.shape[1:]}", file=file)
     geometry.check_sizes(contents.affine, file)
     return contents
+
+
+def _too_large(file: Path) -> UserError:
+    return UserError(
+        "its decoder got no memory: broken, or too large for this machine", file=file, do="Copy or export it again"
+    )
 
 
 def _check_finite(array: np.ndarray, file: Path) -> None:

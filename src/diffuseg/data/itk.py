@@ -15,8 +15,10 @@ from diffuseg.types import Image
 SLICER = ".seg.nrrd"  # segmentations of 3D Slicer
 ENDINGS = (SLICER, ".nrrd", ".mha", ".mhd")
 
-VOXELS_IN = re.compile(r"^(?:data ?file:|ElementDataFile\s*=)\s*(.+?)\s*$", re.I | re.M)
-PACKED = re.compile(r"^encoding:(?!\s*raw)|^CompressedData\s*=\s*True", re.I | re.M)
+VOXELS_IN = re.compile(r"^\s*(?:data ?file:|ElementDataFile\s*[=:])\s*(.+?)\s*$", re.I | re.M)
+PACKED = re.compile(r"^encoding:(?!\s*raw)|^\s*CompressedData\s*[=:]\s*T", re.I | re.M)
+AXES = re.compile(r"^\s*NDims\s*[=:]?[ \t]*(.*?)\s*$", re.I | re.M)  # of a MetaImage; what is no small number ends the process
+FARTHEST = 1e15  # of what lies in a header of geometry: the decomposition of a matrix of larger numbers does not end
 
 
 def sitk() -> Any:
@@ -81,8 +83,15 @@ def header_of(file: Path) -> str:
 def check_header(file: Path) -> None:
     """Compare what a header claims with its file, or with the file of voxels that it names; only one beside it is read."""
     head, reader = header_of(file), sitk().ImageFileReader()
+    for axes in AXES.findall(head):
+        if not re.fullmatch(r"[1-9]", axes):
+            raise UserError(f"its header says NDims = {axes[:20]}", file=file, do="Copy or export it again")
     reader.SetFileName(str(file))
     reader.ReadImageInformation()
+    geometry_of = (*reader.GetDirection(), *reader.GetSpacing(), *reader.GetOrigin())
+    if not all(abs(value) < FARTHEST for value in geometry_of):
+        do = "Mend the header's spacing, origin and orientation"
+        raise UserError("its header places voxels nowhere: numbers that are none, or far too large", file=file, do=do)
     bits = re.search(r"(\d+)-bit", sitk().GetPixelIDValueAsString(reader.GetPixelID()))
     claim = Claim((*reader.GetSize(), reader.GetNumberOfComponents()), int(bits[1]) // 8 if bits else 1)
     named = VOXELS_IN.search(head)

@@ -22,6 +22,7 @@ from diffuseg.errors import UserError
 
 LOSSLESS = (".png", ".tiff", ".tif")
 LOSSY = (".jpeg", ".jpg")
+RATIOS = {"PNG": 8 * DEFLATE, "JPEG": 2048}  # 1 bit becomes 8; a bit or more for every block of 64, in three colours
 PLAIN = ("NONE", "DEFLATE", "ADOBE_DEFLATE", "PACKBITS")  # compressions that tifffile reads by itself
 PILLOW = ("bool", "uint8", "uint16", "int16", "int32", "float32")  # what it decodes as stored
 GREY = ("L", "I;16", "I;16B", "I", "F")
@@ -59,7 +60,7 @@ def open_picture(file: Path) -> Any:
         raise UserError(what[0].lower() + what[1:], file=file, do="Cut it into smaller pictures, or shrink it") from None
     claim = Claim((len(picture.getbands()), picture.height, picture.width), 1)
     try:
-        check_claim(file, claim, file.stat().st_size, 8 * DEFLATE if picture.format == "PNG" else UNBOUNDED)  # 1 bit becomes 8
+        check_claim(file, claim, file.stat().st_size, RATIOS.get(picture.format or "", UNBOUNDED))
     except UserError:
         picture.close()
         raise

@@ -1,6 +1,7 @@
 """A plan: the grid a model works on, and the reason for each of its settings."""
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -148,19 +149,26 @@ def check_plan(plan: Plan) -> None:
     needed = {"zscore": (), "ct": ("low", "high", "mean", "std"), "unit": ("low", "high")}
     rules = {
         "dims": (plan.dims in (2, 3), "is 2 or 3"),
-        "context": (plan.context >= 0 and (plan.context == 0 or plan.dims == 2), "is 0 or more, and 0 for a 3-D network"),
+        "context": (0 <= plan.context <= 100 and (plan.context == 0 or plan.dims == 2), "is 0 to 100, and 0 for a 3-D network"),
         "orientation": (_is_orientation(plan.orientation), 'is one letter each of "LR", "PA" and "IS", or null'),
         "spacing": (plan.dims <= axes <= 3 and min(plan.spacing or (1.0,)) > 0, "is one positive number of mm per axis"),
         "crop": (
             plan.crop is None or (len(plan.crop) == (3 if volumes else 2) and min(plan.crop) > 0),
             "is one positive number of voxels per axis, or null",
         ),
-        "patch": (len(plan.patch) == plan.dims and min(plan.patch) >= 4, f"needs {plan.dims} sides of 4 voxels or more"),
+        "channels": (0 < len(plan.channels) <= 1000, "are 1 to 1000"),
+        "patch": (
+            len(plan.patch) == plan.dims and min(plan.patch) >= 4 and math.prod(plan.patch) <= 2**28,
+            f"needs {plan.dims} sides of 4 voxels or more, and 2^28 voxels at most",
+        ),
         "slice_axis": (plan.slice_axis in (0, 1, 2), "is 0, 1 or 2"),
         "normalisation": (len(plan.normalisation) == len(plan.channels), "needs one entry per channel"),
-        "widths": (len(plan.widths) > 0 and min(plan.widths, default=0) > 0, "are positive"),
-        "batch": (plan.batch > 0, "is at least 1"),
-        "steps": (plan.steps > 0, "is at least 1"),
+        "widths": (
+            0 < len(plan.widths) <= 12 and 0 < min(plan.widths) <= max(plan.widths) <= 4096,
+            "are 12 at most, of 1 to 4096",
+        ),
+        "batch": (0 < plan.batch <= 10**5, "is at least 1, and 100000 at most"),
+        "steps": (0 < plan.steps <= 10**12, "is at least 1, and 10^12 at most"),
         "flips": (set(plan.flips) <= set(range(plan.dims)), f"are axes of the patch, 0 to {plan.dims - 1}"),
         "labels": (
             plan.classes > 1 and min(plan.labels.values()) == 0,

@@ -106,8 +106,8 @@ def _otherness(case: str, record: dict[str, Any], listed: dict[str, Any], masks:
     before, settings = BEFORE | record, listed["settings"]
     changed = [f"{key} {before[key]}, not {settings[key]}" for key in SETTINGS if before[key] != settings[key]]
     source = record.get("source")
-    if source is not None and Path(source).name != listed["cases"][case][0]:
-        changed.append(f"image {Path(source).name}, not {listed['cases'][case][0]}")
+    if source is not None and Path(str(source)).name != listed["cases"][case][0]:
+        changed.append(f"image {Path(str(source)).name}, not {listed['cases'][case][0]}")
     if case not in masks:
         changed.append("its mask is gone")
     return ", ".join(changed)

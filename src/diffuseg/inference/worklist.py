@@ -5,12 +5,20 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from diffuseg.atomic_io import write_json
+from diffuseg.config import check_stored, is_list, is_map
 from diffuseg.data.dicom_series import Stack
 from diffuseg.data.inventory import few
 from diffuseg.data.layout import read_json
+from diffuseg.data.outputs import SETTINGS
 from diffuseg.errors import UserError
 
 PLACE = "shards"
+_files = lambda value: is_list(value, lambda name: isinstance(name, str)) and bool(value)
+KINDS = {
+    "cases": lambda value: is_map(value, _files) and all(Path(name).name == name and len(name) < 200 for name in value),
+    "settings": lambda value: isinstance(value, dict) and set(SETTINGS) <= set(value),
+    "divided": lambda value: isinstance(value, str) and bool(value.strip()),
+}
 Files = Mapping[str, Sequence[Path | Stack]]
 
 
@@ -70,8 +78,7 @@ def read_list(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError("no list of shared cases here", file=folder, do="Merge folders that were made with --shard")
     found = read_json(file)
-    if not isinstance(found, dict) or not {"cases", "settings", "divided"} <= set(found):
-        raise UserError("is no list of shared cases", file=file)
+    check_stored(found, KINDS, file, tuple(KINDS))
     return found
 
 
@@ -110,7 +117,10 @@ def note(out: Path, case: str, reason: str | None) -> None:
 def noted(out: Path, case: str) -> str | None:
     """The reason for which a case failed, if it did."""
     file = note_of(out, case)
-    return str(read_json(file).get("reason")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    found = read_json(file)
+    return str(found.get("reason")) if isinstance(found, dict) else "for a reason that cannot be read"
 
 
 def turns(

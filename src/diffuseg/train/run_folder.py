@@ -8,13 +8,21 @@ from typing import Any
 
 from diffuseg.atomic_io import write_json
 from diffuseg.checkpoint import image_digest, known_as, weights_hash
-from diffuseg.config import to_dict
+from diffuseg.config import check_stored, is_count, is_list, is_map, to_dict
 from diffuseg.data.dataset import Dataset
 from diffuseg.data.inventory import few
 from diffuseg.data.layout import read_json
 from diffuseg.data.plan import Plan, save_plan
 from diffuseg.errors import UserError
 from diffuseg.train.settings import TrainConfig, TrainSettings
+
+RECORDED = {  # of run.json, where code relies on it
+    "steps": lambda value: value is None or is_count(value),
+    "digests": lambda value: value is None or is_map(value, lambda one: isinstance(one, str)),
+    "unread": lambda value: is_list(value, lambda one: isinstance(one, str)),
+    "lengthened": lambda value: isinstance(value, list),
+    "plan": lambda value: isinstance(value, dict),
+}
 
 
 def reserve_folder(
@@ -42,8 +50,7 @@ def reserve_folder(
     if not settings.resume:
         raise UserError("already holds a run", file=out, do="Give --resume to continue it, or another --out.")
     previous = read_json(file)
-    if not isinstance(previous, dict):
-        raise UserError("is no record of a run", file=file, do="Start again in another --out.")
+    check_stored(previous, RECORDED, file)
     if (out / "resume.safetensors").exists():  # else nothing was learnt yet, and files may have been mended
         unread = previous.pop("unread", [])
         known = {name: digest for name, digest in (previous.get("digests") or {}).items() if name not in unread}

@@ -4,6 +4,7 @@ Random streams need no saving: every batch and every phase seeds its own generat
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,27 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffuseg.atomic_io import atomic_path
+from diffuseg.config import is_count, is_list, is_number, parse_stored
 from diffuseg.errors import UserError
 
+_any_number = lambda value: is_number(value, -math.inf, math.inf)
+_bounds = lambda value: (
+    value is None
+    or (
+        isinstance(value, dict)
+        and is_list(value.get("cases"), lambda name: isinstance(name, str))
+        and (value.get("draws", 0) is None or is_count(value.get("draws"), 1, 10**6))
+        and isinstance(value.get("patches"), bool)
+    )
+)
+KINDS = {
+    "step": is_count,
+    "seconds": lambda value: is_number(value, 0),
+    "best": _any_number,
+    "waiting": is_count,
+    "due": lambda value: isinstance(value, bool),
+    "bounds": _bounds,
+}
 Optimisers = dict[str, torch.optim.Optimizer]
 
 
@@ -37,9 +57,18 @@ def load_state(path: Path, model: nn.Module, average: nn.Module, optimisers: Opt
     try:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            scalars = json.loads(file.metadata()["scalars"])
+            scalars = parse_stored(file.metadata()["scalars"], KINDS, path, ("step", "seconds", "best"))
     except (SafetensorError, OSError, KeyError, TypeError) as error:
         raise UserError(f"no readable state of a run ({error})", file=path, do="Start again in another --out") from None
+    try:
+        _restore(tensors, model, average, optimisers)
+    except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"is no state of this run ({reason})", file=path, do="Start again in another --out") from None
+    return scalars
+
+
+def _restore(tensors: dict[str, Tensor], model: nn.Module, average: nn.Module, optimisers: Optimisers) -> None:
     for prefix, module in (("model", model), ("average", average)):
         module.load_state_dict({k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith(prefix + "/")})
     for name, optimiser in optimisers.items():
@@ -49,4 +78,3 @@ def load_state(path: Path, model: nn.Module, average: nn.Module, optimisers: Opt
                 _, _, index, entry = key.split("/")
                 state.setdefault(int(index), {})[entry] = value
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    return scalars

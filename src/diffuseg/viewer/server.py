@@ -82,10 +82,12 @@ class Answers(BaseHTTPRequestHandler):
     shown: Shown
 
     def do_GET(self) -> None:
-        """The content of an address; 403 for another host, 404 for what there is not, 422 for what cannot be read."""
+        """The content of an address; 403 for another host or origin, 404 for what there is not, 422 for what cannot be read."""
         hosts = self.headers.get_all("Host") or []
         if len(hosts) != 1 or re.sub(r":[0-9]{1,5}$", "", hosts[0]) not in NAMES:
             return self._say(HTTPStatus.FORBIDDEN, "this server answers to this machine alone")
+        if any(re.sub(r"^https?://|:[0-9]{1,5}$", "", origin) not in NAMES for origin in self.headers.get_all("Origin") or []):
+            return self._say(HTTPStatus.FORBIDDEN, "this server answers to its own pages alone")
         try:
             found = self.shown.answer(self.path)
         except UserError as fault:

@@ -89,7 +89,7 @@ def _attempt(path: Path, read: Any) -> Any:
         raise UserError("the file is empty (0 bytes)", file=path, do="Copy or export it again")
     try:
         return read()
-    except (UserError, MemoryError):
+    except UserError:
         raise
     except Exception as error:  # decoders raise anything at all on a broken file
         reason = " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,0 +1,123 @@
+"""A few of the broken files and texts of `make torture`, and the faults that it found."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from diffuseg.checkpoint import FORMAT, load_checkpoint, read_meta
+from diffuseg.config import to_dict
+from diffuseg.data.io import read_image
+from diffuseg.errors import UserError
+from diffuseg.methods import METHODS
+from tests.inference.oracle import make_plan
+from tools.torture import files
+from tools.torture.child import Tally, torture
+
+
+@pytest.mark.parametrize("kind", sorted(files.KINDS))
+def test_a_few_broken_files_of_each_format_are_read_or_refused(kind):
+    found = torture("files", kind, files._trial(kind, files.KINDS[kind](), seed=1), 25)
+    assert found.mutants == 25 and found.faults == [] and found.results + found.refusals == 25
+
+
+def test_what_is_neither_a_result_nor_a_refusal_is_a_fault():
+    def trial(number, place):
+        if number == 0:
+            raise UserError("no")
+        if number == 1:
+            raise KeyError("code")
+        if number == 2:
+            struct.unpack("<Q", b"")
+        if number == 3:
+            import os
+
+            os.kill(os.getpid(), 11)
+
+    found = torture("files", "made", trial, 5)
+    assert (found.mutants, found.results, found.refusals, len(found.faults)) == (5, 1, 1, 3)
+    assert isinstance(found, Tally) and "ended with -11" in found.faults[2]
+
+
+@pytest.mark.parametrize("change", [{"NDims": "-1"}, {"TransformMatrix": "1 0 0 0 1 0 0 1e308 1"}, {"Offset": "0 1e300 0"}])
+def test_a_metaimage_that_would_end_or_stop_the_library(tmp_path, change):
+    head = {"ObjectType": "Image", "NDims": "3", "TransformMatrix": "1 0 0 0 1 0 0 0 1", "Offset": "0 0 0"}
+    head |= {"ElementSpacing": "1 1 1", "DimSize": "5 4 3", "ElementType": "MET_UCHAR"} | change | {"ElementDataFile": "LOCAL"}
+    (tmp_path / "x.mha").write_bytes("".join(f"{k} = {v}\n" for k, v in head.items()).encode() + bytes(60))
+    with pytest.raises(UserError, match=r"NDims|nowhere"):
+        read_image(tmp_path / "x.mha")
+
+
+def test_a_decoder_without_memory_is_a_refusal(tmp_path, monkeypatch):
+    def none(*_):
+        raise MemoryError
+
+    (tmp_path / "x.png").write_bytes(b"x")
+    monkeypatch.setattr("diffuseg.data.pictures.read", none)
+    with pytest.raises(UserError, match=r"x\.png.*no memory"):
+        read_image(tmp_path / "x.png")
+
+
+def stranger(path, config=None, **changes):
+    """A checkpoint with one small tensor that says anything."""
+    plan = to_dict(make_plan(patch=(8, 8, 8), widths=(4, 8))) | changes.pop("plan", {})
+    header = {"method": "unet", "config": config or {}, "plan": plan, "classes": plan["labels"]} | changes
+    save_file({"a": torch.zeros(3)}, path, metadata={"format": FORMAT, "diffuseg": json.dumps(header)})
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"plan": {"widths": [10**6, 10**6]}},
+        {"plan": {"widths": [4096, 4096]}},
+        {"plan": {"patch": [10**6, 10**6, 10**6]}},
+        {"plan": {"context": 10**9}},
+        {"config": {"dropout": 10**9}},
+        {"plan": None},
+        {"method": ["unet"]},
+        {"fingerprint": {"ranges": {"x": [1]}}},
+        {"recommended": {"draws": 10**9, "steps": 1, "sampler": None}},
+        {"training_cases": [1]},
+    ],
+    ids=str,
+)
+def test_a_header_that_asks_for_too_much_or_for_nonsense_is_refused(tmp_path, changes):
+    path = tmp_path / "x.safetensors"
+    if changes.get("plan", {}) is None:
+        stranger(path, classes="x")
+    else:
+        stranger(path, **changes)
+    with pytest.raises(UserError):
+        load_checkpoint(path)
+
+
+def test_weights_that_a_file_does_not_hold_are_not_made(tmp_path, monkeypatch):
+    """Refused at the first parameters, before any is written to."""
+    path = stranger(tmp_path / "x.safetensors", plan={"widths": [1024, 1024]})
+    drawn = []
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", lambda tensor, *_, **__: drawn.append(tensor.numel()))
+    with pytest.raises(UserError, match="more weights than it holds"):
+        load_checkpoint(path)
+    assert sum(drawn) < 3e6
+
+
+def test_a_header_that_is_no_json_or_too_deep(tmp_path):
+    for number, text in enumerate(("", "{", "[" * 100_000, '"x"', '{"method": "unet"}')):
+        path = tmp_path / f"{number}.safetensors"
+        save_file({"a": torch.zeros(3)}, path, metadata={"format": FORMAT, "diffuseg": text})
+        with pytest.raises(UserError, match=path.name):
+            read_meta(path)
+
+
+def test_a_stored_model_of_every_method_still_loads(tmp_path):
+    from diffuseg.checkpoint import save_checkpoint
+
+    method = METHODS["unet"](make_plan(patch=(8, 8, 8), widths=(4, 8)), METHODS["unet"].config_class())
+    save_checkpoint(tmp_path / "x.safetensors", method, {"fingerprint": {"cases": 1, "ranges": {}, "volume_ml": {}}})
+    loaded, _, _ = load_checkpoint(tmp_path / "x.safetensors")
+    for name, value in loaded.state_dict().items():
+        np.testing.assert_array_equal(value, method.state_dict()[name])
