@@ -98,7 +98,15 @@ def test_names_are_escaped(page):
 
 
 def test_the_parts_and_their_numbers_are_there(page, evaluations):
-    for heading in ("Summary", "Which differences", "Every case", "Worst, median and best", "frequencies", "doubt", "cost"):
+    for heading in (
+        "Summary",
+        "Which differences",
+        "Every case",
+        "Worst, median and best",
+        "frequencies",
+        "uncertainty",
+        "cost",
+    ):
         assert re.search(rf"<h2>[^<]*{heading}", page), heading
     for folder in evaluations:
         summary = json.loads((folder / "summary.json").read_text())
