@@ -180,7 +180,10 @@ def load_checkpoint(
         raise UserError(f"made by a method this version does not know: {meta['method']}", file=path)
     cls = METHODS[meta["method"]]
     plan = from_dict(Plan, meta["plan"], "plan.")
-    check_plan(plan)
+    try:
+        check_plan(plan)
+    except UserError as fault:
+        raise UserError(str(fault), file=path) from None
     config = override(from_dict(cls.config_class, meta["config"], "config.", path), list(options))
     for option in options:
         key, _, value = option.partition("=")
