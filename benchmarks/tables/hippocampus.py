@@ -12,6 +12,7 @@ WITHDRAWN = {"label": "withdrawn: recycling took the label out of x_t again"}
 INTERVALS = {
     "hippocampus_calibration_distributional": "`distributional`",
     "hippocampus_calibration_volumes": "`distributional`, 400 more steps, volumes scored",
+    "hippocampus_calibration_long": "`distributional`, volumes scored from the start",
     "hippocampus_calibration": "`cdal`",
 }
 CONTROLS = ["unet", "ours", "noise", "leaking", "other", "nolatent", "plain", "label", "input"]
