@@ -21,6 +21,14 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @pytest.fixture(autouse=True)
+def own_locale():
+    """SimpleITK's GDCM, with which files are written here, sets the locale of the process."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
+
+
+@pytest.fixture(autouse=True)
 def warn_again():
     geometry._WARNED.clear()
 
@@ -174,9 +182,9 @@ def test_the_lossless_jpeg_of_most_scanners(tmp_path):
     from pydicom import dcmread
 
     assert dcmread(stack.files[0]).file_meta.TransferSyntaxUID.name.startswith("JPEG Lossless")
-    before = locale.setlocale(locale.LC_ALL)
+    locale.setlocale(locale.LC_ALL, before := "C.UTF-8")
     dicom.read_stack(stack)
-    assert locale.setlocale(locale.LC_ALL) == before  # GDCM sets its own
+    assert locale.setlocale(locale.LC_CTYPE) == before  # GDCM sets its own
     np.testing.assert_array_equal(read_image(tmp_path / "packed").data[0], phantoms.blocks((16, 12, 2)))
 
 

@@ -86,7 +86,7 @@ def test_pictures(tmp_path, ending):
     mask = save(p, tmp_path / "out")
     out = ".png" if ending == ".jpg" else ending
     probabilities = [f"a_prob{out}"] if out == ".tif" else ["a_prob_far_part.png", "a_prob_near.png"]
-    assert names(tmp_path / "out") == sorted(["a.json", f"a{out}", f"a_entropy{out}", *probabilities])
+    assert names(tmp_path / "out") == sorted(["a.json", f"a{out}", f"a_entropy{out}", "a_preview.png", *probabilities])
     np.testing.assert_array_equal(read_mask(mask).data[0], p.mask)
     entropy = read_image(tmp_path / "out" / f"a_entropy{out}").data[0]
     if out == ".png":

@@ -30,10 +30,10 @@ def test_training_continues_bit_for_bit_from_a_saved_state(tmp_path):
 
     first = adam(model)
     train(model, first, 4)
-    save_state(tmp_path / "s", model, average, {"all": first}, {"step": 4})
+    save_state(tmp_path / "s", model, average, {"all": first}, {"step": 4, "seconds": 1.5, "best": 0.5})
     fresh = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
     second = adam(fresh)
-    assert load_state(tmp_path / "s", fresh, average, {"all": second}) == {"step": 4}
+    assert load_state(tmp_path / "s", fresh, average, {"all": second}) == {"step": 4, "seconds": 1.5, "best": 0.5}
     train(fresh, second, 3, start=4)
     for a, b in zip(fresh.parameters(), straight.parameters(), strict=True):
         assert torch.equal(a, b)
