@@ -205,3 +205,12 @@ def test_the_command_serves_until_it_is_interrupted(volumes):
         running.send_signal(signal.SIGINT)
         said = running.communicate(timeout=30)
     assert running.returncode == 0 and said == ("", "")
+
+
+def test_a_page_without_an_origin_of_its_own_may_lead_here_and_read_nothing(running):
+    _, address = running
+    assert ask(address.port, address.path, Origin="null")[0] == 403
+    for other in ("http://evil.example", "null"):
+        assert ask(address.port, address.path + "cases.json", Origin=other, **{"Sec-Fetch-Mode": "cors"})[0] == 403
+    assert ask(address.port, address.path, Origin="null", **{"Sec-Fetch-Mode": "navigate"})[0] == 200
+    assert ask(address.port, address.path, Origin="http://evil.example", **{"Sec-Fetch-Mode": "navigate"})[0] == 403

@@ -11,13 +11,13 @@ from typing import Any
 
 from diffuseg.data import io
 from diffuseg.data.dicom import holds_series
-from diffuseg.data.inventory import few
 from diffuseg.data.outputs import probability_names, records, sidecar_name
 from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.errors import UserError
 from diffuseg.inference.provenance import size_unit
 from diffuseg.reports.figures import OKABE_ITO
 from diffuseg.reports.folders import image_of, images_to_labels, mask_of
+from diffuseg.text import few
 from diffuseg.viewer.record import unreadable_records, valid_record
 
 RECORDED = {"model_name": "Model", "model": "Checkpoint", "method": "Method", "draws": "Draws", "steps": "Steps"}

@@ -86,8 +86,8 @@ class Answers(BaseHTTPRequestHandler):
         hosts = self.headers.get_all("Host") or []
         if len(hosts) != 1 or re.sub(r":[0-9]{1,5}$", "", hosts[0]) not in NAMES:
             return self._say(HTTPStatus.FORBIDDEN, "this server answers to this machine alone")
-        origins = self.headers.get_all("Origin") or []  # "null" is the file that a browser is started with
-        if any(re.sub(r"^https?://|:[0-9]{1,5}$", "", origin) not in {*NAMES, "null"} for origin in origins):
+        known = {*NAMES, "null"} if self.headers.get("Sec-Fetch-Mode") == "navigate" else NAMES  # null: from `doorway`
+        if any(re.sub(r"^https?://|:[0-9]{1,5}$", "", origin) not in known for origin in self.headers.get_all("Origin") or []):
             return self._say(HTTPStatus.FORBIDDEN, "this server answers to its own pages alone")
         try:
             found = self.shown.answer(self.path)
