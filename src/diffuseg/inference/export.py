@@ -48,14 +48,14 @@ class Encoder(nn.Module):
 class Denoiser(nn.Module):
     """(x_t, t, z, features) -> x0_hat in [-1, 1]; a method without states takes features alone, one without latent no z."""
 
-    def __init__(self, method: MaskMethod, several: bool) -> None:
+    def __init__(self, method: MaskMethod, several: bool, latent: bool) -> None:
         super().__init__()
-        self.method, self.several = method, several
+        self.method, self.several, self.latent = method, several, latent
 
     def forward(self, *inputs: Tensor) -> Tensor:
         rest = list(inputs)
         x_t, t = (rest.pop(0), rest.pop(0)) if self.method.generative else (None, 0)
-        z = rest.pop(0) if self.method.latent([torch.Generator()]) is not None else None
+        z = rest.pop(0) if self.latent else None
         return self.method.denoise(x_t, t, tuple(rest) if self.several else rest[0], z)  # type: ignore[arg-type]
 
 
@@ -118,10 +118,10 @@ def _exportable(model: Model) -> MaskMethod:
     method, name = model.method, model.meta.get("method")
     if not isinstance(method, MaskMethod):
         raise UserError(f"{model.name}: {name} learns from image-level labels, whose maps need gradients or a classifier")
-    if method.not_exportable:
-        raise UserError(f"{model.name}: {name} cannot be exported: {method.not_exportable}")
     if getattr(method.config, "variance", "fixed") == "learned":
         raise UserError(f"{model.name}: a learned variance cannot be exported")
+    if method.not_exportable:
+        raise UserError(f"{model.name}: {name} cannot be exported: {method.not_exportable}")
     return method
 
 
@@ -130,7 +130,9 @@ def _trace(method: MaskMethod) -> tuple[dict[str, Any], list[str], int]:
     plan, n = method.plan, 2
     image = torch.zeros(1, plan.image_channels, *plan.patch)
     with torch.no_grad():
-        features = Encoder(method)(image)
+        encoded = method.encode(image)
+    several = isinstance(encoded, tuple)
+    features = encoded if several else (encoded,)
     names = [f"features_{i}" for i in range(len(features))]
     example: dict[str, Tensor] = {}
     z = method.latent([torch.Generator().manual_seed(i) for i in range(n)])
@@ -139,10 +141,9 @@ def _trace(method: MaskMethod) -> tuple[dict[str, Any], list[str], int]:
     if z is not None:
         example["z"] = z
     example |= dict(zip(names, features, strict=True))
-    several = isinstance(method.encode(image), tuple)
     graphs = {
         "encoder": _graph(Encoder(method).eval(), {"image": image}, names, ()),
-        "denoiser": _graph(Denoiser(method, several).eval(), example, ["x_0"], ("x_t", "z")),
+        "denoiser": _graph(Denoiser(method, several, z is not None).eval(), example, ["x_0"], ("x_t", "z")),
     }
     return graphs, list(example), 0 if z is None else z.shape[1]
 

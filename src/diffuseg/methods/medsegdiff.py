@@ -180,6 +180,7 @@ class MedSegDiff(MaskDenoising[MedSegDiffConfig]):
     """V1. Per draw and step: the mask's branch, the image's branch from the first coupled stage on, and the decoder."""
 
     config_class = MedSegDiffConfig
+    not_exportable = "its Fourier transforms have no counterpart in ONNX"
 
     def __init__(self, plan: Plan, config: MedSegDiffConfig) -> None:
         super().__init__(plan, config)

@@ -165,6 +165,7 @@ class MedSegDiffV2(MaskDenoising[MedSegDiffV2Config]):
     """V2. Once per image: the whole condition U-Net and the anchor's gate. Per draw and step: the diffusion U-Net."""
 
     config_class = MedSegDiffV2Config
+    not_exportable = "its Fourier transforms have no counterpart in ONNX"
 
     def __init__(self, plan: Plan, config: MedSegDiffV2Config) -> None:
         super().__init__(plan, config)
