@@ -26,7 +26,7 @@ def view(
 ) -> None:
     """Look at image, mask, truth, probability, uncertainty, draws and steps, in a page. Nothing leaves this machine."""
     from diffuseg.atomic_io import check_writable
-    from diffuseg.data.inventory import few
+    from diffuseg.text import few
     from diffuseg.viewer.cases import find_cases
 
     if export is not None:

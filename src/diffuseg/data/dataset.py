@@ -10,12 +10,11 @@ from typing import TypeVar
 import numpy as np
 
 from diffuseg.data.geometry import warn_once
-from diffuseg.data.inventory import few
 from diffuseg.data.io import ENDINGS, grid_fault, read_image, read_mask
 from diffuseg.data.layout import Case, Dataset, find_images, list_files, open_dataset, read_json, read_table
 from diffuseg.data.raters import fuse_raters
 from diffuseg.errors import UserError
-from diffuseg.text import pluralize
+from diffuseg.text import few, pluralize
 from diffuseg.types import Image
 
 __all__ = [

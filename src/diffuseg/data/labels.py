@@ -3,10 +3,9 @@
 from collections import Counter
 from pathlib import Path
 
-from diffuseg.data.inventory import few
 from diffuseg.data.layout import Dataset, read_table
 from diffuseg.errors import UserError
-from diffuseg.text import pluralize
+from diffuseg.text import few, pluralize
 
 TABLE = "image_labels.csv"  # where a data set keeps them if nobody says otherwise
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.data.geometry import warn_once
-from diffuseg.data.inventory import few, name_unused, refuse_dangling, refuse_twins
+from diffuseg.data.inventory import name_unused, refuse_dangling, refuse_twins
 from diffuseg.data.io import CONVERTED, ENDINGS, LOSSLESS, case_of, ending_of
 from diffuseg.data.label_values import ignore_value, label_values
 from diffuseg.data.raters import rater_count, rater_files
 from diffuseg.errors import UserError
-from diffuseg.text import pluralize
+from diffuseg.text import few, pluralize
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from diffuseg.data.inventory import few
 from diffuseg.errors import UserError
 from diffuseg.inference.shards import Shard, read_shard
 from diffuseg.inference.worklist import PLACE, note_of
-from diffuseg.text import pluralize
+from diffuseg.text import few, pluralize
 
 EXPIRES = 300.0  # seconds; NFS may show the time of a file a minute late
 BEATS = 10  # signs of life within that time

@@ -10,7 +10,7 @@ from typing import Any
 from diffuseg.atomic_io import check_writable
 from diffuseg.data import io
 from diffuseg.data.dicom_series import Stack
-from diffuseg.data.inventory import few, name_unused, refuse_dangling
+from diffuseg.data.inventory import name_unused, refuse_dangling
 from diffuseg.data.layout import list_files, read_json
 from diffuseg.data.outputs import BEFORE, KEPT, PREVIEW, is_record, sidecar_name, without_results
 from diffuseg.data.pictures import LOSSLESS
@@ -22,6 +22,7 @@ from diffuseg.inference.prediction import ending_for, save
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.inference.series import dicom_cases
 from diffuseg.inference.worklist import Share, turns
+from diffuseg.text import few
 
 _log = logging.getLogger("diffuseg")
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.atomic_io import atomic_path, write_json
-from diffuseg.data.inventory import few
 from diffuseg.data.outputs import BEFORE, SETTINGS, records
 from diffuseg.errors import UserError
 from diffuseg.inference.folder import FolderResult, review
 from diffuseg.inference.worklist import PLACE, differences, noted, read_list
-from diffuseg.text import pluralize
+from diffuseg.text import few, pluralize
 
 NAMED = 20  # cases that a message names
 

@@ -7,10 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 from diffuseg.atomic_io import write_json
 from diffuseg.config import check_stored, is_list, is_map
 from diffuseg.data.dicom_series import Stack
-from diffuseg.data.inventory import few
 from diffuseg.data.layout import read_json
 from diffuseg.data.outputs import SETTINGS
 from diffuseg.errors import UserError
+from diffuseg.text import few
 
 PLACE = "shards"
 _files = lambda value: is_list(value, lambda name: isinstance(name, str)) and bool(value)

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from diffuseg.atomic_io import check_writable, nan_to_none, write_json
-from diffuseg.data.inventory import few
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.significance import FLIPS, cohens_d, first_places, holm, rank_biserial, sign_flip_test
 from diffuseg.evaluation.statistics import CONFIDENCE, EQUAL, METHOD, RESAMPLES, Interval, bootstrap_mean, paired_difference
 from diffuseg.reports.evaluation import ALL, Evaluation, load_evaluations
-from diffuseg.text import pluralize
+from diffuseg.text import few, pluralize
 
 LEVEL = 0.05  # of a family of tests
 DEFAULT = ("dice", "hd95")

@@ -14,7 +14,6 @@ import numpy as np
 
 from diffuseg.atomic_io import check_writable
 from diffuseg.data.dataset import patients
-from diffuseg.data.inventory import few
 from diffuseg.data.io import ending_of, grid_fault, read_mask
 from diffuseg.data.label_values import label_values
 from diffuseg.data.layout import Case, Dataset, read_json
@@ -25,7 +24,7 @@ from diffuseg.evaluation.metrics import Empty, Grid, Rule, measure
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES
 from diffuseg.reports.evaluation import Evaluation, Row, summarise
 from diffuseg.reports.folders import ignored_label, images_beside, masks_in, truths_in
-from diffuseg.text import pluralize
+from diffuseg.text import few, pluralize
 from diffuseg.types import Image
 
 RULES = {

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from diffuseg.data.inventory import few
 from diffuseg.data.io import ending_of, grid_fault, read_mask
 from diffuseg.data.outputs import probability_names, record_of, sidecar_name
 from diffuseg.data.raters import fuse_raters, read_raters
@@ -17,7 +16,7 @@ from diffuseg.evaluation.selective import expected_dice_loss, rejection
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean
 from diffuseg.reports.evaluation import Evaluation
 from diffuseg.reports.folders import ignored_label, read_on_grid_of
-from diffuseg.text import pluralize
+from diffuseg.text import few, pluralize
 from diffuseg.types import Image
 
 VOXELS = 50_000  # of a case and region

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.atomic_io import nan_to_none, write_json
-from diffuseg.data.inventory import few
 from diffuseg.data.layout import list_files, read_json
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import Score
@@ -15,6 +14,7 @@ from diffuseg.inference.shards import Shard
 from diffuseg.inference.worklist import PLACE
 from diffuseg.reports.evaluate import Comparison, measure_cases, summary_of
 from diffuseg.reports.evaluation import Evaluation, Row
+from diffuseg.text import few
 
 ROWS = "rows_"  # what the files begin with; they keep all digits: cases.csv has six, too few for the same statistics
 

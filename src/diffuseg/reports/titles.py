@@ -3,11 +3,10 @@
 import string
 from typing import Any
 
-from diffuseg.data.inventory import few
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.statistics import Interval
 from diffuseg.reports.evaluation import Evaluation
-from diffuseg.text import pluralize
+from diffuseg.text import few, pluralize
 
 COVERAGE = "volume in 90 % interval"
 EMPTY = ("both", "truth", "prediction")

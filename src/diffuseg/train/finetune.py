@@ -7,9 +7,9 @@ from typing import Any
 from safetensors.torch import load_file
 
 from diffuseg.checkpoint import read_meta, weights_hash
-from diffuseg.data.inventory import few
 from diffuseg.errors import UserError
 from diffuseg.methods import Method
+from diffuseg.text import few
 
 _log = logging.getLogger("diffuseg")
 

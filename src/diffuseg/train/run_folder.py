@@ -10,10 +10,10 @@ from diffuseg.atomic_io import write_json
 from diffuseg.checkpoint import image_digest, known_as, weights_hash
 from diffuseg.config import check_stored, is_count, is_list, is_map, to_dict
 from diffuseg.data.dataset import Dataset
-from diffuseg.data.inventory import few
 from diffuseg.data.layout import read_json
 from diffuseg.data.plan import Plan, save_plan
 from diffuseg.errors import UserError
+from diffuseg.text import few
 from diffuseg.train.settings import TrainConfig, TrainSettings
 
 RECORDED = {  # of run.json, where code relies on it
@@ -100,6 +100,7 @@ def digests_of_files(dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, 
 
 
 def name_in(dataset: Dataset, file: Path) -> str:
+    """What the record of a run calls a file: its path in the data set, with slashes."""
     return Path(os.path.relpath(file, dataset.folder)).as_posix()
 
 

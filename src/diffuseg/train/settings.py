@@ -53,6 +53,7 @@ class TrainConfig:
 
 
 def check_options(settings: TrainSettings) -> None:
+    """Refuse options that no training can have, and --resume where there is no run."""
     if settings.max_minutes is not None and not 0 < settings.max_minutes < math.inf:
         raise UserError(f"--max-minutes {settings.max_minutes}: give a positive, finite time")
     if settings.steps is not None and settings.steps < 1:

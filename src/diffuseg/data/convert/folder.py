@@ -18,10 +18,9 @@ from diffuseg.data.convert.meaning import Found, Meaning, binary, decide, look_a
 from diffuseg.data.convert.pairing import Drawn, Pair, Pairing
 from diffuseg.data.convert.polygons import rasterise
 from diffuseg.data.convert.reading import Painted, onto_grid, read_painted, read_picture
-from diffuseg.data.inventory import few
 from diffuseg.data.pictures import LOSSY
 from diffuseg.errors import UserError
-from diffuseg.text import pluralize
+from diffuseg.text import few, pluralize
 from diffuseg.types import Image
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from diffuseg.data.convert.names import READER, Named, read_name
-from diffuseg.data.inventory import few
 from diffuseg.data.io import CONVERTED, ENDINGS
 from diffuseg.data.layout import read_table
 from diffuseg.errors import UserError
-from diffuseg.text import pluralize
+from diffuseg.text import few, pluralize
 
 READ = tuple(sorted({*ENDINGS, *CONVERTED, ".bmp"}, key=len, reverse=True))
 Several = Literal["parts", "structures", "raters"]

@@ -12,9 +12,9 @@ from urllib.parse import parse_qs, unquote, urlparse
 import numpy as np
 
 from diffuseg.data.convert.pairing import Drawn, Pair, Pairing, Shape, find_files
-from diffuseg.data.inventory import few
 from diffuseg.data.layout import read_json
 from diffuseg.errors import UserError
+from diffuseg.text import few
 
 
 def find_annotations(source: Path) -> list[Path]:
