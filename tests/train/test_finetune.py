@@ -35,6 +35,15 @@ def test_weights_of_another_width_are_new_and_named(tmp_path, data, base, caplog
     assert f"{len(same)} of {len(own)} tensors kept" in caplog.text and "new: network." in caplog.text
 
 
+def test_a_u_net_gives_all_of_itself_but_its_last_layers_to_a_distributional_model(tmp_path, data, base):
+    """Its image encoder and U-Net have the same names and shapes there; the light part is new."""
+    state, stored = start(data, tmp_path / "next", "distributional", start=base), load_file(base)
+    own = state.method.state_dict()
+    kept = {name for name in stored if name in own and torch.equal(own[name], stored[name])}
+    assert {name.rpartition(".")[0] for name in stored.keys() - kept} == {"network.norm.norm", "network.last"}
+    assert {name.split(".")[0] for name in own.keys() - stored.keys()} == {"generator", "mapping", "network"}
+
+
 def test_what_validation_cases_would_have_taught_is_refused(tmp_path, data, base):
     """A checkpoint of fold 0 has been trained on the validation cases of fold 1."""
     result = call(*options(data, tmp_path / "next"), "--fold", 1, "--from", base)

@@ -14,6 +14,7 @@ from diffuseg.train.setup import TrainState, set_up
 PLAN = ["plan.patch=8,8,8", "plan.widths=4,8", "plan.batch=2"]
 METHOD = {
     "unet": [],
+    "distributional": ["light_widths=4,4", "latent_width=8"],
     "concat": ["T=20", "steps=2"],
     "cdal": ["discriminator_widths=4,4,8", "latent=4", "latent_width=8", "adversarial=0.1"],
 }

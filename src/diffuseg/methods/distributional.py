@@ -25,6 +25,7 @@ from diffuseg.methods.scoring import energy_score
 from diffuseg.methods.training import annotated, sample_timesteps
 from diffuseg.networks.blocks import Mapping
 from diffuseg.networks.light import FeaturePyramid, LightDecoder
+from diffuseg.networks.unet import ImageEncoder
 from diffuseg.types import Batch
 
 
@@ -74,15 +75,16 @@ class Distributional(MaskMethod[DistributionalConfig]):
         self.schedule = NoiseSchedule.variance_preserving(config.T, config.beta_min, config.beta_max)
         self.default_steps = min(config.steps, config.T)
         light = config.light_widths or tuple(min(max(w // 4, 4), 32) for w in self.widths)
-        self.encoder = FeaturePyramid(plan.dims, plan.image_channels, self.widths, light, config.blocks, config.dropout)
+        self.encoder = ImageEncoder(plan.dims, plan.image_channels, self.widths[0], config.encoder_blocks)
+        self.network = FeaturePyramid(plan.dims, self.widths, light, config.blocks, config.dropout)
         width = config.latent_width if config.latent else 0
         self.generator = LightDecoder(plan.dims, plan.classes, light, width, config.T > 1, config.noise)
         self.mapping = Mapping(config.latent, width, config.latent_depth) if config.latent else None
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        modules = ("encoder", "generator", "mapping") if self.mapping is not None else ("encoder", "generator")
-        return (Phase("generator", modules, self.config.learning_rate),)
+        mapping = () if self.mapping is None else ("mapping",)
+        return (Phase("generator", ("encoder", "network", "generator", *mapping), self.config.learning_rate),)
 
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         assert batch.mask is not None
@@ -96,7 +98,7 @@ class Distributional(MaskMethod[DistributionalConfig]):
             own = self.schedule.q_sample(mask_to_x(batch.mask), t, noise[:, 0])  # one x_t for all draws of an image
             x_t = torch.where(terminal, noise, own[:, None].expand_as(noise))
             truths = torch.where(terminal, truths, batch.mask[:, None].expand_as(truths))
-        features = self.encoder(batch.image)
+        features = self.encode(batch.image)
         z = torch.randn((b * m, c.latent), generator=rng).to(batch.image) if c.latent else None
         logits = self._logits(x_t.flatten(0, 1), t.repeat_interleave(m), features, z)
         draws = logits.softmax(1).unflatten(0, (b, m))
@@ -107,7 +109,7 @@ class Distributional(MaskMethod[DistributionalConfig]):
         return score + c.cross_entropy * entropy, {"energy_score": score.detach(), "cross_entropy": entropy.detach()}
 
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
-        return self.encoder(image)
+        return self.network(self.encoder(image))
 
     def latent(self, generators: Sequence[torch.Generator]) -> Tensor | None:
         return noise_of(generators, (self.config.latent,)) if self.config.latent else None

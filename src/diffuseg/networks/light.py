@@ -1,7 +1,7 @@
 """An image looked at once, and a light network that turns its features and noise into a draw.
 
-`FeaturePyramid` is the U-Net of the image; it gives the features of its decoder at every resolution, narrowed to the few
-channels of the light part. `LightDecoder` goes from the coarsest of them to the finest, and is all that runs per draw and step.
+`FeaturePyramid` is the U-Net behind the image's encoder; it gives the features of its decoder at every resolution, narrowed to
+the few channels of the light part. `LightDecoder` goes from the coarsest of them to the finest, and is all that runs per draw and step.
 """
 
 import torch.nn.functional as F
@@ -13,24 +13,18 @@ from diffuseg.networks.unet import UNet
 
 
 class FeaturePyramid(UNet):
-    """The plain U-Net of an image, and 1x1 projections of its decoder's features at every resolution, coarsest first."""
+    """The plain U-Net on the features of an image, and 1x1 projections of its decoder at every resolution, coarsest first."""
 
     def __init__(
-        self,
-        dims: int,
-        inputs: int,
-        widths: tuple[int, ...],
-        light_widths: tuple[int, ...],
-        blocks: int = 1,
-        dropout: float = 0.0,
+        self, dims: int, widths: tuple[int, ...], light_widths: tuple[int, ...], blocks: int = 1, dropout: float = 0.0
     ) -> None:
-        super().__init__(dims, inputs, 1, widths, blocks, time=False, dropout=dropout)
+        super().__init__(dims, 0, 1, widths, blocks, time=False, dropout=dropout)
         del self.norm, self.last
         self.project = nn.ModuleList(conv(dims, a, b, kernel=1) for a, b in zip(widths[::-1], light_widths[::-1], strict=True))
 
-    def forward(self, image: Float[Tensor, "b c *s"]) -> tuple[Tensor, ...]:  # type: ignore[override]
-        features = self._decoded(self.first(self._pad(image)))  # type: ignore[misc]
-        return tuple(project(h) for project, h in zip(self.project, features, strict=True))
+    def forward(self, features: Float[Tensor, "b w *s"]) -> tuple[Tensor, ...]:  # type: ignore[override]
+        decoded = self._decoded(self._pad(features))
+        return tuple(project(h) for project, h in zip(self.project, decoded, strict=True))
 
 
 class LightDecoder(nn.Module):
