@@ -24,7 +24,7 @@ def raters_quality() -> str:
         mean = row["mean"]
         measures = [mean["dice"], mean["dice_fused"], mean["ece_band"], row["aurc"]]
         calls = row["evaluations_per_draw"] * row["n"] if row["dropout"] or row["method"] != "unet" else len(row["models"])
-        shown = f"1 and {calls} light" if row["method"] == "distributional" else str(calls)  # the U-Net once, then light parts
+        shown = {"distributional": f"1 and {calls} light", "ssn": "1"}.get(row["method"], str(calls))  # the U-Net once there
         rows.append([row["name"], *map(ends, measures), shown, f"{sum(row['training_steps'])}"])
     head = [
         "draws of",
