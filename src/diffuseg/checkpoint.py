@@ -48,6 +48,11 @@ _best = lambda value: (
     )
 )
 _calibration = lambda value: value is None or (isinstance(value, dict) and is_map(value.get("widening", {}), _part))
+_rule = lambda value: isinstance(value, dict) and all(_name(value.get(key)) for key in ("what", "of"))
+_rules = lambda value: (
+    value is None
+    or (isinstance(value, dict) and is_list(value.get("rules"), _rule) and isinstance(value.get("settings"), dict))
+)
 _small = lambda value: isinstance(value, bool) or not isinstance(value, int) or is_count(value, -LARGEST, LARGEST)
 _bounded = lambda value: is_map(value, _small)
 KINDS = {  # of what a header holds, where code relies on it; a header may be a stranger's
@@ -68,6 +73,7 @@ KINDS = {  # of what a header holds, where code relies on it; a header may be a 
     "fingerprint": _fingerprint,
     "recommended": _best,
     "calibration": _calibration,
+    "postprocessing": _rules,
     "references": lambda value: is_list(value, lambda one: isinstance(one, dict)),
     "members": lambda value: isinstance(value, list),
 }

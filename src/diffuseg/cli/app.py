@@ -27,6 +27,7 @@ ORDER = (  # as one meets them
     "train",
     "curve",
     "calibrate",
+    "postprocess",
     "ambiguity",
     "audit",
     "crossval",
@@ -163,6 +164,15 @@ def beside(model: str, what: str) -> Path:
     if not path.is_file():
         return Path(f"{path.stem}_{what}")
     return path.with_name(what if path.stem == "best" else f"{what}_{path.stem}")
+
+
+def refuse_unwritable(out: Path, model: str | None) -> None:
+    """Before any work: the folder of the results, and the checkpoint that is to remember them."""
+    from diffuseg.atomic_io import check_writable
+
+    check_writable(out)
+    if model is not None and Path(model).is_file():
+        check_writable(model, file=True)
 
 
 def console(stderr: bool = False) -> "Console":

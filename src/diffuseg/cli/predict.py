@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffuseg import timing
-from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, beside, complain, console
+from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, beside, complain, console, refuse_unwritable
 from diffuseg.cli.as_json import JSON, print_json
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
@@ -52,6 +52,20 @@ Mirror = Annotated[
     bool,
     typer.Option("--mirror", help="Also draw from the mirrored image, where the plan allows it: 2, 4 or 8 times the cost."),
 ]
+NoPostprocess = Annotated[
+    bool, typer.Option("--no-postprocess", help="Leave masks as they are, whatever `diffuseg postprocess` has learnt.")
+]
+MapOption = Annotated[str | None, typer.Option("--map", help="Kind of saliency map (cdm, cam).", show_default="the model's")]
+LabelOption = Annotated[
+    str | None, typer.Option(help="What all images are known to show (cdm).", show_default="the model decides")
+]
+RegionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Segment a part: 10:60,0:48,5:30 in voxels, or a mask file round whose foreground it lies.",
+        show_default="all of the image",
+    ),
+]
 ShardOption = Annotated[
     str | None,
     typer.Option(
@@ -85,13 +99,9 @@ def predict(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps per draw.", show_default="the model's")] = None,
     sampler: Annotated[str | None, typer.Option(help="ancestral, ddim, ...", show_default="the model's")] = None,
-    map_: Annotated[
-        str | None, typer.Option("--map", help="Kind of saliency map (cdm, cam).", show_default="the model's")
-    ] = None,
+    map_: MapOption = None,
     fuse: Annotated[Fuse, typer.Option(help="How the draws make one mask; probabilities are always their mean.")] = Fuse.mean,
-    label: Annotated[
-        str | None, typer.Option(help="What all images are known to show (cdm).", show_default="the model decides")
-    ] = None,
+    label: LabelOption = None,
     set_: DrawingSet = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
@@ -105,6 +115,8 @@ def predict(
     codes: CodesOption = None,
     as_json: Annotated[bool, JSON] = False,
     mirror: Mirror = False,
+    no_postprocess: NoPostprocess = False,
+    region: RegionOption = None,
     shard: ShardOption = None,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
@@ -115,7 +127,10 @@ def predict(
     from diffuseg.inference.several import load_models, models_and_inputs
 
     share = read_share(shard, overwrite)
-    options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror)
+    options = SamplingOptions(
+        draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror, postprocess=not no_postprocess,
+        region=region,
+    )  # fmt: skip
     models, inputs = models_and_inputs([model, *map(str, inputs)])
     loaded = load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
     if sampler and loaded.method.supervision == "image_label":
@@ -167,6 +182,8 @@ def _announce(loaded: "Model", options: "SamplingOptions", share: "Share | None"
         typer.echo(f"{what}: {turns} times the cost, {turns} x {one} draws")
     if loaded.calibration is not None:
         typer.echo(loaded.calibration.announce(loaded.settings(options)))
+    if loaded.postprocessing is not None:
+        typer.echo(loaded.postprocessing.announce(loaded.settings(options)))
     if share is not None:
         typer.echo(share.announce())
 
@@ -229,7 +246,7 @@ def curve(
             "--calibrate needs a checkpoint to write to", do="Leave out --no-store, or give a checkpoint of your own"
         )
     out = out or beside(model, "curve")
-    _refuse_unwritable(out, model if store else None)
+    refuse_unwritable(out, model if store else None)
     loaded = load(model, device)
     with ProgressBars(console(stderr=True)) as bars:
         options, counts = SamplingOptions(sampler=sampler), (_numbers("--steps", steps), _numbers("--draws", draws))
@@ -274,7 +291,7 @@ def calibrate(
     from diffuseg.studies.calibrate_files import tables, write_calibration
 
     out = out or beside(model, "calibration")
-    _refuse_unwritable(out, model if store else None)
+    refuse_unwritable(out, model if store else None)
     loaded = load(model, device)
     with ProgressBars(console(stderr=True)) as bars:
         options = SamplingOptions(draws, steps, sampler, fuse=fuse.value)
@@ -288,15 +305,6 @@ def calibrate(
         missed = found.calibration.mismatch(loaded.settings())
         if missed:
             complain(f"Warning: predict does not use it unless it is told the same: learnt with {missed}")
-
-
-def _refuse_unwritable(out: Path, model: str | None) -> None:
-    """Before any work: the folder of the results, and the checkpoint that is to remember them."""
-    from diffuseg.atomic_io import check_writable
-
-    check_writable(out)
-    if model is not None and Path(model).is_file():
-        check_writable(model, file=True)
 
 
 def _numbers(option: str, text: str) -> list[int]:

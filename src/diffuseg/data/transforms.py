@@ -38,7 +38,8 @@ class GridTransform:
     native    spatial shape of the file; affine: its voxel -> world map
     reorientation  per file axis: the grid axis that it becomes, and 1 or -1 where it is flipped; None for 2-D pictures
     oriented  shape after reorientation; grid: shape after resampling
-    start     first voxel of what is kept of that (plan.crop); kept: its shape; grid_affine: its voxel -> world map
+    start     first voxel of what is kept of that (plan.crop, a region); kept: its shape; grid_affine: its voxel -> world map
+    shown     the voxels of the file that results are about: all others are background; None for all
     """
 
     native: tuple[int, ...]
@@ -49,6 +50,7 @@ class GridTransform:
     start: tuple[int, ...]
     kept: tuple[int, ...]
     grid_affine: np.ndarray
+    shown: tuple[slice, ...] | None = None
 
     @property
     def window(self) -> tuple[slice, ...]:
@@ -197,7 +199,7 @@ def maps_to_native(maps: Float[Tensor, "m *s"], transform: GridTransform) -> Flo
 def _resample_to_native(x: Tensor, transform: GridTransform, background: float) -> np.ndarray:
     """Map after map: beside the result, no more than one of them is held."""
     turned = transform.reorientation is not None and not np.array_equal(transform.reorientation, _STRAIGHT)
-    if transform.kept == transform.grid == transform.oriented and not turned:
+    if transform.kept == transform.grid == transform.oriented and not turned and transform.shown is None:
         return x.detach().float().cpu().numpy()
     back = None if transform.reorientation is None else nib.orientations.ornt_transform(_STRAIGHT, transform.reorientation)
     found = np.empty((len(x), *transform.native), np.float32)
@@ -208,7 +210,15 @@ def _resample_to_native(x: Tensor, transform: GridTransform, background: float) 
             whole[transform.window] = one
             one = whole
         found[number] = _turned(_resize(one[None], transform.oriented).numpy(), back)[0]
+        _hide(found[number], transform.shown, background if number == 0 else 0.0)
     return found
+
+
+def _hide(values: np.ndarray, shown: tuple[slice, ...] | None, background: float) -> None:
+    """Background in what is not shown, one axis after the other."""
+    for axis, part in enumerate(shown or ()):
+        for beyond in (slice(0, part.start), slice(part.stop, None)):
+            values[(slice(None),) * axis + (beyond,)] = background
 
 
 _STRAIGHT = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])

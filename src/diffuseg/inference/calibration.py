@@ -51,9 +51,7 @@ class Calibration:
 
     def mismatch(self, settings: dict[str, Any]) -> str:
         """Which of the settings of a prediction are not those it was learnt with; "" if it fits."""
-        other = [key for key in SETTINGS if self.settings[key] != settings[key]]
-        found = [f"{key} {self.settings[key]}, now {settings[key]}" for key in other]
-        return "; ".join([*found, *(["images as they are, now mirrored too"] if settings["options"].get("mirror") else [])])
+        return settings_mismatch(self.settings, settings)
 
     def announce(self, settings: dict[str, Any]) -> str:
         """One line: what is applied to predictions with these settings, or why nothing is."""
@@ -81,6 +79,12 @@ class Calibration:
             return [low, high]
         ends = from_dict(ConformalMargin, self.widening[name]).apply(np.array([low]), np.array([high]))
         return [round(float(end[0]), 6) for end in ends]
+
+
+def settings_mismatch(learnt: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Which of the settings of a prediction are not those that something was learnt with; "" where all are."""
+    found = [f"{key} {learnt.get(key)}, now {settings[key]}" for key in SETTINGS if learnt.get(key) != settings[key]]
+    return "; ".join([*found, *(["images as they are, now mirrored too"] if settings["options"].get("mirror") else [])])
 
 
 def read_calibration(meta: dict[str, Any]) -> Calibration | None:

@@ -18,6 +18,7 @@ from diffuseg.errors import UserError
 from diffuseg.inference.calibration import calibration_of
 from diffuseg.inference.dicom_seg import DicomOut, lacks_dicom, refuse_dicom_out, replace_dicom
 from diffuseg.inference.model import Model, file_digests
+from diffuseg.inference.postprocessing import postprocessing_of
 from diffuseg.inference.prediction import ending_for, save
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.inference.series import dicom_cases
@@ -246,7 +247,8 @@ def _finished(
 
 def _changed(model: Model, before: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """In what a finished case differs from what it would be now: weights, settings, and what was learnt about the weights."""
-    now, then = settings | model.learnt(settings), before | {"calibration": calibration_of(before)}
+    applied = {"calibration": calibration_of(before), "postprocessing": postprocessing_of(before)}
+    now, then = settings | model.learnt(settings), before | applied
     files = model.file_hashes
     if "saliency_calibration" in now and "saliency_calibration" not in before:  # an earlier version: known by its file alone
         then["saliency_calibration"], files = now["saliency_calibration"], files[:1]

@@ -39,6 +39,7 @@ def describe(path: Path, name: str | None = None) -> dict[str, Any]:
             "recommended": meta.get("recommended"),
         },
         "calibration": meta.get("calibration"),
+        "postprocessing": meta.get("postprocessing"),
         "training": _training(meta, plan),
         "fingerprint": meta.get("fingerprint"),
         "licence": meta.get("dataset_licence", "unknown"),

@@ -21,6 +21,7 @@ from diffuseg.data.dicom_series import Stack
 from diffuseg.data.given import Kind, paths_of, receive
 from diffuseg.data.io import sources
 from diffuseg.data.plan import Plan
+from diffuseg.data.region import region_name
 from diffuseg.data.transforms import GridTransform, maps_to_native
 from diffuseg.data.world import outside_training
 from diffuseg.device import Precision, choose_device, choose_precision
@@ -30,8 +31,9 @@ from diffuseg.inference.calibration import Calibration, apply_calibration, conta
 from diffuseg.inference.ensemble import Ensemble
 from diffuseg.inference.fusion import Fusion, fusion
 from diffuseg.inference.many import CaseResult, predict_many
+from diffuseg.inference.postprocessing import Postprocessing, apply_postprocessing, read_postprocessing
 from diffuseg.inference.prediction import Prediction
-from diffuseg.inference.provenance import cost, grid, scores, volumes
+from diffuseg.inference.provenance import cost, grid, region_record, scores, volumes
 from diffuseg.inference.recorder import DrawRecorder
 from diffuseg.inference.sampling import ImageDraws, SamplingOptions, Turn, mirrors, prepare
 from diffuseg.methods import Method
@@ -98,6 +100,8 @@ class Model:
             raise UserError(f"{draws} draws: at least one is needed")
         fusion(options.fuse)
         self._refuse_label(options.label)
+        if options.region is not None and self.method.supervision != "mask":
+            raise UserError(f"{self.name} decides what an image shows as a whole", do="Leave out --region")
         if options.keep_steps and self.method.supervision != "mask":
             raise UserError(f"{self.name} has no steps of a mask to keep", do="Leave out --save-steps")
         if not self.method.generative:
@@ -119,6 +123,8 @@ class Model:
         chosen = self.resolve(replace(options or SamplingOptions(), **changes))
         own = {name: getattr(self.method.config, name) for name in self.method.inference_settings}
         own |= {"mirror": True} if chosen.mirror else {}
+        own |= {} if chosen.region is None else {"region": region_name(chosen.region)}
+        own |= {"postprocess": False} if self.postprocessing is not None and not chosen.postprocess else {}
         return {
             "model": self.hash,
             "draws": (chosen.draws or 1) * len(self.turns(chosen)),
@@ -142,13 +148,20 @@ class Model:
         """What `diffuseg calibrate` found for this model."""
         return read_calibration(self.meta)
 
+    @cached_property
+    def postprocessing(self) -> Postprocessing | None:
+        """What `diffuseg postprocess` found for this model."""
+        return read_postprocessing(self.meta, self.plan.names)
+
     def learnt(self, settings: dict[str, Any]) -> dict[str, str | None]:
         """Identity of what was learnt about the model and is applied with these settings; None where nothing is.
 
-        "calibration" is that of `diffuseg calibrate`, "saliency_calibration" that of maps, of methods which have them.
+        "calibration" is that of `diffuseg calibrate`, "postprocessing" that of `diffuseg postprocess`, "saliency_calibration"
+        that of maps, of methods which have them.
         """
-        found = self.calibration
-        return {"calibration": None if found is None or found.mismatch(settings) else found.id} | self._saliency()
+        known = {"calibration": self.calibration, "postprocessing": self.postprocessing}
+        used = {key: None if one is None or one.mismatch(settings) else one.id for key, one in known.items()}
+        return used | self._saliency()
 
     def _saliency(self) -> dict[str, str | None]:
         """Identity of what maps are held against, of a method that has maps."""
@@ -209,14 +222,17 @@ class Model:
             raise UserError(f"{self.name} gives NaN or infinite probabilities", do="Its training went wrong: train it again")
         fuses = options.fuse != "mean"
         chosen = largest(draws.to_native(fused.shares(ensemble.mean)) if fuses else probability)
-        record = volumes(self.plan, chosen, probability, image, draws.transform, ensemble)
-        record |= self.settings(options) | recorder.record() | scores(self.plan, ensemble, probability, chosen)
+        record = self.settings(options) | recorder.record() | scores(self.plan, ensemble, probability, chosen)
+        chosen, cleaned = apply_postprocessing(self.postprocessing, chosen, self.plan.names, record)
+        record = volumes(self.plan, chosen, probability, image, draws.transform, ensemble) | record | cleaned
         if calibrate and self.calibration is not None:
             probability = apply_calibration(self.calibration, probability, record)
         if calibrate:
             contain(record, image.voxel_ml * math.prod(image.shape))
         mask = take(self._values(), chosen)
-        record |= self._unlike_training(image, record["volume_ml"], mask)
+        if options.region is not None:
+            record |= region_record(draws.transform, record["volume_note"])
+        record |= self._unlike_training(image, record, mask)
         record |= self._origin(image, draws, digests) | {"image_digests": digests}
         record |= {"recommended": self.recommended(asked) is not None} | cost(draws)
         record["seconds"] = round(time.monotonic() - started, 2)
@@ -300,8 +316,9 @@ class Model:
             | ({"members": self.meta["members"]} if self.members else {})
         )
 
-    def _unlike_training(self, image: Image, volume_ml: dict[str, float], mask: np.ndarray) -> dict[str, Any]:
+    def _unlike_training(self, image: Image, record: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
         """In what image and volumes are unlike all training cases; then the case needs review, however sure the draws are."""
+        volume_ml = {} if "region" in record else record["volume_ml"]  # of a part it may be anything
         faults = outside_training(self.meta.get("fingerprint"), image, self.plan, volume_ml, mask)
         return {"outside_training": faults, "needs_review": True, "look_at": True} if faults else {}
 

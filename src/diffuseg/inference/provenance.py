@@ -78,6 +78,13 @@ def scores(
     return {"agreement": _by_class(plan, ensemble.agreement()), "uncertainty_score": expected, "doubt": expected}
 
 
+def region_record(transform: GridTransform, note: str) -> dict[str, Any]:
+    """Which voxels of the file a prediction is about, first and end per axis, where that is a region."""
+    box = transform.shown or tuple(slice(0, n) for n in transform.native)
+    note += "; of the region alone, while a calibration is learnt on whole images"
+    return {"region": [[part.start, part.stop] for part in box], "volume_note": note}
+
+
 def cost(draws: ImageDraws) -> dict[str, Any]:
     """Seeds, evaluations of the network, per tile, and what was decided about the image as a whole."""
     method, label = draws.method, draws.label

@@ -23,6 +23,7 @@ from diffuseg.checkpoint import load_weights
 from diffuseg.data.batches import FullCase
 from diffuseg.data.names import tells_sides
 from diffuseg.data.plan import Plan
+from diffuseg.data.region import box_of, cut
 from diffuseg.data.transforms import GridTransform, content_digest, to_grid, to_native
 from diffuseg.device import Precision
 from diffuseg.errors import UserError
@@ -51,6 +52,9 @@ class SamplingOptions:
         keep_steps: Keep the steps of the first draw, one byte per voxel.
         spread: Keep what tells apart the kinds of uncertainty: expected entropy, mutual information and variance. Without them
             there is the entropy alone, and less memory is needed.
+        postprocess: Clean the mask by the rules that `diffuseg postprocess` has learnt about the model, if it has.
+        region: Segment a part of the image alone: "10:60,0:48,5:30", voxels of the axes of its file, or the path of a mask on
+            its grid, of which the box round the foreground is taken with half a patch round it. Outside all is background.
         mirror: Draw as often again from the image mirrored along each axis, and each pair of axes, that the plan's flips allow.
     """
 
@@ -64,6 +68,8 @@ class SamplingOptions:
     keep_steps: bool = False
     mirror: bool = False
     spread: bool = True
+    postprocess: bool = True
+    region: str | None = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,8 @@ def prepare(
     else:
         x, transform = to_grid(image, method.plan)
         digest = content_digest(image, transform)
+        if options.region is not None:
+            x, transform = cut(x, transform, box_of(options.region, image, method.plan, transform), image.source)
     indices = range(options.draws or 1) if indices is None else indices
     seeds = tuple(draw_seed(options.seed, digest, i) for i in indices)
     with _autocast(precision, device):

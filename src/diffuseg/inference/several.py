@@ -104,7 +104,8 @@ def _difference(cls: type, one: dict[str, Any], other: dict[str, Any], but: Sequ
 
 def _joint_header(headers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What is true of all: what any of them was trained on was seen in training; a calibration of one is none of all."""
-    joint = {key: value for key, value in headers[0].items() if key not in ("calibration", "recommended", "fold", "amended")}
+    own = ("calibration", "postprocessing", "recommended", "fold", "amended")
+    joint = {key: value for key, value in headers[0].items() if key not in own}
     for side in ("training_cases", "validation_cases"):
         if all(side in header for header in headers):
             joint[side] = {

@@ -1,7 +1,7 @@
 """Out-of-fold predictions: every case of a data set by the model that was not trained on it, all in one folder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diffuseg.checkpoint import image_digest, read_meta
@@ -58,6 +58,7 @@ def cross_validate(
         raise UserError(f"there is no {name} here", file=run, do="Give a finished run, or a folder with fold_0, fold_1, ...")
     headers = [(file, read_meta(file)) for file in files]
     refuse_other_kinds(headers)
+    options = replace(options or SamplingOptions(), postprocess=False)  # rules were learnt on the very cases
     data = open_dataset(dataset, masks=False)
     chosen: dict[str, Path] = {}
     for file, meta in headers:

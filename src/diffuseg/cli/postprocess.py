@@ -1,0 +1,53 @@
+"""The command that learns how masks of a model are cleaned: `postprocess`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffuseg.cli.app import app, beside, console, refuse_unwritable
+from diffuseg.cli.predict import Fuse
+from diffuseg.cli.progress import ProgressBars
+
+
+@app.command()
+def postprocess(
+    model: Annotated[str, typer.Argument(help="A checkpoint, or the name of a packaged model.")],
+    dataset: Annotated[Path, typer.Argument(help="The data set it was trained on: validation cases of a fold are used.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for postprocessing.json.", show_default="postprocessing, beside the model")
+    ] = None,
+    draws: Annotated[int | None, typer.Option(help="As in predict.", show_default="recommended, or 8")] = None,
+    steps: Annotated[int | None, typer.Option(help="As in predict.", show_default="the model's")] = None,
+    sampler: Annotated[str | None, typer.Option(help="As in predict.", show_default="the model's")] = None,
+    fuse: Annotated[Fuse, typer.Option(help="As in predict.")] = Fuse.mean,
+    fold: Annotated[int | None, typer.Option(help="Fold to learn from.", show_default="the model's")] = None,
+    cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+    store: Annotated[bool, typer.Option(help="Write what is learnt into the checkpoint, beside its weights.")] = True,
+) -> None:
+    """Try keeping the largest component and filling holes; predict then does what raises the Dice for certain, if anything."""
+    from diffuseg.checkpoint import amend_meta, read_meta
+    from diffuseg.inference.model import load
+    from diffuseg.inference.sampling import SamplingOptions
+    from diffuseg.studies.postprocess import learn_postprocessing, table, write_found
+
+    out = out or beside(model, "postprocessing")
+    refuse_unwritable(out, model if store else None)
+    loaded = load(model, device)
+    with ProgressBars(console(stderr=True)) as bars:
+        options = SamplingOptions(draws, steps, sampler, fuse=fuse.value)
+        found = learn_postprocessing(loaded, dataset, options, fold, cases, bars.measured)
+    console().print(table(found))
+    typer.echo(f"written: {write_found(found, loaded.hash, out)}")
+    kept = found.postprocessing
+    typer.echo("no rule helps for certain" if kept is None else kept.announce(loaded.settings(options)))
+    if not store or not Path(model).is_file():
+        return
+    if kept is not None:
+        amend_meta(Path(model), {"postprocessing": asdict(kept)}, loaded.hash)
+        typer.echo(f"{model}: remembers these rules, for the same draws, steps, sampler and fusion")
+    elif read_meta(Path(model)).get("postprocessing") is not None:
+        amend_meta(Path(model), {"postprocessing": None}, loaded.hash)
+        typer.echo(f"{model}: forgets the rules that it had")
