@@ -5,11 +5,13 @@
 
 Each mutant is put into a temporary copy of the tree, never into this one. Tests run in a child of a process that has loaded the
 libraries already, so that a mutant costs seconds. A mutant that no test notices has survived; a known one has its reason in
-`EXPECTED`. The list is in tools/mutants.toml: file in src/diffuseg, old text (once in that file), new text, tests.
+`EXPECTED`. The list is in tools/mutants.toml: file in src/diffuseg, old text (once in that file), new text, tests. What came of
+each is kept in benchmarks/results/mutants.json, from which `make tables` makes the table of docs/reliability.md.
 """
 
 import argparse
 import importlib
+import json
 import os
 import shlex
 import shutil
@@ -23,11 +25,13 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LIST = ROOT / "tools" / "mutants.toml"
+RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
 LIBRARIES = ("numpy", "scipy.stats", "torch", "monai.metrics", "nibabel", "hypothesis", "jaxtyping", "beartype", "pytest")
 SECONDS = 240  # after which a mutant that hangs counts as noticed
 
 # name -> why no test can or need notice it
 EXPECTED: dict[str, str] = {}
+UNKNOWN = "no reason is known; a test is missing"
 
 
 def mutants(word: str = "") -> list[dict[str, Any]]:
@@ -40,6 +44,16 @@ def mutated(text: str, mutant: dict[str, Any]) -> str:
     if text.count(mutant["old"]) != 1:
         raise SystemExit(f"{mutant['name']}: its old text is {text.count(mutant['old'])} times in {mutant['file']}")
     return text.replace(mutant["old"], mutant["new"])
+
+
+def keep(mutant: dict[str, Any], killed: bool, path: Path = RESULTS) -> None:
+    """Write what came of a mutant beside what came of the others, in the order of the list; former mutants are dropped."""
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    found = {row["name"]: row for row in before}
+    row = {key: mutant[key] for key in ("name", "file", "tests")} | {"killed": killed}
+    found[mutant["name"]] = row if killed else row | {"reason": EXPECTED.get(mutant["name"], UNKNOWN)}
+    rows = [found[m["name"]] for m in mutants() if m["name"] in found]
+    path.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
 
 def copy_of_the_tree(folder: Path) -> Path:
@@ -116,13 +130,14 @@ def main() -> int:
             path.write_text(mutated(text, mutant))
             survived = passes(tree, tests)
             path.write_text(text)
+            keep(mutant, not survived)
             if survived:
                 survivors.append(mutant["name"])
             print(f"{'SURVIVED' if survived else 'killed':8} {mutant['name']}", flush=True)
     killed = len(chosen) - len(survivors)
     print(f"{killed} of {len(chosen)} killed, {100 * killed / max(len(chosen), 1):.0f} %")
     for name in survivors:
-        print(f"survivor {name}: {EXPECTED.get(name, 'no reason is known; a test is missing')}")
+        print(f"survivor {name}: {EXPECTED.get(name, UNKNOWN)}")
     return 1 if set(survivors) - set(EXPECTED) else 0
 
 
