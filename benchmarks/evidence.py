@@ -4,9 +4,9 @@
     python -m benchmarks.evidence thyroid/unet/0 DATA --dry    # its commands, run nothing
     make evidence ROW=thyroid/unet/0 DATA=/path/to/thyroid     # train and measure
 
-A name is set/row/seed; DATA is the folder of the data set, or the one that holds it under the set's name. Rows and their
-settings are in benchmarks/evidence.toml. Last weights are measured; a finished training is not repeated, one that was stopped
-goes on. The measure replaces the row of that name in the results of its set, from which `make tables` makes the tables.
+DATA is the folder of the data set, or the one that holds it under the set's name. Rows and their settings are in evidence.toml.
+Last weights are measured; a finished training is not repeated, one that was stopped goes on. The measure replaces the row of
+that name in the results of its set, from which `make tables` makes the tables.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from diffuseg.checkpoint import is_finished
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).with_suffix(".toml")
 RESULTS = Path(__file__).parent / "results"
+COMMANDS = ("train", "pseudo-label", "calibrate")  # of diffuseg
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Row:
         return [Row.of(f"{self.set}/{name}/{self.seed}") for name in self.settings.get("needs", ())]
 
 
+@cache
 def rows() -> dict[str, tuple[dict[str, Any], str]]:
     """set/row -> its settings, and what every training of the set is told."""
     found = {}
@@ -67,24 +70,27 @@ def rows() -> dict[str, tuple[dict[str, Any], str]]:
 
 def commands(row: Row, data: Path, work: Path, results: Path = RESULTS) -> list[list[str]]:
     """Its training, after those of the rows that it needs, and its measure; each a list of words, none of them twice."""
-    found = _trained(row, data, work, results) + _filled(row, "measure", data, work, results)
+    measures = row.settings["measure"]
+    found = _trained(row, data, work, results)
+    for text in [measures] if isinstance(measures, str) else measures:
+        found += _filled(row, text, data, work, results)
     return [command for i, command in enumerate(found) if command not in found[:i]]
 
 
 def _trained(row: Row, data: Path, work: Path, results: Path) -> list[list[str]]:
     found = [command for other in row.needed for command in _trained(other, data, work, results)]
     if "train" in row.settings:
-        found += _filled(row, "before", data, work, results)
-        (options,) = _filled(row, "train", data, work, results)
-        (at,) = _filled(row, "data", data, work, results) or [[str(data)]]
+        found += _filled(row, row.settings.get("before", ""), data, work, results)
+        (options,) = _filled(row, row.settings["train"], data, work, results)
+        (at,) = _filled(row, row.settings.get("data", ""), data, work, results) or [[str(data)]]
         out = row.folder(work)
         found.append(["train", *at, "--out", str(out), "--seed", str(row.seed), *shlex.split(row.common), *options])
     return found
 
 
-def _filled(row: Row, key: str, data: Path, work: Path, results: Path) -> list[list[str]]:
-    """The words of a setting with its names filled in; nothing where it is not given. Options without a value are left out."""
-    words, values = shlex.split(row.settings.get(key, "")), {"data": data, "out": row.folder(work)}
+def _filled(row: Row, text: str, data: Path, work: Path, results: Path) -> list[list[str]]:
+    """The words of a command with its names filled in; nothing where there is none. Options without a value are left out."""
+    words, values = shlex.split(text), {"data": data, "out": row.folder(work)}
     values |= {other.name: other.folder(work) / "last.safetensors" for other in row.needed}
     file = results / row.settings["results"]
     own = file.with_stem(f"{file.stem}_seed{row.seed}") if row.seed else file
@@ -96,14 +102,15 @@ def _filled(row: Row, key: str, data: Path, work: Path, results: Path) -> list[l
 
 
 def called(command: list[str]) -> list[str]:
-    """The words of a shell: `train` and `pseudo-label` are commands of diffuseg, all others modules of benchmarks."""
+    """The words of a shell: commands of diffuseg by their names, `cp` itself; all others are modules of benchmarks."""
     first, *rest = command
-    return ["diffuseg", first, *rest] if first in ("train", "pseudo-label") else ["python", "-m", f"benchmarks.{first}", *rest]
+    before = {"cp": []} | {name: ["diffuseg"] for name in COMMANDS}
+    return [*before[first], *command] if first in before else ["python", "-m", f"benchmarks.{first}", *rest]
 
 
 def run(command: list[str]) -> None:
     """One command, as far as its training, or the data that it makes, are not there yet; stops where it fails."""
-    out = Path(command[command.index("--out") + 1])
+    out = Path(command[command.index("--out") + 1]) if "--out" in command else ROOT
     if command[0] == "train":
         if is_finished(out / "last.safetensors"):
             return
@@ -112,7 +119,7 @@ def run(command: list[str]) -> None:
         return
     print("$", shlex.join(called(command)), flush=True)
     first, *rest = called(command)
-    words = [sys.executable, *(["-m", "diffuseg"] if first == "diffuseg" else []), *rest]
+    words = {"cp": [first], "diffuseg": [sys.executable, "-m", "diffuseg"]}.get(first, [sys.executable]) + rest
     done = subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}"}, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
