@@ -1,6 +1,5 @@
-"""A row of the tables of evidence from nothing: the commands that train and measure it, by its name.
+"""A row of the tables of evidence from nothing: the commands that train and measure it, by its name (none: all names).
 
-    python -m benchmarks.evidence                              # the names of all rows
     python -m benchmarks.evidence thyroid/unet/0 DATA --dry    # its commands, run nothing
     make evidence ROW=thyroid/unet/0 DATA=/path/to/thyroid     # train and measure
 
@@ -142,10 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"{asked.row}: give the folder of the data set {row.set} too")
     data = asked.data / row.set if (asked.data / row.set).is_dir() else asked.data
     for command in commands(row, *(path.resolve() for path in (data, asked.work, asked.results))):
-        if asked.dry:
-            print(shlex.join(called(command)))
-        else:
-            run(command)
+        print(shlex.join(called(command))) if asked.dry else run(command)
 
 
 if __name__ == "__main__":
