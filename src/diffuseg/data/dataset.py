@@ -68,7 +68,7 @@ def check(dataset: Dataset) -> list[str]:
     faults = [fault for case in dataset.cases for fault in _examine(dataset, case)[2]]
     description = dataset.folder / "dataset.json"
     expected = dataset.extra.get("numTraining")
-    if expected is not None and expected != len(dataset.cases):
+    if expected is not None and str(expected) != str(len(dataset.cases)):
         what = f"numTraining is {expected}, but the number of cases is {len(dataset.cases)}"
         faults.append(UserError(what, file=description))
     known = {mask for case in dataset.cases for mask in case.masks}
@@ -94,7 +94,7 @@ def patients(dataset: Dataset) -> tuple[dict[str, str], str]:
         if not isinstance(listed, dict):
             raise UserError('"patients" must be {"case": "patient", ...}', file=description)
         file, rule = description, "patients as listed in dataset.json"
-        patient_of = {str(case): str(patient) for case, patient in listed.items()}
+        patient_of = {str(case): str(patient).strip() for case, patient in listed.items()}
     elif table.is_file():
         file, rule = table, "patients as listed in patients.csv"
         patient_of = _read_patients(table)
@@ -107,6 +107,9 @@ def patients(dataset: Dataset) -> tuple[dict[str, str], str]:
         patient_of = {name: match[1] if match.re.groups else match[0] for name, match in matches.items() if match}
     else:
         return {name: name for name in names}, "each case is taken for a patient of its own"
+    unknown = sorted(set(patient_of) - set(names))
+    if unknown:
+        warn_once(file, f"patients of cases that are not there: {few(unknown)}")
     lacking = [name for name in names if not patient_of.get(name)]
     if lacking:
         raise UserError(f"no patient for {few(lacking)}", file=file)
@@ -219,9 +222,10 @@ def _read_patients(table: Path) -> dict[str, str]:
     if not {"case", "patient"} <= columns:
         raise UserError("it needs the columns case and patient", file=table)
     patient_of: dict[str, str] = {}
-    for row in rows:
-        if patient_of.setdefault(row["case"], row["patient"]) != row["patient"]:
-            raise UserError(f"case {row['case']} has two patients", file=table)
+    for row in rows:  # a space before a name would make another patient of it, and bring one patient to both sides
+        case, patient = (row["case"] or "").strip(), (row["patient"] or "").strip()
+        if patient_of.setdefault(case, patient) != patient:
+            raise UserError(f"case {case} has two patients", file=table)
     return patient_of
 
 
