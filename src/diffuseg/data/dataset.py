@@ -35,7 +35,15 @@ T = TypeVar("T")
 
 
 def load_image(dataset: Dataset, case: Case) -> Image:
-    """Read a case without its mask: float32 [c, *s]. Refuses what `read_image` refuses, and another number of channels."""
+    """Read a case without its mask: float32 [c, *s].
+
+    Args:
+        dataset: The data set.
+        case: One of its cases.
+
+    Raises:
+        UserError: What `read_image` refuses, and another number of channels than dataset.json names.
+    """
     image = read_image(case.images)
     _check_channels(dataset, case, image)
     return image
@@ -44,7 +52,14 @@ def load_image(dataset: Dataset, case: Case) -> Image:
 def load_case(dataset: Dataset, case: Case) -> tuple[Image, Image]:
     """Read a case: image float32 [c, *s] and mask int [1, *s] on one grid, label values as in dataset.json.
 
-    The mask of several raters is their majority vote (`raters.fuse_raters`). Refuses what `load_raters` does.
+    The mask of several raters is their majority vote (`raters.fuse_raters`).
+
+    Args:
+        dataset: The data set.
+        case: One of its cases.
+
+    Raises:
+        UserError: What `load_raters` refuses.
     """
     image, masks = load_raters(dataset, case)
     return image, replace(masks, data=fuse_raters(masks.data)[None])
@@ -53,8 +68,13 @@ def load_case(dataset: Dataset, case: Case) -> tuple[Image, Image]:
 def load_raters(dataset: Dataset, case: Case) -> tuple[Image, Image]:
     """Read a case: image float32 [c, *s] and the masks of its raters int [m, *s], m = 1 where there is a single mask.
 
-    Refuses what `read_image` and `read_mask` refuse, another number of channels than dataset.json names, grids that
-    differ, and label values that dataset.json does not name.
+    Args:
+        dataset: The data set.
+        case: One of its cases.
+
+    Raises:
+        UserError: What `read_image` and `read_mask` refuse, another number of channels than dataset.json names, grids that
+            differ, and label values that dataset.json does not name.
     """
     image, masks, faults = _examine(dataset, case)
     if faults:
@@ -85,7 +105,13 @@ def patients(dataset: Dataset) -> tuple[dict[str, str], str]:
 
     The first that is there decides: "patients" in dataset.json ({case: patient}); patients.csv with the columns case and
     patient; "patient_pattern" in dataset.json, a regular expression whose first group (or whole match) in the case's name
-    is the patient; else each case is a patient of its own. Refuses a rule that leaves a case without a patient.
+    is the patient; else each case is a patient of its own.
+
+    Args:
+        dataset: The data set.
+
+    Raises:
+        UserError: A rule that leaves a case without a patient, or a case that has two.
     """
     names = [case.id for case in dataset.cases]
     description, table = dataset.folder / "dataset.json", dataset.folder / "patients.csv"
@@ -121,12 +147,15 @@ def splits(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[dict[str, li
 
     Without a file, patients are shuffled by the seed and dealt to the folds, those with most cases first, each to the
     smallest fold; every case is in "val" exactly once and no patient is on both sides. Fewer patients than folds give one
-    fold per patient. Refuses a single patient, and a file that names unknown cases or one case on both sides.
+    fold per patient.
 
     Args:
         dataset: What `open_dataset` returns.
         folds: How many, where no file says.
         seed: Of the shuffling.
+
+    Raises:
+        UserError: A single patient, and a file that names unknown cases or one case on both sides.
     """
     file = dataset.folder / "splits_final.json"
     if file.is_file():

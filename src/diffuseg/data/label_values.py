@@ -19,12 +19,31 @@ BACKGROUND = ("background", "bg", "backgr", "back", "unlabelled", "unlabeled", "
 
 
 def label_values(extra: dict[str, Any], file: Path) -> dict[str, int]:
-    """Classes and their values, by rising value, background first; without "ignore". Refuses what is none."""
+    """Classes and their values.
+
+    Args:
+        extra: What dataset.json holds.
+        file: Its name in messages.
+
+    Returns:
+        Name -> value, by rising value, background first; without "ignore".
+
+    Raises:
+        UserError: Regions, negative values, names that mean "ignore" in other words, or a background that is not 0.
+    """
     return _classes_and_ignore(extra, file)[0]
 
 
 def ignore_value(extra: dict[str, Any], file: Path) -> int | None:
-    """The value of voxels that nobody has annotated; None where dataset.json has no label "ignore"."""
+    """The value of voxels that nobody has annotated; None where dataset.json has no label "ignore".
+
+    Args:
+        extra: What dataset.json holds.
+        file: Its name in messages.
+
+    Raises:
+        UserError: As `label_values`.
+    """
     return _classes_and_ignore(extra, file)[1]
 
 
