@@ -14,8 +14,8 @@ ALIKE = (
     "do not care", "unknown", "undefined", "unsure", "uncertain", "unclear", "exclude", "excluded", "na", "n/a", "invalid",
 )  # fmt: skip
 BACKGROUND = ("background", "bg", "backgr", "back", "unlabelled", "unlabeled", "other", "others", "rest", "none", "nothing",
-              "outside", "clear", "empty", "air", "void", "unknown", "normal", "hintergrund", "fond", "fondo", "fundo",
-              "sfondo", "achtergrond", "exterior", "0", "null", "zero")  # fmt: skip
+              "outside", "clear", "healthy", "control", "empty", "air", "void", "unknown", "normal", "hintergrund", "fond",
+              "fondo", "fundo", "sfondo", "achtergrond", "exterior", "0", "null", "zero")  # fmt: skip
 
 
 def label_values(extra: dict[str, Any], file: Path) -> dict[str, int]:
