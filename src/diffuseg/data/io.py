@@ -21,7 +21,7 @@ import numpy as np
 from diffuseg.atomic_io import atomic_path
 from diffuseg.blocks import blocks
 from diffuseg.data import dicom, geometry, itk, mgh, pictures
-from diffuseg.data.claims import Claim, read_claimed
+from diffuseg.data.claimed_size import Claim, read_claimed
 from diffuseg.data.dicom_series import Stack
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -266,7 +266,10 @@ def _nifti_claim(head: bytes) -> Claim:
 
 def _read_nifti(file: Path) -> FileContents:
     raw = read_claimed(file, _nifti_claim)
-    return nifti_contents(_nifti_kind(raw).from_bytes(raw), file)
+    kind = _nifti_kind(raw)
+    # Before nibabel mends it: a voxel size of 0 would become 1 mm.
+    geometry.check_stored_header(kind.header_class(raw[: kind.header_class.sizeof_hdr], check=False), file)
+    return nifti_contents(kind.from_bytes(raw), file)
 
 
 def nifti_contents(image: Any, file: Path | None) -> FileContents:

@@ -17,10 +17,11 @@ import PIL.Image
 import tifffile
 
 from diffuseg.blocks import blocks
-from diffuseg.data.claims import DEFLATE, UNBOUNDED, Claim, check_claim
+from diffuseg.data.claimed_size import DEFLATE, UNBOUNDED, Claim, check_claim
 from diffuseg.errors import UserError
 
 LOSSLESS = (".png", ".tiff", ".tif")
+CONTENTS = ("PNG", "JPEG", "MPO")  # of what is named so; some telephones write the last as .jpg
 LOSSY = (".jpeg", ".jpg")
 RATIOS = {"PNG": 8 * DEFLATE, "JPEG": 2048}  # 1 bit becomes 8; a bit or more for every block of 64, in three colours
 PLAIN = ("NONE", "DEFLATE", "ADOBE_DEFLATE", "PACKBITS")  # compressions that tifffile reads by itself
@@ -40,15 +41,31 @@ def read(file: Path, mask: bool) -> np.ndarray:
     """Planes [c, h, w] of a picture as stored; a palette gives its indices in a mask, its colours in an image.
 
     Tags for display are not applied, whatever the compression: orientation, and WhiteIsZero. An opaque alpha channel is
-    dropped, any transparency is refused; so are several pages or frames, and lossy masks in a .tif.
+    dropped, any transparency is refused; so are several pages or frames, and lossy masks, whatever the ending.
     """
-    if file.name.lower().endswith((".tif", ".tiff")):
+    if file.name.lower().endswith((".tif", ".tiff")) or _is_tiff(file):
         return _read_tiff(file, mask)
     with warnings.catch_warnings(action="ignore"), open_picture(file) as picture:
+        _check_content(picture, file, mask)
         frames = getattr(picture, "n_frames", 1)
         if picture.format == "PNG" and frames > 1:
             raise UserError(f"{frames} frames in one file", file=file, do="Store each as a picture")
         return _decode(picture, file, mask)
+
+
+def _is_tiff(file: Path) -> bool:
+    with file.open("rb") as head:
+        return head.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _check_content(picture: Any, file: Path, mask: bool) -> None:
+    """Refuse what is another kind of picture than its ending says, where values may then be others than those meant."""
+    if picture.format not in CONTENTS:
+        what = f"it holds {picture.format}, which its ending does not say"
+        raise UserError(what, file=file, do="Convert it to .png; `diffuseg convert` does")
+    if mask and picture.format != "PNG":
+        what = f"it holds {picture.format}: a mask in a lossy format has no exact values"
+        raise UserError(what, file=file, do="Store masks as .png or .tif")
 
 
 def open_picture(file: Path) -> Any:

@@ -205,8 +205,17 @@ def _images(folder: Path) -> list[Path]:
     files = list_files(folder)
     images = [path for path in files if path.name.lower().endswith(io.ENDINGS)]
     if images:
-        name_unused(folder, files, images, "as their kind is not known")
+        name_unused(folder, [*images, *_without_images(folder)], "as their kind is not known, or they are a folder")
     return without_results(images)
+
+
+def _without_images(folder: Path) -> list[Path]:
+    """The folders in a folder that hold no image to predict: masks, results, and what else there is."""
+    below = [path for path in folder.iterdir() if path.is_dir()]
+    images = {
+        path: [each for each in list_files(path, dangling=True) if each.name.lower().endswith(io.ENDINGS)] for path in below
+    }
+    return [path for path in below if path.name.startswith("labels") or not without_results(images[path])]
 
 
 def _finished(

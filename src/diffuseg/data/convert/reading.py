@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from diffuseg.data import io, itk, pictures
-from diffuseg.data.claims import Claim, check_claim
+from diffuseg.data.claimed_size import Claim, check_claim
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
 from diffuseg.types import Image
