@@ -26,7 +26,7 @@ PATCH = {2: (256, 256), 3: (64, 64, 64)}
 SPACING = 0.8  # mm of the plan, where the image has 1 mm: all is resampled
 
 
-def model(dims: int, resampled: bool) -> Any:
+def model(dims: int, resampled: bool, patch: tuple[int, ...] | None = None) -> Any:
     """A model of three classes whose denoiser is one line: the noisy mask, pulled to what the intensity says."""
     import torch
 
@@ -55,7 +55,7 @@ def model(dims: int, resampled: bool) -> Any:
     labels = {"background": 0, "a": 1, "b": 2}
     ending, turned = (".png", None) if dims == 2 else (".nii.gz", "RAS")
     spacing = (SPACING,) * dims if resampled else None
-    plan = Plan("made", ("MR",), labels, ending, dims=dims, orientation=turned, spacing=spacing, patch=PATCH[dims])
+    plan = Plan("made", ("MR",), labels, ending, dims=dims, orientation=turned, spacing=spacing, patch=patch or PATCH[dims])
     precision = Precision(torch.float32, "fp32")
     return Model(Line(plan, MaskConfig()), plan, {"method": "line"}, "line", "0" * 12, torch.device("cpu"), precision)
 

@@ -237,13 +237,13 @@ class Batches:
         return image, one_hot[: plan.classes] if ignored else one_hot  # with "ignore" there is one mask
 
 
-def slice_stack(image: Float[Tensor, "c x y z"], plan: Plan) -> Float[Tensor, "n m h w"]:
-    """All slices of a volume along plan.slice_axis, each with its plan.context neighbours on either side as channels.
+def slice_stack(image: Float[Tensor, "c x y z"], plan: Plan, chosen: Sequence[int] | None = None) -> Float[Tensor, "n m h w"]:
+    """Slices of a volume along plan.slice_axis, all or the chosen ones, each with plan.context neighbours on either side.
 
     Channels are in the order (c0 z-1, c0 z, c0 z+1, c1 z-1, ...), m = c * (2 * context + 1); at the ends of the volume the
     last slice is repeated.
     """
-    return _slices(image, plan, range(image.shape[1 + plan.slice_axis]))
+    return _slices(image, plan, range(image.shape[1 + plan.slice_axis]) if chosen is None else chosen)
 
 
 def _slices(image: Tensor, plan: Plan, chosen: Sequence[int]) -> Tensor:

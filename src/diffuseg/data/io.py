@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
+from diffuseg import scratch
 from diffuseg.atomic_io import atomic_path
-from diffuseg.blocks import blocks
-from diffuseg.data import dicom, geometry, itk, mgh, pictures
-from diffuseg.data.claims import Claim, read_claimed
+from diffuseg.blocks import as_type, blocks, copy, extremes, flat
+from diffuseg.data import dicom, geometry, itk, mgh, nifti_slabs, pictures
+from diffuseg.data.claims import Claim, checked_claim, read_claimed
 from diffuseg.data.dicom_series import Stack
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -99,7 +100,7 @@ def read_image(paths: Path | str | Stack | Sequence[Path | str | Stack]) -> Imag
     arrays = []
     for place, part in zip(places, parts, strict=True):
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-            array = np.asarray(part.data, np.float32)
+            array = as_type(part.data, np.float32)
         _check_finite(array, place)
         arrays.append(array)
     image = Image(arrays[0], parts[0].affine, places[0], parts[0].header)
@@ -109,7 +110,15 @@ def read_image(paths: Path | str | Stack | Sequence[Path | str | Stack]) -> Imag
             raise UserError(f"its {fault} (of {places[0].name})", file=place, do="Channels must lie on one grid")
     if len(arrays) == 1:
         return image
-    return Image(np.concatenate(arrays), image.affine, image.source, image.header)
+    return Image(_joined(arrays), image.affine, image.source, image.header)
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    """Channels of several arrays in one."""
+    joined = scratch.zeros((sum(map(len, arrays)), *arrays[0].shape[1:]))
+    for place, channel in enumerate(channel for array in arrays for channel in array):
+        copy(channel, joined[place])
+    return joined
 
 
 def read_mask(path: Path | str) -> Image:
@@ -235,7 +244,8 @@ def _too_large(file: Path) -> UserError:
 
 
 def _check_finite(array: np.ndarray, file: Path) -> None:
-    bad = array.size - sum(int(np.isfinite(channel[part]).sum()) for channel in array for part in blocks(channel.shape))
+    values = flat(array)
+    bad = array.size - sum(int(np.isfinite(values[part]).sum()) for part in blocks(values.shape))
     if bad:
         raise UserError(f"NaN or infinite values: {bad} of {array.size}", file=file, do="Replace them")
 
@@ -243,11 +253,11 @@ def _check_finite(array: np.ndarray, file: Path) -> None:
 def smallest_dtype(array: np.ndarray) -> np.ndarray:
     """Floats as float32; integers and booleans in the smallest of uint8, int16 and int32 that holds them."""
     if np.issubdtype(array.dtype, np.floating):
-        return np.asarray(array, np.float32)
-    low, high = int(array.min()), int(array.max())
+        return as_type(array, np.float32)
+    low, high = map(int, extremes(array))
     for dtype in (np.uint8, np.int16, np.int32):
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return array.astype(dtype)
+            return as_type(array, dtype)
     raise ValueError(f"values from {low} to {high} do not fit 32 bits")
 
 
@@ -265,13 +275,16 @@ def _nifti_claim(head: bytes) -> Claim:
 
 
 def _read_nifti(file: Path) -> FileContents:
+    claimed = checked_claim(file, _nifti_claim)
+    if claimed.bytes > scratch.IN_MEMORY:
+        return nifti_contents(*nifti_slabs.read(file, claimed, _nifti_kind), file)
     raw = read_claimed(file, _nifti_claim)
-    return nifti_contents(_nifti_kind(raw).from_bytes(raw), file)
+    image = _nifti_kind(raw).from_bytes(raw)
+    return nifti_contents(image, np.asanyarray(image.dataobj), file)
 
 
-def nifti_contents(image: Any, file: Path | None) -> FileContents:
+def nifti_contents(image: Any, data: np.ndarray, file: Path | None) -> FileContents:
     """Voxels, geometry and header of a nibabel image; `file` stands in messages."""
-    data = np.asanyarray(image.dataobj)
     if data.dtype.kind not in "iuf":
         raise UserError(f"voxels of type {data.dtype} are not supported", file=file, do="Store real numbers")
     while 1 in data.shape[3:]:  # (i, j, k, 1) is a volume; a vector image is (i, j, k, 1, c)
@@ -283,7 +296,11 @@ def nifti_contents(image: Any, file: Path | None) -> FileContents:
 
 
 def _write_nifti(aside: Path, planes: np.ndarray, like: Image) -> None:
-    nib.save(nifti_image(planes, like), aside)
+    if scratch.is_large(planes.shape, planes.dtype):
+        hollow = np.broadcast_to(np.zeros((), planes.dtype), planes.shape)  # takes no memory, and makes the header
+        nifti_slabs.write(aside, nifti_image(hollow, like), planes)
+    else:
+        nib.save(nifti_image(planes, like), aside)
 
 
 def nifti_image(planes: np.ndarray, like: Image) -> Any:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from diffuseg import scratch
 from diffuseg.atomic_io import write_json
+from diffuseg.blocks import blocks
 from diffuseg.data import io
 from diffuseg.data.dicom import case_name
 from diffuseg.data.dicom_series import Stack
@@ -133,7 +135,7 @@ def save(
     entropy, unit = prediction.uncertainty["entropy"], "nats"
     if ending == ".png":
         classes = len(prediction.probability)
-        entropy, unit = np.clip(entropy / math.log(classes), 0, 1), f"fraction of log({classes}) nats"
+        entropy, unit = as_fraction(entropy, math.log(classes)), f"fraction of log({classes}) nats"
     io.write(folder / sidecar_name(case, "entropy", ending), entropy, prediction.image)
     if ending in LOSSLESS and prediction.mask.ndim == 2:
         labels = prediction.provenance["labels"]
@@ -142,6 +144,14 @@ def save(
     left_out = {} if probabilities else {"probabilities": False}
     write_json(record, {"case": case} | prediction.provenance | {"entropy_unit": unit} | left_out)
     return mask
+
+
+def as_fraction(values: Float[np.ndarray, "*s"], top: float) -> Float[np.ndarray, "*s"]:
+    """values / top, in [0, 1]."""
+    found = scratch.zeros(values.shape)
+    for part in blocks(values.shape):
+        found[part] = np.clip(values[part] / top, 0, 1)
+    return found
 
 
 def ending_for(source: Path | Stack) -> str:
@@ -157,7 +167,8 @@ def ending_for(source: Path | Stack) -> str:
 
 def _probabilities(prediction: Prediction, ending: str) -> list[tuple[str, np.ndarray]]:
     foreground = prediction.probability[1:]
-    np.clip(foreground, 0, 1, out=foreground)  # interpolation may leave [0, 1] by a rounding error; in place: it may be large
+    for part in blocks(foreground.shape[1:]):  # interpolation may leave [0, 1] by a rounding error; in place: it may be large
+        np.clip(foreground[:, part], 0, 1, out=foreground[:, part])
     names = probability_names(prediction.provenance["labels"], ending)
     if len(names) == 1:
         return [(names[0], foreground[0] if len(foreground) == 1 else foreground)]

@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffuseg import scratch
+from diffuseg.blocks import copy
 from diffuseg.checkpoint import load_weights
 from diffuseg.data.batches import FullCase
 from diffuseg.data.names import tells_sides
@@ -124,7 +126,7 @@ class ImageDraws:
                 weights = turn.weights
             seeds = self.seeds[number * each : (number + 1) * each]
             axes = [1 + axis for axis in turn.mirror]
-            seen = image.flip(axes) if axes else image
+            seen = flipped(image, axes)
             maps = iter(self.method.draw(seen, seeds, steps=self.steps, sampler=self.sampler, chunk=chunk, **options))
             for _ in seeds:
                 yield self._next(maps, axes)  # no name holds a draw while the next one is made
@@ -132,7 +134,7 @@ class ImageDraws:
 
     def _next(self, maps: Iterator[Tensor], axes: list[int]) -> Tensor:
         with _autocast(self.precision, self.device):
-            return next(maps).flip(axes) if axes else next(maps)
+            return flipped(next(maps), axes)
 
     def finalize(self, evidence: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
         """Probabilities from a draw, or from the mean of several."""
@@ -145,6 +147,15 @@ class ImageDraws:
     def to_native(self, maps: Float[Tensor, "k *s"]) -> Float[np.ndarray, "k *n"]:
         """Probabilities on the image's own voxels."""
         return to_native(maps, self.transform)
+
+
+def flipped(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """A tensor mirrored along some of its axes."""
+    if not axes or x.device.type != "cpu":
+        return x.flip(axes) if axes else x
+    found = scratch.tensor(x.shape)
+    copy(np.flip(x.numpy(), axes), found.numpy())
+    return found
 
 
 def prepare(
