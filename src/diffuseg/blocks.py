@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -84,19 +85,23 @@ def extremes(array: Num[np.ndarray, "*s"]) -> tuple[Any, Any]:
 def percentiles(values: Float[np.ndarray, "*s"], q: Sequence[float]) -> tuple[int, list[float]]:
     """How many of the float32 values are not 0, and `np.percentile(..., q)` of those; no percentiles of none.
 
-    Exact: their order is found by counting, first by the upper half of their bits and then by the lower one.
+    Exact: of large arrays their order is found by counting, first by the upper half of their bits and then by the lower one.
     """
+    if not scratch.is_large(values.shape):
+        shown = values[values != 0]
+        return shown.size, np.percentile(shown, q, overwrite_input=True).tolist() if shown.size else []
     values = flat(values)
     upper = upper_counts(values)
-    upper[ZERO] -= counted(values, ZERO)[0]
+    upper[ZERO] -= sum(int((values[part] == 0).sum()) for part in blocks(values.shape))
     n, ends = int(upper.sum()), upper.cumsum()
     if not n:
         return 0, []
     places = [(n - 1) * (one / 100) for one in q]
     found: dict[int, float] = {}
+    counts_of = cache(lambda half: counted(values, half))
     for rank in sorted({min(math.floor(place) + d, n - 1) for place in places for d in (0, 1)}):
         half = int(np.searchsorted(ends, rank, side="right"))
-        lower = counted(values, half)
+        lower = counts_of(half).copy()
         lower[0] *= half != ZERO
         low = int(np.searchsorted(lower.cumsum(), rank - (ends[half] - upper[half]), side="right"))
         found[rank] = float(_value(np.array([half * HALF + low], np.uint32))[0])

@@ -5,6 +5,7 @@ values stay. Whatever walks a large array in blocks thus needs memory for a bloc
 files (TMPDIR) and vanish with the arrays, or with the process, however that ends.
 """
 
+import errno
 import math
 import mmap
 import os
@@ -19,7 +20,7 @@ import numpy as np
 
 from diffuseg.errors import UserError
 
-IN_MEMORY = 2**26  # bytes: a larger array is a file
+IN_MEMORY = 2**24  # bytes: a larger array is a file
 PIECE = 2**24
 
 _maps: "weakref.WeakSet[mmap.mmap]" = weakref.WeakSet()
@@ -78,9 +79,14 @@ def _mapped(size: int) -> mmap.mmap:
 
 def _reserve(file: Any, size: int) -> None:
     """Take the room now: a file that could not grow later would end the process."""
-    if hasattr(os, "posix_fallocate"):
+    try:
         os.posix_fallocate(file.fileno(), 0, size)
         return
+    except AttributeError:  # a system without it
+        pass
+    except OSError as error:  # or a file system
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
     for start in range(0, size, PIECE):
         file.write(bytes(min(PIECE, size - start)))
     file.flush()

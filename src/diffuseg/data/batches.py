@@ -18,6 +18,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.data.raters import fuse_raters
 from diffuseg.data.transforms import GridTransform, central_window, class_indices, content_digest, mask_to_grid, to_grid
 from diffuseg.errors import UserError
+from diffuseg.timing import timed
 from diffuseg.types import Batch, Image
 
 FOREGROUND, FOREGROUND_SLICES = 1 / 3, 1 / 2  # share of patches, and of slices, that are centred on foreground
@@ -135,7 +136,8 @@ class Batches:
             for step in range(start, stop):
                 started = time.perf_counter()
                 assert ahead is not None
-                batch = ahead.result()
+                with timed("wait for data"):
+                    batch = ahead.result()
                 self.waited += time.perf_counter() - started
                 ahead = thread.submit(self.batch, step + 1, rank, world) if step + 1 < stop else None
                 yield batch

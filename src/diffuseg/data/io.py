@@ -158,7 +158,7 @@ def read_planes(path: Path | str) -> Image:
 
 
 @timed("write")
-def write(path: Path | str, array: np.ndarray, like: Image) -> None:
+def write(path: Path | str, array: np.ndarray, like: Image, slope: float = 1.0) -> None:
     """Write an array [*s] or [c, *s] on the grid of `like`, with its geometry; from NIfTI to NIfTI, as its header has it.
 
     Description, intent, extensions and whatever else a header says of the scan stay behind.
@@ -167,6 +167,12 @@ def write(path: Path | str, array: np.ndarray, like: Image) -> None:
     except in .png: as 16-bit fractions of 1 (value = pixel / 65535). Refuses what the format cannot hold: lossy endings,
     volumes in pictures, several planes in a .png (three of uint8 are colour), floats outside [0, 1] in a .png. The file
     is written aside and then renamed, so it is never there in part.
+
+    Args:
+        path: The file.
+        array: Values as they are stored.
+        like: On whose grid.
+        slope: By which a reader has to multiply them; NIfTI says so in its header, the other formats cannot.
     """
     path, ending = Path(path), ending_of(path)
     if ending in WRITTEN_AS:
@@ -182,7 +188,7 @@ def write(path: Path | str, array: np.ndarray, like: Image) -> None:
     elif ending in mgh.ENDINGS:
         save = lambda aside: mgh.write(aside, planes, like, packed=ending == ".mgz")
     else:
-        save = lambda aside: _write_nifti(aside, planes, like)
+        save = lambda aside: _write_nifti(aside, planes, like, slope)
     with atomic_path(path) as aside:
         save(aside)
 
@@ -295,12 +301,15 @@ def nifti_contents(image: Any, data: np.ndarray, file: Path | None) -> FileConte
     return FileContents(channels_first, geometry.nifti_affine(image, file), image.header)
 
 
-def _write_nifti(aside: Path, planes: np.ndarray, like: Image) -> None:
+def _write_nifti(aside: Path, planes: np.ndarray, like: Image, slope: float) -> None:
     if scratch.is_large(planes.shape, planes.dtype):
         hollow = np.broadcast_to(np.zeros((), planes.dtype), planes.shape)  # takes no memory, and makes the header
-        nifti_slabs.write(aside, nifti_image(hollow, like), planes)
+        nifti_slabs.write(aside, nifti_image(hollow, like), planes, slope)
     else:
-        nib.save(nifti_image(planes, like), aside)
+        image = nifti_image(planes, like)
+        if slope != 1:
+            image.header.set_slope_inter(slope, 0)
+        nib.save(image, aside)
 
 
 def nifti_image(planes: np.ndarray, like: Image) -> Any:

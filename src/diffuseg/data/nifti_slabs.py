@@ -31,11 +31,11 @@ def read(file: Path, claimed: Claim, kind_of: Callable[[bytes], Any]) -> tuple[A
     return image, found if found is not None else np.zeros(shape)
 
 
-def write(aside: Path, image: Any, planes: Num[np.ndarray, "c *s"]) -> None:
-    """Write planes with the header of a nibabel image of their shape and type."""
+def write(aside: Path, image: Any, planes: Num[np.ndarray, "c *s"], slope: float) -> None:
+    """Write planes with the header of a nibabel image of their shape and type; slope: by which a reader multiplies them."""
     header = image.header
     image.update_header()
-    header.set_slope_inter(1, 0)
+    header.set_slope_inter(slope, 0)
     with aside.open("wb") as file, _packed(file, aside) as stream:
         header.write_to(stream)
         stream.write(bytes(header.get_data_offset() - header.sizeof_hdr - 4))

@@ -63,7 +63,7 @@ def in_blocks(compute: Callable[..., Tensor], first: Tensor, *others: Tensor | N
     if first.device.type != "cpu" or not scratch.is_large(first.shape):
         return compute(first, *others)
     found = scratch.tensor(first.shape)
-    for part in blocks(first.shape[2:]):
+    for part in blocks((first.shape[2], first[:, :, 0].numel())):
         found[:, :, part] = compute(*(None if x is None else x[:, :, part] for x in (first, *others)))
     return found
 
