@@ -388,4 +388,6 @@ def test_a_profile_says_where_the_time_went(data, tmp_path):
     done = call(*options(data, tmp_path / "run", steps=2), "--profile")
     assert done.exit_code == 0, done.output
     said = done.stdout.splitlines()[-1]
-    assert all(f"{part} " in said for part in ("loss", "backward", "update", "validate", "save", "wait for data", "denoise")), said
+    assert all(f"{part} " in said for part in ("loss", "backward", "update", "validate", "save", "wait for data", "denoise")), (
+        said
+    )

@@ -110,10 +110,8 @@ def predict_folder(
     Args:
         model: What segments them.
         inputs: Files and folders, as `find_cases` takes them; `options`: how to draw.
-        out: Folder of the results.
-        overwrite: Do finished cases again.
-        probabilities: Write them: the largest files by far.
-        prob_dtype: As what: "float32", or "uint8" in 255 parts.
+        out: Folder of the results; `overwrite`: do finished cases again.
+        probabilities: Write them: the largest files by far; `prob_dtype`: as "float32", or "uint8" in 255 parts.
         series: Which DICOM series of a folder: UID, number or a part of the description of each, or "all".
         dicom: Also write results of DICOM series as DICOM, see `save_dicom`.
         share: Which of the cases this process does, where several share them; None: all.
@@ -124,8 +122,7 @@ def predict_folder(
             would overwrite an input or each other, and processes that share a folder but not a list of cases and settings.
     """
     options, out, callbacks = options or SamplingOptions(), Path(out), callbacks or Callbacks()
-    settings = model.settings(options)
-    result = FolderResult()
+    settings, result = model.settings(options), FolderResult()
     cases = find_cases([Path(item) for item in inputs], len(model.plan.channels), series, result.failed)
     refuse_dicom_out(dicom, cases, model.plan.labels, out)
     _refuse_collisions(cases, out)
