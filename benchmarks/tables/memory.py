@@ -18,12 +18,14 @@ def memory() -> str:
             by = {row["label"]: row for row in found if row["voxels"] == voxels}
             size = next(iter(by.values()))["size"].replace("x", " x ")
             table.append([size, *(f"{by[label]['peak_mb']:.0f} MB" if label in by else "-" for label in LABELS)])
-        table.append([f"each further voxel of a {kind}", *(f"{slope(found, label):.0f} bytes" for label in LABELS)])
+        table.append([f"each further voxel of a {kind}", *(slope(found, label) for label in LABELS)])
     return grid(["image", "before", "now"], table)
 
 
-def slope(rows: list[dict[str, Any]], label: str) -> float:
-    """Bytes of the peak for each voxel by which the largest image is larger than the smallest."""
+def slope(rows: list[dict[str, Any]], label: str) -> str:
+    """Bytes of the peak for each voxel by which the largest image is larger than the smallest; "-" of one image alone."""
     ordered = sorted((row for row in rows if row["label"] == label), key=lambda row: row["voxels"])
+    if len(ordered) < 2:
+        return "-"
     first, last = ordered[0], ordered[-1]
-    return (last["peak_mb"] - first["peak_mb"]) * 1e6 / (last["voxels"] - first["voxels"])
+    return f"{(last['peak_mb'] - first['peak_mb']) * 1e6 / (last['voxels'] - first['voxels']):.0f} bytes"

@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer, Num
 from diffuseg import scratch
 
 VOXELS = 2**19  # of a block, or of one row of it where that is more
-SLAB = 32  # blocks that are turned at a time
+SLAB = 8  # blocks that are turned at a time
 TOGETHER = 2**25  # values that are sorted at a time
 SIGN, HALF, ZERO = np.uint32(2**31), 2**16, 2**15  # bits of float32 as ordered numbers; ZERO: the upper half of 0
 
@@ -49,7 +49,7 @@ def copy(source: Num[np.ndarray, "*s"], target: Num[np.ndarray, "*s"]) -> None:
             copy(source.swapaxes(0, ours)[row], target.swapaxes(0, ours)[row])
         return
     rows = target.shape[ours : ours + 1] + target.shape[:ours] + target.shape[ours + 1 :]
-    for slab in blocks(rows, SLAB):
+    for slab in blocks(rows, 1 if ours == theirs else SLAB):
         index = [slice(None)] * source.ndim
         index[ours] = slab
         if ours == theirs:
