@@ -16,7 +16,9 @@ import numpy as np
 import PIL.Image
 import tifffile
 
+from diffuseg import scratch
 from diffuseg.blocks import blocks
+from diffuseg.data import tiff_tiles
 from diffuseg.data.claimed_size import DEFLATE, UNBOUNDED, Claim, check_claim
 from diffuseg.errors import UserError
 
@@ -131,7 +133,7 @@ def _without_display(raw: bytes, page: Any) -> bytes:
 
 
 def _planes(page: Any, file: Path) -> np.ndarray:
-    array = page.asarray()
+    array = tiff_tiles.read(page, file) if scratch.is_large(page.shape, page.dtype or np.uint8) else page.asarray()
     if page.axes == "YXS":
         array = np.moveaxis(array, -1, 0)
     elif page.axes == "YX":
@@ -178,7 +180,7 @@ def _decode(picture: Any, file: Path, mask: bool, bits: int = 8) -> np.ndarray:
 
 def _refuse_transparency(alpha: np.ndarray, file: Path) -> None:
     opaque = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1
-    if (alpha != opaque).any():
+    if any(bool((alpha[part] != opaque).any()) for part in blocks(alpha.shape)):
         raise UserError("it is partly transparent, so its colours are not defined", file=file, do="Remove the alpha channel")
 
 
@@ -188,7 +190,9 @@ def write(aside: Path, planes: np.ndarray, path: Path) -> None:
         raise UserError("a picture cannot hold a volume", file=path, do="Choose .nii.gz")
     colour = len(planes) == 3 and planes.dtype == np.uint8
     if path.name.lower().endswith((".tif", ".tiff")):
-        if colour:
+        if scratch.is_large(planes.shape, planes.dtype):
+            tiff_tiles.write(aside, planes, colour)
+        elif colour:
             tifffile.imwrite(aside, np.moveaxis(planes, 0, -1), photometric="rgb", compression="zlib")
         elif len(planes) == 1:
             tifffile.imwrite(aside, planes[0], photometric="minisblack", compression="zlib")
