@@ -17,7 +17,8 @@ from typing import Any
 from diffuseg.errors import UserError
 
 MEMORY = 2_000_000_000  # bytes that a trial may take
-SECONDS = 10  # that it may last
+SECONDS = 10  # of the processor that it may last
+PATIENCE = 12  # times as many seconds by the clock, on a busy machine
 Trial = Callable[[int, Path], Any]  # number, folder: a result, or a UserError
 
 
@@ -37,10 +38,11 @@ class Tally:
     faults: list[str] = field(default_factory=list)
     seconds: float = 0.0
     megabytes: float = 0.0
+    processor: float = 0.0  # seconds of all trials together
 
     def row(self) -> dict[str, Any]:
         """As it is stored."""
-        measured = {"seconds": round(self.seconds, 2), "megabytes": round(self.megabytes)}
+        measured = {name: round(getattr(self, name), 2) for name in ("seconds", "processor")} | {"megabytes": round(self.megabytes)}
         return vars(self) | {"faults": len(self.faults)} | measured
 
 
@@ -67,7 +69,7 @@ def _one_child(tally: Tally, trial: Trial, first: int, count: int, folder: Path)
     os.close(outer)
     begun, slow, text = first, False, b""
     while True:
-        if not select.select([inner], [], [], 3 * SECONDS)[0]:  # code that is not Python's hears no alarm
+        if not select.select([inner], [], [], 2 * PATIENCE * SECONDS)[0]:  # code that is not Python's hears no alarm
             os.kill(pid, signal.SIGKILL)
             slow = True
         block = os.read(inner, 65536)
@@ -107,6 +109,7 @@ def _trials(trial: Trial, first: int, count: int, folder: Path, pipe: int) -> No
         limit = _memory("VmSize") + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGPROF, _hang)
         signal.signal(signal.SIGALRM, _hang)
         for number in range(first, count):
             os.write(pipe, json.dumps({"begins": number}).encode() + b"\n")
@@ -123,8 +126,9 @@ def attempt(trial: Trial, number: int, place: Path) -> dict[str, Any]:
     """One trial: its outcome, seconds, and megabytes above those before."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before, started, what = _memory("VmRSS"), time.perf_counter(), ""
-    signal.alarm(SECONDS)
+    before, started, what = _memory("VmRSS"), time.process_time(), ""
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.alarm(PATIENCE * SECONDS)
     try:
         trial(number, place)
         outcome = "result"
@@ -133,8 +137,9 @@ def attempt(trial: Trial, number: int, place: Path) -> dict[str, Any]:
     except BaseException as error:
         outcome, what = "fault", f"{_where(error)}{type(error).__name__}: {str(error)[:200]}"
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
-    seconds, megabytes = time.perf_counter() - started, (_memory("VmHWM") - before) / 1e6
+    seconds, megabytes = time.process_time() - started, (_memory("VmHWM") - before) / 1e6
     if megabytes > MEMORY / 1e6:
         outcome, what = "fault", f"takes {megabytes:.0f} MB"
     return {"outcome": outcome, "what": what, "seconds": seconds, "megabytes": megabytes}
