@@ -42,7 +42,9 @@ class Tally:
 
     def row(self) -> dict[str, Any]:
         """As it is stored."""
-        measured = {name: round(getattr(self, name), 2) for name in ("seconds", "processor")} | {"megabytes": round(self.megabytes)}
+        measured = {name: round(getattr(self, name), 2) for name in ("seconds", "processor")} | {
+            "megabytes": round(self.megabytes)
+        }
         return vars(self) | {"faults": len(self.faults)} | measured
 
 

@@ -52,7 +52,7 @@ def _commands(work: Path, data: Path) -> dict[str, Callable[[Path], list[str]]]:
         "predict": lambda out: [*predict, "--out", str(out)],
         "merge": lambda out: ["merge", str(out), *shards],
         "evaluate": lambda out: ["evaluate", str(data / "labelsTr"), str(data / "labelsTr"), "--out", str(out)],
-        "convert": lambda out: ["convert", str(data / "imagesTr"), "--images-only", "--out", str(out)],
+        "convert": lambda out: ["convert", str(data / "imagesTr"), "--images-only", "--yes", "--out", str(out)],
         "demo-data": lambda out: ["demo-data", str(out), "--cases", "2"],
     }
 

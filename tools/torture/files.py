@@ -153,7 +153,9 @@ def _further_pictures() -> list[dict[str, bytes]]:
     grey = np.arange(15 * 11, dtype=np.uint8).reshape(15, 11)
     colour = PIL.Image.fromarray(np.stack([grey, grey[::-1], grey[:, ::-1]], -1))
     samples = []
-    for name, picture in itertools.product(("bmp", "gif", "webp", "ppm"), (colour, PIL.Image.fromarray(grey), colour.quantize(9))):
+    for name, picture in itertools.product(
+        ("bmp", "gif", "webp", "ppm"), (colour, PIL.Image.fromarray(grey), colour.quantize(9))
+    ):
         buffer = io.BytesIO()
         (picture.convert("RGB") if name == "ppm" else picture).save(buffer, name)
         samples.append({f"x.{name}": buffer.getvalue()})

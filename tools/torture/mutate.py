@@ -186,4 +186,6 @@ def other_table(text: str, rng: random.Random) -> bytes:
             rng.shuffle(rows)
     quote = rng.choice(("", "", "", "", '"', "\ufeff"))
     end = rng.choice(("\n", "\n", "\r\n", "\r", "\n\n"))
-    return (quote + end.join(",".join(row) for row in rows)).encode(rng.choice(("utf-8", "utf-8", "utf-16", "latin-1")), "replace")
+    return (quote + end.join(",".join(row) for row in rows)).encode(
+        rng.choice(("utf-8", "utf-8", "utf-16", "latin-1")), "replace"
+    )

@@ -33,6 +33,8 @@ def _trial(kind: str, job: Job, seed: int) -> Callable[[int, Path], Any]:
 
 def jobs(work: Path) -> dict[str, Callable[[], Job]]:
     """What is done with a broken text, by the kind of text; `work` is a folder for what they need, made when it is."""
+    import diffuseg.train.loop  # torch is imported once, and not by each child  # noqa: F401
+
     data, results, trained = (functools.cache(functools.partial(make, work)) for make in (_data, _results, _run))
     return {
         "dataset.json": lambda: functools.partial(_dataset, data()),

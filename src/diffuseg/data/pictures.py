@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import tifffile
 
 from diffuseg.blocks import blocks
 from diffuseg.data.claims import DEFLATE, UNBOUNDED, Claim, check_claim
@@ -78,6 +77,8 @@ def _check_page(file: Path, page: Any) -> None:
 
 
 def _read_tiff(file: Path, mask: bool) -> np.ndarray:
+    import tifffile
+
     with tifffile.TiffFile(file) as pages:
         if len(pages.pages) == 0:
             raise ValueError("no picture in it")
@@ -171,6 +172,8 @@ def write(aside: Path, planes: np.ndarray, path: Path) -> None:
         raise UserError("a picture cannot hold a volume", file=path, do="Choose .nii.gz")
     colour = len(planes) == 3 and planes.dtype == np.uint8
     if path.name.lower().endswith((".tif", ".tiff")):
+        import tifffile
+
         if colour:
             tifffile.imwrite(aside, np.moveaxis(planes, 0, -1), photometric="rgb", compression="zlib")
         elif len(planes) == 1:
