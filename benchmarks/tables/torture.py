@@ -4,7 +4,7 @@ from benchmarks.tables.grid import grid, load
 
 
 def torture() -> str:
-    """A row per kind: how many trials, what became of them, the longest, and most memory; below, time of those where it is known."""
+    """A row per kind: how many trials, what became of them, the longest, and most memory; the sum of their times."""
     table, rows = [], load("torture")["rows"]
     for row in rows:
         counts = [str(row[key]) for key in ("mutants", "results", "refusals", "faults")]

@@ -19,6 +19,7 @@ from diffuseg.errors import UserError
 MEMORY = 2_000_000_000  # bytes that a trial may take
 SECONDS = 10  # of the processor that it may last
 PATIENCE = 12  # times as many seconds by the clock, on a busy machine
+AGAIN = 98  # status of a child after a fault: the next trial gets another
 Trial = Callable[[int, Path], Any]  # number, folder: a result, or a UserError
 
 
@@ -84,6 +85,8 @@ def _one_child(tally: Tally, trial: Trial, first: int, count: int, folder: Path)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status == 0:
         return count
+    if status == AGAIN:
+        return begun + 1
     tally.mutants += 1
     tally.faults.append(f"{begun}: {'hangs in a library' if slow else f'the process ended with {status}'}")
     return begun + 1
@@ -117,8 +120,11 @@ def _trials(trial: Trial, first: int, count: int, folder: Path, pipe: int) -> No
             os.write(pipe, json.dumps({"begins": number}).encode() + b"\n")
             place = folder / str(number)
             place.mkdir()
-            os.write(pipe, json.dumps(attempt(trial, number, place)).encode() + b"\n")
+            found = attempt(trial, number, place)
+            os.write(pipe, json.dumps(found).encode() + b"\n")
             shutil.rmtree(place)
+            if found["outcome"] == "fault":  # an import that was cut short, say, is no fault of the next trial
+                os._exit(AGAIN)
         os._exit(0)
     finally:
         os._exit(99)
