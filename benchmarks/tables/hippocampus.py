@@ -208,7 +208,9 @@ def speed() -> str:
     rows.append(["whole training of cDAL", f"{trained['cdal'] / trained['unet']:.2f}", whole])
     where = content["environment"]
     note = f"\n{where['threads']} threads, {where['precision']}."
-    others = {_machine(row["environment"]) for row in content["rows"] if "environment" in row}
+    others = {
+        _machine(row["environment"]) for row in content["rows"] if "environment" in row and "distributional" in row["what"]
+    }
     note += "".join(f" Rows of `distributional`: {other}." for other in sorted(others))
     return grid(["measured", "ratio", "of what to what"], rows) + note + "\n"
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import tifffile
 
 from diffuseg import scratch
 from diffuseg.blocks import blocks
@@ -97,6 +96,8 @@ def _check_page(file: Path, page: Any) -> None:
 
 
 def _read_tiff(file: Path, mask: bool) -> np.ndarray:
+    import tifffile
+
     with tifffile.TiffFile(file) as pages:
         if len(pages.pages) == 0:
             raise ValueError("no picture in it")
@@ -190,6 +191,8 @@ def write(aside: Path, planes: np.ndarray, path: Path) -> None:
         raise UserError("a picture cannot hold a volume", file=path, do="Choose .nii.gz")
     colour = len(planes) == 3 and planes.dtype == np.uint8
     if path.name.lower().endswith((".tif", ".tiff")):
+        import tifffile
+
         if scratch.is_large(planes.shape, planes.dtype):
             tiff_tiles.write(aside, planes, colour)
         elif colour:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 from jaxtyping import Num
 
 from diffuseg import scratch
@@ -42,6 +41,8 @@ def read(page: Any, file: Path) -> Num[np.ndarray, "..."]:
 
 def write(aside: Path, planes: Num[np.ndarray, "c h w"], colour: bool) -> None:
     """Write planes: three of them as colours, several as planes of their own."""
+    import tifffile
+
     one = len(planes) == 1 and not colour
     shape = (*planes.shape[1:], 3) if colour else planes.shape[1:] if one else planes.shape
     kind: dict[str, Any] = {"photometric": "rgb" if colour else "minisblack"}

@@ -53,7 +53,10 @@ def ancestral(
         if not s:
             return x_0
         fresh = noise() if eta else x.new_zeros(()).expand_as(x)
-        step = lambda x_0, x, fresh, v, t=t, s=s: schedule.posterior(x_0, x, t, s, eta, fresh, v)
+
+        def step(x_0: Tensor, x: Tensor, fresh: Tensor, v: Tensor | None, t: int = t, s: int = s) -> Tensor:
+            return schedule.posterior(x_0, x, t, s, eta, fresh, v)
+
         x = in_blocks(step, x_0, x, fresh, v)
     return x
 
@@ -115,10 +118,17 @@ def dpm_solver_pp_2m(denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseS
         h = float(lam[s] - lam[t])
         if previous is not None:
             r = previous[1] / h
-            second = lambda x_0, before, r=r: (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * before
+
+            def second(x_0: Tensor, before: Tensor, r: float = r) -> Tensor:
+                return (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * before
+
             D = in_blocks(second, x_0, previous[0])  # pyright: ignore[reportConstantRedefinition]
         a, b = float(sigma[s] / sigma[t]), float(alpha[s]) * math.expm1(-h)
-        x = in_blocks(lambda x, D, a=a, b=b: a * x - b * D, x, D)
+
+        def advance(x: Tensor, D: Tensor, a: float = a, b: float = b) -> Tensor:
+            return a * x - b * D
+
+        x = in_blocks(advance, x, D)
         previous = (x_0, h)
     return x
 

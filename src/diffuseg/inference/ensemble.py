@@ -55,9 +55,10 @@ class Ensemble:
             count += self._add(p, part)
         self.counts.append(count.tolist())
         if p is not draw:
-            self._evidence = scratch.tensor(draw.shape, draw.device) if self._evidence is None else self._evidence
+            evidence = scratch.tensor(draw.shape, draw.device) if self._evidence is None else self._evidence
+            self._evidence = evidence
             for part in blocks(draw.shape[1:]):
-                known = self._evidence[:, part]
+                known = evidence[:, part]
                 known += (draw[:, part] - known) / self.draws
         return p
 

@@ -127,14 +127,14 @@ class ImageDraws:
                 load_weights(turn.weights, self.method)
                 weights = turn.weights
             seeds = self.seeds[number * each : (number + 1) * each]
-            axes = [1 + axis for axis in turn.mirror]
+            axes = tuple(1 + axis for axis in turn.mirror)
             seen = flipped(image, axes)
             maps = iter(self.method.draw(seen, seeds, steps=self.steps, sampler=self.sampler, chunk=chunk, **options))
             for _ in seeds:
                 yield self._next(maps, axes)  # no name holds a draw while the next one is made
             options.pop("on_denoised", None)
 
-    def _next(self, maps: Iterator[Tensor], axes: list[int]) -> Tensor:
+    def _next(self, maps: Iterator[Tensor], axes: tuple[int, ...]) -> Tensor:
         with _autocast(self.precision, self.device):
             return flipped(next(maps), axes)
 
@@ -151,7 +151,7 @@ class ImageDraws:
         return to_native(maps, self.transform)
 
 
-def flipped(x: Tensor, axes: Sequence[int]) -> Tensor:
+def flipped(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """A tensor mirrored along some of its axes."""
     if not axes or x.device.type != "cpu":
         return x.flip(axes) if axes else x
