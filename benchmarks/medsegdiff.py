@@ -48,7 +48,12 @@ VARIANTS: list[tuple[str, str, str, str]] = [  # (name, what, method, --set)
         FORMER_ALPHA,
     ),
     ("v1_long", "V1, 1000 levels", "medsegdiff", LONG),
+    ("v1_long_published", "V1, 1000 levels, eq. 3 without the residual", "medsegdiff", f"{LONG} dce=published"),
+    ("v1_long_no_filter", "V1, 1000 levels, without FF-Parser", "medsegdiff", f"{LONG} ff_parser=false"),
+    ("v1_long_plain", "V1, 1000 levels, without DCE and FF-Parser", "medsegdiff", f"{LONG} dce=off"),
+    ("v2_long", "V2, 1000 levels", "medsegdiff_v2", LONG),
 ]
+SWEPT = "v1_long"  # the variant whose samplers are compared
 DRAWS = (1, 5, 25)
 SAMPLERS = ("ddim", "dpm-solver++(2m)", "ancestral")
 STEPS = (10, 100)
@@ -79,7 +84,7 @@ def main(asked: argparse.Namespace) -> None:
             results["rows"] = sorted([*results["rows"], row], key=lambda row: order.index(row["name"]))
             write(asked.out, results)
             print(what, {n: round(found["dice"], 4) for n, found in row["scores"].items()}, flush=True)
-        if name.endswith("_long"):
+        if name == SWEPT:
             sweep(name, checkpoint, asked, results)
 
 

@@ -20,13 +20,15 @@ from benchmarks.score import RESULTS, environment, replaced
 
 FILE = RESULTS / "memory.json"
 VOLUMES = [(64, 64, 64), (128, 128, 128), (192, 192, 192), (256, 256, 192)]
-PICTURES = [(500, 500), (1000, 1000), (1500, 1500), (2000, 2000)]
+PICTURES = [(1000, 1000), (2000, 2000), (4000, 4000)]
+LARGEST = [(512, 512, 600), (20000, 20000)]  # by `--sizes`: they take hours
 QUICK = [(32, 32, 32), (64, 64, 64), (250, 250), (500, 500)]
+MOST_PNG = 2**25  # pixels
 PATCH = {2: (256, 256), 3: (64, 64, 64)}
 SPACING = 0.8  # mm of the plan, where the image has 1 mm: all is resampled
 
 
-def model(dims: int, resampled: bool) -> Any:
+def model(dims: int, resampled: bool, patch: tuple[int, ...] | None = None) -> Any:
     """A model of three classes whose denoiser is one line: the noisy mask, pulled to what the intensity says."""
     import torch
 
@@ -55,7 +57,7 @@ def model(dims: int, resampled: bool) -> Any:
     labels = {"background": 0, "a": 1, "b": 2}
     ending, turned = (".png", None) if dims == 2 else (".nii.gz", "RAS")
     spacing = (SPACING,) * dims if resampled else None
-    plan = Plan("made", ("MR",), labels, ending, dims=dims, orientation=turned, spacing=spacing, patch=PATCH[dims])
+    plan = Plan("made", ("MR",), labels, ending, dims=dims, orientation=turned, spacing=spacing, patch=patch or PATCH[dims])
     precision = Precision(torch.float32, "fp32")
     return Model(Line(plan, MaskConfig()), plan, {"method": "line"}, "line", "0" * 12, torch.device("cpu"), precision)
 
@@ -69,13 +71,14 @@ def image(folder: Path, shape: tuple[int, ...]) -> Path:
 
     data = np.random.default_rng(0).integers(0, 100, shape, np.uint8)
     data[tuple(slice(n // 4, n // 2) for n in shape)] += 100
-    path = folder / f"{'x'.join(map(str, shape))}{'.png' if len(shape) == 2 else '.nii.gz'}"
+    ending = ".nii.gz" if len(shape) == 3 else ".png" if data.size <= MOST_PNG else ".tif"
+    path = folder / f"{'x'.join(map(str, shape))}{ending}"
     write(path, data, Image(data[None]))
     return path
 
 
-def peak(command: list[str]) -> tuple[float, float]:
-    """Peak resident megabytes (10^6 bytes) and seconds of a command, on one thread."""
+def peak(command: list[str]) -> dict[str, float]:
+    """Peak resident megabytes (10^6 bytes) of a command on one thread, its wall time, and its processor time in seconds."""
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     started = time.perf_counter()
     process = subprocess.Popen(command, env=os.environ | threads, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -85,7 +88,8 @@ def peak(command: list[str]) -> tuple[float, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(said.decode())
-    return usage.ru_maxrss * 1024 / 1e6, time.perf_counter() - started
+    seconds, busy = time.perf_counter() - started, usage.ru_utime + usage.ru_stime
+    return {"peak_mb": round(usage.ru_maxrss * 1024 / 1e6, 1), "seconds": round(seconds, 1), "cpu_seconds": round(busy, 1)}
 
 
 def measure(shape: tuple[int, ...], resampled: bool = False, steps: int = 1, draws: int = 2) -> dict[str, Any]:
@@ -94,9 +98,9 @@ def measure(shape: tuple[int, ...], resampled: bool = False, steps: int = 1, dra
     with tempfile.TemporaryDirectory() as name:
         case = image(Path(name), shape)
         command = [sys.executable, "-m", "benchmarks.memory", "--child", str(case), json.dumps(asked)]
-        megabytes, seconds = peak(command)
+        found = peak(command)
     row = {"size": "x".join(map(str, shape)), "voxels": math.prod(shape)} | asked
-    return row | {"peak_mb": round(megabytes, 1), "seconds": round(seconds, 1)}
+    return row | found
 
 
 def child(case: Path, resampled: bool, steps: int, draws: int) -> None:
@@ -104,7 +108,7 @@ def child(case: Path, resampled: bool, steps: int, draws: int) -> None:
     from diffuseg.inference.folder import predict_folder
     from diffuseg.inference.sampling import SamplingOptions
 
-    loaded = model(2 if case.suffix == ".png" else 3, resampled)
+    loaded = model(3 if case.suffix == ".gz" else 2, resampled)
     result = predict_folder(loaded, [case], case.parent / "out", SamplingOptions(draws, steps))
     if result.failed:
         raise SystemExit(str(result.failed))

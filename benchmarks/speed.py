@@ -5,8 +5,10 @@ Things to compare take turns, and the ratio is that of their fastest rounds: wha
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -114,15 +116,37 @@ def starting() -> list[dict[str, Any]]:
     return [row | {"seconds": times["help"]}]
 
 
+def first_mask(scan: str) -> list[dict[str, Any]]:
+    """Processor time from nothing to the first mask of the packaged model, and that of importing torch, taking turns."""
+    spent: dict[str, list[float]] = {"mask": [], "torch": []}
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as out:
+            arguments = ("-m", "diffuseg.cli", "predict", "hippocampus", scan, "--out", out)
+            for name, asked in {"mask": arguments, "torch": ("-c", "import torch")}.items():
+                process = subprocess.Popen([sys.executable, *asked], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+                if process.returncode:
+                    raise SystemExit(f"{asked}: ended with {process.returncode}")
+                spent[name].append(usage.ru_utime + usage.ru_stime)
+    mask, torch_alone = min(spent["mask"]), min(spent["torch"])
+    means = f"processor time, over that of `import torch` alone: {mask:.1f} s and {torch_alone:.1f} s on this machine"
+    what = "`diffuseg predict hippocampus SCAN`, one scan"
+    return [{"what": what, "ratio": mask / torch_alone, "means": means, "seconds": mask}]
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="a method: measure its draws alone and keep the other rows")
-    chosen, file = parser.parse_args().only, RESULTS / "speed.json"
-    if chosen is None:
+    parser.add_argument("--first-mask", metavar="SCAN", help="measure from the start to its mask alone and keep the other rows")
+    asked = parser.parse_args()
+    chosen, scan, file = asked.only, asked.first_mask, RESULTS / "speed.json"
+    if chosen is None and scan is None:
         rows = drawing() + training() + starting()
         write(file, {"rows": rows})
     else:
-        rows, before = [row | {"environment": environment()} for row in drawing(chosen)], json.loads(file.read_text())
+        found, before = first_mask(scan) if scan else drawing(chosen), json.loads(file.read_text())
+        rows = [row | {"environment": environment()} for row in found]
         before["rows"] = replaced(before["rows"], rows, ("what",))
         file.write_text(json.dumps(before, indent=1) + "\n")
     for row in rows:

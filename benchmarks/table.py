@@ -7,13 +7,13 @@ import argparse
 import re
 import sys
 
-from benchmarks.tables import choosing, hippocampus, medsegdiff, memory, raters, torture, weak
+from benchmarks.tables import choosing, hippocampus, many, medsegdiff, memory, mutants, raters, sets, torture, weak
 from benchmarks.tables.grid import ROOT
 
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES = {
     name: made
-    for module in (hippocampus, raters, weak, medsegdiff, memory, choosing, torture)
+    for module in (hippocampus, sets, raters, weak, medsegdiff, memory, choosing, torture, mutants, many)
     for name, made in vars(module).items()
     if callable(made) and made.__module__ == module.__name__ and not name.startswith("_")
 }

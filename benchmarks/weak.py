@@ -193,7 +193,8 @@ def read(model: Model, dataset: Dataset, names: list[str], place: str | None = N
 
 def makers(models: list[Model], asked: argparse.Namespace, cases: list[Case], dataset: Dataset) -> dict[str, tuple[Maker, int]]:
     """Maps by name, with the network evaluations of one."""
-    found: dict[str, tuple[Maker, int]] = {"intensity": (lambda case: case.image.mean(0)[None] - case.image.mean(0).min(), 0)}
+    dark = getattr(models[0].method.config, "part", None) == "negative"  # the object is darker than what is around it
+    found: dict[str, tuple[Maker, int]] = {"intensity": (lambda case: intensity(case, dark), 0)}
     mean = class_difference(models[0], dataset)
     found["position: mean of positives minus mean of negatives"] = (lambda case: mean[None], 0)
     kept: RawMaps = {}
@@ -206,6 +207,8 @@ def makers(models: list[Model], asked: argparse.Namespace, cases: list[Case], da
         else:
             options = CDM | (GUIDED if getattr(model.method, "classifier", None) is not None else {})
         for name, wishes in options.items():
+            if dark:
+                wishes = tuple(wish.replace("part=signed", "part=negative") for wish in wishes)
             changed = load(path, "cpu", wishes)
             single = not changed.method.generative or "one draw" in name or "counterfactual" in name
             draws = 1 if single else asked.draws
@@ -214,28 +217,36 @@ def makers(models: list[Model], asked: argparse.Namespace, cases: list[Case], da
     return found
 
 
+def intensity(case: Case, dark: bool) -> Tensor:
+    """How bright each pixel is, or how dark: the bar of a map that looks for such objects."""
+    mean = case.image.mean(0)[None]
+    return mean.max() - mean if dark else mean - mean.min()
+
+
 def drawn(model: Model, draws: int, wishes: Sequence[str] = (), kept: RawMaps | None = None) -> Maker:
     """The raw maps that `predict` would make with seed 0.
 
-    Signed and absolute maps of one channel differ in nothing but their sign: `kept` holds the signed ones, made once.
+    Maps of one channel differ in nothing but their sign, whatever part of them counts: `kept` holds the signed ones, made once.
     """
     method = model.method
     part = getattr(method.config, "part", None)
     part = MAPS[method.config.map].part if part == "auto" else part
     store: RawMaps = {} if kept is None else kept
-    one = model.plan.image_channels == 1 and part in ("signed", "absolute")
+    one = model.plan.image_channels == 1 and part is not None
     if one:
         method.config = replace(method.config, part="signed")
     name, steps = method.sampling(None, None)
 
     def make(case: Case) -> Tensor:
         key = (*sorted(wish for wish in wishes if not wish.startswith("part=")), str(draws), case.name)
-        maps = store.get(key)
+        maps = store.get(key) if one else None
         if maps is None:
             raw = method.eval().maps(case.image, case.seeds(draws), case.label or 1, name, steps)
             maps = torch.stack([m.float() for m in raw])
             if one:
                 store[key] = maps
+        if one and part == "negative":
+            return (-maps).clamp(min=0)
         return maps.abs() if one and part == "absolute" else maps
 
     return make

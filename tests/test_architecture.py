@@ -8,7 +8,7 @@ import diffuseg
 ROOT = Path(diffuseg.__file__).parent
 ORDER = (  # from the ground up; what stands in one line does not import one another
     {"errors", "py"},
-    {"text", "config", "atomic_io", "types", "blocks", "timing", "pulse"},
+    {"text", "config", "atomic_io", "types", "scratch", "blocks", "timing", "pulse"},
     {"device", "diffusion", "networks", "evaluation", "drawing"},
     {"data"},
     {"methods"},
@@ -22,7 +22,7 @@ ORDER = (  # from the ground up; what stands in one line does not import one ano
     {"cli"},
     {"__main__"},
 )
-WITHIN = {"text", "config", "atomic_io", "types", "blocks", "timing", "pulse"}  # small files that may import each other
+WITHIN = {"text", "config", "atomic_io", "types", "scratch", "blocks", "timing", "pulse"}  # may import each other
 FLOOR = {package: height for height, packages in enumerate(ORDER) for package in packages}
 
 

@@ -71,6 +71,25 @@ def test_importing_the_commands_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_predict_imports_what_it_needs_alone(checkpoint, tmp_path):
+    """Of libraries for other formats, for measures, tables and pictures nothing; of scipy no part."""
+    voxels = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "scan.nii.gz")
+    unneeded = ("matplotlib", "monai", "tifffile", "SimpleITK", "highdicom", "pandas", "tensorboard", "onnx", "sympy")
+    unneeded += tuple(f"scipy.{part}" for part in ("stats", "ndimage", "optimize", "spatial", "special", "linalg", "sparse"))
+    unneeded += ("torch._inductor", "torch.utils.tensorboard", "diffuseg.train", "diffuseg.reports", "diffuseg.viewer")
+    places = [str(checkpoint), str(tmp_path / "scan.nii.gz"), "--out", str(tmp_path / "out")]
+    arguments = ["predict", *places, "--draws", "1", "--steps", "1"]
+    code = (
+        f"import sys; from diffuseg.cli import app; app({arguments!r}, standalone_mode=False)\n"
+        f"print([name for name in {unneeded!r} if name in sys.modules])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(diffuseg.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert (tmp_path / "out" / "scan.nii.gz").is_file()
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_help_and_version():
     shown = call("--help")
     assert shown.exit_code == 0

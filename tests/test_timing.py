@@ -1,5 +1,7 @@
 """Time is given to the innermost part that is running, and adds up to the whole."""
 
+import threading
+
 import pytest
 
 from diffuseg import timing
@@ -44,6 +46,20 @@ def test_nothing_is_measured_unless_it_is_asked_for(clock):
     with timing.timed("read"), timing.profile(None) as nothing:
         clock(5)
     assert spent == {"other": 3} and nothing == {}
+
+
+def test_other_threads_are_not_counted(clock):
+    def read() -> None:
+        with timing.timed("read"):
+            clock(2)
+
+    with timing.profile(print) as spent:
+        with timing.timed("wait"):
+            thread = threading.Thread(target=read)
+            thread.start()
+            thread.join()
+        clock(1)
+    assert spent == {"other": 1, "wait": 2}
 
 
 def test_a_fault_inside_leaves_the_rest_right(clock):

@@ -1,5 +1,7 @@
 """The project's own tools and settings: the floor under the coverage, and the files that services read."""
 
+import ast
+import json
 import os
 import re
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tools import mutants as of_mutants
 from tools.coverage_gate import faults, packages
 
 ROOT = Path(__file__).parents[1]
@@ -130,3 +133,35 @@ def test_the_release_appends_urls_to_the_metadata():
     ).stdout
     project = tomllib.loads((ROOT / "pyproject.toml").read_text() + printed)["project"]
     assert project["urls"]["Changes"] == "https://host/a/b/blob/v1/CHANGELOG.md"
+
+
+def test_every_mutant_fits_the_code_and_names_tests_that_are_there():
+    """The list does not rot: each old text is there once, the new one is Python and says something else."""
+    listed = of_mutants.mutants()
+    assert len({m["name"] for m in listed}) == len(listed) >= 60
+    for mutant in listed:
+        text = (ROOT / "src" / "diffuseg" / mutant["file"]).read_text(encoding="utf-8")
+        new = of_mutants.mutated(text, mutant)
+        assert new != text and ast.parse(new), mutant["name"]
+        assert all((ROOT / word).is_file() for word in mutant["tests"].split() if word.startswith("tests/")), mutant["name"]
+    assert set(of_mutants.EXPECTED) <= {m["name"] for m in listed}
+    with pytest.raises(SystemExit, match="is 0 times in"):
+        of_mutants.mutated("", listed[0])
+
+
+def test_what_came_of_a_mutant_is_kept_beside_the_others(tmp_path):
+    first, second, third = of_mutants.mutants()[:3]
+    path = tmp_path / "mutants.json"
+    path.write_text(json.dumps({"rows": [{"name": "former", "killed": True}]}))
+    for mutant, killed in ((third, True), (first, False), (second, True), (first, True), (second, False)):
+        of_mutants.keep(mutant, killed, path)
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["name"], row["killed"]) for row in rows] == [(m["name"], m is not second) for m in (first, second, third)]
+    assert rows[1]["reason"] == of_mutants.UNKNOWN and "reason" not in rows[0]
+
+
+def test_nearly_all_of_the_mutants_that_were_put_in_were_seen():
+    """As the table of docs/reliability.md says; a survivor has a reason there, or a test is missing."""
+    rows = json.loads(of_mutants.RESULTS.read_text())["rows"]
+    assert {row["name"] for row in rows} <= {m["name"] for m in of_mutants.mutants()}
+    assert sum(row["killed"] for row in rows) >= 0.95 * len(rows) > 0

@@ -1,7 +1,9 @@
 """A few of the broken files and texts of `make torture`, and the faults that it found."""
 
+import io
 import json
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from safetensors.torch import save_file
 
 from diffuseg.checkpoint import FORMAT, load_checkpoint, read_meta
 from diffuseg.config import to_dict
+from diffuseg.data.convert.reading import read_painted, read_picture
 from diffuseg.data.io import read_image
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS
@@ -121,3 +124,28 @@ def test_a_stored_model_of_every_method_still_loads(tmp_path):
     loaded, _, _ = load_checkpoint(tmp_path / "x.safetensors")
     for name, value in loaded.state_dict().items():
         np.testing.assert_array_equal(value, method.state_dict()[name])
+
+
+@pytest.mark.parametrize("field", ["Segment0_Layer:=x", "Segment0_Layer:=7", "Segment0_LabelValue:=1e9"])
+def test_a_slicer_segmentation_whose_fields_say_nonsense_is_refused(tmp_path, field):
+    head = "NRRD0004\ntype: uint8\ndimension: 3\nspace: left-posterior-superior\nsizes: 3 2 2\nspace directions: "
+    head += "(1,0,0) (0,1,0) (0,0,1)\nkinds: domain domain domain\nencoding: raw\nspace origin: (0,0,0)\n"
+    (tmp_path / "x.seg.nrrd").write_bytes(f"{head}Segment0_Name:=a\n{field}\n\n".encode() + bytes(12))
+    with pytest.raises(UserError, match=r"x\.seg\.nrrd"):
+        read_painted(tmp_path / "x.seg.nrrd", (3, 2, 2))
+
+
+def test_a_packed_array_cannot_claim_more_than_its_bytes_hold(tmp_path):
+    """Its table of contents says what its header says: two thousand million bytes of some hundred."""
+    path, size = tmp_path / "x.npz", 2**31 - 1000
+    np.savez_compressed(path, image=np.zeros(100, np.uint8))
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": (size,)})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("image.npy", buffer.getvalue())
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"PK\x01\x02") + 24  # the unpacked size, in the table of contents
+    raw[at : at + 4] = struct.pack("<I", size + 128)
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match="its header claims"):
+        read_picture(path)

@@ -1,38 +1,46 @@
 """Do the tests notice when a method is wrong? Break the code in one place, run the tests that should see it, and count.
 
-    python -m tools.mutants                       # all of them, some minutes
-    python -m tools.mutants --only cdal --list    # those whose file or text has this word
+    python -m tools.mutants                       # all of them: some minutes to an hour, as busy as the machine is
+    python -m tools.mutants --missing             # those of which no result is kept
+    python -m tools.mutants --only 'cdal|v1' --list    # those whose name or file has it
 
 Each mutant is put into a temporary copy of the tree, never into this one. Tests run in a child of a process that has loaded the
 libraries already, so that a mutant costs seconds. A mutant that no test notices has survived; a known one has its reason in
-`EXPECTED`. The list is in tools/mutants.toml: file in src/diffuseg, old text (once in that file), new text, tests.
+`EXPECTED`. The list is in tools/mutants.toml: file in src/diffuseg, old text (once in that file), new text, tests. What came of
+each is kept in benchmarks/results/mutants.json, from which `make tables` makes the table of docs/reliability.md.
 """
 
 import argparse
 import importlib
+import json
 import os
+import re
+import resource
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
-import time
 import tomllib
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LIST = ROOT / "tools" / "mutants.toml"
+RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
 LIBRARIES = ("numpy", "scipy.stats", "torch", "monai.metrics", "nibabel", "hypothesis", "jaxtyping", "beartype", "pytest")
-SECONDS = 240  # after which a mutant that hangs counts as noticed
+PYTEST = shlex.split(
+    "-x -q -p no:cacheprovider -p no:xdist -o timeout=0 -W ignore::pytest.PytestAssertRewriteWarning -m 'not slow'"
+)
+SECONDS = 240  # of processor time, after which a mutant that hangs counts as noticed
 
 # name -> why no test can or need notice it
 EXPECTED: dict[str, str] = {}
+UNKNOWN = "no reason is known; a test is missing"
 
 
-def mutants(word: str = "") -> list[dict[str, Any]]:
-    """The list, or those of it whose name or file has a word."""
-    return [m for m in tomllib.loads(LIST.read_text())["mutant"] if word in m["name"] or word in m["file"]]
+def mutants(pattern: str = "") -> list[dict[str, Any]]:
+    """The list, or those of it in whose name or file a regular expression is found."""
+    return [m for m in tomllib.loads(LIST.read_text())["mutant"] if re.search(pattern, f"{m['name']} {m['file']}")]
 
 
 def mutated(text: str, mutant: dict[str, Any]) -> str:
@@ -40,6 +48,20 @@ def mutated(text: str, mutant: dict[str, Any]) -> str:
     if text.count(mutant["old"]) != 1:
         raise SystemExit(f"{mutant['name']}: its old text is {text.count(mutant['old'])} times in {mutant['file']}")
     return text.replace(mutant["old"], mutant["new"])
+
+
+def results(path: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """What is kept of each mutant, by its name."""
+    return {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+
+
+def keep(mutant: dict[str, Any], killed: bool, path: Path = RESULTS) -> None:
+    """Write what came of a mutant beside what came of the others, in the order of the list; former mutants are dropped."""
+    found = results(path)
+    row = {key: mutant[key] for key in ("name", "file", "tests")} | {"killed": killed}
+    found[mutant["name"]] = row if killed else row | {"reason": EXPECTED.get(mutant["name"], UNKNOWN)}
+    rows = [found[m["name"]] for m in mutants() if m["name"] in found]
+    path.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
 
 def copy_of_the_tree(folder: Path) -> Path:
@@ -56,19 +78,23 @@ def passes(tree: Path, tests: str) -> bool:
     """Whether these tests pass in a tree, in a child of this process."""
     child = os.fork()
     if not child:
-        os._exit(_run(tree, tests))
-    started = time.monotonic()
-    while time.monotonic() - started < SECONDS:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            code = os.waitstatus_to_exitcode(status)
-            if code in (3, 4, 5):  # faults of pytest itself, of its options, or no test at all
-                raise SystemExit(f"no answer from: pytest {tests}")
-            return code == 0
-        time.sleep(0.05)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        code = 3
+        try:
+            code = _run(tree, tests)
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code in (3, 4, 5):  # faults of pytest itself, of its options, or no test at all
+        raise SystemExit(f"no answer from: pytest {tests}")
+    return code == 0
+
+
+def put(path: Path, text: str) -> None:
+    """Write a source file, and take away what was compiled of it: two texts of one second and length look alike."""
+    path.write_text(text)
+    for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
+        compiled.unlink()
 
 
 def _run(tree: Path, tests: str) -> int:
@@ -84,23 +110,23 @@ def _run(tree: Path, tests: str) -> int:
         return 4
     for name in [name for name in sys.modules if name.partition(".")[0] == "diffuseg"]:
         del sys.modules[name]
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow", *shlex.split(tests)]))
+    return int(pytest.main([*PYTEST, *shlex.split(tests)]))
 
 
 def main() -> int:
     """Print killed or survived for each mutant, and the share; 1 where one survives that should not."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="a word of the name or the file")
+    parser.add_argument("--only", default="", help="a regular expression, found in the name or the file")
     parser.add_argument("--list", action="store_true", help="print them, run nothing")
+    parser.add_argument("--missing", action="store_true", help="those of which no result is kept")
     asked = parser.parse_args()
-    chosen = mutants(asked.only)
+    chosen = [m for m in mutants(asked.only) if not (asked.missing and m["name"] in results())]
     for mutant in chosen:
         mutated((ROOT / "src" / "diffuseg" / mutant["file"]).read_text(), mutant)
         if asked.list:
             print(f"{mutant['name']}: {mutant['file']}: {mutant['tests']}")
     if asked.list:
         return 0
-    sys.dont_write_bytecode = True
     for name in LIBRARIES:
         importlib.import_module(name)
     survivors, failing = [], {}
@@ -113,16 +139,17 @@ def main() -> int:
             if failing[tests]:
                 raise SystemExit(f"these fail without any mutant: pytest {tests}")
             text = path.read_text()
-            path.write_text(mutated(text, mutant))
+            put(path, mutated(text, mutant))
             survived = passes(tree, tests)
-            path.write_text(text)
+            put(path, text)
+            keep(mutant, not survived)
             if survived:
                 survivors.append(mutant["name"])
             print(f"{'SURVIVED' if survived else 'killed':8} {mutant['name']}", flush=True)
     killed = len(chosen) - len(survivors)
     print(f"{killed} of {len(chosen)} killed, {100 * killed / max(len(chosen), 1):.0f} %")
     for name in survivors:
-        print(f"survivor {name}: {EXPECTED.get(name, 'no reason is known; a test is missing')}")
+        print(f"survivor {name}: {EXPECTED.get(name, UNKNOWN)}")
     return 1 if set(survivors) - set(EXPECTED) else 0
 
 

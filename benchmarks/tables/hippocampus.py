@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.tables.grid import ROOT, called, change, ends, grid, load, scored
+from benchmarks.tables.grid import RESULTS, ROOT, called, change, ends, grid, load, scored
 from diffuseg.checkpoint import known_as
 from diffuseg.text import pluralize
 
@@ -14,6 +14,7 @@ INTERVALS = {
     "hippocampus_calibration_volumes": "`distributional`, 400 more steps, volumes scored",
     "hippocampus_calibration_long": "`distributional`, volumes scored from the start",
     "hippocampus_calibration": "`cdal`",
+    "hippocampus_calibration_unet": "`unet`",
 }
 CONTROLS = ["unet", "ours", "noise", "leaking", "other", "nolatent", "plain", "label", "input"]
 
@@ -107,6 +108,8 @@ def intervals() -> str:
     """90 % volume intervals of draws that differ, beside those of near-copies: a constant share of the volume."""
     rows = []
     for file, name in INTERVALS.items():
+        if not (RESULTS / f"{file}.json").exists():
+            continue  # not measured yet
         found = load(file)
         draws = found["learnt"]["settings"]["draws"]
         for part, sides in found["coverage"].items():
@@ -205,7 +208,9 @@ def speed() -> str:
     rows.append(["whole training of cDAL", f"{trained['cdal'] / trained['unet']:.2f}", whole])
     where = content["environment"]
     note = f"\n{where['threads']} threads, {where['precision']}."
-    others = {_machine(row["environment"]) for row in content["rows"] if "environment" in row}
+    others = {
+        _machine(row["environment"]) for row in content["rows"] if "environment" in row and "distributional" in row["what"]
+    }
     note += "".join(f" Rows of `distributional`: {other}." for other in sorted(others))
     return grid(["measured", "ratio", "of what to what"], rows) + note + "\n"
 

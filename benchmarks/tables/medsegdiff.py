@@ -92,7 +92,9 @@ def _differences(found: dict[str, Any]) -> str:
 def _whole(name: str) -> str | None:
     """The row of which a part was taken out; None for rows that are whole."""
     kind, _, part = name.partition("_")
-    return {"v1": "v1", "v2": "v2"}.get(kind) if part and part != "long" else None
+    if kind not in ("v1", "v2") or part in ("", "long"):
+        return None
+    return f"{kind}_long" if part.startswith("long_") else kind
 
 
 def _samplers(found: dict[str, Any]) -> str:

@@ -62,6 +62,17 @@ def raters_differences() -> str:
     return grid(head, rows)
 
 
+def raters_agreement() -> str:
+    """Whether draws agree with a rater as they do with one another, where it was measured."""
+    keys = ("dice_draw_rater", "dice_draw_draw", "dice_gap")
+    rows = [
+        [row["name"], *(ends(row["draws"][key]) for key in keys)]
+        for row in load("lidc_raters")["rows"]
+        if keys[2] in row["draws"]
+    ]
+    return grid(["draws of", "Dice, draw and rater", "Dice, two draws", "difference"], rows)
+
+
 def _plain(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return next(row for row in rows if row["method"] == "unet" and len(row["models"]) == 1 and not row["dropout"])
 

@@ -4,10 +4,12 @@ from benchmarks.tables.grid import grid, load
 
 
 def torture() -> str:
-    """A row per kind: how many trials, what became of them, the longest of them, and the most memory that one took."""
-    table = []
-    for row in load("torture")["rows"]:
+    """A row per kind: how many trials, what became of them, the longest, and most memory; the sum of their times."""
+    table, rows = [], load("torture")["rows"]
+    for row in rows:
         counts = [str(row[key]) for key in ("mutants", "results", "refusals", "faults")]
         cost = [f"{row['seconds']:.1f} s" if row["seconds"] else "-", f"{row['megabytes']} MB" if row["megabytes"] else "-"]
         table.append([row["part"], row["kind"].replace("<", "\\<"), *counts, *cost])
-    return grid(["part", "kind", "trials", "results", "refusals", "faults", "longest", "most memory"], table)
+    spent = [row["processor"] for row in rows if row.get("processor")]
+    said = f"\n{len(spent)} of these kinds took {sum(spent):.0f} s of the processor together.\n" if spent else ""
+    return grid(["part", "kind", "trials", "results", "refusals", "faults", "longest", "most memory"], table) + said

@@ -6,9 +6,9 @@ WEAK_RULES = ("as `predict` does", "published: Otsu")
 FULL = "U-Net from masks"
 
 
-def weak() -> str:
+def weak(results: str = "weak") -> str:
     """Masks from image-level labels: every map, on the half of the validation patients on which nothing was chosen."""
-    rows, maps = [], load("weak")["maps"]
+    rows, maps = [], load(results)["maps"]
     full = next((row["rules"][row["best"]]["dice"][0] for row in maps if row["map"] == FULL), None)
     for row in maps:
         best, rules = row["best"], row["rules"]
@@ -39,9 +39,9 @@ def weak() -> str:
     return grid([*head, "Dice, all slices [95 % CI]", "evaluations", "CPU s / image"], rows)
 
 
-def weak_differences() -> str:
+def weak_differences(results: str = "weak") -> str:
     """The best sensitivity map (by the Dice on which it was chosen) against the bars, paired over patients."""
-    content = load("weak")
+    content = load(results)
     found = {row["map"]: row for row in content["maps"]}
     chosen = lambda row: row["rules"][row["best"]].get("dice_chosen", 0.0)
     overlaps = lambda row: list(row["rules"][row["best"]]["dice_per_case"].values())
@@ -70,11 +70,26 @@ def weak_ablation() -> str:
     return grid(head, rows)
 
 
-def weak_verdicts() -> str:
+def weak_verdicts(results: str = "weak") -> str:
     """Whether an image shows the object: who says so how well, on the same half."""
-    content = load("weak")
+    content = load(results)
     rows = [
         [name, f"{v['auc']:.3f}", mean_of(v["accuracy"]), mean_of(v["accuracy_at_0"]) if ":" in name else "-"]  # 0: of models
         for name, v in content["verdicts"].items()
     ]
     return grid(["judge", "AUC", "accuracy, threshold of the other half [95 % CI]", "accuracy as it is [95 % CI]"], rows)
+
+
+def weak_busi() -> str:
+    """The same of lesions in breast ultrasound."""
+    return weak("weak_busi")
+
+
+def weak_busi_differences() -> str:
+    """The same of lesions in breast ultrasound."""
+    return weak_differences("weak_busi")
+
+
+def weak_busi_verdicts() -> str:
+    """The same of lesions in breast ultrasound."""
+    return weak_verdicts("weak_busi")

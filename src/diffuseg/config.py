@@ -209,6 +209,8 @@ def _coerce(hint: Any, value: Any, key: str) -> Any:
             return tuple(_coerce(i, v, key) for i, v in zip(inner, values, strict=True))
     if origin is tuple and args[-1] is Ellipsis and not isinstance(value, dict):  # one of a list
         return (_coerce(args[0], value, key),)
+    if origin is list and isinstance(value, list):
+        return [_coerce(args[0], one, key) for one in cast("list[Any]", value)]
     if origin is dict and isinstance(value, dict):
         return {_coerce(args[0], k, key): _coerce(args[1], v, key) for k, v in cast("dict[Any, Any]", value).items()}
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):

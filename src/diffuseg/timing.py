@@ -1,5 +1,6 @@
 """Where the time goes: parts of the work by name, measured only while somebody asks."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,19 +8,21 @@ from contextlib import contextmanager
 _spent: dict[str, float] | None = None
 _running: list[str] = []
 _since = 0.0
+_thread = 0
 
 
 @contextmanager
 def profile(say: Callable[[str], object] | None) -> Iterator[dict[str, float]]:
-    """Measure what happens inside, and say each part's share at the end; nothing where nobody is to hear it. For one thread.
+    """Measure what happens inside, and say each part's share at the end; nothing where nobody is to hear it.
 
-    Gives the seconds by name, those of "other" in no named part.
+    Gives the seconds by name, those of "other" in no named part; what other threads do meanwhile is not counted.
     """
-    global _spent
+    global _spent, _thread
     if say is None:
         yield {}
         return
     _spent = spent = {"other": 0.0}
+    _thread = threading.get_ident()
     try:
         with timed("other"):
             yield spent
@@ -31,7 +34,7 @@ def profile(say: Callable[[str], object] | None) -> Iterator[dict[str, float]]:
 @contextmanager
 def timed(name: str) -> Iterator[None]:
     """A part of the work; also a decorator. What is timed inside it counts there and not here."""
-    if _spent is None:
+    if _spent is None or threading.get_ident() != _thread:
         yield
         return
     _charge()

@@ -107,6 +107,31 @@ def test_it_runs_and_reports_on_other_patients_than_it_chose_on(tmp_path):
     assert "p2" not in out.read_text()  # no name of a case
 
 
+def test_bars_and_maps_of_dark_objects_look_for_dark_ones(tmp_path):
+    """The intensity bar of a model that looks for darker objects is how dark a pixel is, and its signed maps are such maps."""
+    names = [f"p{i // 4}_{i % 4}" for i in range(16)]
+    data, out = tmp_path / "data", tmp_path / "weak.json"
+    make_spots(data, {name: 5 * (i % 2) for i, name in enumerate(names)}, train=8, contrast=-80.0)
+    model = save(tmp_path / "cdm.safetensors", "cdm", std=0.2, T=20, steps=2, part="negative")
+    wanted = asked(data, [model], out, draws=1)
+    cdm = weak.load(model, "cpu")
+    cases = weak.load_cases(cdm, weak.open_dataset(data), 0, 0, wanted.place)
+    makes = weak.makers([cdm], wanted, cases, weak.open_dataset(data))
+    case = next(case for case in cases if case.label)
+    bar = makes["intensity"][0](case).mean(0)
+    assert weak.precision(bar, case, 0.0) > 0.95
+    seed = case.seeds(1)
+    wanted_maps = {
+        "levels without support": ["support=0"],  # as the model's own part: negative
+        "levels without support, absolute": ["support=0", "part=absolute"],
+        "classifier-free counterfactual, signed": ["map=classifier_free"],
+    }
+    for name, options in wanted_maps.items():
+        alone = weak.load(model, "cpu", options).method.eval()
+        (expected,) = alone.maps(case.image, seed, case.label, *alone.sampling(None, None))
+        assert torch.allclose(makes[name][0](case)[0], expected.float(), atol=1e-4) and expected.max() > 0
+
+
 def cut_by_hand(picture: np.ndarray, smooth: float, quantile: float, largest: bool) -> np.ndarray:
     """What is above a quantile of a smoothed picture, or the largest piece of that."""
     m = smoothed(picture, smooth)

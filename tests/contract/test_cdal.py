@@ -350,6 +350,28 @@ def test_presets_fit_together_and_have_about_the_published_number_of_parameters(
         assert count([method.discriminator]) == pytest.approx(discriminator, rel=0.001)
 
 
+def test_timesteps_are_told_as_thousandths_of_the_whole():
+    """To the generator in drawing, and to the discriminator of pairs: so that one embedding serves any T."""
+    method, told = build("cdal", "2d", "T=4"), []
+    for network in (method.generator, method.discriminator):
+        network.time.register_forward_pre_hook(lambda module, inputs: told.append(inputs[0].tolist()))
+    image, x = torch.randn(1, 1, 20, 24), torch.randn(1, 2, 20, 24)
+    method.denoise(x, 3, method.encode(image), torch.randn(1, 8))
+    method._discriminate(x, x, torch.tensor([1]), image)
+    assert told == [[750.0], [250.0]]
+
+
+def test_a_mask_has_a_channel_for_each_class():
+    """Of two classes two: the generator and the discriminator see background and object."""
+    method, given = build("cdal", "2d"), []
+    assert method.plan.classes == 2
+    method.generator.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].shape[1]))
+    method.discriminator.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].shape[1]))
+    for phase in method.phases:
+        method.loss(make_batch(method), phase, rng())
+    assert set(given) == {2, 2 * 2 + method.plan.image_channels}
+
+
 def test_former_names_of_presets_mean_the_same():
     assert {name: preset_of(name) for name in FORMER} == {name: PRESETS[new] for name, new in FORMER.items()}
     assert all(method_of(name) == "cdal" for name in FORMER) and preset_of("cdal/nobody") is None

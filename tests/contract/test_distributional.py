@@ -69,6 +69,25 @@ def test_draws_come_out_as_often_as_readers_say(T, steps, m):
     assert sound > 0.8
 
 
+def test_the_value_of_the_loss_by_hand():
+    """Distances to every reader, minus the kept share of half of those between draws, plus the cross-entropy of the mean."""
+    method = make(train_draws=3, spread=0.8, fair=0.5, cross_entropy=0.25)
+    p = torch.rand(3, 1, 16, 16, generator=rng(1))
+    draws, readers = torch.cat([1 - p, p], 1), torch.stack([square(FIRST), square(SECOND)])
+    method._logits = lambda *_: draws.log()
+
+    def d(a: torch.Tensor, b: torch.Tensor) -> float:  # of the foreground alone
+        return float(1 - (torch.minimum(a[1], b[1]).sum() + 1) / (torch.maximum(a[1], b[1]).sum() + 1))
+
+    near = sum(d(one, truth) for one in draws for truth in readers) / 6
+    apart = sum(d(draws[i], draws[k]) for i in range(3) for k in range(3) if i != k) / 6
+    entropy = float(-(readers.mean(0) * draws.mean(0).log()).sum(0).mean())
+    batch = Batch(torch.zeros(1, 1, 16, 16), readers[:1], raters=readers[None])
+    loss, log = method.loss(batch, method.phases[0], rng())
+    assert float(log["energy_score"]) == pytest.approx(near - 0.8 * 0.5 / 2 * apart, abs=1e-5)
+    assert float(loss) == pytest.approx(near - 0.8 * 0.5 / 2 * apart + 0.25 * entropy, abs=1e-5)
+
+
 def test_without_the_spread_term_all_draws_are_the_majority():
     first, _ = share_of_first(trained(make(spread=0.0, cross_entropy=0.0), 60))
     assert first == 0

@@ -373,9 +373,12 @@ def test_layer_norm_is_that_of_each_position():
 
 
 def test_the_released_gate_by_hand():
-    gate = ReleasedGate(2, 3, torch.nn.Identity())
+    """Projected, filtered, and then both gates are made of it."""
+    gate = ReleasedGate(2, 3, FFParser(3, (4, 4)))
+    with torch.no_grad():
+        gate.parser.deviation.normal_(generator=rng(5))
     m_I, m_x = torch.randn(2, 2, 3, 5, 4, generator=rng())
-    h = gate.project(m_x)
+    h = gate.parser(gate.project(m_x))
     s = (gate.space.weight.reshape(1, 3, 1, 1) * h).sum(1, keepdim=True) + gate.space.bias
     torch.testing.assert_close(gate(m_I, m_x), m_I * s * h.mean((2, 3))[..., None, None])
 

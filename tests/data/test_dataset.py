@@ -1,6 +1,7 @@
 """Folders are read as they are, and each fault in them is one line that names it."""
 
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,9 @@ from diffuseg.errors import UserError
 
 SHAPE = (4, 5, 6)
 LABELS = {"background": 0, "head": 1, "tail": 2}
+
+
+UNANNOTATED = ("void", "unknown", "ignore_label", "edge ignored", "don't-care", "not_annotated", "Exclude", "unsure")
 
 
 def save(path: Path, data: np.ndarray, affine=None) -> None:
@@ -330,6 +334,37 @@ def test_what_no_case_uses_is_named(folder, caplog):
         assert text in caplog.text
 
 
+def test_folders_and_pipes_that_no_case_uses_are_named(folder, caplog):
+    (folder / "imagesTr/more").mkdir()
+    (folder / "labelsTr/z.nii.gz").symlink_to(folder.parent)  # a link to what holds all of it
+    os.mkfifo(folder / "imagesTr/y_0000.nii.gz")
+    open_dataset(folder)
+    for text in ("more/", "z.nii.gz/", "y_0000.nii.gz"):
+        assert text in caplog.text
+
+
+def test_lists_of_files_that_are_not_read_or_name_one_twice_are_refused(folder, caplog):
+    described = json.loads((folder / "dataset.json").read_text())
+    describe(folder, dataset={"a": {"images": ["elsewhere/a.nii.gz"], "label": "elsewhere/b.nii.gz"}})
+    refused(lambda: open_dataset(folder), "dataset.json", '"dataset"', "not read")
+    describe(folder, dataset=None, training=[{"image": "imagesTr/b_0000.nii.gz", "label": "labelsTr/b.nii.gz"}] * 40)
+    open_dataset(folder)
+    assert '"training" lists 40 cases, but the files of imagesTr are used' in caplog.text
+    names = sorted(path.name for path in (folder / "imagesTr").iterdir())[:2]
+    del described["channel_names"]
+    one = [{"image": f"imagesTr/{name}", "label": "labelsTr/b.nii.gz"} for name in names]
+    described |= {"modality": {"0": "MR"}, "training": one}
+    (folder / "dataset.json").write_text(json.dumps(described))
+    refused(lambda: open_dataset(folder), "lists files twice: b.nii.gz")
+
+
+def test_a_space_makes_no_other_patient_and_patients_of_no_case_are_named(tmp_path, caplog):
+    (tmp_path / "patients.csv").write_text("case,patient\na, x\nb,x \nc,y\n")
+    assert patients(of_names(["a", "b"], tmp_path))[0] == {"a": "x", "b": "x"}
+    assert "patients of cases that are not there: c" in caplog.text
+    assert patients(of_names(["a", "b"], patients={"a": "x ", "b": "x"}))[0] == {"a": "x", "b": "x"}
+
+
 def test_a_key_given_twice_is_refused(folder):
     text = (folder / "dataset.json").read_text()
     (folder / "dataset.json").write_text(text.replace("{", '{"name": "a", "name": "b", ', 1))
@@ -342,7 +377,9 @@ def test_a_key_given_twice_is_refused(folder):
         ({"background": 0, "a": 2, "ignore": 1}, "highest"),
         ({"background": 0, "a": 1, "b": -1}, "negative"),
         ({"background": 0, "a": 1, "whole": [1, 2]}, "no regions"),
-        ({"background": 0, "a": 1, "void": 2}, "learnt as a class"),
+        *(({"background": 0, "a": 1, name: 2}, "learnt as a class") for name in UNANNOTATED),
+        ({"background": 0, "a": 1, " a": 2}, "names that differ"),
+        ({"background": 0, "a": 1, "": 2}, "names that differ"),
         ({"Background": 1, "a": 0}, "background must be label 0"),
         ({"0": "background", "1": "a", "2": "a"}, "one name"),
     ],
@@ -350,6 +387,12 @@ def test_a_key_given_twice_is_refused(folder):
 def test_labels_that_mean_something_else_are_refused(tmp_path, labels, words):
     with pytest.raises(UserError, match=words):
         label_values({"labels": labels}, tmp_path / "dataset.json")
+
+
+@pytest.mark.parametrize(("name", "said"), [("tumor", True), ("foreground", True), ("bg", False), ("Clear Label", False)])
+def test_a_class_at_label_0_is_said_to_be_the_background(tmp_path, caplog, name, said):
+    label_values({"labels": {name: 0, "a": 1}}, tmp_path / "dataset.json")
+    assert (f"label 0, '{name}', is taken for the background" in caplog.text) == said
 
 
 def test_the_order_of_labels_says_nothing_and_ignore_is_no_class(tmp_path):

@@ -4,6 +4,7 @@ import gzip
 import os
 import stat
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -425,6 +426,38 @@ def test_a_header_that_contradicts_itself_is_warned_of(tmp_path, caplog, sform, 
     nib.save(image, tmp_path / "x.nii")
     read_image(tmp_path / "x.nii")
     assert words in caplog.text and "x.nii" in caplog.text
+
+
+def stored(path: Path, codes=(1, 0), **fields) -> Path:
+    """A NIfTI whose header says what no library would write."""
+    image = nib.Nifti1Image(voxels(), np.diag([1, 1, 2, 1.0]))
+    image.set_sform(image.affine, code=codes[0])
+    image.set_qform(image.affine, code=codes[1])
+    nib.save(image, path)
+    raw = path.read_bytes()
+    header = nib.Nifti1Header(raw[:348], check=False)
+    for key, value in fields.items():
+        header[key] = value
+    path.write_bytes(header.binaryblock + raw[348:])
+    return path
+
+
+@pytest.mark.parametrize("size", [0, -1, float("nan")])
+def test_voxel_sizes_that_are_none_are_refused_and_not_mended(tmp_path, caplog, size):
+    pixdim = [1, size, 1, 2, 0, 0, 0, 0]
+    for codes in ((0, 1), (0, 0)):  # of these, the grid would be made
+        with pytest.raises(UserError, match=rf"voxel sizes {size:g} x 1 x 2 in its header"):
+            read_image(stored(tmp_path / "x.nii", codes, pixdim=pixdim))
+    assert read_image(stored(tmp_path / f"{size}.nii", pixdim=pixdim)).spacing == (1, 1, 2)
+    assert f"(pixdim) {size:g} x 1 x 2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"), [("scl_slope", np.inf, "scaled by inf"), ("vox_offset", 0, "inside of its header")]
+)
+def test_what_a_header_cannot_mean_is_refused(tmp_path, field, value, words):
+    with pytest.raises(UserError, match=words):
+        read_image(stored(tmp_path / "x.nii", **{field: value}))
 
 
 def test_results_do_not_carry_what_a_header_says_of_the_scan(tmp_path):

@@ -97,3 +97,19 @@ def test_what_is_not_one_picture_is_refused(tmp_path):
     for name in ("pages.tif", "imagej.tif", "truncated.tif", "frames.png"):
         with pytest.raises(UserError, match=r"3 (pages|frames) in one file"):
             read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "GIF", "WEBP"])
+def test_a_mask_is_what_its_ending_says_and_not_lossy_inside(tmp_path, kind):
+    PIL.Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "x.png", format=kind)
+    with pytest.raises(UserError, match=f"it holds {kind}"):
+        read_mask(tmp_path / "x.png")
+    if kind != "JPEG":
+        with pytest.raises(UserError, match=f"it holds {kind}"):
+            read_image(tmp_path / "x.png")
+
+
+def test_a_tiff_named_png_is_read_as_a_tiff(tmp_path):
+    stored = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    tiff(tmp_path / "x.png", stored, 16, photometric=0)
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.png").data[0], stored)

@@ -60,3 +60,5 @@ def test_other_spacing_extent_and_volumes_are_named(known):
     coarse = replace(image, affine=image.affine @ np.diag([3.0, 3, 3, 1]))
     faults = outside_training(ranges, coarse, plan, {name: 1e6 for name in volumes(plan, image, mask)})
     assert all(any(fault.startswith(kind) for fault in faults) for kind in ("spacing", "extent", "volume")), faults
+    small = outside_training(ranges, image, plan, {name: 1e-6 for name in volumes(plan, image, mask)})
+    assert any(fault.startswith("volume") for fault in small), small

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffuseg import blocks
+from diffuseg import blocks, scratch
 from diffuseg.data.transforms import content_digest, grid_transform, to_grid
 from diffuseg.diffusion.samplers import ModelOutput
 from diffuseg.inference.fusion import best_overlap
@@ -22,6 +22,7 @@ LABELS = {"background": 0, "organ": 3, "other": 4}
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(blocks, "VOXELS", 40)  # so that even the smallest image is many blocks
+    monkeypatch.setattr(scratch, "IN_MEMORY", 100)  # and a file
 
 
 def model_of(dims: int, resampled: bool):

@@ -1,6 +1,7 @@
 """Of many cases some are broken: the others are done, each broken one has its reason, and the command says it with code 3."""
 
 import gzip
+import json
 import re
 
 import nibabel as nib
@@ -38,3 +39,23 @@ def test_broken_cases_are_named_and_the_others_are_done(tmp_path, monkeypatch, c
     reasons = re.findall(r"^failed (case\d+): (.{10,})$", done.stderr, re.M)
     assert [case for case, _ in reasons] == wrong, "each with its reason, in a line of its own"
     assert not any(f"{case}.json" in {path.name for path in out.iterdir()} for case in wrong)
+
+
+@pytest.mark.parametrize(("cases", "bad"), [(40, 6), pytest.param(1000, 50, marks=pytest.mark.slow)])
+def test_broken_predictions_are_named_and_the_others_are_measured(tmp_path, cases, bad):
+    predictions, labels = tmp_path / "predictions", tmp_path / "labels"
+    predictions.mkdir()
+    labels.mkdir()
+    voxels = np.zeros((4, 4, 3), np.uint8)
+    voxels[1:3, 1:3] = 1
+    good = gzip.compress(nib.Nifti1Image(voxels, np.eye(4)).to_bytes())
+    names = [f"case{number:04}" for number in range(cases)]
+    wrong = names[:: cases // bad][:bad]
+    for case in names:
+        (labels / f"{case}.nii.gz").write_bytes(good)
+        (predictions / f"{case}.nii.gz").write_bytes(broken(wrong.index(case), good) if case in wrong else good)
+    done = CliRunner().invoke(app, ["evaluate", str(predictions), str(labels), "--json"])
+    assert done.exit_code == 3, done.output
+    assert json.loads(done.stdout)["cases"] == cases - bad
+    reasons = re.findall(r"^failed (case\d+)\S*: (.{10,})$", done.stderr, re.M)
+    assert [case for case, _ in reasons] == wrong, "each with its reason, in a line of its own"

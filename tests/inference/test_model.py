@@ -9,6 +9,7 @@ import torch
 
 import diffuseg
 from diffuseg.checkpoint import save_checkpoint, weights_hash
+from diffuseg.data import geometry
 from diffuseg.data.transforms import to_grid, to_native
 from diffuseg.device import choose_device
 from diffuseg.errors import UserError
@@ -151,9 +152,11 @@ def test_seeds_of_draws_are_pinned():
     assert len({draw_seed(s, d, i) for s in range(3) for d in "ab" for i in range(5)}) == 30
 
 
-def test_a_deterministic_method_is_asked_once():
+def test_a_deterministic_method_is_asked_once(caplog, monkeypatch):
+    monkeypatch.setattr(geometry, "_WARNED", set())
     image = turned(organs(classes=2), (0, 1, 2), (1, 1, 1))
     p = make_model(method=Certain).predict(image, draws=8)
+    assert "8 draws of" in caplog.text and "one is made" in caplog.text
     found = p.provenance
     assert (found["draws"], found["seeds"], found["seed"], found["network_evaluations"]) == (1, [], None, 1)
     assert not p.uncertainty["mutual_information"].any()

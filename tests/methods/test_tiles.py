@@ -100,17 +100,19 @@ def test_every_tile_of_a_draw_gets_the_draws_own_latent():
     torch.testing.assert_close(got[1], 2 * torch.ones_like(got[1]))
 
 
+@pytest.mark.parametrize("context", [0, 1])
 @pytest.mark.parametrize("kept", [2**31, 0])
-def test_a_volume_of_many_slices_is_the_same_as_each_slice(kept, monkeypatch):
-    """More slices than a network sees at a time: each meets its own features, at every timestep."""
+def test_a_volume_of_many_slices_is_the_same_as_each_slice(kept, context, monkeypatch):
+    """More slices than a network sees at a time: each meets its own features, and its own neighbours', at every timestep."""
     monkeypatch.setattr("diffuseg.methods.tiles.FEATURES_KEPT", kept)
     n = 2 * SLICES + 7
     image = torch.arange(n, dtype=torch.float32).reshape(1, n, 1, 1).expand(1, n, 8, 8)
-    tiling = Tiling(image, plan(dims=2, patch=(8, 8), slice_axis=0), encode=lambda x: x)
+    tiling = Tiling(image, plan(dims=2, context=context, patch=(8, 8), slice_axis=0), encode=lambda x: x[:, [0, -1]])
     x_t = torch.randn(3, 3, *tiling.shape)
+    before, after = ((image + step).clamp(0, n - 1) for step in (-context, context))  # a slice's value is its number
     for t in (2, 1):
-        got = tiling.crop(tiling.denoise(answering(lambda x, t, f, z: t * (x + f)), x_t, t, None, 3).x_0)
-        torch.testing.assert_close(got, t * (tiling.crop(x_t) + image))
+        got = tiling.crop(tiling.denoise(answering(lambda x, t, f, z: t * (x + f[:, :1] - 2 * f[:, 1:])), x_t, t, None, 3).x_0)
+        torch.testing.assert_close(got, t * (tiling.crop(x_t) + before - 2 * after))
 
 
 @pytest.mark.parametrize("context", [0, 1])

@@ -382,3 +382,12 @@ def test_without_tensorboard_a_training_writes_its_curve_all_the_same(data, tmp_
     assert done.exit_code == 0, done.output
     assert [row["step"] for row in rows(tmp_path / "run") if row.get("network/loss")] == ["1", "2"]
     assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_a_profile_says_where_the_time_went(data, tmp_path):
+    done = call(*options(data, tmp_path / "run", steps=2), "--profile")
+    assert done.exit_code == 0, done.output
+    said = done.stdout.splitlines()[-1]
+    assert all(f"{part} " in said for part in ("loss", "backward", "update", "validate", "save", "wait for data", "denoise")), (
+        said
+    )

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from diffuseg.checkpoint import is_finished
+from diffuseg.data.dataset import Case, Dataset
 from diffuseg.data.plan import load_plan
 from diffuseg.errors import UserError
 from diffuseg.train import loop
+from diffuseg.train.run_folder import name_twins
 from tests.train.tiny import call, options, refused, same_weights, settings, start
 
 IMAGE, MASK = "imagesTr/case_001_0000.nii.gz", "labelsTr/case_001.nii.gz"
@@ -266,3 +268,13 @@ def test_codes_of_the_classes_go_along_and_bad_ones_are_refused(tmp_path, spoilt
             assert start(spoilt, tmp_path / "out").meta["codes"] == {label: {"type": ("1", "99X", "a head")}}
         else:
             refused(call(*options(spoilt, tmp_path / "out")), "dataset.json" if len(code) == 1 else "liver", "code")
+
+
+def test_one_image_under_two_names_is_named(tmp_path, caplog):
+    cases = tuple(Case(name, (tmp_path / f"{name}_0000.nii.gz",), None) for name in "abcd")
+    dataset = Dataset(tmp_path, "x", ("MR",), {"background": 0, "h": 1}, ".nii.gz", cases, {})
+    digests = {f"{name}_0000.nii.gz": text for name, text in zip("abcd", ("1", "2", "1", "4"), strict=True)}
+    name_twins(dataset, {"train": ["a", "b"], "val": ["c", "d"]}, digests)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: a, c are the same image, in train and in val: one of them is enough"
+    ]

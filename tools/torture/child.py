@@ -17,7 +17,9 @@ from typing import Any
 from diffuseg.errors import UserError
 
 MEMORY = 2_000_000_000  # bytes that a trial may take
-SECONDS = 10  # that it may last
+SECONDS = 10  # of the processor that it may last
+PATIENCE = 12  # times as many seconds by the clock, on a busy machine
+AGAIN = 98  # status of a child after a fault: the next trial gets another
 Trial = Callable[[int, Path], Any]  # number, folder: a result, or a UserError
 
 
@@ -37,10 +39,13 @@ class Tally:
     faults: list[str] = field(default_factory=list)
     seconds: float = 0.0
     megabytes: float = 0.0
+    processor: float = 0.0  # seconds of all trials together
 
     def row(self) -> dict[str, Any]:
         """As it is stored."""
-        measured = {"seconds": round(self.seconds, 2), "megabytes": round(self.megabytes)}
+        measured = {name: round(getattr(self, name), 2) for name in ("seconds", "processor")} | {
+            "megabytes": round(self.megabytes)
+        }
         return vars(self) | {"faults": len(self.faults)} | measured
 
 
@@ -67,7 +72,7 @@ def _one_child(tally: Tally, trial: Trial, first: int, count: int, folder: Path)
     os.close(outer)
     begun, slow, text = first, False, b""
     while True:
-        if not select.select([inner], [], [], 3 * SECONDS)[0]:  # code that is not Python's hears no alarm
+        if not select.select([inner], [], [], 2 * PATIENCE * SECONDS)[0]:  # code that is not Python's hears no alarm
             os.kill(pid, signal.SIGKILL)
             slow = True
         block = os.read(inner, 65536)
@@ -80,6 +85,8 @@ def _one_child(tally: Tally, trial: Trial, first: int, count: int, folder: Path)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status == 0:
         return count
+    if status == AGAIN:
+        return begun + 1
     tally.mutants += 1
     tally.faults.append(f"{begun}: {'hangs in a library' if slow else f'the process ended with {status}'}")
     return begun + 1
@@ -107,13 +114,17 @@ def _trials(trial: Trial, first: int, count: int, folder: Path, pipe: int) -> No
         limit = _memory("VmSize") + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGPROF, _hang)
         signal.signal(signal.SIGALRM, _hang)
         for number in range(first, count):
             os.write(pipe, json.dumps({"begins": number}).encode() + b"\n")
             place = folder / str(number)
             place.mkdir()
-            os.write(pipe, json.dumps(attempt(trial, number, place)).encode() + b"\n")
+            found = attempt(trial, number, place)
+            os.write(pipe, json.dumps(found).encode() + b"\n")
             shutil.rmtree(place)
+            if found["outcome"] == "fault":  # an import that was cut short, say, is no fault of the next trial
+                os._exit(AGAIN)
         os._exit(0)
     finally:
         os._exit(99)
@@ -123,8 +134,9 @@ def attempt(trial: Trial, number: int, place: Path) -> dict[str, Any]:
     """One trial: its outcome, seconds, and megabytes above those before."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before, started, what = _memory("VmRSS"), time.perf_counter(), ""
-    signal.alarm(SECONDS)
+    before, started, what = _memory("VmRSS"), time.process_time(), ""
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.alarm(PATIENCE * SECONDS)
     try:
         trial(number, place)
         outcome = "result"
@@ -133,8 +145,9 @@ def attempt(trial: Trial, number: int, place: Path) -> dict[str, Any]:
     except BaseException as error:
         outcome, what = "fault", f"{_where(error)}{type(error).__name__}: {str(error)[:200]}"
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
-    seconds, megabytes = time.perf_counter() - started, (_memory("VmHWM") - before) / 1e6
+    seconds, megabytes = time.process_time() - started, (_memory("VmHWM") - before) / 1e6
     if megabytes > MEMORY / 1e6:
         outcome, what = "fault", f"takes {megabytes:.0f} MB"
     return {"outcome": outcome, "what": what, "seconds": seconds, "megabytes": megabytes}

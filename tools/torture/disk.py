@@ -10,7 +10,7 @@ import random
 import resource
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tools.torture.child import Tally
@@ -19,21 +19,23 @@ from tools.torture.kills import WISHES, _fork, _predict_shards, _torn, _train
 SIZES = (0, 1, 3, 8, 20, 60)  # kilobytes that are free
 
 
-def run(work: Path, seed: int = 0) -> list[Tally]:
-    """Train, predict, merge, evaluate, convert, demo-data and export onto disks that are full at some point, or read-only."""
+def run(work: Path, only: str = "") -> Iterator[Tally]:
+    """Train, predict, merge, evaluate, convert and demo-data onto disks that are full at some point, or read-only."""
     from diffuseg.data.synthetic import make_dataset
 
     data = make_dataset(work / "data", cases=4, shape=(10, 12, 9), test_cases=4)
     pid = _fork(lambda: (_train(data, work / "model"), _predict_shards(_model(work), data / "imagesTs", work)))
     assert os.waitpid(pid, 0)[1] == 0, "fails undisturbed"
-    commands = _commands(work, data)
-    place = work / "mounted"
-    full, closed = Tally("disk", "full"), Tally("disk", "read-only")
-    for name, arguments in commands.items():
-        for kilobytes in SIZES:
-            _full(full, name, arguments, place, kilobytes)
-        _closed(closed, name, arguments, place)
-    return [full, closed]
+    return (_filled(name, how, work / "mounted") for name, how in _commands(work, data).items() if only in name)
+
+
+def _filled(name: str, arguments: Callable[[Path], list[str]], place: Path) -> Tally:
+    """What comes of one command."""
+    tally = Tally("disk", name)
+    for kilobytes in SIZES:
+        _full(tally, name, arguments, place, kilobytes)
+    _closed(tally, name, arguments, place)
+    return tally
 
 
 def _model(work: Path) -> Path:
@@ -50,7 +52,7 @@ def _commands(work: Path, data: Path) -> dict[str, Callable[[Path], list[str]]]:
         "predict": lambda out: [*predict, "--out", str(out)],
         "merge": lambda out: ["merge", str(out), *shards],
         "evaluate": lambda out: ["evaluate", str(data / "labelsTr"), str(data / "labelsTr"), "--out", str(out)],
-        "convert": lambda out: ["convert", str(data / "imagesTr"), "--images-only", "--out", str(out)],
+        "convert": lambda out: ["convert", str(data / "imagesTr"), "--images-only", "--yes", "--out", str(out)],
         "demo-data": lambda out: ["demo-data", str(out), "--cases", "2"],
     }
 

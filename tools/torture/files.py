@@ -1,5 +1,6 @@
 """Broken image files: each is read as an image and as a mask, or refused in a sentence."""
 
+import contextlib
 import gzip
 import io
 import itertools
@@ -15,6 +16,7 @@ import numpy as np
 import PIL.Image
 import tifffile
 
+from diffuseg.data.convert.reading import read_painted, read_picture
 from diffuseg.data.io import read_image, read_mask
 from diffuseg.errors import UserError
 from tools.torture.child import Tally, torture
@@ -23,9 +25,9 @@ from tools.torture.mutate import broken
 SHAPE = (6, 5, 4)
 
 
-def run(count: int, seed: int = 0) -> Iterator[Tally]:
-    """So many broken files of each format."""
-    return (torture("files", kind, _trial(kind, make(), seed), count) for kind, make in KINDS.items())
+def run(count: int, only: str = "", seed: int = 0) -> Iterator[Tally]:
+    """So many broken files of each format whose name holds a word."""
+    return (torture("files", kind, _trial(kind, make(), seed), count) for kind, make in KINDS.items() if only in kind)
 
 
 def _trial(kind: str, samples: list[dict[str, bytes]], seed: int) -> Callable[[int, Path], Any]:
@@ -39,7 +41,10 @@ def _trial(kind: str, samples: list[dict[str, bytes]], seed: int) -> Callable[[i
         for name, content in sample.items():
             (place / name).write_bytes(content)
         image = place if kind == "DICOM" else place / next(iter(sample))
-        read(image, kind not in ("DICOM", "JPEG"))
+        if kind.startswith("convert"):
+            convert(image)
+        else:
+            read(image, kind not in ("DICOM", "JPEG"))
 
     return trial
 
@@ -59,6 +64,19 @@ def read(path: Path, mask: bool) -> None:
             read_mask(path)
         except UserError:
             return
+
+
+def convert(path: Path) -> None:
+    """Read a file that `convert` alone takes as an image and as a mask of its shape; refused if both are."""
+    shape = SHAPE if path.suffix in (".npy", ".npz", ".nrrd", ".nhdr", ".hdr") else (15, 11)
+    try:
+        image = read_picture(path, (1.0, 2.0, 3.0))
+        assert image.data.ndim == 1 + image.dims and np.isfinite(image.affine).all()
+    except UserError:
+        read_painted(path, shape)
+        return
+    with contextlib.suppress(UserError):
+        read_painted(path, image.shape)
 
 
 def _voxels(dtype: Any, *channels: int) -> np.ndarray:
@@ -119,6 +137,46 @@ def _pictures(ending: str) -> list[dict[str, bytes]]:
     return samples
 
 
+def _arrays(packed: bool) -> list[dict[str, bytes]]:
+    samples = []
+    for array in (_voxels(np.uint8), _voxels(np.float32, 2), _voxels(np.int64) % 3 == 0):
+        buffer = io.BytesIO()
+        if packed:
+            np.savez_compressed(buffer, image=array, mask=array)
+        else:
+            np.save(buffer, array)
+        samples.append({f"x.np{'z' if packed else 'y'}": buffer.getvalue()})
+    return samples
+
+
+def _further_pictures() -> list[dict[str, bytes]]:
+    grey = np.arange(15 * 11, dtype=np.uint8).reshape(15, 11)
+    colour = PIL.Image.fromarray(np.stack([grey, grey[::-1], grey[:, ::-1]], -1))
+    samples = []
+    for name, picture in itertools.product(
+        ("bmp", "gif", "webp", "ppm"), (colour, PIL.Image.fromarray(grey), colour.quantize(9))
+    ):
+        buffer = io.BytesIO()
+        (picture.convert("RGB") if name == "ppm" else picture).save(buffer, name)
+        samples.append({f"x.{name}": buffer.getvalue()})
+    return samples
+
+
+def _pairs() -> list[dict[str, bytes]]:
+    """Header and voxels in two files, and a segmentation of 3D Slicer."""
+    analyze = nib.AnalyzeImage(_voxels(np.int16), np.eye(4)).to_file_map
+    files = {"header": nib.FileHolder(fileobj=io.BytesIO()), "image": nib.FileHolder(fileobj=io.BytesIO())}
+    analyze(files)
+    header, voxels = (files[key].fileobj.getvalue() for key in ("header", "image"))
+    samples = [{"x.hdr": header, "x.img": voxels}, *_itk(".nhdr")]
+    head = (
+        "NRRD0004\ntype: uint8\ndimension: 3\nspace: left-posterior-superior\nsizes: 6 5 4\n"
+        "space directions: (1,0,0) (0,1,0) (0,0,1)\nkinds: domain domain domain\nencoding: raw\nspace origin: (0,0,0)\n"
+    )
+    segments = "".join(f"Segment{n}_Name:=s{n}\nSegment{n}_Layer:=0\nSegment{n}_LabelValue:={n + 1}\n" for n in range(2))
+    return [*samples, {"x.seg.nrrd": (head + segments + "\n").encode() + (_voxels(np.uint8) % 3).tobytes()}]
+
+
 def _dicom() -> list[dict[str, bytes]]:
     """A series as it is and in two compressions, and one file for all frames."""
     from pydicom.uid import UID, JPEG2000Lossless, RLELossless
@@ -155,4 +213,8 @@ KINDS: dict[str, Callable[[], list[dict[str, bytes]]]] = {
     "TIFF": lambda: _pictures(".tif"),
     "JPEG": lambda: _pictures(".jpg"),
     "DICOM": _dicom,
+    "convert .npy": lambda: _arrays(False),
+    "convert .npz": lambda: _arrays(True),
+    "convert .bmp .gif .webp .ppm": _further_pictures,
+    "convert .hdr .nhdr .seg.nrrd": _pairs,
 }

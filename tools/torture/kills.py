@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,18 @@ from tools.torture.child import Tally
 WISHES = ["plan.patch=8,8,8", "plan.widths=4,8", "plan.batch=2", "T=10", "steps=2", "train.save_every=2"]
 
 
-def run(count: int, work: Path, seed: int = 0) -> list[Tally]:
-    """So many kills of each kind of work."""
+def run(count: int, work: Path, only: str = "", seed: int = 0) -> Iterator[Tally]:
+    """So many kills of each kind of work whose name holds a word."""
     from diffuseg.data.synthetic import make_dataset
 
     data = make_dataset(work / "data", cases=4, shape=(10, 12, 9), test_cases=6)
-    made = _spared(lambda: _train(data, work / "model"), "the model")
+    _spared(lambda: _train(data, work / "model"), "the model")
     trained = lambda out: _train(data, out)
     predicted = lambda out: _predict(work / "model" / "best.safetensors", data / "imagesTs", out)
     _spared(lambda: _predict_shards(work / "model" / "best.safetensors", data / "imagesTs", work), "the shards")
     merged = lambda out: _merge(work, out)
-    del made
-    return [
-        _tortured("train", trained, _trained, count, work / "train", seed),
-        _tortured("predict", predicted, _written, count, work / "predict", seed),
-        _tortured("merge", merged, _written, count, work / "merge", seed),
-    ]
+    kinds = {"train": (trained, _trained), "predict": (predicted, _written), "merge": (merged, _written)}
+    return (_tortured(kind, *how, count, work / kind, seed) for kind, how in kinds.items() if only in kind)
 
 
 def _tortured(

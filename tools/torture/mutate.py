@@ -173,17 +173,19 @@ def other_table(text: str, rng: random.Random) -> bytes:
     for _ in range(rng.choice((1, 1, 2, 5))):
         row = rng.choice(rows)
         at = rng.randrange(len(row)) if row else 0
-        value = rng.choice(VALUES)
+        value = rng.choice(VALUES) if rng.random() < 0.6 else rng.choice(rng.choice(rows) or [""])
         cell = value if isinstance(value, str) else json.dumps(value)
-        way = rng.randrange(7)
+        way = rng.randrange(8)
         if way < 3:
             row[at : at + 1] = [cell]
         elif way < 5:
-            row.insert(at, cell)
-        elif way == 5:
+            row.insert(rng.choice((at, len(row))), cell)
+        elif way < 7:
             rows.append(list(row))
         else:
             rng.shuffle(rows)
-    quote = rng.choice(("", "", "", '"', "\ufeff"))
+    quote = rng.choice(("", "", "", "", '"', "\ufeff"))
     end = rng.choice(("\n", "\n", "\r\n", "\r", "\n\n"))
-    return (quote + end.join(",".join(row) for row in rows)).encode(rng.choice(("utf-8", "utf-16", "latin-1")), "replace")
+    return (quote + end.join(",".join(row) for row in rows)).encode(
+        rng.choice(("utf-8", "utf-8", "utf-16", "latin-1")), "replace"
+    )

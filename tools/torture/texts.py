@@ -1,6 +1,7 @@
 """Broken texts: descriptions, plans, records, tables and checkpoints of strangers are taken, or refused in a sentence."""
 
 import dataclasses
+import functools
 import json
 import random
 import shutil
@@ -21,30 +22,31 @@ Job = Callable[[random.Random, Path], Any]
 TINY = ["plan.patch=8,8,8", "plan.widths=4,8", "plan.batch=2"]
 
 
-def run(count: int, work: Path, seed: int = 0) -> Iterator[Tally]:
-    """So many broken texts of each kind."""
-    return (torture("texts", kind, _trial(kind, job, seed), count) for kind, job in jobs(work).items())
+def run(count: int, work: Path, only: str = "", seed: int = 0) -> Iterator[Tally]:
+    """So many broken texts of each kind whose name holds a word."""
+    return (torture("texts", kind, _trial(kind, make(), seed), count) for kind, make in jobs(work).items() if only in kind)
 
 
 def _trial(kind: str, job: Job, seed: int) -> Callable[[int, Path], Any]:
     return lambda number, place: job(random.Random(f"{kind}/{seed}/{number}"), place)
 
 
-def jobs(work: Path) -> dict[str, Job]:
-    """What is done with a broken text, by the kind of text; `work` is a folder for what all of them need."""
-    data, results, run_folder = _data(work), _results(work), _run(work)
-    checkpoint = run_folder / "best.safetensors"
+def jobs(work: Path) -> dict[str, Callable[[], Job]]:
+    """What is done with a broken text, by the kind of text; `work` is a folder for what they need, made when it is."""
+    import diffuseg.train.loop  # torch is imported once, and not by each child  # noqa: F401
+
+    data, results, trained = (functools.cache(functools.partial(make, work)) for make in (_data, _results, _run))
     return {
-        "dataset.json": lambda rng, place: _dataset(data, rng, place),
-        "splits_final.json": lambda rng, place: _splits(data, rng, place),
-        "image_labels.csv": lambda rng, place: _labels(data, rng, place),
-        "patients.csv": lambda rng, place: _patients(data, rng, place),
-        "plan.json": lambda rng, place: _plan(run_folder, rng, place),
-        "run.json": _resume(data, run_folder),
-        "<case>.json": lambda rng, place: _record(results, rng, place),
-        "shards/list.json": lambda rng, place: _list(results, rng, place),
-        "checkpoint": lambda rng, place: _checkpoint(checkpoint, rng, place),
-        "resume.safetensors": _resumed(data, run_folder),
+        "dataset.json": lambda: functools.partial(_dataset, data()),
+        "splits_final.json": lambda: functools.partial(_splits, data()),
+        "image_labels.csv": lambda: functools.partial(_labels, data()),
+        "patients.csv": lambda: functools.partial(_patients, data()),
+        "plan.json": lambda: functools.partial(_plan, trained(data())),
+        "run.json": lambda: _resume(data(), trained(data())),
+        "<case>.json": lambda: functools.partial(_record, results()),
+        "shards/list.json": lambda: functools.partial(_list, results()),
+        "checkpoint": lambda: functools.partial(_checkpoint, trained(data()) / "best.safetensors"),
+        "resume.safetensors": lambda: _resumed(data(), trained(data())),
     }
 
 
@@ -67,6 +69,7 @@ def _results(work: Path) -> Path:
     from diffuseg.inference.folder import predict_folder
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.inference.shards import Shard
+    from diffuseg.reports.evaluate import evaluate
     from tests.inference.oracle import make_model
 
     (work / "scans").mkdir()
@@ -77,14 +80,15 @@ def _results(work: Path) -> Path:
         nib.save(nib.Nifti1Image((3 * voxels).astype(np.uint8), np.eye(4)), work / "labels" / f"case{number}.nii.gz")
     for share in (Shard(1, 2), Shard(2, 2)):
         predict_folder(make_model(noise=0.5), [work / "scans"], work / "results", SamplingOptions(draws=2), share=share)
+    evaluate(work / "results", work / "labels", None)  # what it imports is not left to each child
     return work / "results"
 
 
-def _run(work: Path) -> Path:
+def _run(work: Path, data: Path) -> Path:
     from diffuseg.train.loop import TrainSettings, train
 
     wishes = [*TINY, "T=10", "steps=2"]
-    settings = TrainSettings(work / "data", "concat", work / "run", steps=2, set=wishes, device="cpu", precision="fp32")
+    settings = TrainSettings(data, "concat", work / "run", steps=2, set=wishes, device="cpu", precision="fp32")
     train(settings)
     return work / "run"
 
@@ -180,14 +184,14 @@ def _resume(data: Path, run: Path) -> Job:
     from diffuseg.train import setup
 
     taken: list[Any] = []
-    with mock.patch.object(setup, "_reserve_folder", lambda *given: taken.extend(given)):
+    with mock.patch.object(setup, "reserve_folder", lambda *given: taken.extend(given)):
         _state_of(data, run, resume=True)
     settings, *others = taken
 
     def job(rng: random.Random, place: Path) -> None:
         _put(place / "run.json", other_json(json.loads((run / "run.json").read_text()), rng))
         (place / "resume.safetensors").touch()
-        setup._reserve_folder(dataclasses.replace(settings, out=place), *others)
+        setup.reserve_folder(dataclasses.replace(settings, out=place), *others)
 
     return job
 

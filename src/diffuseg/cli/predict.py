@@ -38,6 +38,13 @@ class SegKind(StrEnum):
     labelmap = "labelmap"
 
 
+class ProbType(StrEnum):
+    """As what probabilities are stored."""
+
+    float32 = "float32"
+    uint8 = "uint8"
+
+
 Models = Annotated[
     str,
     typer.Argument(
@@ -108,6 +115,9 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do cases that are already finished.")] = False,
     save_draws: Annotated[bool, typer.Option("--save-draws", help="Also write the mask of each draw.")] = False,
     save_steps: Annotated[bool, typer.Option("--save-steps", help="Also write the first draw step by step.")] = False,
+    prob_dtype: Annotated[ProbType, typer.Option(help="uint8: probabilities in 255 parts, a quarter of the size.")] = (
+        ProbType.float32
+    ),
     no_prob: Annotated[bool, typer.Option("--no-prob", help="Write no probabilities: the largest files by far.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
     series: SeriesOption = None,
@@ -140,8 +150,8 @@ def predict(
     with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
         told = Callbacks(bars.case, bars.draw, lambda case, record: bars.say(_found(case, record)))
         result = predict_folder(
-            loaded, inputs, out, options, overwrite, probabilities=not no_prob, series=series or (), dicom=dicom, share=share,
-            callbacks=told,
+            loaded, inputs, out, options, overwrite, probabilities=not no_prob, prob_dtype=prob_dtype.value,
+            series=series or (), dicom=dicom, share=share, callbacks=told,
         )  # fmt: skip
     _end(loaded, result, out, share)
 

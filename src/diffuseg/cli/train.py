@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from diffuseg import timing
 from diffuseg.cli.app import app, console
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
@@ -53,6 +54,7 @@ def train(
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many validations without a better one.", show_default="never")
     ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
 ) -> None:
     """Train a method on one fold; under torchrun the same command trains on several GPUs and nodes."""
     from diffuseg.train.loop import TrainSettings
@@ -63,12 +65,13 @@ def train(
         max_minutes=max_minutes, preset=preset, set=set_ or [], resume=resume, start=start, seed=seed, device=device,
         precision=precision, validate_every=val_every, patience=patience,
     )  # fmt: skip
-    if fold != ALL:
-        typer.echo(f"best checkpoint: {run(settings)}")
-        return
-    from diffuseg.train.folds import train_folds
+    with timing.profile(typer.echo if profile else None):
+        if fold != ALL:
+            typer.echo(f"best checkpoint: {run(settings)}")
+            return
+        from diffuseg.train.folds import train_folds
 
-    best = train_folds(settings, lambda number, folds: typer.echo(f"fold {number} of 0 to {folds - 1}"))
+        best = train_folds(settings, lambda number, folds: typer.echo(f"fold {number} of 0 to {folds - 1}"))
     typer.echo(f"best checkpoints: {best[0]} to {best[-1].parent.name}; next: diffuseg crossval {out} {dataset} --out DIR")
 
 

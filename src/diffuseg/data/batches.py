@@ -18,6 +18,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.data.raters import fuse_raters
 from diffuseg.data.transforms import GridTransform, central_window, class_indices, content_digest, mask_to_grid, to_grid
 from diffuseg.errors import UserError
+from diffuseg.timing import timed
 from diffuseg.types import Batch, Image
 
 FOREGROUND, FOREGROUND_SLICES = 1 / 3, 1 / 2  # share of patches, and of slices, that are centred on foreground
@@ -135,7 +136,8 @@ class Batches:
             for step in range(start, stop):
                 started = time.perf_counter()
                 assert ahead is not None
-                batch = ahead.result()
+                with timed("wait for data"):
+                    batch = ahead.result()
                 self.waited += time.perf_counter() - started
                 ahead = thread.submit(self.batch, step + 1, rank, world) if step + 1 < stop else None
                 yield batch
@@ -237,13 +239,13 @@ class Batches:
         return image, one_hot[: plan.classes] if ignored else one_hot  # with "ignore" there is one mask
 
 
-def slice_stack(image: Float[Tensor, "c x y z"], plan: Plan) -> Float[Tensor, "n m h w"]:
-    """All slices of a volume along plan.slice_axis, each with its plan.context neighbours on either side as channels.
+def slice_stack(image: Float[Tensor, "c x y z"], plan: Plan, chosen: Sequence[int] | None = None) -> Float[Tensor, "n m h w"]:
+    """Slices of a volume along plan.slice_axis, all or the chosen ones, each with plan.context neighbours on either side.
 
     Channels are in the order (c0 z-1, c0 z, c0 z+1, c1 z-1, ...), m = c * (2 * context + 1); at the ends of the volume the
     last slice is repeated.
     """
-    return _slices(image, plan, range(image.shape[1 + plan.slice_axis]))
+    return _slices(image, plan, range(image.shape[1 + plan.slice_axis]) if chosen is None else chosen)
 
 
 def _slices(image: Tensor, plan: Plan, chosen: Sequence[int]) -> Tensor:

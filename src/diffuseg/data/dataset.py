@@ -35,7 +35,15 @@ T = TypeVar("T")
 
 
 def load_image(dataset: Dataset, case: Case) -> Image:
-    """Read a case without its mask: float32 [c, *s]. Refuses what `read_image` refuses, and another number of channels."""
+    """Read a case without its mask: float32 [c, *s].
+
+    Args:
+        dataset: The data set.
+        case: One of its cases.
+
+    Raises:
+        UserError: What `read_image` refuses, and another number of channels than dataset.json names.
+    """
     image = read_image(case.images)
     _check_channels(dataset, case, image)
     return image
@@ -44,7 +52,14 @@ def load_image(dataset: Dataset, case: Case) -> Image:
 def load_case(dataset: Dataset, case: Case) -> tuple[Image, Image]:
     """Read a case: image float32 [c, *s] and mask int [1, *s] on one grid, label values as in dataset.json.
 
-    The mask of several raters is their majority vote (`raters.fuse_raters`). Refuses what `load_raters` does.
+    The mask of several raters is their majority vote (`raters.fuse_raters`).
+
+    Args:
+        dataset: The data set.
+        case: One of its cases.
+
+    Raises:
+        UserError: What `load_raters` refuses.
     """
     image, masks = load_raters(dataset, case)
     return image, replace(masks, data=fuse_raters(masks.data)[None])
@@ -53,8 +68,13 @@ def load_case(dataset: Dataset, case: Case) -> tuple[Image, Image]:
 def load_raters(dataset: Dataset, case: Case) -> tuple[Image, Image]:
     """Read a case: image float32 [c, *s] and the masks of its raters int [m, *s], m = 1 where there is a single mask.
 
-    Refuses what `read_image` and `read_mask` refuse, another number of channels than dataset.json names, grids that
-    differ, and label values that dataset.json does not name.
+    Args:
+        dataset: The data set.
+        case: One of its cases.
+
+    Raises:
+        UserError: What `read_image` and `read_mask` refuse, another number of channels than dataset.json names, grids that
+            differ, and label values that dataset.json does not name.
     """
     image, masks, faults = _examine(dataset, case)
     if faults:
@@ -68,7 +88,7 @@ def check(dataset: Dataset) -> list[str]:
     faults = [fault for case in dataset.cases for fault in _examine(dataset, case)[2]]
     description = dataset.folder / "dataset.json"
     expected = dataset.extra.get("numTraining")
-    if expected is not None and expected != len(dataset.cases):
+    if expected is not None and str(expected) != str(len(dataset.cases)):
         what = f"numTraining is {expected}, but the number of cases is {len(dataset.cases)}"
         faults.append(UserError(what, file=description))
     known = {mask for case in dataset.cases for mask in case.masks}
@@ -85,7 +105,13 @@ def patients(dataset: Dataset) -> tuple[dict[str, str], str]:
 
     The first that is there decides: "patients" in dataset.json ({case: patient}); patients.csv with the columns case and
     patient; "patient_pattern" in dataset.json, a regular expression whose first group (or whole match) in the case's name
-    is the patient; else each case is a patient of its own. Refuses a rule that leaves a case without a patient.
+    is the patient; else each case is a patient of its own.
+
+    Args:
+        dataset: The data set.
+
+    Raises:
+        UserError: A rule that leaves a case without a patient, or a case that has two.
     """
     names = [case.id for case in dataset.cases]
     description, table = dataset.folder / "dataset.json", dataset.folder / "patients.csv"
@@ -94,7 +120,7 @@ def patients(dataset: Dataset) -> tuple[dict[str, str], str]:
         if not isinstance(listed, dict):
             raise UserError('"patients" must be {"case": "patient", ...}', file=description)
         file, rule = description, "patients as listed in dataset.json"
-        patient_of = {str(case): str(patient) for case, patient in listed.items()}
+        patient_of = {str(case): str(patient).strip() for case, patient in listed.items()}
     elif table.is_file():
         file, rule = table, "patients as listed in patients.csv"
         patient_of = _read_patients(table)
@@ -107,6 +133,9 @@ def patients(dataset: Dataset) -> tuple[dict[str, str], str]:
         patient_of = {name: match[1] if match.re.groups else match[0] for name, match in matches.items() if match}
     else:
         return {name: name for name in names}, "each case is taken for a patient of its own"
+    unknown = sorted(set(patient_of) - set(names))
+    if unknown:
+        warn_once(file, f"patients of cases that are not there: {few(unknown)}")
     lacking = [name for name in names if not patient_of.get(name)]
     if lacking:
         raise UserError(f"no patient for {few(lacking)}", file=file)
@@ -118,12 +147,15 @@ def splits(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[dict[str, li
 
     Without a file, patients are shuffled by the seed and dealt to the folds, those with most cases first, each to the
     smallest fold; every case is in "val" exactly once and no patient is on both sides. Fewer patients than folds give one
-    fold per patient. Refuses a single patient, and a file that names unknown cases or one case on both sides.
+    fold per patient.
 
     Args:
         dataset: What `open_dataset` returns.
         folds: How many, where no file says.
         seed: Of the shuffling.
+
+    Raises:
+        UserError: A single patient, and a file that names unknown cases or one case on both sides.
     """
     file = dataset.folder / "splits_final.json"
     if file.is_file():
@@ -219,9 +251,10 @@ def _read_patients(table: Path) -> dict[str, str]:
     if not {"case", "patient"} <= columns:
         raise UserError("it needs the columns case and patient", file=table)
     patient_of: dict[str, str] = {}
-    for row in rows:
-        if patient_of.setdefault(row["case"], row["patient"]) != row["patient"]:
-            raise UserError(f"case {row['case']} has two patients", file=table)
+    for row in rows:  # a space before a name would make another patient of it, and bring one patient to both sides
+        case, patient = (row["case"] or "").strip(), (row["patient"] or "").strip()
+        if patient_of.setdefault(case, patient) != patient:
+            raise UserError(f"case {case} has two patients", file=table)
     return patient_of
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from diffuseg.data.claims import Claim, check_claim
+from diffuseg.data.claimed_size import Claim, check_claim
 from diffuseg.data.dicom_files import Slice, holds_dicom, is_dicom, lenient, pydicom
 from diffuseg.data.dicom_series import Stack, choose, find_stacks
 from diffuseg.data.geometry import warn_once

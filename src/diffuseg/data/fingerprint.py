@@ -49,7 +49,14 @@ class Fingerprint:
 
 
 def fingerprint(dataset: Dataset) -> Fingerprint:
-    """Read every case once and measure it; refuses what `load_case` refuses, and pictures mixed with volumes."""
+    """Read every case once and measure it.
+
+    Args:
+        dataset: What `open_dataset` returns.
+
+    Raises:
+        UserError: What `load_case` refuses, pictures mixed with volumes, or masks that mark nothing in any case.
+    """
     sizes, spacings, orientations, samples, extremes = [], [], Counter(), [], []
     counts = {label: 0 for label in dataset.labels}
     present = dict(counts)

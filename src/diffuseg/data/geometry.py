@@ -26,6 +26,7 @@ LARGEST, SMALLEST = 100.0, 1e-6  # mm: nothing is imaged with larger or smaller 
 SAME = 0.01  # relative difference of voxel sizes that rounding may make
 
 _log = logging.getLogger("diffuseg")
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # its lines name no file; what matters is said here
 _WARNED: set[str] = set()
 
 
@@ -54,6 +55,25 @@ def nifti_affine(image: Any, file: Path | None) -> np.ndarray:
     affine = np.asarray(image.affine, np.float64)
     _compare_accounts(image.header, affine, scale, min(3, len(image.shape)), image.shape, file)
     return in_mm(affine, scale)
+
+
+def check_stored_header(header: Any, file: Path) -> None:
+    """Refuse what nibabel would mend or pass over in a NIfTI header as it is stored: no voxel sizes, odd scaling and offset.
+
+    Voxel sizes of 0, negative ones and such as are no numbers are warned of where a sform says the grid.
+    """
+    axes = min(3, int(header["dim"][0]))
+    sizes = np.asarray(header["pixdim"][1 : 1 + axes], np.float64)
+    if not (np.isfinite(sizes) & (sizes > 0)).all():
+        if int(header["sform_code"]) <= 0:
+            raise UserError(f"voxel sizes {_by(sizes)} in its header", file=file, do="Mend pixdim")
+        warn_once(file, f"voxel sizes (pixdim) {_by(sizes)} in its header are none; the sform is followed")
+    if np.isinf([header["scl_slope"], header["scl_inter"]]).any():
+        what = f"its values are to be scaled by {header['scl_slope']:g} and moved by {header['scl_inter']:g}"
+        raise UserError(what, file=file, do="Mend scl_slope and scl_inter")
+    if int(header["vox_offset"]) < header.sizeof_hdr:
+        what = f"its voxels begin at byte {int(header['vox_offset'])}, inside of its header"
+        raise UserError(what, file=file, do="Mend vox_offset, 352 in NIfTI-1")
 
 
 def in_mm(affine: np.ndarray, scale: float) -> np.ndarray:

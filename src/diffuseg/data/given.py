@@ -130,7 +130,7 @@ def _from_nibabel(given: Any) -> Image:
     file = given.get_filename()
     source = Path(file) if file and nib.is_proxy(given.dataobj) and str(file).lower().endswith(io.NIFTI) else None
     if isinstance(given, nib.Nifti1Pair):
-        contents = io.nifti_contents(given, source)
+        contents = io.nifti_contents(given, np.asanyarray(given.dataobj), source)
     else:  # of another format: lengths are mm, as nibabel says
         data = np.asanyarray(given.dataobj)
         contents = io.FileContents(np.moveaxis(data, 3, 0) if data.ndim == 4 else data[None], np.asarray(given.affine))

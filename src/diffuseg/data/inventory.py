@@ -45,9 +45,18 @@ def refuse_twins(files: Iterable[Path]) -> None:
                 raise UserError(f"stands beside {other.name}: two files of one case", file=path, do="Keep one of them")
 
 
-def name_unused(folder: Path, files: Iterable[Path], used: Iterable[Path], why: str) -> None:
-    """One line of warning that names the files of a folder that are not used; notes such as .json and .csv are none."""
-    taken = {path.resolve() for path in used}
-    left = [path.name for path in files if path.resolve() not in taken and not path.name.lower().endswith(NOTES)]
+def name_unused(folder: Path, used: Iterable[Path], why: str) -> None:
+    """One line of warning that names what lies in a folder and is not used, other folders too, without notes such as .csv."""
+    if not folder.is_dir():
+        return
+    files = list(used)
+    taken, folders = {path.resolve() for path in files}, {parent for path in files for parent in path.parents}
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    left = [path for path in entries if path.resolve() not in taken and path not in folders and not _is_note(path)]
     if left:
-        warn_once(folder, f"{pluralize(len(left), 'file is', 'files are')} not used, {why}: {few(left)}")
+        names = [f"{path.name}/" if path.is_dir() else path.name for path in left]
+        warn_once(folder, f"{pluralize(len(left), 'file is', 'files are')} not used, {why}: {few(names)}")
+
+
+def _is_note(path: Path) -> bool:
+    return path.name.lower().endswith(NOTES) and not path.is_dir()

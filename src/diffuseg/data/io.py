@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
+from diffuseg import scratch
 from diffuseg.atomic_io import atomic_path
-from diffuseg.blocks import blocks
-from diffuseg.data import dicom, geometry, itk, mgh, pictures
-from diffuseg.data.claims import Claim, read_claimed
+from diffuseg.blocks import as_type, blocks, copy, extremes, flat
+from diffuseg.data import dicom, geometry, itk, mgh, nifti_slabs, pictures
+from diffuseg.data.claimed_size import Claim, checked_claim, read_claimed
 from diffuseg.data.dicom_series import Stack
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -99,7 +100,7 @@ def read_image(paths: Path | str | Stack | Sequence[Path | str | Stack]) -> Imag
     arrays = []
     for place, part in zip(places, parts, strict=True):
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-            array = np.asarray(part.data, np.float32)
+            array = as_type(part.data, np.float32)
         _check_finite(array, place)
         arrays.append(array)
     image = Image(arrays[0], parts[0].affine, places[0], parts[0].header)
@@ -109,7 +110,15 @@ def read_image(paths: Path | str | Stack | Sequence[Path | str | Stack]) -> Imag
             raise UserError(f"its {fault} (of {places[0].name})", file=place, do="Channels must lie on one grid")
     if len(arrays) == 1:
         return image
-    return Image(np.concatenate(arrays), image.affine, image.source, image.header)
+    return Image(_joined(arrays), image.affine, image.source, image.header)
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    """Channels of several arrays in one."""
+    joined = scratch.zeros((sum(map(len, arrays)), *arrays[0].shape[1:]))
+    for place, channel in enumerate(channel for array in arrays for channel in array):
+        copy(channel, joined[place])
+    return joined
 
 
 def read_mask(path: Path | str) -> Image:
@@ -149,7 +158,7 @@ def read_planes(path: Path | str) -> Image:
 
 
 @timed("write")
-def write(path: Path | str, array: np.ndarray, like: Image) -> None:
+def write(path: Path | str, array: np.ndarray, like: Image, slope: float = 1.0) -> None:
     """Write an array [*s] or [c, *s] on the grid of `like`, with its geometry; from NIfTI to NIfTI, as its header has it.
 
     Description, intent, extensions and whatever else a header says of the scan stay behind.
@@ -158,6 +167,12 @@ def write(path: Path | str, array: np.ndarray, like: Image) -> None:
     except in .png: as 16-bit fractions of 1 (value = pixel / 65535). Refuses what the format cannot hold: lossy endings,
     volumes in pictures, several planes in a .png (three of uint8 are colour), floats outside [0, 1] in a .png. The file
     is written aside and then renamed, so it is never there in part.
+
+    Args:
+        path: The file.
+        array: Values as they are stored.
+        like: On whose grid.
+        slope: By which a reader has to multiply them; NIfTI says so in its header, the other formats cannot.
     """
     path, ending = Path(path), ending_of(path)
     if ending in WRITTEN_AS:
@@ -173,7 +188,7 @@ def write(path: Path | str, array: np.ndarray, like: Image) -> None:
     elif ending in mgh.ENDINGS:
         save = lambda aside: mgh.write(aside, planes, like, packed=ending == ".mgz")
     else:
-        save = lambda aside: _write_nifti(aside, planes, like)
+        save = lambda aside: _write_nifti(aside, planes, like, slope)
     with atomic_path(path) as aside:
         save(aside)
 
@@ -235,7 +250,8 @@ def _too_large(file: Path) -> UserError:
 
 
 def _check_finite(array: np.ndarray, file: Path) -> None:
-    bad = array.size - sum(int(np.isfinite(channel[part]).sum()) for channel in array for part in blocks(channel.shape))
+    values = flat(array)
+    bad = array.size - sum(int(np.isfinite(values[part]).sum()) for part in blocks(values.shape))
     if bad:
         raise UserError(f"NaN or infinite values: {bad} of {array.size}", file=file, do="Replace them")
 
@@ -243,11 +259,11 @@ def _check_finite(array: np.ndarray, file: Path) -> None:
 def smallest_dtype(array: np.ndarray) -> np.ndarray:
     """Floats as float32; integers and booleans in the smallest of uint8, int16 and int32 that holds them."""
     if np.issubdtype(array.dtype, np.floating):
-        return np.asarray(array, np.float32)
-    low, high = int(array.min()), int(array.max())
+        return as_type(array, np.float32)
+    low, high = map(int, extremes(array))
     for dtype in (np.uint8, np.int16, np.int32):
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return array.astype(dtype)
+            return as_type(array, dtype)
     raise ValueError(f"values from {low} to {high} do not fit 32 bits")
 
 
@@ -265,13 +281,22 @@ def _nifti_claim(head: bytes) -> Claim:
 
 
 def _read_nifti(file: Path) -> FileContents:
+    def kind_of(head: bytes) -> Any:
+        kind = _nifti_kind(head)
+        # Before nibabel mends it: a voxel size of 0 would become 1 mm.
+        geometry.check_stored_header(kind.header_class(head[: kind.header_class.sizeof_hdr], check=False), file)
+        return kind
+
+    claimed = checked_claim(file, _nifti_claim)
+    if claimed.bytes > scratch.IN_MEMORY:
+        return nifti_contents(*nifti_slabs.read(file, claimed, kind_of), file)
     raw = read_claimed(file, _nifti_claim)
-    return nifti_contents(_nifti_kind(raw).from_bytes(raw), file)
+    image = kind_of(raw).from_bytes(raw)
+    return nifti_contents(image, np.asanyarray(image.dataobj), file)
 
 
-def nifti_contents(image: Any, file: Path | None) -> FileContents:
+def nifti_contents(image: Any, data: np.ndarray, file: Path | None) -> FileContents:
     """Voxels, geometry and header of a nibabel image; `file` stands in messages."""
-    data = np.asanyarray(image.dataobj)
     if data.dtype.kind not in "iuf":
         raise UserError(f"voxels of type {data.dtype} are not supported", file=file, do="Store real numbers")
     while 1 in data.shape[3:]:  # (i, j, k, 1) is a volume; a vector image is (i, j, k, 1, c)
@@ -282,8 +307,15 @@ def nifti_contents(image: Any, file: Path | None) -> FileContents:
     return FileContents(channels_first, geometry.nifti_affine(image, file), image.header)
 
 
-def _write_nifti(aside: Path, planes: np.ndarray, like: Image) -> None:
-    nib.save(nifti_image(planes, like), aside)
+def _write_nifti(aside: Path, planes: np.ndarray, like: Image, slope: float) -> None:
+    if scratch.is_large(planes.shape, planes.dtype):
+        hollow = np.broadcast_to(np.zeros((), planes.dtype), planes.shape)  # takes no memory, and makes the header
+        nifti_slabs.write(aside, nifti_image(hollow, like), planes, slope)
+    else:
+        image = nifti_image(planes, like)
+        if slope != 1:
+            image.header.set_slope_inter(slope, 0)
+        nib.save(image, aside)
 
 
 def nifti_image(planes: np.ndarray, like: Image) -> Any:

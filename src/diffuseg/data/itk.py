@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from diffuseg.data import geometry
-from diffuseg.data.claims import DEFLATE, Claim, check_claim
+from diffuseg.data.claimed_size import DEFLATE, Claim, check_claim
 from diffuseg.data.geometry import LPS_TO_RAS
 from diffuseg.errors import UserError
 from diffuseg.types import Image

@@ -4,19 +4,46 @@ import re
 from pathlib import Path
 from typing import Any
 
+from diffuseg.data.geometry import warn_once
+from diffuseg.data.names import words
 from diffuseg.errors import UserError
 
 IGNORE = "ignore"  # nnU-Net's name for voxels that nobody has annotated
-ALIKE = ("ignored", "void", "unannotated", "unlabelled", "unlabeled", "dont_care", "don't care", "do not care")
+ALIKE = (
+    "void", "unannotated", "not annotated", "unlabelled", "unlabeled", "not labelled", "not labeled", "dont care", "don't care",
+    "do not care", "unknown", "undefined", "unsure", "uncertain", "unclear", "exclude", "excluded", "na", "n/a", "invalid",
+)  # fmt: skip
+BACKGROUND = ("background", "bg", "backgr", "back", "unlabelled", "unlabeled", "other", "others", "rest", "none", "nothing",
+              "outside", "clear", "healthy", "control", "empty", "air", "void", "unknown", "normal", "hintergrund", "fond",
+              "fondo", "fundo", "sfondo", "achtergrond", "exterior", "0", "null", "zero")  # fmt: skip
 
 
 def label_values(extra: dict[str, Any], file: Path) -> dict[str, int]:
-    """Classes and their values, by rising value, background first; without "ignore". Refuses what is none."""
+    """Classes and their values.
+
+    Args:
+        extra: What dataset.json holds.
+        file: Its name in messages.
+
+    Returns:
+        Name -> value, by rising value, background first; without "ignore".
+
+    Raises:
+        UserError: Regions, negative values, names that mean "ignore" in other words, or a background that is not 0.
+    """
     return _classes_and_ignore(extra, file)[0]
 
 
 def ignore_value(extra: dict[str, Any], file: Path) -> int | None:
-    """The value of voxels that nobody has annotated; None where dataset.json has no label "ignore"."""
+    """The value of voxels that nobody has annotated; None where dataset.json has no label "ignore".
+
+    Args:
+        extra: What dataset.json holds.
+        file: Its name in messages.
+
+    Raises:
+        UserError: As `label_values`.
+    """
     return _classes_and_ignore(extra, file)[1]
 
 
@@ -36,11 +63,20 @@ def _classes_and_ignore(extra: dict[str, Any], file: Path) -> tuple[dict[str, in
         raise UserError("the background must be label 0", file=file, do=f"It says {labels}")
     if len(set(labels.values())) < len(labels) or len(classes) < 2:
         raise UserError(f"labels need a background and further, different values, not {labels}", file=file)
-    odd = [name for name in classes if classes[name] != 0 and name.strip().lower().replace("-", " ") in ALIKE]
+    odd = [name for name in classes if classes[name] != 0 and _alike(name)]
     if odd:
         do = 'If nobody annotated these voxels, name the label "ignore"; if it is a class, give it another name'
         raise UserError(f"label {odd[0]!r} would be learnt as a class", file=file, do=do)
+    zero = next(name for name in classes if classes[name] == 0)
+    if not set(words(zero)) & set(BACKGROUND) and zero.strip() not in BACKGROUND:
+        warn_once(file, f"label 0, {zero!r}, is taken for the background: it is no class, and is not predicted")
     return dict(sorted(classes.items(), key=lambda item: item[1])), ignore
+
+
+def _alike(name: str) -> bool:
+    """Whether a label means by its name that nobody has annotated its voxels."""
+    plain = " ".join(re.split(r"[\W_]+(?!t\b)", name.strip().lower())).strip()
+    return plain in ALIKE or name.strip().lower() in ALIKE or any(word.startswith("ignor") for word in words(name))
 
 
 def _by_name(extra: dict[str, Any], file: Path) -> dict[str, int]:
@@ -53,6 +89,9 @@ def _by_name(extra: dict[str, Any], file: Path) -> dict[str, int]:
         if twice:
             raise UserError(f"two labels have one name: {', '.join(twice)}", file=file, do="Give each value its own name")
         labels = {str(name): int(value) for value, name in labels.items()}
+    names = [name.strip() for name in labels]
+    if "" in names or len(set(names)) < len(names):
+        raise UserError(f"labels need names that differ, not {', '.join(map(repr, labels))}", file=file)
     for name, value in labels.items():
         if isinstance(value, list):
             what = f"label {name!r} is a region, {value}: one integer per label is supported, no regions"

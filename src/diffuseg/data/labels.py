@@ -15,7 +15,13 @@ def read_labels(dataset: Dataset, table: Path | None = None) -> dict[str, int]:
 
     From the table (given, or image_labels.csv in the data set's folder), which has a column `case` and either `label`, a
     class by its name or value in dataset.json, or one column per class with 0 or 1; else from imagesTr/<class>/<image>.
-    Refuses tables without these columns, classes that dataset.json does not name, and cases without a label.
+
+    Args:
+        dataset: The data set.
+        table: A CSV; None: that of the data set's folder, if it has one.
+
+    Raises:
+        UserError: A table without these columns, classes that dataset.json does not name, and cases without a label.
     """
     if table is None and (dataset.folder / TABLE).is_file():
         table = dataset.folder / TABLE

@@ -81,6 +81,9 @@ def open_dataset(folder: Path | str, masks: bool = True) -> Dataset:
     channels, labels = _channels(extra, description), label_values(extra, description)
     ignore = ignore_value(extra, description)
     listed, raters = extra.get("training"), rater_count(extra, description)
+    if extra.get("dataset"):
+        do = "Link its files into imagesTr and labelsTr, and take the list out"
+        raise UserError('its list "dataset" of files elsewhere is not read', file=description, do=do)
     if isinstance(listed, list) and listed and "channel_names" not in extra:
         if raters:
             raise UserError('"raters" go with masks found by name', file=description, do='Leave out "training"')
@@ -184,15 +187,18 @@ def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
 
 def _name_what_is_left(folder: Path, cases: list[Case], extra: dict[str, Any], masks: bool) -> None:
     """Say which files of imagesTr and labelsTr no case uses, and whether numTraining counts other cases."""
-    for name, used in (
-        ("imagesTr", [path for case in cases for path in case.images]),
-        ("labelsTr", [path for case in cases for path in case.masks] if masks else None),
-    ):
-        if used is not None:
-            why = "as no case has this name and ending" if name == "imagesTr" else "as no image belongs to them"
-            name_unused(folder / name, list_files(folder / name), used, why)
+    images = [path for case in cases for path in case.images]
+    labels = [path for case in cases for path in case.masks] if masks else []
+    for name, files in (("imagesTr", images), ("labelsTr", labels)):
+        why = "as no case has this name and ending" if name == "imagesTr" else "as no image belongs to them"
+        for place in {folder / name, *(path.parent for path in files)} if files else ():
+            name_unused(place, [*images, *labels], why)
+    listed = extra.get("training")
+    if isinstance(listed, list) and listed and "channel_names" in extra and len(listed) != len(cases):
+        what = f'"training" lists {pluralize(len(listed), "case")}, but the files of imagesTr are used, {len(cases)}'
+        warn_once(folder / "dataset.json", f'{what}: it has "channel_names"')
     expected = extra.get("numTraining")
-    if expected is not None and expected != len(cases):
+    if expected is not None and str(expected) != str(len(cases)):
         warn_once(folder / "dataset.json", f"numTraining is {expected}, but the number of cases is {len(cases)}")
 
 
@@ -283,6 +289,12 @@ def _listed_cases(folder: Path, listed: list[Any], file: Path, masks: bool) -> l
         cases.append(Case(case_of(image, ending_of(image)), (image,), paths[1] if masks else None))
     if lacking:
         raise UserError(f"files that it lists are missing: {few(lacking)}", file=file)
+    counts = Counter(path.resolve() for case in cases for path in (*case.images, *case.masks))
+    twice = sorted(path.name for path, number in counts.items() if number > 1)
+    if twice:
+        raise UserError(
+            f'"training" lists files twice: {few(twice)}', file=file, do="Each image and each mask belongs to one case"
+        )
     if len({case.id for case in cases}) < len(cases) or not cases:
         raise UserError('"training" must list at least one case, and each only once', file=file)
     return sorted(cases, key=lambda case: case.id)

@@ -7,7 +7,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from diffuseg.data.claims import Claim, read_claimed
+from diffuseg.data.claimed_size import Claim, read_claimed
 from diffuseg.errors import UserError
 from diffuseg.types import Image
 

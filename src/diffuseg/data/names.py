@@ -1,7 +1,9 @@
 """What names of labels and channels say: one splitter into words, for left and right and for what a picture was taken with."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
+from itertools import zip_longest
 
 LEFT = {"left", "lhs", "lh", "lt", "l", "lk", "lul", "lll", "lewy", "lewa", "vanster", "venstre"}
 LEFT |= {"links", "linke", "linker", "linkes", "gauche", "izquierda", "izquierdo", "izq", "esquerda", "esquerdo"}
@@ -11,7 +13,25 @@ RIGHT |= {"rechts", "rechte", "rechter", "rechtes", "droite", "droit", "derecha"
 RIGHT |= {"destra", "destro", "dexter", "dextra", "dextrum", "dex"}
 LONG = ("left", "right", "links", "rechts", "gauche", "droite", "izquierd", "derech", "sinistr", "destr", "sinister", "dexter",
         "esquerd", "direit")  # fmt: skip
-CT = {"ct", "hu", "cta", "cect", "ncct", "cbct", "ldct", "ctscan", "hounsfield", "tomodensitometry"}
+PAIRS = (  # too short or common to count alone: they do where two names differ in nothing else
+    ("l", "r"), ("li", "re"), ("sx", "dx"), ("sin", "dx"), ("sn", "dx"), ("s", "d"), ("os", "od"), ("as", "ad"), ("g", "d"),
+    ("e", "d"), ("esq", "dir"), ("iz", "de"), ("sol", "sag"), ("bal", "jobb"), ("vasen", "oikea"), ("v", "h"),
+    ("stang", "drept"),
+    ("stanga", "dreapta"), ("leva", "prava"), ("levy", "pravy"), ("lewe", "prawe"), ("kiri", "kanan"), ("trai", "phai"),
+)  # fmt: skip
+LEFT_LETTERS = (
+    "\u5de6",
+    "\uc67c",
+    "\uc88c",
+    "\u043b\u0435\u0432",
+    "\u043b\u0456\u0432",
+)  # Chinese and Japanese, Korean, Cyrillic
+RIGHT_LETTERS = ("\u53f3", "\uc624\ub978", "\uc6b0\uce21", "\u043f\u0440\u0430\u0432")
+SPOT = r"lesion|tumou?r|nodule?|metasta|polyp|cyst|cancer|infarct|haemorrhage|hemorrhage|kidney|lung|breast|hippocampus|eye"
+CT = {"ct", "hu", "hus", "cta", "ctpa", "cect", "ncct", "cbct", "ldct", "hrct", "msct", "mdct", "dect", "qct", "ctscan", "tdm",
+      "hounsfield", "tomodensitometry", "tomodensitometrie"}  # fmt: skip
+TOMOGRAPHY = r"comput\w*[\W_]*(axial[\W_]*)?tomogra|tomogra\w*[\W_]*(axial[\W_]*)?comput|computertomogra"
+EMISSION = {"pet", "spect", "suv", "emission"}
 MR = {
     "mr", "mri", "mra", "t1", "t1w", "t1c", "t1ce", "t1gd", "t1n", "t2", "t2w", "t2f", "t2star", "flair", "pd", "pdw", "dwi",
     "adc", "swi", "irm", "mrt", "bold", "fmri", "dti", "mprage",
@@ -24,10 +44,18 @@ def words(name: str) -> list[str]:
 
     "tumor1L" is tumor, 1, l; "LungTumorLHS" is lung, tumor, lhs; "T1_Gd" is t, 1, gd and, with the digit, t1.
     """
-    plain = name.replace("\u00f8", "o").replace("\u00e4", "a").replace("\u00f6", "o")
-    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+", plain)
+    plain = _without_accents(name)
     joined = re.findall(r"[A-Za-z]+\d+[A-Za-z]*", plain)
-    return [part.lower() for part in (*parts, *joined, *re.findall(r"[A-Za-z]{4,}", plain))]
+    return [*_parts(name), *(part.lower() for part in (*joined, *re.findall(r"[A-Za-z]{4,}", plain)))]
+
+
+def _parts(name: str) -> list[str]:
+    return [part.lower() for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+", _without_accents(name))]
+
+
+def _without_accents(name: str) -> str:
+    plain = name.replace("\u00f8", "o").replace("\u00d8", "O").replace("\u0142", "l").replace("\u0141", "L")
+    return "".join(c for c in unicodedata.normalize("NFKD", plain) if unicodedata.category(c) != "Mn")
 
 
 def side(name: str) -> str | None:
@@ -40,18 +68,35 @@ def side(name: str) -> str | None:
         for stem in LONG:
             if word.startswith(stem) or word.endswith(stem):
                 found.add("left" if any(known.startswith(stem) for known in LEFT) else "right")
+        spot = re.fullmatch(rf"([lr])?({SPOT})s?([lr])?", word)
+        found |= {{"l": "left", "r": "right"}[letter] for letter in (spot.group(1, 3) if spot else ()) if letter}
+    composed = unicodedata.normalize("NFC", name).lower()
+    found |= {"left" for letters in LEFT_LETTERS if letters in composed}
+    found |= {"right" for letters in RIGHT_LETTERS if letters in composed}
     return min(found) if found else None
 
 
 def tells_sides(names: Iterable[str]) -> list[str]:
-    """Those of some names that say left or right."""
-    return [name for name in names if side(name) is not None]
+    """Those of some names that say left or right, by themselves or as two that differ in nothing else."""
+    given = list(names)
+    paired = {name for one in given for other in given if _differ_by_side(one, other) for name in (one, other)}
+    return [name for name in given if side(name) is not None or name in paired]
+
+
+def _differ_by_side(one: str, other: str) -> bool:
+    """Whether two names become equal where one has a word for left and the other the word for right: "lvent" and "rvent"."""
+    changed = [(a, b) for a, b in zip_longest(_parts(one), _parts(other)) if a != b]
+    if len(changed) != 1 or None in changed[0]:
+        return False
+    a, b = changed[0]
+    return (a, b) in PAIRS or (a[1:], a[0], b[0]) == (b[1:], "l", "r") or (a[:-1], a[-1], b[-1]) == (b[:-1], "l", "r")
 
 
 def is_ct(name: str) -> bool:
-    """Whether a channel holds Hounsfield units by its name: a word of CT, in a name that is not one of PET or MR."""
+    """Whether a channel holds Hounsfield units by its name: a word of CT, in a name that is not one of PET, SPECT or MR."""
     found = set(words(name))
-    return bool(found & CT) and not found & ({"pet", "suv"} | MR)
+    spelt = re.search(TOMOGRAPHY, _without_accents(name).lower()) or re.search(r"(?<![A-Za-z])CT[a-z]", name)
+    return bool(found & CT or spelt) and not found & (EMISSION | MR)
 
 
 def is_mr(name: str) -> bool:

@@ -41,6 +41,13 @@ def probability_names(labels: dict[str, int], ending: str) -> list[str]:
     return [f"prob_{suffix}" for suffix in class_suffixes(labels)]
 
 
+def stored_as_one(record: dict[str, Any], ending: str) -> float:
+    """What a file of probabilities of this case holds where one is 1; `read_planes` applies the slope of NIfTI by itself."""
+    if ending in io.NIFTI:
+        return 1.0
+    return 255.0 if record.get("prob_dtype") == "uint8" else 65535.0 if ending == ".png" else 1.0
+
+
 def is_record(content: Any) -> bool:
     """Whether the content of a JSON file is a record of this program; those of its first days lack some settings."""
     return isinstance(content, dict) and set(SETTINGS) - set(BEFORE) <= set(content)

@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import tifffile
 
+from diffuseg import scratch
 from diffuseg.blocks import blocks
-from diffuseg.data.claims import DEFLATE, UNBOUNDED, Claim, check_claim
+from diffuseg.data import tiff_tiles
+from diffuseg.data.claimed_size import DEFLATE, UNBOUNDED, Claim, check_claim
 from diffuseg.errors import UserError
 
 LOSSLESS = (".png", ".tiff", ".tif")
+CONTENTS = ("PNG", "JPEG", "MPO")  # of what is named so; some telephones write the last as .jpg
 LOSSY = (".jpeg", ".jpg")
 RATIOS = {"PNG": 8 * DEFLATE, "JPEG": 2048}  # 1 bit becomes 8; a bit or more for every block of 64, in three colours
 PLAIN = ("NONE", "DEFLATE", "ADOBE_DEFLATE", "PACKBITS")  # compressions that tifffile reads by itself
@@ -40,15 +42,31 @@ def read(file: Path, mask: bool) -> np.ndarray:
     """Planes [c, h, w] of a picture as stored; a palette gives its indices in a mask, its colours in an image.
 
     Tags for display are not applied, whatever the compression: orientation, and WhiteIsZero. An opaque alpha channel is
-    dropped, any transparency is refused; so are several pages or frames, and lossy masks in a .tif.
+    dropped, any transparency is refused; so are several pages or frames, and lossy masks, whatever the ending.
     """
-    if file.name.lower().endswith((".tif", ".tiff")):
+    if file.name.lower().endswith((".tif", ".tiff")) or _is_tiff(file):
         return _read_tiff(file, mask)
     with warnings.catch_warnings(action="ignore"), open_picture(file) as picture:
+        _check_content(picture, file, mask)
         frames = getattr(picture, "n_frames", 1)
         if picture.format == "PNG" and frames > 1:
             raise UserError(f"{frames} frames in one file", file=file, do="Store each as a picture")
         return _decode(picture, file, mask)
+
+
+def _is_tiff(file: Path) -> bool:
+    with file.open("rb") as head:
+        return head.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _check_content(picture: Any, file: Path, mask: bool) -> None:
+    """Refuse what is another kind of picture than its ending says, where values may then be others than those meant."""
+    if picture.format not in CONTENTS:
+        what = f"it holds {picture.format}, which its ending does not say"
+        raise UserError(what, file=file, do="Convert it to .png; `diffuseg convert` does")
+    if mask and picture.format != "PNG":
+        what = f"it holds {picture.format}: a mask in a lossy format has no exact values"
+        raise UserError(what, file=file, do="Store masks as .png or .tif")
 
 
 def open_picture(file: Path) -> Any:
@@ -78,6 +96,8 @@ def _check_page(file: Path, page: Any) -> None:
 
 
 def _read_tiff(file: Path, mask: bool) -> np.ndarray:
+    import tifffile
+
     with tifffile.TiffFile(file) as pages:
         if len(pages.pages) == 0:
             raise ValueError("no picture in it")
@@ -114,7 +134,7 @@ def _without_display(raw: bytes, page: Any) -> bytes:
 
 
 def _planes(page: Any, file: Path) -> np.ndarray:
-    array = page.asarray()
+    array = tiff_tiles.read(page, file) if scratch.is_large(page.shape, page.dtype or np.uint8) else page.asarray()
     if page.axes == "YXS":
         array = np.moveaxis(array, -1, 0)
     elif page.axes == "YX":
@@ -161,7 +181,7 @@ def _decode(picture: Any, file: Path, mask: bool, bits: int = 8) -> np.ndarray:
 
 def _refuse_transparency(alpha: np.ndarray, file: Path) -> None:
     opaque = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1
-    if (alpha != opaque).any():
+    if any(bool((alpha[part] != opaque).any()) for part in blocks(alpha.shape)):
         raise UserError("it is partly transparent, so its colours are not defined", file=file, do="Remove the alpha channel")
 
 
@@ -171,7 +191,11 @@ def write(aside: Path, planes: np.ndarray, path: Path) -> None:
         raise UserError("a picture cannot hold a volume", file=path, do="Choose .nii.gz")
     colour = len(planes) == 3 and planes.dtype == np.uint8
     if path.name.lower().endswith((".tif", ".tiff")):
-        if colour:
+        import tifffile
+
+        if scratch.is_large(planes.shape, planes.dtype):
+            tiff_tiles.write(aside, planes, colour)
+        elif colour:
             tifffile.imwrite(aside, np.moveaxis(planes, 0, -1), photometric="rgb", compression="zlib")
         elif len(planes) == 1:
             tifffile.imwrite(aside, planes[0], photometric="minisblack", compression="zlib")

@@ -86,7 +86,15 @@ class Plan:
 def make_plan(dataset: Dataset, fingerprint: Fingerprint, **overrides: Any) -> Plan:
     """The plan that follows from a fingerprint, with the reason for each setting; overrides are settings taken as they are.
 
-    What depends on an override follows it (dims=2 also gives 2-D patches). Refuses unknown settings and what does not fit.
+    What depends on an override follows it (dims=2 also gives 2-D patches).
+
+    Args:
+        dataset: The data set.
+        fingerprint: What was measured of it.
+        overrides: Settings of the plan by name.
+
+    Raises:
+        UserError: Unknown settings, and what does not fit.
     """
     known = {
         "dataset": dataset.name,
@@ -130,7 +138,14 @@ def save_plan(plan: Plan, path: Path | str) -> None:
 
 
 def load_plan(path: Path | str) -> Plan:
-    """Read a plan; refuses broken JSON, unknown settings (naming the nearest known one), wrong types and misfits."""
+    """Read a plan.
+
+    Args:
+        path: A JSON file.
+
+    Raises:
+        UserError: Broken JSON, unknown settings (naming the nearest known one), wrong types, and what does not fit.
+    """
     values = read_json(Path(path))
     if not isinstance(values, dict):
         raise UserError("a plan is an object { ... }", file=path)

@@ -24,7 +24,15 @@ NAME = re.compile(r"(.+)_rater(\d+)")
 
 
 def rater_count(extra: dict[str, Any], file: Path) -> int:
-    """The "raters" of dataset.json, 0 where it says nothing; refuses what is no number of people."""
+    """The "raters" of dataset.json, 0 where it says nothing.
+
+    Args:
+        extra: What dataset.json holds.
+        file: Its name in messages.
+
+    Raises:
+        UserError: It is no number of people.
+    """
     count = extra.get("raters", 0)
     if "raters" in extra and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
         raise UserError(f'"raters" is the number of people who marked each image, not {count!r}', file=file)
@@ -34,8 +42,15 @@ def rater_count(extra: dict[str, Any], file: Path) -> int:
 def rater_files(files: Sequence[Path], ending: str, raters: int) -> dict[str, tuple[Path, ...]]:
     """The masks of each case, by rising number: `<case>_rater<k><ending>`, k from 0 or from 1, at most `raters` of them.
 
-    Numbers count from 0 if any file has that number. Masks have the images' ending or any lossless one. Refuses numbers
-    beyond the last rater.
+    Numbers count from 0 if any file has that number. Masks have the images' ending or any lossless one.
+
+    Args:
+        files: Of labelsTr.
+        ending: Of the images.
+        raters: How many there are.
+
+    Raises:
+        UserError: A number beyond the last rater.
     """
     found: dict[str, dict[int, Path]] = {}
     for end in dict.fromkeys((ending, *LOSSLESS)):  # of two files of one rater the first kind counts, as for single masks
@@ -53,7 +68,14 @@ def rater_files(files: Sequence[Path], ending: str, raters: int) -> dict[str, tu
 
 
 def read_raters(paths: Sequence[Path]) -> Image:
-    """The masks of one case as one image [m, *s] on the grid of the first; refuses what `read_mask` does, and other grids."""
+    """The masks of one case as one image [m, *s] on the grid of the first.
+
+    Args:
+        paths: One file per rater.
+
+    Raises:
+        UserError: What `read_mask` refuses, and masks on other grids.
+    """
     masks = [read_mask(path) for path in paths]
     for mask in masks[1:]:
         fault = grid_fault(masks[0], mask)

@@ -31,9 +31,7 @@ def region_name(text: str) -> str:
     """
     if _SHAPE.fullmatch(text):
         return text
-    if not Path(text).is_file():
-        raise UserError(f"--region {text}: neither a box nor a file", do=_FORM)
-    with Path(text).open("rb") as file:
+    with _mask_file(text).open("rb") as file:
         return f"{Path(text).name} {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
 
@@ -45,7 +43,7 @@ def box_of(text: str, image: Image, plan: Plan, transform: GridTransform) -> Box
     """
     if _SHAPE.fullmatch(text):
         return _as_asked(text, image)
-    mask = io.read_mask(text)
+    mask = io.read_mask(_mask_file(text))
     fault = io.grid_fault(mask, image)
     if fault:
         raise UserError(f"--region: not on the grid of {image.source or 'the image'}: {fault}", file=text)
@@ -54,6 +52,12 @@ def box_of(text: str, image: Image, plan: Plan, transform: GridTransform) -> Box
         raise UserError("--region: this mask has no foreground", file=text, do="Leave out --region, or mark something")
     pairs = zip(found[0], _margin(plan, transform), image.shape, strict=True)
     return tuple(slice(max(part.start - more, 0), min(part.stop + more, n)) for part, more, n in pairs)
+
+
+def _mask_file(text: str) -> Path:
+    if not Path(text).is_file():
+        raise UserError(f"--region {text}: neither a box nor a file", do=_FORM)
+    return Path(text)
 
 
 def cut(

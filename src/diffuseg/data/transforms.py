@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from diffuseg.blocks import VOXELS, blocks
+from diffuseg import scratch
+from diffuseg.blocks import SLAB, VOXELS, blocks, copy, extremes, flat, rising
 from diffuseg.data.decisions import SAME
 from diffuseg.data.geometry import warn_once
+from diffuseg.data.intensities import normalise
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -96,12 +98,15 @@ def to_grid(image: Image, plan: Plan) -> tuple[Float[Tensor, "c *s"], GridTransf
     Returns float32 [c, *s] and what undoes it. Refuses an image with other axes or channels than the plan was made for.
     """
     transform = grid_transform(image, plan)
-    channels = []
+    _check_size(transform.oriented, transform.grid)
+    found = scratch.tensor((len(image.data), *transform.kept))
     for number in range(len(image.data)):
         turned = _turned(image.data[number : number + 1], transform.reorientation)[0]
-        x = _normalise(torch.from_numpy(turned.astype(np.float32, order="C")), plan, number)
-        channels.append(_resize(x[None], transform.grid)[(slice(None), *transform.window)].contiguous())
-    return channels[0] if len(channels) == 1 else torch.cat(channels), transform
+        x = scratch.tensor(turned.shape)
+        copy(turned, x.numpy())
+        normalise(x, plan, number)
+        copy(_resize(x[None], transform.grid)[0][transform.window].numpy(), found[number].numpy())
+    return found, transform
 
 
 @timed("digest")
@@ -121,19 +126,17 @@ def content_digest(image: Image, transform: GridTransform) -> str:
 
 def _sorted(channel: Num[np.ndarray, "*s"]) -> Iterator[Float[np.ndarray, " n"]]:
     """All values of a channel as float32 by rising size, a part at a time; whole numbers of a small range are counted."""
-    low, high = float(channel.min()), float(channel.max())
+    low, high = map(float, extremes(channel))
     found = np.zeros(LEVELS, np.int64)
-    for part in blocks(channel.shape) if high - low < LEVELS and abs(low) < 2**23 else ():
-        values = channel[part].astype(np.float32).ravel()
+    whole = flat(channel)
+    for part in blocks(whole.shape) if high - low < LEVELS and abs(low) < 2**23 else ():
+        values = whole[part].astype(np.float32).ravel()
         levels = (values - np.float32(low)).astype(np.int64)
         if not np.array_equal(levels + low, values):
             break
         found += np.bincount(levels, minlength=LEVELS)
     if found.sum() != channel.size:
-        values = channel.astype(np.float32).ravel()
-        values += 0.0  # no -0
-        values.sort()
-        yield values
+        yield from rising(channel)
         return
     for level in np.flatnonzero(found):
         for start in range(0, int(found[level]), VOXELS):
@@ -202,14 +205,16 @@ def _resample_to_native(x: Tensor, transform: GridTransform, background: float) 
     if transform.kept == transform.grid == transform.oriented and not turned and transform.shown is None:
         return x.detach().float().cpu().numpy()
     back = None if transform.reorientation is None else nib.orientations.ornt_transform(_STRAIGHT, transform.reorientation)
-    found = np.empty((len(x), *transform.native), np.float32)
+    found = scratch.zeros((len(x), *transform.native))
     for number, one in enumerate(x.detach()):
         one = one.float().cpu()
         if transform.kept != transform.grid:
-            whole = one.new_full(transform.grid, background if number == 0 else 0.0)
-            whole[transform.window] = one
+            whole = scratch.tensor(transform.grid)
+            for part in blocks(transform.grid) if background and number == 0 else ():
+                whole[part] = background
+            copy(one.numpy(), whole[transform.window].numpy())
             one = whole
-        found[number] = _turned(_resize(one[None], transform.oriented).numpy(), back)[0]
+        copy(_turned(_resize(one[None], transform.oriented).numpy(), back)[0], found[number])
         _hide(found[number], transform.shown, background if number == 0 else 0.0)
     return found
 
@@ -277,49 +282,35 @@ def _zoom(before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
     return matrix
 
 
+def _check_size(before: Sequence[int], after: Sequence[int]) -> None:
+    if tuple(before) != tuple(after) and math.prod(after) > MOST_VOXELS:
+        what = f"{' x '.join(map(str, after))} voxels at the plan's spacing, of {' x '.join(map(str, before))}"
+        raise UserError(f"{what}: that is too fine", do="Give the plan a larger spacing, in mm.")
+
+
 def _resize(x: Float[Tensor, "c *s"], shape: tuple[int, ...]) -> Float[Tensor, "c *s2"]:
     if tuple(x.shape[1:]) == tuple(shape):
         return x
-    if math.prod(shape) > MOST_VOXELS:
-        what = f"{' x '.join(map(str, shape))} voxels at the plan's spacing, of {' x '.join(map(str, x.shape[1:]))}"
-        raise UserError(f"{what}: that is too fine", do="Give the plan a larger spacing, in mm.")
-    return F.interpolate(x[None], size=shape, mode=LINEAR[len(shape)], align_corners=False)[0]
-
-
-def _normalise(x: Float[Tensor, "*s"], plan: Plan, channel: int) -> Float[Tensor, "*s"]:
-    how = plan.normalisation[channel]
-    if how == "zscore":
-        return _zscore(x, plan.clip)
-    statistics = plan.intensity[channel]
-    if how == "ct":
-        x = x.clamp(statistics["low"], statistics["high"]) if plan.clip else x
-        return (x - statistics["mean"]) / max(statistics["std"], 1e-6)
-    low, high = statistics["low"], statistics["high"]
-    return (2 * (x - low) / (high - low) - 1).clamp(-1, 1)
-
-
-def _zscore(x: Float[Tensor, "*s"], clip: bool = True) -> Float[Tensor, "*s"]:
-    """Mean 0, deviation 1 of the voxels that are not 0 (often cut away), after clipping to their 0.5..99.5 percentiles.
-
-    Without the clipping, these percentiles still decide mean and deviation: a hot spot does not darken the rest.
-    """
-    values = x[x != 0].numpy()
-    if values.size == 0:
-        return torch.zeros_like(x)
-    low, high = np.percentile(values, (0.5, 99.5), overwrite_input=True)
-    parts = list(blocks(values.shape))
-    mean = sum(float(values[part].clip(low, high).sum(dtype=np.float64)) for part in parts) / values.size
-    deviation = math.sqrt(sum(_squares(values[part].clip(low, high), mean) for part in parts) / values.size)
-    del values
-    found = torch.zeros_like(x)
-    if deviation <= 1e-9 * max(abs(low), abs(high)):  # constant, up to rounding
-        return found
-    for part in blocks(x.shape):
-        wide = x[part].double()
-        found[part] = ((wide.clamp_(low, high) if clip else wide) - mean) / deviation
+    _check_size(x.shape[1:], shape)
+    mode = {"mode": LINEAR[len(shape)], "align_corners": False}
+    if len(shape) == 1 or not (scratch.is_large(x.shape) or scratch.is_large(shape)):
+        return F.interpolate(x[None], size=shape, **mode)[0]
+    found = scratch.tensor((len(x), *shape))
+    for part in blocks(shape, SLAB // 4):
+        found[:, part] = _rows(x, shape, part)
     return found
 
 
-def _squares(values: np.ndarray, mean: float) -> float:
-    """Sum of squared differences from a mean."""
-    return float(np.square(values.astype(np.float64) - mean).sum())
+def _rows(x: Float[Tensor, "c *s"], shape: tuple[int, ...], part: slice) -> Float[Tensor, "c *s2"]:
+    """Some rows of what `F.interpolate` makes of x: the other axes by it, the first one in the same single precision."""
+    n = x.shape[1]
+    scale = torch.tensor(n, dtype=torch.float32) / shape[0]
+    place = (scale * (torch.arange(part.start, part.stop, dtype=torch.float32) + 0.5) - 0.5).clamp(min=0)
+    low = place.long().clamp(max=n - 1)
+    high, share = (low + 1).clamp(max=n - 1), (place - low).reshape(-1, *[1] * (len(shape) - 1))
+    first = int(low[0])
+    near = x[:, first : int(high[-1]) + 1]
+    slices = near.flatten(0, 1)[:, None]
+    resized = F.interpolate(slices, size=shape[1:], mode=LINEAR[len(shape) - 1], align_corners=False)
+    near = resized[:, 0].unflatten(0, near.shape[:2])
+    return (1 - share) * near[:, low - first] + share * near[:, high - first]

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Integer, Num
 
+from diffuseg.blocks import blocks
 from diffuseg.data.dataset import Dataset, evenly_spaced, load_case, load_image
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import grid_transform
@@ -40,12 +41,12 @@ def measure(image: Image, plan: Plan) -> dict[str, float]:
         found[f"spacing of axis {axis} in mm"] = mm
         found[f"extent of axis {axis} in mm"] = n * mm
     for channel, (values, how) in enumerate(zip(image.data, plan.normalisation, strict=True)):
-        found |= _intensities(values.ravel(), plan.channels[channel], how)
+        found |= _intensities(_some(values), plan.channels[channel], how)
     return {name: float(f"{value:.6g}") for name, value in found.items()}
 
 
 def _intensities(values: Num[np.ndarray, " n"], name: str, how: str) -> dict[str, float]:
-    values = values[:: max(1, len(values) // VOXELS)].astype(np.float64)
+    values = values.astype(np.float64)
     shown = values[values != 0] if how == "zscore" and values.any() else values  # as the normalisation has it
     low, *inner, high = np.percentile(shown, PERCENTILES).tolist()
     reach = max(high - low, 1e-12)
@@ -62,12 +63,26 @@ def levels(image: Image, mask: np.ndarray, plan: Plan) -> dict[str, float]:
     """How bright each class is: its mean less the median, as a share of the contrast. An inverted image has the other sign."""
     found: dict[str, float] = {}
     for channel, values in zip(plan.channels, image.data, strict=True):
-        low, middle, high = np.percentile(values.ravel()[:: max(1, values.size // VOXELS)], (1, 50, 99)).tolist()
+        low, middle, high = np.percentile(_some(values), (1, 50, 99)).tolist()
         for label, value in plan.labels.items():
-            inside = values[mask == value]
-            if value and inside.size:
-                found[f"level of {label} in {channel}"] = (float(inside.mean()) - middle) / max(high - low, 1e-12)
+            total, count = _inside(values, mask, value) if value else (0.0, 0)
+            if count:
+                found[f"level of {label} in {channel}"] = (total / count - middle) / max(high - low, 1e-12)
     return found
+
+
+def _some(values: Num[np.ndarray, "*s"]) -> Num[np.ndarray, " n"]:
+    """Values at regular intervals, row by row."""
+    return values[np.unravel_index(np.arange(0, values.size, max(1, values.size // VOXELS)), values.shape)]
+
+
+def _inside(values: Num[np.ndarray, "*s"], mask: Integer[np.ndarray, "*s"], value: int) -> tuple[float, int]:
+    """Sum and number of the values where a mask has this value."""
+    total, count = 0.0, 0
+    for part in blocks(values.shape):
+        inside = values[part][mask[part] == value]
+        total, count = total + float(inside.sum(dtype=np.float64)), count + inside.size
+    return total, count
 
 
 def training_fingerprint(dataset: Dataset, cases: Sequence[str], plan: Plan) -> dict[str, Any]:

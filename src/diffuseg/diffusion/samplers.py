@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from diffuseg import scratch
+from diffuseg.blocks import blocks
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -51,8 +52,23 @@ def ancestral(
         x_0, v = denoiser(x, t)
         if not s:
             return x_0
-        x = schedule.posterior(x_0, x, t, s, eta, noise() if eta else torch.zeros_like(x), v)
+        fresh = noise() if eta else x.new_zeros(()).expand_as(x)
+
+        def step(x_0: Tensor, x: Tensor, fresh: Tensor, v: Tensor | None, t: int = t, s: int = s) -> Tensor:
+            return schedule.posterior(x_0, x, t, s, eta, fresh, v)
+
+        x = in_blocks(step, x_0, x, fresh, v)
     return x
+
+
+def in_blocks(compute: Callable[..., Tensor], first: Tensor, *others: Tensor | None) -> Tensor:
+    """What is computed for each value by itself, of states [n, k, *s]: a block of voxels at a time where they are large."""
+    if first.device.type != "cpu" or not scratch.is_large(first.shape):
+        return compute(first, *others)
+    found = scratch.tensor(first.shape)
+    for part in blocks((first.shape[2], first[:, :, 0].numel())):
+        found[:, :, part] = compute(*(None if x is None else x[:, :, part] for x in (first, *others)))
+    return found
 
 
 def ddim(
@@ -102,8 +118,17 @@ def dpm_solver_pp_2m(denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseS
         h = float(lam[s] - lam[t])
         if previous is not None:
             r = previous[1] / h
-            D = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * previous[0]  # pyright: ignore[reportConstantRedefinition]
-        x = float(sigma[s] / sigma[t]) * x - float(alpha[s]) * math.expm1(-h) * D
+
+            def second(x_0: Tensor, before: Tensor, r: float = r) -> Tensor:
+                return (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * before
+
+            D = in_blocks(second, x_0, previous[0])  # pyright: ignore[reportConstantRedefinition]
+        a, b = float(sigma[s] / sigma[t]), float(alpha[s]) * math.expm1(-h)
+
+        def advance(x: Tensor, D: Tensor, a: float = a, b: float = b) -> Tensor:
+            return a * x - b * D
+
+        x = in_blocks(advance, x, D)
         previous = (x_0, h)
     return x
 

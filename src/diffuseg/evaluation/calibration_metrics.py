@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts are imported where they are used first
 from jaxtyping import Bool, Float, Integer
-from scipy.ndimage import distance_transform_edt
-from scipy.optimize import minimize_scalar
 
 from diffuseg.evaluation import sheared
 from diffuseg.evaluation.metrics import ROUNDING
@@ -79,7 +78,7 @@ def band(truth: Integer[np.ndarray, "*s"], spacing: Steps) -> Bool[np.ndarray, "
         if is_sheared(spacing):
             deep = sheared.depth(inside, np.asarray(spacing), 2 * radius)
         else:
-            deep = np.asarray(distance_transform_edt(inside, sampling=spacing_of(spacing)))
+            deep = np.asarray(scipy.ndimage.distance_transform_edt(inside, sampling=spacing_of(spacing)))
         near |= inside & (deep <= radius)
     return near
 
@@ -256,7 +255,7 @@ def fit_temperature(
         return float(np.log(np.exp(cold * logs).sum(0)).mean(dtype=np.float64) - cold * true)
 
     edges = (math.log(COLDEST), math.log(HOTTEST))
-    return math.exp(minimize_scalar(loss, bounds=edges, method="bounded", options={"xatol": 1e-5}).x)
+    return math.exp(scipy.optimize.minimize_scalar(loss, bounds=edges, method="bounded", options={"xatol": 1e-5}).x)
 
 
 def _chosen(probability: np.ndarray, truth: np.ndarray, where: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy  # its parts are imported where they are used first
 from jaxtyping import Bool, Float
-from scipy import stats
 
 from diffuseg.evaluation.statistics import group_folds
 
@@ -160,7 +160,7 @@ def expected_coverage(cases: int, alpha: float = 0.1) -> tuple[float, float]:
     rank = math.ceil((cases + 1) * (1 - alpha) - 1e-9)
     if rank > cases:
         return 1.0, 1.0
-    low, high = stats.beta.interval(0.9, rank, cases + 1 - rank)
+    low, high = scipy.stats.beta.interval(0.9, rank, cases + 1 - rank)
     return float(low), float(high)
 
 

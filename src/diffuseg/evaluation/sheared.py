@@ -8,9 +8,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import scipy  # its parts are imported where they are used first
 from jaxtyping import Bool, Float
-from scipy.ndimage import binary_erosion
-from scipy.spatial import KDTree
 
 from diffuseg.types import Steps, is_sheared, spacing_of
 
@@ -25,15 +24,20 @@ def diagonal(shape: Sequence[int], steps: Steps) -> float:
 
 def hd95(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], steps: np.ndarray) -> float:
     """The larger 95th percentile of the distances from the border voxels of one mask to those of the other."""
-    one, other = (np.argwhere(mask & ~np.asarray(binary_erosion(mask), bool)) @ steps.T for mask in (prediction, truth))
-    there, back = KDTree(other).query(one)[0], KDTree(one).query(other)[0]
+    one, other = (
+        np.argwhere(mask & ~np.asarray(scipy.ndimage.binary_erosion(mask), bool)) @ steps.T for mask in (prediction, truth)
+    )
+    there, back = scipy.spatial.KDTree(other).query(one)[0], scipy.spatial.KDTree(one).query(other)[0]
     return float(max(np.percentile(there, 95), np.percentile(back, 95)))
 
 
 def nsd(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], steps: np.ndarray, within: float) -> float:
     """The part of both surfaces, by area in mm2 (length in 2-D), that lies within so many mm of the other one."""
     (one, one_area), (other, other_area) = (_surface(mask, steps) for mask in (prediction, truth))
-    near = one_area[KDTree(other).query(one)[0] <= within].sum() + other_area[KDTree(one).query(other)[0] <= within].sum()
+    near = (
+        one_area[scipy.spatial.KDTree(other).query(one)[0] <= within].sum()
+        + other_area[scipy.spatial.KDTree(one).query(other)[0] <= within].sum()
+    )
     return float(near / (one_area.sum() + other_area.sum()))
 
 
@@ -42,7 +46,9 @@ def depth(inside: Bool[np.ndarray, "*s"], steps: np.ndarray, most: float) -> Flo
     result = np.zeros(inside.shape)
     points, outside = np.argwhere(inside), np.argwhere(~inside)
     if len(points):
-        found = KDTree(outside @ steps.T).query(points @ steps.T, distance_upper_bound=most) if len(outside) else None
+        found = (
+            scipy.spatial.KDTree(outside @ steps.T).query(points @ steps.T, distance_upper_bound=most) if len(outside) else None
+        )
         result[inside] = math.inf if found is None else found[0]
     return result
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts are imported where they are used first
 from jaxtyping import Float, Int
-from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -128,7 +128,7 @@ def group_folds(groups: Sequence[Hashable], folds: int) -> Int[np.ndarray, " n"]
 
 def _interval(sums: Float[np.ndarray, "n 2"]) -> tuple[float, float]:
     """Interval of the ratio of two sums: over groups, the sum of their values and the number of them."""
-    interval = stats.bootstrap(
+    interval = scipy.stats.bootstrap(
         (sums[:, 0], sums[:, 1]),
         lambda total, count, axis=-1: total.sum(axis) / count.sum(axis),
         paired=True,
@@ -148,5 +148,5 @@ def _confidence_level(n: int) -> float:
     Resampling knows the spread of n values as if n were large: at n = 10, 95 % intervals cover the truth 89 % of the time.
     This is the expanded percentile interval of Hesterberg (2015): Student's t and sqrt(n / (n - 1)) in place of the normal.
     """
-    t = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * math.sqrt(n / (n - 1))
-    return min(1 - 2 * float(stats.norm.sf(t)), 0.9999)
+    t = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * math.sqrt(n / (n - 1))
+    return min(1 - 2 * float(scipy.stats.norm.sf(t)), 0.9999)

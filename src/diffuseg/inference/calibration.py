@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from diffuseg import scratch
 from diffuseg.blocks import blocks
 from diffuseg.config import from_dict
 from diffuseg.evaluation.calibration_metrics import apply_temperature
@@ -65,7 +66,7 @@ class Calibration:
 
     def temper(self, probability: Float[np.ndarray, "k *s"]) -> Float[np.ndarray, "k *s"]:
         """Probabilities with this temperature, in single precision; the largest of a voxel stays the largest."""
-        found = np.empty(probability.shape, np.float32)
+        found = scratch.zeros(probability.shape)
         for part in blocks(probability.shape[1:]):
             found[:, part] = apply_temperature(probability[:, part], self.temperature)
         return found

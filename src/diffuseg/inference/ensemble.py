@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffuseg import scratch
 from diffuseg.blocks import blocks
 from diffuseg.timing import timed
 
@@ -48,22 +49,31 @@ class Ensemble:
             self._start(p)
         self.draws += 1
         if self.draws == 2**8:
-            self._votes = self._votes.short()
+            self._widen()
         count = torch.zeros(len(p), dtype=torch.int64, device=p.device)
         for part in blocks(p.shape[1:]):
             count += self._add(p, part)
         self.counts.append(count.tolist())
         if p is not draw:
-            self._evidence = torch.zeros_like(draw) if self._evidence is None else self._evidence
+            evidence = scratch.tensor(draw.shape, draw.device) if self._evidence is None else self._evidence
+            self._evidence = evidence
             for part in blocks(draw.shape[1:]):
-                known = self._evidence[:, part]
+                known = evidence[:, part]
                 known += (draw[:, part] - known) / self.draws
         return p
 
     def _start(self, p: Tensor) -> None:
-        self._mean, self._votes = torch.zeros_like(p), torch.zeros_like(p, dtype=torch.uint8)
+        self._mean = scratch.tensor(p.shape, p.device)
+        self._votes = scratch.tensor(p.shape, p.device, np.uint8)
         if self.spread:
-            self._expected, self._squares = torch.zeros_like(p[0]), torch.zeros_like(p[0])
+            self._expected, self._squares = (scratch.tensor(p.shape[1:], p.device) for _ in range(2))
+
+    def _widen(self) -> None:
+        """Votes of more draws than a byte counts."""
+        few = self._votes
+        self._votes = scratch.tensor(few.shape, few.device, np.int16)
+        for part in blocks(few.shape[1:]):
+            self._votes[:, part] = few[:, part]
 
     def _add(self, whole: Tensor, part: slice) -> Tensor:
         """One block of a draw; returns how often each class is its most probable one."""
@@ -87,17 +97,16 @@ class Ensemble:
     def uncertainty(self) -> dict[str, Float[Tensor, "*s"]]:
         """Maps by name: entropy, expected_entropy, mutual_information (all in nats, >= 0), variance (>= 0)."""
         mean = self.mean
-        entropy = torch.empty_like(mean[0])
-        for part in blocks(entropy.shape):
-            entropy[part] = _entropy(mean[:, part])
-        if not self.spread:
-            return {"entropy": entropy}
-        return {
-            "entropy": entropy,
-            "expected_entropy": self._expected,
-            "mutual_information": (entropy - self._expected).clamp_(min=0),
-            "variance": (self._squares / max(self.draws, 1)).clamp_(min=0),
-        }
+        maps = {"entropy": scratch.tensor(mean.shape[1:], mean.device)}
+        if self.spread:
+            maps |= {"expected_entropy": self._expected}
+            maps |= {name: scratch.tensor(mean.shape[1:], mean.device) for name in ("mutual_information", "variance")}
+        for part in blocks(mean.shape[1:]):
+            maps["entropy"][part] = entropy = _entropy(mean[:, part])
+            if self.spread:
+                maps["mutual_information"][part] = (entropy - self._expected[part]).clamp_(min=0)
+                maps["variance"][part] = (self._squares[part] / max(self.draws, 1)).clamp_(min=0)
+        return maps
 
     def agreement(self) -> list[float | None]:
         """Per class, the Dice of pairs of draws' own masks, all pairs taken together: in [0, 1]; None of one draw or no voxel.
@@ -106,7 +115,7 @@ class Ensemble:
         """
         found: list[float | None] = []
         for v in self._votes:
-            total = int(v.sum(dtype=torch.int64))
+            total = sum(int(v[part].sum(dtype=torch.int64)) for part in blocks(v.shape))
             pairs = sum(int((v[part].long() * (v[part].long() - 1)).sum()) for part in blocks(v.shape))
             found.append(pairs / ((self.draws - 1) * total) if self.draws > 1 and total else None)
         return found

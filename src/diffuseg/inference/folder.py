@@ -97,6 +97,7 @@ def predict_folder(
     overwrite: bool = False,
     *,
     probabilities: bool = True,
+    prob_dtype: str = "float32",
     series: Sequence[str] = (),
     dicom: DicomOut | None = None,
     share: Share | None = None,
@@ -110,9 +111,8 @@ def predict_folder(
     Args:
         model: What segments them.
         inputs: Files and folders, as `find_cases` takes them; `options`: how to draw.
-        out: Folder of the results.
-        overwrite: Do finished cases again.
-        probabilities: Write them: the largest files by far.
+        out: Folder of the results; `overwrite`: do finished cases again.
+        probabilities: Write them: the largest files by far; `prob_dtype`: as "float32", or "uint8" in 255 parts.
         series: Which DICOM series of a folder: UID, number or a part of the description of each, or "all".
         dicom: Also write results of DICOM series as DICOM, see `save_dicom`.
         share: Which of the cases this process does, where several share them; None: all.
@@ -123,15 +123,15 @@ def predict_folder(
             would overwrite an input or each other, and processes that share a folder but not a list of cases and settings.
     """
     options, out, callbacks = options or SamplingOptions(), Path(out), callbacks or Callbacks()
-    settings = model.settings(options)
-    result = FolderResult()
+    settings, result = model.settings(options), FolderResult()
     cases = find_cases([Path(item) for item in inputs], len(model.plan.channels), series, result.failed)
     refuse_dicom_out(dicom, cases, model.plan.labels, out)
     _refuse_collisions(cases, out)
     check_writable(out)
 
     def segment(case: str, paths: Sequence[Path | Stack]) -> None:
-        skipped = None if overwrite else _finished(model, out, case, paths, settings, _to_keep(options), probabilities)
+        kind = prob_dtype if probabilities else None
+        skipped = None if overwrite else _finished(model, out, case, paths, settings, _to_keep(options), kind)
         if skipped is not None and not lacks_dicom(dicom, out, case, paths[0], probabilities):
             result.skipped.append((case, skipped))
             return
@@ -140,7 +140,7 @@ def predict_folder(
         keep_all = replace(options, keep_draws="draws" in keep, keep_steps="steps" in keep, spread=False)
         prediction = model.predict(paths, keep_all, on_draw=callbacks.on_draw)
         replace_dicom(prediction, out, case, dicom, probabilities)
-        save(prediction, out, case, ending, probabilities)
+        save(prediction, out, case, ending, probabilities, prob_dtype)
         result.finished.append(case)
         callbacks.on_done(case, prediction.provenance)
 
@@ -206,8 +206,17 @@ def _images(folder: Path) -> list[Path]:
     files = list_files(folder)
     images = [path for path in files if path.name.lower().endswith(io.ENDINGS)]
     if images:
-        name_unused(folder, files, images, "as their kind is not known")
+        name_unused(folder, [*images, *_without_images(folder)], "as their kind is not known, or they are a folder")
     return without_results(images)
+
+
+def _without_images(folder: Path) -> list[Path]:
+    """The folders in a folder that hold no image to predict: masks, results, and what else there is."""
+    below = [path for path in folder.iterdir() if path.is_dir()]
+    images = {
+        path: [each for each in list_files(path, dangling=True) if each.name.lower().endswith(io.ENDINGS)] for path in below
+    }
+    return [path for path in below if path.name.startswith("labels") or not without_results(images[path])]
 
 
 def _finished(
@@ -217,9 +226,9 @@ def _finished(
     paths: Sequence[Path | Stack],
     settings: dict[str, Any],
     keep: set[str],
-    probabilities: bool,
+    prob_dtype: str | None,
 ) -> str | None:
-    """Why a case need not be done again; None where it has to be.
+    """Why a case need not be done again; None where it has to be. `prob_dtype` is None where no probabilities are asked for.
 
     Refuses to touch what some other program wrote, and the result of another image of the same name.
     """
@@ -240,7 +249,8 @@ def _finished(
         raise UserError(what, file=record, do="Choose another folder, or --overwrite")
     changed = _changed(model, before, settings)
     if not changed:
-        lacking = probabilities and not before.get("probabilities", True)
+        there = before.get("prob_dtype", "float32") if before.get("probabilities", True) else None
+        lacking = prob_dtype not in (None, there)
         return "already finished" if keep <= _kept(out, case, ending) and not lacking else None
     return f"already finished with other settings ({'; '.join(changed)}); --overwrite does it again"
 

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
+from diffuseg import scratch
 from diffuseg.blocks import blocks, largest
 from diffuseg.errors import UserError
 
@@ -64,13 +65,13 @@ class Vote(Fusion):
 
     def _add(self, probability: Tensor) -> None:
         if self.draws == 1:
-            self._counts = torch.zeros_like(probability, dtype=torch.int16)
+            self._counts = scratch.tensor(probability.shape, probability.device, np.int16)
         for part in blocks(probability.shape[1:]):
             p = probability[:, part]
             self._counts[:, part] += torch.zeros_like(p, dtype=torch.int16).scatter_(0, p.argmax(0, keepdim=True), 1)
 
     def shares(self, mean: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
-        labels = torch.empty_like(mean[0], dtype=torch.uint8 if len(mean) < 256 else torch.int16)
+        labels = scratch.tensor(mean.shape[1:], mean.device, np.uint8 if len(mean) < 256 else np.int16)
         for part in blocks(labels.shape):
             labels[part] = (self._counts[:, part] + TIE * mean[:, part]).argmax(0)
         return claims(labels, mean)
@@ -130,7 +131,7 @@ def claims(labels: Integer[Tensor, "*s"], mean: Float[Tensor, "k *s"]) -> Float[
     A label map alone is resampled in blocks; the mean also knows where between two voxels a border is. Where an exchange does
     not make the class of the label map the largest, because the two are equal, it is 1 and the others are 0.
     """
-    shares = torch.empty_like(mean)
+    shares = scratch.tensor(mean.shape, mean.device)
     for part in blocks(labels.shape):
         shares[:, part] = _claims(labels[part].long(), mean[:, part])
     return shares

@@ -18,6 +18,7 @@ from diffuseg.checkpoint import image_digest, known_as, load_checkpoint, seen_in
 from diffuseg.data.batches import FullCase
 from diffuseg.data.dicom import digest
 from diffuseg.data.dicom_series import Stack
+from diffuseg.data.geometry import warn_once
 from diffuseg.data.given import Kind, paths_of, receive
 from diffuseg.data.io import sources
 from diffuseg.data.plan import Plan
@@ -332,6 +333,10 @@ class Model:
                 )
                 raise UserError(what, do=f"Leave out --{name}")
         self.method.sampling(None, options.steps)
+        if (options.draws or 1) > 1:
+            warn_once(
+                None, f"{options.draws} draws of {self.name} would all be the same, as its method is deterministic: one is made"
+            )
 
     def _refuse_label(self, label: str | None) -> None:
         if label is not None and self.method.supervision == "mask":

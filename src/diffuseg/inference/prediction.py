@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
+from diffuseg import scratch
 from diffuseg.atomic_io import write_json
+from diffuseg.blocks import blocks
 from diffuseg.data import io
 from diffuseg.data.dicom import case_name
 from diffuseg.data.dicom_series import Stack
@@ -89,19 +91,32 @@ class Prediction:
     def _repr_html_(self) -> str:
         return show.as_html(self)
 
-    def save(self, folder: Path | str, case: str | None = None, ending: str | None = None, probabilities: bool = True) -> Path:
+    def save(
+        self,
+        folder: Path | str,
+        case: str | None = None,
+        ending: str | None = None,
+        probabilities: bool = True,
+        prob_dtype: str = "float32",
+    ) -> Path:
         """Write mask, foreground probabilities, entropy, provenance and what was kept into a folder; returns the mask."""
-        return save(self, Path(folder), case, ending, probabilities)
+        return save(self, Path(folder), case, ending, probabilities, prob_dtype)
 
 
 def save(
-    prediction: Prediction, folder: Path, case: str | None = None, ending: str | None = None, probabilities: bool = True
+    prediction: Prediction,
+    folder: Path,
+    case: str | None = None,
+    ending: str | None = None,
+    probabilities: bool = True,
+    prob_dtype: str = "float32",
 ) -> Path:
     """Write one case into a folder, in the image's own geometry; returns the path of the mask.
 
     <case><ending>          label values, the smallest integer type that holds them
     <case>_prob<ending>     probability of the foreground classes, several as channels; .png: one file per class;
-                            left out without `probabilities`
+                            left out without `probabilities`; with `prob_dtype` "uint8" in 255 parts, of which the
+                            header of NIfTI says so (scl_slope 1/255), and the record (prob_dtype)
     <case>_entropy<ending>  nats; .png: as a fraction of log(classes)
     <case>_draws<ending>    label values of each draw as channels, if they were kept; .png: <case>_draws.tif
     <case>_steps<ending>    percent of foreground of each step as channels, if they were kept; .png: <case>_steps.tif
@@ -129,19 +144,39 @@ def save(
     if not probabilities:
         _remove_probabilities(prediction, folder, case, ending)
     for name, probability in _probabilities(prediction, ending) if probabilities else ():
-        io.write(folder / sidecar_name(case, name, ending), probability, prediction.image)
+        several, bytes_ = probability.shape != prediction.mask.shape, prob_dtype == "uint8"
+        stored, slope = (in_bytes(probability, several), 1 / 255) if bytes_ else (probability, 1.0)
+        io.write(folder / sidecar_name(case, name, ending), stored, prediction.image, slope)
     entropy, unit = prediction.uncertainty["entropy"], "nats"
     if ending == ".png":
         classes = len(prediction.probability)
-        entropy, unit = np.clip(entropy / math.log(classes), 0, 1), f"fraction of log({classes}) nats"
+        entropy, unit = as_fraction(entropy, math.log(classes)), f"fraction of log({classes}) nats"
     io.write(folder / sidecar_name(case, "entropy", ending), entropy, prediction.image)
     if ending in LOSSLESS and prediction.mask.ndim == 2:
         labels = prediction.provenance["labels"]
         write_preview(prediction.image.data, prediction.mask, labels, folder / sidecar_name(case, PREVIEW, ending))
     io.write(mask, prediction.mask, prediction.image)  # after its maps: a mask without them is not ours to replace
-    left_out = {} if probabilities else {"probabilities": False}
-    write_json(record, {"case": case} | prediction.provenance | {"entropy_unit": unit} | left_out)
+    how = {"prob_dtype": prob_dtype} if prob_dtype != "float32" else {}
+    how = how if probabilities else {"probabilities": False}
+    write_json(record, {"case": case} | prediction.provenance | {"entropy_unit": unit} | how)
     return mask
+
+
+def in_bytes(values: Float[np.ndarray, "*s"], several: bool) -> UInt8[np.ndarray, "*s"]:
+    """Values in [0, 1], of one plane or several, in 255 parts."""
+    found = scratch.zeros(values.shape, np.uint8)
+    for plane, stored in zip(values, found, strict=True) if several else [(values, found)]:
+        for part in blocks(plane.shape):
+            stored[part] = np.rint(255 * plane[part])
+    return found
+
+
+def as_fraction(values: Float[np.ndarray, "*s"], top: float) -> Float[np.ndarray, "*s"]:
+    """values / top, in [0, 1]."""
+    found = scratch.zeros(values.shape)
+    for part in blocks(values.shape):
+        found[part] = np.clip(values[part] / top, 0, 1)
+    return found
 
 
 def ending_for(source: Path | Stack) -> str:
@@ -157,7 +192,8 @@ def ending_for(source: Path | Stack) -> str:
 
 def _probabilities(prediction: Prediction, ending: str) -> list[tuple[str, np.ndarray]]:
     foreground = prediction.probability[1:]
-    np.clip(foreground, 0, 1, out=foreground)  # interpolation may leave [0, 1] by a rounding error; in place: it may be large
+    for part in blocks(foreground.shape[1:]):  # interpolation may leave [0, 1] by a rounding error; in place: it may be large
+        np.clip(foreground[:, part], 0, 1, out=foreground[:, part])
     names = probability_names(prediction.provenance["labels"], ending)
     if len(names) == 1:
         return [(names[0], foreground[0] if len(foreground) == 1 else foreground)]

@@ -1,6 +1,7 @@
 """A picture with its mask in colours: a mask of 0 and 1 looks black in every viewer of pictures."""
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from jaxtyping import Integer, Num
 from diffuseg.atomic_io import atomic_write
 from diffuseg.drawing import OKABE_ITO
 
+PIXELS = 2**22  # of a preview, at most
 SHARE = 0.35  # of the colour of a class, inside its border
 
 
@@ -38,9 +40,11 @@ def preview(
 
 
 def write_preview(image: Num[np.ndarray, "c h w"], mask: np.ndarray, labels: dict[str, int], file: Path) -> None:
-    """Write the preview of a picture as PNG; `labels` are those of its record."""
+    """Write the preview of a picture as PNG, a large one with every n-th pixel; `labels` are those of its record."""
     from PIL import Image
 
+    n = math.ceil(math.sqrt(mask.size / PIXELS))
+    image, mask = image[:, ::n, ::n], mask[::n, ::n]
     content = io.BytesIO()
     Image.fromarray(preview(image, mask, sorted(labels.values())[1:])).save(content, "png")
     atomic_write(file, content.getvalue())

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from diffuseg.blocks import blocks, largest, take
+from diffuseg import scratch
+from diffuseg.blocks import blocks, copy, largest, take
 from diffuseg.data.dataset import evenly_spaced
 from diffuseg.data.transforms import GridTransform, to_native
 from diffuseg.methods.base import x_to_probability
@@ -32,13 +33,13 @@ class DrawRecorder:
         self._transform, self._values = transform, values
         self._drawn, self._seen = 0, set[int]()
         self.levels = evenly_spaced(list(levels), MOST_STEPS)
-        self.draws = np.zeros((draws, *transform.native), values.dtype) if draws else None
-        self.steps = np.zeros((len(self.levels), *transform.native), np.uint8) if self.levels else None
+        self.draws = scratch.zeros((draws, *transform.native), values.dtype) if draws else None
+        self.steps = scratch.zeros((len(self.levels), *transform.native), np.uint8) if self.levels else None
 
     def draw(self, probability: Float[Tensor, "k *s"]) -> None:
         """Take in one draw: its mask is the class that is most probable after the way back to the image's voxels."""
         if self.draws is not None:
-            self.draws[self._drawn] = take(self._values, largest(to_native(probability, self._transform)))
+            copy(take(self._values, largest(to_native(probability, self._transform))), self.draws[self._drawn])
             self._drawn += 1
 
     def step(self, t: int, x_0: Float[Tensor, "n k *s"]) -> None:

@@ -1,5 +1,5 @@
-"""What maps say of training images whose labels are known: where images without the object end, and from which peak on they
-are taken to show it. No mask is read, and no image of another fold.
+"""What maps say of training images whose labels are known: the threshold that images without the object stay below, and the
+one from which on an image is taken to show it. No mask is read, and no image of another fold.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,9 +20,9 @@ from diffuseg.inference.folds import cases_of, own_fold, refuse_other_classes
 from diffuseg.inference.model import Model, load
 from diffuseg.methods.weak.base import SaliencyCalibration, WeakMethod
 
-BELOW = 0.99  # of the voxels of images without the object: the border
+BELOW = 0.99  # of the voxels of images without the object: the null threshold
 IMAGES = 64  # of each kind, at most
-VOXELS = 65_536  # of one image that the border is made of, at most
+VOXELS = 65_536  # of one image that the null threshold is made of, at most
 OnCase = Callable[[int, int], None] | None
 
 
@@ -58,7 +58,18 @@ def calibrate_checkpoints(
 def measure_saliency(
     model: Model, dataset: Dataset, labels: dict[str, int], most: int = IMAGES, on_case: OnCase = None
 ) -> SaliencyCalibration:
-    """Border and peak of each class, from at most so many training images without any class and so many of each class."""
+    """Null and detection threshold of each class.
+
+    Args:
+        model: A model that learnt from image-level labels.
+        dataset: The data set that it was trained on.
+        labels: Case -> class index.
+        most: Training images without any class, and of each class, that are looked at.
+        on_case: Called with (done, images) after each of them.
+
+    Raises:
+        UserError: The training fold has no image of some class, or images that the model was not trained on.
+    """
     method = cast(WeakMethod, model.method)
     name, steps = method.sampling(None, None)
     trained = cases_of(dataset, own_fold(model))["train"]
@@ -69,7 +80,7 @@ def measure_saliency(
             raise UserError(f"the training fold has no image of {model.plan.names[y]}", file=dataset.folder)
     source = Batches(dataset, [case for cases in of.values() for case in cases], model.plan, labels=labels)
     total, done = len(of[0]) * (len(of) - 1) + sum(len(of[y]) for y in of if y), 0
-    border, peak = {}, {}
+    null, detection = {}, {}
     for y, shown in list(enumerate(model.plan.names))[1:]:
         maps: dict[int, list[torch.Tensor]] = {0: [], y: []}
         for kind, found in maps.items():
@@ -78,11 +89,12 @@ def measure_saliency(
                 done += 1
                 if on_case is not None:
                     on_case(done, total)
-        edge = null_quantile(maps[0], method.config.smooth)
-        if edge > 0:
-            border[shown] = edge
-            peak[shown] = best_threshold(*([method.largest_saliency(m, edge) for m in found] for found in maps.values()))
-    return SaliencyCalibration(method.map_settings(name, steps), border, peak, sum(len(cases) for cases in of.values()))
+        threshold = null_quantile(maps[0], method.config.smooth)
+        if threshold > 0:
+            null[shown] = threshold
+            largest = ([method.largest_saliency(m, threshold) for m in found] for found in maps.values())
+            detection[shown] = best_threshold(*largest)
+    return SaliencyCalibration(method.map_settings(name, steps), null, detection, sum(len(cases) for cases in of.values()))
 
 
 def refuse_untrained(model: Model, dataset: Dataset, cases: list[str]) -> None:

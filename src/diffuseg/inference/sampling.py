@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffuseg import scratch
+from diffuseg.blocks import copy
 from diffuseg.checkpoint import load_weights
 from diffuseg.data.batches import FullCase
 from diffuseg.data.names import tells_sides
@@ -32,7 +34,9 @@ from diffuseg.methods import Method
 from diffuseg.methods.base import ImageLabel
 from diffuseg.types import Image
 
-STATE_BYTES = 2**27  # of the noisy masks that are denoised together; a sampler holds a few such tensors
+STATE_BYTES = 2**33  # of the noisy masks that are denoised together, in files; a sampler holds a few such tensors
+GPU_BYTES = 2**27  # the same in the memory of a GPU
+CPU = torch.device("cpu")
 CHUNK = 8  # draws that are made together, at most
 OnDenoised = Callable[[int, Tensor], None]
 
@@ -122,23 +126,23 @@ class ImageDraws:
         """
         options: dict[str, Any] = {} if self.label is None else {"label": self.label.label}
         options |= {} if on_denoised is None else {"on_denoised": on_denoised}
-        chunk = draws_at_a_time(self.method.plan, self.x.shape[1:])
+        chunk = draws_at_a_time(self.method.plan, self.x.shape[1:], self.device)
         image, each, weights = self.x.to(self.device), len(self.seeds) // len(self.turns), None
         for number, turn in enumerate(self.turns):
             if turn.weights is not None and turn.weights != weights:
                 load_weights(turn.weights, self.method)
                 weights = turn.weights
             seeds = self.seeds[number * each : (number + 1) * each]
-            axes = [1 + axis for axis in turn.mirror]
-            seen = image.flip(axes) if axes else image
+            axes = tuple(1 + axis for axis in turn.mirror)
+            seen = flipped(image, axes)
             maps = iter(self.method.draw(seen, seeds, steps=self.steps, sampler=self.sampler, chunk=chunk, **options))
             for _ in seeds:
                 yield self._next(maps, axes)  # no name holds a draw while the next one is made
             options.pop("on_denoised", None)
 
-    def _next(self, maps: Iterator[Tensor], axes: list[int]) -> Tensor:
+    def _next(self, maps: Iterator[Tensor], axes: tuple[int, ...]) -> Tensor:
         with _autocast(self.precision, self.device):
-            return next(maps).flip(axes) if axes else next(maps)
+            return flipped(next(maps), axes)
 
     def finalize(self, evidence: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
         """Probabilities from a draw, or from the mean of several."""
@@ -151,6 +155,15 @@ class ImageDraws:
     def to_native(self, maps: Float[Tensor, "k *s"]) -> Float[np.ndarray, "k *n"]:
         """Probabilities on the image's own voxels."""
         return to_native(maps, self.transform)
+
+
+def flipped(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """A tensor mirrored along some of its axes."""
+    if not axes or x.device.type != "cpu":
+        return x.flip(axes) if axes else x
+    found = scratch.tensor(x.shape)
+    copy(np.flip(x.numpy(), axes), found.numpy())
+    return found
 
 
 def prepare(
@@ -218,9 +231,13 @@ def draw_seed(seed: int, digest: str, i: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{digest}/{i}".encode()).digest()[:6], "big")
 
 
-def draws_at_a_time(plan: Plan, grid: Sequence[int]) -> int:
-    """How many draws are made at a time: 8, or fewer of a large image; the result is the same."""
-    return max(1, min(CHUNK, STATE_BYTES // (4 * plan.classes * math.prod(grid))))
+def draws_at_a_time(plan: Plan, grid: Sequence[int], device: torch.device = CPU) -> int:
+    """How many draws are made at a time: 8, or fewer of a large image; the result is the same.
+
+    The image is encoded once for them, tile by tile, so that more of them cost less.
+    """
+    most = STATE_BYTES if device.type == "cpu" else GPU_BYTES
+    return max(1, min(CHUNK, most // (4 * plan.classes * math.prod(grid))))
 
 
 def _image_label(method: Method, x: Tensor, name: str | None) -> ImageLabel | None:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffuseg import scratch
 from diffuseg.blocks import blocks
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import SAMPLERS, ModelOutput, check_sampling, timesteps
@@ -19,6 +20,7 @@ from diffuseg.methods.tiles import Features, Tiling
 from diffuseg.timing import timed
 from diffuseg.types import Batch
 
+NOISE = 2**22  # values of noise that are made at a time, a multiple of 16
 OnDenoised = Callable[[int, Tensor], None] | None
 Loss = tuple[Tensor, dict[str, float | Tensor]]  # the scalar to minimise, and what to log
 
@@ -253,7 +255,7 @@ class MaskMethod(Method[Config]):
     @timed("sample")
     def _sample(self, tiling: Tiling, generators: Sequence[torch.Generator], options: DrawOptions) -> Tensor:
         """x_0 [n, k, *shape] of draws that are made together."""
-        device, shape = tiling.stack.device, (self.plan.classes, *tiling.shape)
+        device, shape = tiling.image.device, (self.plan.classes, *tiling.shape)
 
         def noise() -> Tensor:
             return noise_of(generators, shape).to(device)
@@ -273,10 +275,21 @@ class MaskMethod(Method[Config]):
 
 def noise_of(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Float[Tensor, "n *s"]:
     """Noise of this shape for each draw, from the draw's own generator."""
-    found = torch.empty(len(generators), *shape)
-    for one, generator in zip(found, generators, strict=True):
-        torch.randn(tuple(shape), generator=generator, out=one)
+    found = scratch.tensor((len(generators), *shape))
+    for one, generator in zip(found.flatten(1), generators, strict=True):
+        for start, stop in _pieces(len(one)):
+            torch.randn(stop - start, generator=generator, out=one[start:stop])
+            scratch.release()
     return found
+
+
+def _pieces(n: int) -> Iterator[tuple[int, int]]:
+    """Parts of n values; PyTorch makes sixteen at a time, and the last sixteen anew, so each part gets what the whole would."""
+    start = 0
+    while n - start >= 2 * NOISE:
+        yield start, start + NOISE
+        start += NOISE
+    yield start, n
 
 
 def x_to_probability(x_0: Float[Tensor, "n k *s"]) -> Float[Tensor, "n k *s"]:

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from diffuseg import scratch
+from diffuseg.blocks import extremes
 from diffuseg.data.batches import slice_stack
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import ModelOutput
@@ -36,15 +38,15 @@ class Tiling:
     ) -> None:
         self.plan, self.encode, self.again = plan, encode, again
         self.sliced = plan.dims == 2 and image.ndim == 4
-        self.native = image.shape[1:]
-        stack = slice_stack(image, plan) if self.sliced else image[None]
-        missing = [max(p - n, 0) for p, n in zip(plan.patch, stack.shape[2:], strict=True)]
-        self.offset = [m // 2 for m in missing]
-        padding = [v for m in reversed(missing) for v in (m // 2, m - m // 2)]
-        self.stack = F.pad(stack, padding, value=float(stack.min())) if any(missing) else stack
-        plane = tuple(self.stack.shape[2:])
-        self.shape = (self.stack.shape[0], *plane) if self.sliced else plane
-        self.windows = list(windows(plane, plan.patch, OVERLAP))
+        self.image, self.native = image, image.shape[1:]
+        sides = [n for axis, n in enumerate(self.native) if not (self.sliced and axis == plan.slice_axis)]
+        self.missing = [max(p - n, 0) for p, n in zip(plan.patch, sides, strict=True)]
+        self.offset = [m // 2 for m in self.missing]
+        self.plane = tuple(n + m for n, m in zip(sides, self.missing, strict=True))
+        self.slices = self.native[plan.slice_axis] if self.sliced else 1
+        self.shape = (self.slices, *self.plane) if self.sliced else self.plane
+        self.darkest = float(extremes(image.cpu().numpy())[0]) if any(self.missing) else 0.0
+        self.windows = list(windows(self.plane, plan.patch, OVERLAP))
         self.weight = gaussian(plan.patch).to(image.device)
         self._features: dict[tuple, Features] = {}
         self._kept = 0
@@ -58,7 +60,7 @@ class Tiling:
         Args:
             z: [n, nz], serves all tiles of a draw.
         """
-        m, plane = self.stack.shape[0], self.stack.shape[2:]
+        m, plane = self.slices, self.plane
         state = None if x_t is None else self._split(x_t)
         totals: list[Tensor] = []
         weights = Weights(plane, self.plan.patch, self.weight)
@@ -75,11 +77,12 @@ class Tiling:
                 tile = None if state is None else state[(slice(None), part, slice(None), *window)].flatten(0, 1)
                 latent = None if z is None else z.repeat_interleave(count, dim=0)
                 maps = [output for output in predict_x0(tile, t, features, latent) if output is not None]
-                totals = totals or [torch.zeros(n, m, f.shape[1], *plane, device=self.stack.device) for f in maps]
+                totals = totals or [scratch.tensor((n, m, f.shape[1], *plane), self.image.device) for f in maps]
                 for total, one in zip(totals, maps, strict=True):
                     one = one.float().unflatten(0, (n, count))
                     total[(slice(None), part, slice(None), *window)] += one if single else one * self.weight
                 beat(n * count / (m * len(self.windows)))
+                scratch.release()
         self._divide(totals, weights.until(plane[0]))
         return ModelOutput(*map(self._join, totals))
 
@@ -104,12 +107,22 @@ class Tiling:
     def _join(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2) if self.sliced else x[:, 0]
 
+    def _cut(self, part: slice, window: tuple[slice, ...]) -> Float[Tensor, "m c *patch"]:
+        """The image in a window, of a volume that is seen in slices some of them; as dark as its darkest voxel beyond it."""
+        inside = [slice(None) if m else w for m, w in zip(self.missing, window, strict=True)]
+        if self.sliced:
+            inside.insert(self.plan.slice_axis, slice(None))
+        image = self.image[(slice(None), *inside)]
+        tile = slice_stack(image, self.plan, range(part.start, part.stop)) if self.sliced else image[None]
+        padding = [v for m in reversed(self.missing) for v in (m // 2, m - m // 2)]
+        return F.pad(tile, padding, value=self.darkest) if any(padding) else tile
+
     def _encoded(self, part: slice, window: tuple[slice, ...]) -> Features:
         key = (part.start, *((w.start, w.stop) for w in window))
         if key in self._features:
             return self._features[key]
         with timed("encode"):
-            features = self.encode(self.stack[(part, slice(None), *window)])
+            features = self.encode(self._cut(part, window))
         size = sum(f.numel() * f.element_size() for f in (features if isinstance(features, tuple) else (features,)))
         if self.again and self._kept + size <= FEATURES_KEPT:
             self._features[key] = features

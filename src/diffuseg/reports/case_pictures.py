@@ -9,7 +9,7 @@ import numpy as np
 
 from diffuseg.data.io import ending_of, read_mask
 from diffuseg.data.layout import list_files
-from diffuseg.data.outputs import sidecar_name
+from diffuseg.data.outputs import record_of, sidecar_name, stored_as_one
 from diffuseg.data.raters import fuse_raters, read_raters
 from diffuseg.errors import UserError
 from diffuseg.reports.evaluation import Evaluation
@@ -73,7 +73,8 @@ def read_with_maps(case: str, file: Path, classes: int) -> tuple[Image, np.ndarr
     parts = [_readable(path, mask) for path in named if path.name.startswith(sidecar_name(case, "prob", ""))]
     entropy = _readable(file.with_name(sidecar_name(case, "entropy", ending)), mask)
     one, top = (65535, math.log(classes)) if ending == ".png" else (1, 1.0)
-    sums = [part.data.sum(0) / one for part in parts if part is not None]
+    share = stored_as_one(record_of(file.parent, case), ending)
+    sums = [part.data.sum(0) / share for part in parts if part is not None]
     return mask, np.sum(sums, axis=0) if sums else None, None if entropy is None else entropy.data[0] / one * top
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from diffuseg.data.io import ending_of, grid_fault, read_mask
-from diffuseg.data.outputs import probability_names, record_of, sidecar_name
+from diffuseg.data.outputs import probability_names, record_of, sidecar_name, stored_as_one
 from diffuseg.data.raters import fuse_raters, read_raters
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import MEASURES, Reliability, band, class_indices, measures, reliability, sample
@@ -105,7 +105,7 @@ def probability_of(case: str, mask: Image, file: Path, labels: dict[str, int]) -
     if not any(path.is_file() for path in files):
         return None
     foreground = np.concatenate([read_on_grid_of(mask, path).data for path in files]).astype(np.float32)
-    foreground = foreground / 65535 if ending == ".png" else foreground
+    foreground = foreground / stored_as_one(record_of(file.parent, case), ending)
     if len(foreground) != len(labels) - 1:
         what = f"probabilities of {pluralize(len(foreground), 'class', 'classes')}, not of {len(labels) - 1}"
         raise UserError(what, file=files[0])

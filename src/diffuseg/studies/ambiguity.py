@@ -149,6 +149,9 @@ def measure_ambiguity(
 def draw_masks(models: Sequence[Model], image: Image, options: SamplingOptions) -> tuple[Draws, Maps]:
     """Draw from one image; draw i is one of model i modulo their number, as that model's `predict` makes it.
 
+    Probabilities are averaged on the image's own voxels, as models of an ensemble may have grids of their own; `predict`
+    averages on its one grid. Resampling is linear, so the two means are the same up to rounding.
+
     Returns:
         Masks of the draws [n, *s], as class indices, and their mean probability [k, *s], on the image's own voxels.
     """

@@ -16,6 +16,7 @@ from diffuseg.errors import UserError
 from diffuseg.inference.saliency_calibration import calibrate_checkpoints
 from diffuseg.methods import Method, Phase
 from diffuseg.text import pluralize
+from diffuseg.timing import timed
 from diffuseg.train.interrupt import Interrupt, Stopped
 from diffuseg.train.progress import Progress
 from diffuseg.train.run_folder import remember_unread
@@ -185,19 +186,21 @@ def step(state: TrainState, batch: Batch, done: float) -> dict[str, float]:
         rate = phase.learning_rate * _schedule(state.step, done, state.config)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        with state.precision.autocast(state.processes.device):
+        with timed("loss"), state.precision.autocast(state.processes.device):
             loss, terms = state.method.loss(batch, phase, rng)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _not_finite(state, f"the loss of {phase.name} is {value}")
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        with timed("backward"):
+            loss.backward()
         parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
         _average_gradients(state, parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, state.config.clip or math.inf)
         if not math.isfinite(norm):
             raise _not_finite(state, f"the gradient of {phase.name} is {float(norm)}")
-        optimiser.step()
+        with timed("update"):
+            optimiser.step()
         log |= {f"{phase.name}/{name}": float(term) for name, term in {"loss": value, **terms}.items()}
         log["rate"] = rate
     update_ema(state)
@@ -228,6 +231,7 @@ def _average_gradients(state: TrainState, parameters: list[torch.nn.Parameter]) 
 
 
 @torch.no_grad()
+@timed("update")
 def update_ema(state: TrainState) -> None:
     """Update the exponential moving average of weights and batch statistics, with a decay that starts low."""
     decay = min(state.config.ema, (1 + state.step) / (10 + state.step))
@@ -249,6 +253,7 @@ def _seed(*numbers: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
 
 
+@timed("validate")
 def _validate(state: TrainState, progress: Progress, interrupt: Interrupt) -> bool:
     """Validate, and keep the best; False where a signal stopped it, which is then due still."""
     started, score = time.monotonic(), None
@@ -301,6 +306,7 @@ def _meta(state: TrainState) -> dict[str, Any]:
     return state.meta | {"steps_trained": state.step, "seconds": state.seconds}
 
 
+@timed("save")
 def _save(state: TrainState, progress: Progress, resume_file: Path, finished: bool = False) -> None:
     """What --resume goes on from, and the average weights as they are now."""
     if state.processes.is_first:

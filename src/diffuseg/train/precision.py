@@ -6,6 +6,7 @@ mostly finite. So every layer of a training is run forward and backward before t
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -130,9 +131,10 @@ def _poison(value: float, like: list[Tensor]) -> None:
 
 
 def _made_up_step(method: Method) -> None:
-    """Pass a batch of noise through each phase of a method."""
+    """Pass noise through each phase of a method: one image, as layers are compared on one; two where a batch has a norm."""
     method.train()
-    batch = made_up_batch(method.plan, method.supervision == "mask")
+    masks = method.supervision == "mask"
+    batch = made_up_batch(replace(method.plan, batch=1 if masks else min(method.plan.batch, 2)), masks)
     with torch.autocast("cpu", enabled=False):
         for phase in method.phases:
             method.loss(batch, phase, torch.Generator().manual_seed(0))

@@ -10,6 +10,7 @@ from diffuseg.atomic_io import write_json
 from diffuseg.checkpoint import image_digest, known_as, weights_hash
 from diffuseg.config import check_stored, is_count, is_list, is_map, to_dict
 from diffuseg.data.dataset import Dataset
+from diffuseg.data.geometry import warn_once
 from diffuseg.data.layout import read_json
 from diffuseg.data.plan import Plan, save_plan
 from diffuseg.errors import UserError
@@ -97,6 +98,19 @@ def digests_of_files(dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, 
     cases = {*fold["train"], *fold["val"]}
     files = [file for case in dataset.cases if case.id in cases for file in (*case.images, *case.masks)]
     return {name_in(dataset, file): image_digest(file) for file in files}
+
+
+def name_twins(dataset: Dataset, fold: dict[str, list[str]], digests: dict[str, str]) -> None:
+    """Warn of one image under the names of several cases: what is learnt by heart would look like what was understood."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for case in dataset.cases:
+        if all(name_in(dataset, file) in digests for file in case.images):
+            found.setdefault(tuple(digests[name_in(dataset, file)] for file in case.images), []).append(case.id)
+    for twins in found.values():
+        if len(twins) > 1:
+            across = {*twins} & {*fold["train"]} and {*twins} & {*fold["val"]}
+            what = f"{', '.join(twins)} are the same image{', in train and in val' if across else ''}"
+            warn_once(dataset.folder, f"{what}: one of them is enough")
 
 
 def name_in(dataset: Dataset, file: Path) -> str:

@@ -21,7 +21,7 @@ from diffuseg.methods.presets import PRESETS, method_of, preset_of
 from diffuseg.train.distributed import Processes, join_processes
 from diffuseg.train.finetune import history, start_from
 from diffuseg.train.precision import training_precision
-from diffuseg.train.run_folder import digests_of_files, name_in, reserve_folder
+from diffuseg.train.run_folder import digests_of_files, name_in, name_twins, reserve_folder
 from diffuseg.train.settings import TrainConfig, TrainSettings, check_config, check_options
 from diffuseg.train.state import Optimisers
 from diffuseg.train.validate import Validation
@@ -84,6 +84,7 @@ def set_up(settings: TrainSettings) -> TrainState:
     if settings.start is not None:
         start_from(method, settings.start)
     digests = digests_of_files(dataset, fold)
+    name_twins(dataset, fold, digests)
     provenance = _provenance(settings, dataset, fold, digests)
     processes.broadcast_weights(method)
     if method.generative:

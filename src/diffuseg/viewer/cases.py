@@ -11,7 +11,7 @@ from typing import Any
 
 from diffuseg.data import io
 from diffuseg.data.dicom import holds_series
-from diffuseg.data.outputs import probability_names, records, sidecar_name
+from diffuseg.data.outputs import probability_names, records, sidecar_name, stored_as_one
 from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.errors import UserError
 from diffuseg.inference.provenance import size_unit
@@ -160,7 +160,7 @@ def _case(folder: Path, name: str, record: dict[str, Any], images: Path | None, 
         return Case(name, record, (), ("Its mask and maps are not here.",))
     layers = [
         Layer("mask", "Mask", "labels", folder / (name + ending)),
-        *_probabilities(folder, name, ending, labels),
+        *_probabilities(folder, name, ending, record),
         *_entropy(folder, name, ending, len(labels)),
         *_kept(folder, name, ending, record),
     ]
@@ -182,10 +182,11 @@ def _case(folder: Path, name: str, record: dict[str, Any], images: Path | None, 
     return Case(name, record, tuple(inside), tuple(faults), ending in LOSSLESS, tuple(classes))
 
 
-def _probabilities(folder: Path, case: str, ending: str, labels: dict[str, int]) -> list[Layer]:
+def _probabilities(folder: Path, case: str, ending: str, record: dict[str, Any]) -> list[Layer]:
+    labels = record["labels"]
     classes = sorted(labels, key=labels.__getitem__)[1:]
     names = probability_names(labels, ending)
-    stored = 65535.0 if ending == ".png" else 1.0
+    stored = stored_as_one(record, ending)
     made = []
     for number, name in enumerate(classes):
         file = folder / sidecar_name(case, names[number if len(names) > 1 else 0], ending)

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from diffuseg.data import io, itk, pictures
-from diffuseg.data.claims import Claim, check_claim
+from diffuseg.data.claimed_size import DEFLATE, Claim, check_claim
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
 from diffuseg.types import Image
@@ -80,7 +80,7 @@ def read_painted(path: Path, shape: Sequence[int]) -> Painted:
     if name.endswith((".nhdr", ".hdr")):
         return Painted(_other_volume(path))
     if name.endswith(itk.SLICER):
-        return _slicer(path)
+        return _attempt(path, lambda: _slicer(path))  # its fields are text that anyone may have written
     return Painted(io.read_planes(path))
 
 
@@ -200,7 +200,7 @@ def _array(path: Path, role: str) -> np.ndarray:
                 raise UserError(f"it holds {', '.join(names)}: which is the {role}?", file=path, do=f"Call it {role!r}")
             entry = packed.getinfo(f"{found[0]}.npy")
             with packed.open(entry) as stream:
-                _check_array(path, stream, entry.file_size)
+                _check_array(path, stream, min(entry.file_size, entry.compress_size * DEFLATE))
         with np.load(path, allow_pickle=False) as arrays:
             return arrays[found[0]]
 

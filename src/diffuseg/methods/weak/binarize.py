@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy  # its parts are imported where they are used first
 import torch
 from jaxtyping import Bool, Float
-from scipy.ndimage import distance_transform_edt, gaussian_filter
-from scipy.ndimage import label as components
-from scipy.special import expit
 from torch import Tensor
 
 from diffuseg.errors import UserError
@@ -74,7 +72,7 @@ def normalized_saliency(saliency: Float[Tensor, "*s"], null_threshold: float | N
 def smoothed(saliency: Float[Tensor, "*s"], sigma: float) -> Float[np.ndarray, "*s"]:
     """Normalized saliency as a map in [-1, 1], after a Gaussian of so many voxels (0: none)."""
     m = (2 * saliency.detach().double().cpu() - 1).numpy()
-    return gaussian_filter(m, sigma, mode="nearest") if sigma else m
+    return scipy.ndimage.gaussian_filter(m, sigma, mode="nearest") if sigma else m
 
 
 def logistic_mask(
@@ -108,7 +106,7 @@ def logistic_mask(
     z = STEEP * (m - threshold) / threshold
     if settings.image and (z > 0).any():
         z = z + intensities(z, image.detach().double().cpu().numpy(), settings.largest)
-    p = expit(z)
+    p = scipy.special.expit(z)
     if settings.largest:
         p = np.where(largest_component(z > 0) | (z <= 0), p, np.minimum(p, 0.499))
     return torch.from_numpy(p).to(saliency)
@@ -121,12 +119,12 @@ def intensities(z: Float[np.ndarray, "*s"], image: Float[np.ndarray, "c *s"], la
     logit; at most MOST either way. Further away nothing is object. Where the intensities are the same it changes nothing.
     """
     inside = largest_component(z > 0) if largest else z > 0
-    near = np.asarray(distance_transform_edt(~inside)) <= AROUND
+    near = np.asarray(scipy.ndimage.distance_transform_edt(~inside)) <= AROUND
     floor, weight, ratio = 0.05 * image.reshape(len(image), -1).std(1) + 1e-6, inside.astype(float), np.zeros_like(z)
     for _ in range(ROUNDS):
         a, b = (_log_gaussian(image, share * near, floor) for share in (weight, 1 - weight))
         ratio = np.clip((a - b).sum(0), -MOST, MOST)
-        weight = expit(z + ratio)
+        weight = scipy.special.expit(z + ratio)
     return np.where(near, ratio, -np.maximum(z, 0) - MOST)
 
 
@@ -141,7 +139,7 @@ def _log_gaussian(image: np.ndarray, weight: np.ndarray, floor: np.ndarray) -> n
 
 def largest_component(mask: Bool[np.ndarray, "*s"]) -> Bool[np.ndarray, "*s"]:
     """The largest connected component, the first of equal ones; nothing of nothing."""
-    labels = np.asarray(components(mask)[0])  # type: ignore[index]
+    labels = np.asarray(scipy.ndimage.label(mask)[0])  # type: ignore[index]
     if not labels.any():
         return mask
     return labels == 1 + int(np.bincount(labels.ravel())[1:].argmax())

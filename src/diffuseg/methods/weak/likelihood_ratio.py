@@ -7,9 +7,9 @@ is the denoising of the true image; no path is walked, unlike in the paper's Alg
 import math
 from collections.abc import Callable
 
+import scipy  # its parts are imported where they are used first
 import torch
 from jaxtyping import Float
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from diffuseg.diffusion.schedule import NoiseSchedule
@@ -61,7 +61,9 @@ def supported_change(
     References:
         Li et al., ICCV 2023 (diffusion classifiers).
     """
-    smooth = gaussian_filter(residual.double().cpu().numpy(), (0, 0, *[sigma] * (residual.ndim - 2)), mode="nearest")
+    smooth = scipy.ndimage.gaussian_filter(
+        residual.double().cpu().numpy(), (0, 0, *[sigma] * (residual.ndim - 2)), mode="nearest"
+    )
     return change.sign() * (change * torch.from_numpy(smooth).to(change)).clamp(min=0)
 
 

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from diffuseg.errors import UserError
 
@@ -68,20 +68,40 @@ def read_claimed(file: Path, claim: Callable[[bytes], Claim]) -> bytes:
 
     A packed file is read to its end, so that its checksum is verified.
     """
-    with file.open("rb") as plain:
-        packed = plain.read(2) == b"\x1f\x8b"
-    with gzip.open(file) if packed else file.open("rb") as stream:
-        claimed = claim(stream.read(HEAD))
-    check_claim(file, claimed, file.stat().st_size, DEFLATE if packed else 1)
-    with gzip.open(file) if packed else file.open("rb") as stream:
+    claimed = checked_claim(file, claim)
+    with open_unpacked(file) as stream:
         content = stream.read(max(claimed.bytes, HEAD))
-        left = 0
-        while packed and (more := stream.read(2**20)):
-            left += len(more)
-            if left > claimed.bytes + SLACK:
-                what = f"it unpacks to far more than the {claimed.bytes} bytes that its header claims"
-                raise UserError(what, file=file, do="Copy or export it again")
+        read_to_end(stream, file, claimed)
     return content
+
+
+def checked_claim(file: Path, claim: Callable[[bytes], Claim]) -> Claim:
+    """What the header of a file claims, after `check_claim`."""
+    with open_unpacked(file) as stream:
+        claimed = claim(stream.read(HEAD))
+    check_claim(file, claimed, file.stat().st_size, DEFLATE if is_packed(file) else 1)
+    return claimed
+
+
+def is_packed(file: Path) -> bool:
+    """Whether a file is packed by gzip, whatever its name."""
+    with file.open("rb") as plain:
+        return plain.read(2) == b"\x1f\x8b"
+
+
+def open_unpacked(file: Path) -> Any:
+    """A stream of the bytes of a file, unpacked if it is packed by gzip."""
+    return gzip.open(file) if is_packed(file) else file.open("rb")
+
+
+def read_to_end(stream: Any, file: Path, claimed: Claim) -> None:
+    """Read what is left of a packed file, so that its checksum is verified."""
+    left = 0
+    while isinstance(stream, gzip.GzipFile) and (more := stream.read(2**20)):
+        left += len(more)
+        if left > claimed.bytes + SLACK:
+            what = f"it unpacks to far more than the {claimed.bytes} bytes that its header claims"
+            raise UserError(what, file=file, do="Copy or export it again")
 
 
 def _by(shape: Sequence[int]) -> str:

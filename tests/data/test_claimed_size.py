@@ -12,8 +12,8 @@ import PIL.Image
 import pytest
 import tifffile
 
-from diffuseg.data import claims
-from diffuseg.data.claims import Claim, check_claim
+from diffuseg.data import claimed_size
+from diffuseg.data.claimed_size import Claim, check_claim
 from diffuseg.data.convert.reading import read_picture
 from diffuseg.data.io import read_image, write
 from diffuseg.errors import UserError
@@ -63,7 +63,7 @@ def test_a_nifti_2_that_claims_a_million_million_voxels(tmp_path):
 
 
 def test_a_packed_file_of_far_more_than_its_header_claims(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "SLACK", 2**21)
+    monkeypatch.setattr(claimed_size, "SLACK", 2**21)
     path = tmp_path / "x.nii.gz"
     path.write_bytes(gzip.compress(nifti((5, 4, 3)) + bytes(2**22), compresslevel=1))
     refused_cheaply(path, words="unpacks to far more")
@@ -152,12 +152,12 @@ def test_arrays_that_lie(tmp_path):
 def test_the_limit_is_on_what_could_be_there_too(tmp_path, monkeypatch):
     path = tmp_path / "x.nii.gz"
     write(path, SMALL, Image(SMALL[None]))
-    monkeypatch.setenv(claims.VARIABLE, "59")
+    monkeypatch.setenv(claimed_size.VARIABLE, "59")
     with pytest.raises(UserError, match=r"5 x 4 x 3 = 60 values; at most 59.*DIFFUSEG_MOST_VOXELS"):
         read_image(path)
-    monkeypatch.setenv(claims.VARIABLE, "60")
+    monkeypatch.setenv(claimed_size.VARIABLE, "60")
     assert read_image(path).shape == (5, 4, 3)
-    monkeypatch.setenv(claims.VARIABLE, "many")
+    monkeypatch.setenv(claimed_size.VARIABLE, "many")
     with pytest.raises(UserError, match="'many'"):
         read_image(path)
 
@@ -166,7 +166,7 @@ def test_the_emptiest_file_is_within_the_bound(tmp_path):
     """Deflate reaches 1032 to one only in the limit: a mask of zeros, packed as well as can be, is no lie."""
     zeros = bytes(10**6)
     for level in (1, 6, 9):
-        check_claim(tmp_path, Claim((10**6,), 1), len(gzip.compress(zeros, level)), claims.DEFLATE)
+        check_claim(tmp_path, Claim((10**6,), 1), len(gzip.compress(zeros, level)), claimed_size.DEFLATE)
     picture = np.zeros((1500, 1500), np.uint8)
     PIL.Image.fromarray(picture > 0).save(tmp_path / "x.png", optimize=True)
     assert read_image(tmp_path / "x.png").shape == (1500, 1500)

@@ -1,0 +1,61 @@
+"""Methods beside each other on the data sets of benchmarks/evidence.toml: one table for each file of benchmarks.score."""
+
+from typing import Any
+
+from benchmarks.tables.grid import called, change, grid, load, scored
+
+
+def thyroid() -> str:
+    """Thyroid nodules in ultrasound."""
+    return _beside("thyroid_fold0")
+
+
+def fundus() -> str:
+    """Rim of the disc and cup in fundus photographs."""
+    return _beside("fundus_fold0")
+
+
+def monuseg() -> str:
+    """Nuclei in stained tissue."""
+    return _beside("monuseg_fold0")
+
+
+def cxr() -> str:
+    """Lungs in chest X-rays."""
+    return _beside("cxr_fold0")
+
+
+def _beside(name: str) -> str:
+    """Each row with its interval, its difference to the U-Net of the first seed, and what it costs."""
+    found = load(name)["rows"]
+    bar = next((row for row in found if row["method"] == "unet" and not row.get("what")), None)
+    rows = [[*_named(row), scored(row), _less(row, bar), *_cost(row, bar)] for row in found]
+    cost = ["network calls", "s per image", "parameters", "training steps", "training time over the U-Net's"]
+    cases = f"\n{found[0]['cases']} validation cases of fold {found[0]['fold']}; last weights.\n"
+    return grid(["method", "steps", "draws", "Dice [95 % CI]", "minus the U-Net's [95 % CI, paired]", *cost], rows) + cases
+
+
+def _named(row: dict[str, Any]) -> list[str]:
+    what = f", {called(row['what'])}" if row.get("what") else ""
+    return [f"`{row['method']}`{what}", "-" if row["method"] == "unet" else str(row["steps"]), str(row["draws"])]
+
+
+def _less(row: dict[str, Any], bar: dict[str, Any] | None) -> str:
+    """The difference to the bar over the cases that have a value in both."""
+    if bar is None or row is bar:
+        return "-"
+    mine, its = row["dice_per_case"], bar["dice_per_case"]
+    cases = sorted(case for case in its if its[case] is not None and mine[case] is not None)
+    return change([mine[case] for case in cases], [its[case] for case in cases])
+
+
+def _cost(row: dict[str, Any], bar: dict[str, Any] | None) -> list[str]:
+    calls = row["evaluations_per_case"]
+    times = [(one or {}).get("training_seconds") for one in (row, bar)]
+    return [
+        f"1 and {calls} light" if row["method"] == "distributional" else str(calls),
+        f"{row['seconds_per_case']:.2f}" if row["seconds_per_case"] is not None else "-",
+        f"{row['parameters'] / 1e6:.1f} M",
+        str(row["training_steps"]),
+        f"{times[0] / times[1]:.2f}" if times[0] and times[1] else "-",
+    ]

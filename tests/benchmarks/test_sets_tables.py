@@ -1,0 +1,74 @@
+"""Tables of benchmarks/tables/sets.py and mutants.py, and which row of MedSegDiff is the whole of another; made-up results."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.tables import grid
+from benchmarks.tables.medsegdiff import _whole
+from benchmarks.tables.mutants import mutants
+from benchmarks.tables.sets import thyroid
+
+
+@pytest.fixture
+def keep(tmp_path, monkeypatch):
+    """Write results where the tables look for them."""
+    monkeypatch.setattr(grid, "RESULTS", tmp_path)
+    return lambda name, content: (tmp_path / f"{name}.json").write_text(json.dumps(content))
+
+
+def cells(table: str) -> list[list[str]]:
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.split("\n") if line.startswith("|")]
+    return lines[2:]
+
+
+def row(method: str, dice: list[float | None], seconds: float, what: str | None = None, calls: int = 1) -> dict[str, Any]:
+    known = float(np.mean([v for v in dice if v is not None]))
+    return {
+        "method": method, "what": what, "steps": 2, "draws": 8, "dice": known, "dice_low": known, "dice_high": known,
+        "dice_per_case": {f"case{i}": v for i, v in enumerate(dice)}, "evaluations_per_case": calls, "seconds_per_case": None,
+        "parameters": 1_230_000, "training_steps": 1500, "training_seconds": seconds, "cases": len(dice), "fold": 0,
+    }  # fmt: skip
+
+
+def test_rows_are_paired_with_the_unet_of_the_first_seed_and_cost_what_they_cost(keep):
+    """A case without a value in one of the two has no part in the difference."""
+    rows = [
+        row("unet", [0.7, 0.8, 0.9, 0.5], 200.0, "seed 1"),
+        row("unet", [0.5, 0.6, 0.7, None], 100.0),
+        row("medsegdiff", [0.6, 0.7, None, 0.9], 250.0, "1000 levels", 80),
+        row("distributional", [0.5, 0.6, 0.7, 0.8], 300.0, calls=32),
+    ]
+    keep("thyroid_fold0", {"rows": rows})
+    table = thyroid()
+    found = {line[0]: line for line in cells(table)}
+    assert found["`unet`"][1] == "-" and found["`unet`"][4] == "-"
+    assert found["`unet`, seed 1"][4].startswith("+0.200 [") and found["`medsegdiff`, 1000 levels"][4].startswith("+0.100 [")
+    assert found["`distributional`"][4].startswith("+0.000 [")
+    assert [line[5] for line in found.values()] == ["1", "1", "80", "1 and 32 light"]
+    assert [line[-1] for line in found.values()] == ["2.00", "1.00", "2.50", "3.00"]
+    assert "4 validation cases of fold 0; last weights." in table
+
+
+def test_mutants_are_counted_by_package_and_survivors_are_named_with_the_reason(keep):
+    rows = [
+        {"name": "a", "file": "methods/x.py", "tests": "t", "killed": True},
+        {"name": "b", "file": "diffusion/y.py", "tests": "t", "killed": False, "reason": "equal"},
+        {"name": "c", "file": "methods/weak/z.py", "tests": "t", "killed": True},
+        {"name": "d", "file": "methods/x.py", "tests": "t", "killed": True},
+    ]
+    keep("mutants", {"rows": rows})
+    table = mutants()
+    assert cells(table) == [["`diffusion`", "1", "0", "b (equal)"], ["`methods`", "3", "3", "-"]]
+    assert table.endswith("\n3 of 4 seen, 75 %.\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [("v1", None), ("v1_plain", "v1"), ("v1_long", None), ("v1_long_plain", "v1_long"), ("v2_long", None), ("concat", None),
+     ("v2_condition", "v2"), ("unet", None)],
+)  # fmt: skip
+def test_a_part_is_held_against_the_whole_of_its_own_timesteps(name, whole):
+    assert _whole(name) == whole
