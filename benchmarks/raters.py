@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.score import replaced, write
+from benchmarks.score import replaced, trained_steps, write
 from diffuseg.inference.model import Model, load
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.studies.ambiguity import Ambiguity, measure_ambiguity
@@ -70,7 +70,7 @@ def described(models: list[Model], found: Ambiguity, dropout: bool) -> dict[str,
         "steps": steps[0],
         "sampler": steps[1],
         "evaluations_per_draw": evaluations,
-        "training_steps": [model.meta["steps_trained"] for model in models],
+        "training_steps": [trained_steps(model.meta) for model in models],
         "parameters": sum(p.numel() for p in method.parameters()),
         **{source.replace(" ", "_"): values for source, values in summary["ambiguity"].items()},
         "mean": summary["mean"],

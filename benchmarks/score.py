@@ -73,7 +73,7 @@ def score(
             "disagreement": float(np.mean([m["disagreement"] for m in measured])) if n > 1 else None,
             "agreement": _agreement([m["agreement"] for m in measured]) if n > 1 else None,
             "seconds_per_case": seconds * n / draws, "evaluations_per_case": steps * n,
-            "training_steps": meta["steps_trained"], "training_seconds": meta.get("seconds"),
+            "training_steps": trained_steps(meta), "training_seconds": meta.get("seconds"),
             "parameters": sum(p.numel() for p in method.parameters()),
         }  # fmt: skip
         rows.append(row)
@@ -127,6 +127,12 @@ def environment() -> dict[str, Any]:
         "precision": choose_precision(torch.device("cpu")).reason,
         "versions": versions(),
     }
+
+
+def trained_steps(meta: dict[str, Any]) -> int:
+    """Steps of a training and of those that it started from, by its header."""
+    before = meta.get("from")
+    return meta["steps_trained"] + (trained_steps(before | {"from": before.get("before")}) if before else 0)
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

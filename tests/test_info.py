@@ -56,7 +56,7 @@ def test_a_model_tells_what_it_is(checkpoint):
 def test_the_packaged_model_says_licence_calibration_and_where_its_card_is():
     found, _ = only_json("info", "hippocampus")
     assert found["licence"] == "CC-BY-SA 4.0" and found["model_card"].endswith("hippocampus.md")
-    assert found["calibration"]["settings"]["draws"] == 8 and found["fingerprint"]["cases"] == 166
+    assert found["calibration"]["settings"]["draws"] == 32 and found["fingerprint"]["cases"] == 166
 
 
 def test_without_a_name_there_are_lists():

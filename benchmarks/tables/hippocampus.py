@@ -10,10 +10,8 @@ SIDES = ("before", "after")
 # Rows of the ablation whose setting did not do what it names: they are kept in the results, and no figure of theirs is shown.
 WITHDRAWN = {"label": "withdrawn: recycling took the label out of x_t again"}
 INTERVALS = {
-    "hippocampus_calibration_distributional": "`distributional`",
-    "hippocampus_calibration_volumes": "`distributional`, 400 more steps, volumes scored",
-    "hippocampus_calibration_long": "`distributional`, volumes scored from the start",
-    "hippocampus_calibration": "`cdal`",
+    "hippocampus_calibration": "`distributional`",
+    "hippocampus_calibration_cdal": "`cdal`",
     "hippocampus_calibration_unet": "`unet`",
 }
 CONTROLS = ["unet", "ours", "noise", "leaking", "other", "nolatent", "plain", "label", "input"]
@@ -27,7 +25,7 @@ def hippocampus() -> str:
         rows.append([
             _named(row), str(row["steps"]) if row["method"] != "unet" else "-", str(row["draws"]), scored(row),
             *(f"{v:.3f}" for v in row["dice_per_class"].values()), _calls(row),
-            f"{row['parameters'] / 1e6:.1f} M", str(row["training_steps"]), f"{row['training_seconds'] / bar:.2f}",
+            f"{row['parameters'] / 1e6:.1f} M", str(row["training_steps"]), f"{row['training_seconds'] / bar:.2f}" if row["training_seconds"] else "-",
         ])  # fmt: skip
     head = [
         "method",
@@ -114,7 +112,7 @@ def intervals() -> str:
         draws = found["learnt"]["settings"]["draws"]
         for part, sides in found["coverage"].items():
             cells = [_covered(sides[side]) for side in ("raw", "widened")]
-            rows.append([f"{name}, {draws} draws", part, *cells])
+            rows.append([f"{name}, {pluralize(draws, 'draw')}", part, *cells])
     return grid(["model", "class", "raw: covered [95 %], mean width", "conformal: covered [95 %], mean width"], rows)
 
 

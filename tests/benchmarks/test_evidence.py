@@ -91,9 +91,9 @@ def test_seeds_share_no_folder_and_no_row():
     ("row", "page"),
     [
         ("hippocampus/distributional/0", "docs/methods/distributional.md"),
-        ("hippocampus/distributional_volumes/0", "docs/methods/distributional.md"),
-        ("hippocampus/distributional_long/0", "docs/methods/distributional.md"),
+        ("hippocampus/distributional_first/0", "docs/methods/distributional.md"),
         ("lidc/distributional/0", "docs/methods/distributional.md"),
+        ("lidc/distributional_longer/0", "docs/methods/distributional.md"),
     ],
 )
 def test_settings_are_those_of_the_page_that_shows_the_row(row, page):
