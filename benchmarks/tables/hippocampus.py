@@ -25,7 +25,8 @@ def hippocampus() -> str:
         rows.append([
             _named(row), str(row["steps"]) if row["method"] != "unet" else "-", str(row["draws"]), scored(row),
             *(f"{v:.3f}" for v in row["dice_per_class"].values()), _calls(row),
-            f"{row['parameters'] / 1e6:.1f} M", str(row["training_steps"]), f"{row['training_seconds'] / bar:.2f}" if row["training_seconds"] else "-",
+            f"{row['parameters'] / 1e6:.1f} M", str(row["training_steps"]),
+            f"{row['training_seconds'] / bar:.2f}" if row["training_seconds"] else "-",
         ])  # fmt: skip
     head = [
         "method",
