@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from scipy import ndimage
 from torch import Tensor
 
 from diffuseg.data import io
@@ -43,6 +42,8 @@ def box_of(text: str, image: Image, plan: Plan, transform: GridTransform) -> Box
     """
     if _SHAPE.fullmatch(text):
         return _as_asked(text, image)
+    from scipy import ndimage
+
     mask = io.read_mask(_mask_file(text))
     fault = io.grid_fault(mask, image)
     if fault:
