@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Integer
-from scipy import ndimage
 
 from diffuseg.config import from_dict
 from diffuseg.errors import UserError
@@ -122,6 +121,8 @@ def clean(classes: Integer[np.ndarray, "*s"], rule: Rule, names: Sequence[str]) 
     Args:
         names: Of the classes by their index, background first.
     """
+    from scipy import ndimage
+
     mine = classes > 0 if rule.of == ALL else classes == list(names).index(rule.of)
     found = ndimage.find_objects(mine.astype(np.uint8))  # only the box round it is worked on
     if not found:
@@ -136,6 +137,8 @@ def clean(classes: Integer[np.ndarray, "*s"], rule: Rule, names: Sequence[str]) 
 
 
 def _largest(classes: Integer[np.ndarray, "*s"], mine: Bool[np.ndarray, "*s"]) -> Integer[np.ndarray, "*s"]:
+    from scipy import ndimage
+
     found: Any = ndimage.label(mine, ndimage.generate_binary_structure(mine.ndim, mine.ndim))
     labels = found[0]
     size = np.bincount(labels.ravel())
@@ -145,6 +148,8 @@ def _largest(classes: Integer[np.ndarray, "*s"], mine: Bool[np.ndarray, "*s"]) -
 
 def _fill(classes: Integer[np.ndarray, "*s"], mine: Bool[np.ndarray, "*s"]) -> Integer[np.ndarray, "*s"]:
     """What is filled gets the class of the nearest voxel that closes it in."""
+    from scipy import ndimage
+
     holes = ndimage.binary_fill_holes(mine) & (classes == 0)
     if not holes.any():
         return classes
