@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.tables.grid import change, ends, grid, load
+from benchmarks.tables.grid import change, ends, grid, load, network_calls
 
 READERS = {  # method -> its row among those against four readers
     "unet": "U-Net",
@@ -47,4 +47,4 @@ def _cost(rows: list[dict[str, Any]]) -> str:
         return "-"
     row = rows[-1]
     calls = row["evaluations_per_case"]
-    return f"1 and {calls} light" if row["method"] == "distributional" else f"{calls} ({row['draws']} x {row['steps']})"
+    return network_calls(row["method"], calls, f"{calls} ({row['draws']} x {row['steps']})")

@@ -25,6 +25,12 @@ def called(name: str) -> str:
     return CALLED.get(name, name)
 
 
+def network_calls(method: str, calls: int, plain: str | None = None) -> str:
+    """Passes of the whole network per case: one where draws are a light part or a sum; else `plain`, or all calls."""
+    once = {"distributional": f"1 and {calls} light", "ssn": "1"}
+    return once.get(method, plain or str(calls))
+
+
 def load(name: str) -> dict[str, Any]:
     """The results of this name; stops where there are none."""
     path = RESULTS / f"{name}.json"

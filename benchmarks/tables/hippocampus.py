@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.tables.grid import RESULTS, ROOT, called, change, ends, grid, load, scored
+from benchmarks.tables.grid import RESULTS, ROOT, called, change, ends, grid, load, network_calls, scored
 from diffuseg.checkpoint import known_as
 from diffuseg.text import pluralize
 
@@ -24,7 +24,7 @@ def hippocampus() -> str:
     for row in found:
         rows.append([
             _named(row), str(row["steps"]) if row["method"] != "unet" else "-", str(row["draws"]), scored(row),
-            *(f"{v:.3f}" for v in row["dice_per_class"].values()), _calls(row),
+            *(f"{v:.3f}" for v in row["dice_per_class"].values()), network_calls(row["method"], row["evaluations_per_case"]),
             f"{row['parameters'] / 1e6:.1f} M", str(row["training_steps"]),
             f"{row['training_seconds'] / bar:.2f}" if row["training_seconds"] else "-",
         ])  # fmt: skip
@@ -41,12 +41,6 @@ def hippocampus() -> str:
         "training time over the U-Net's",
     ]
     return grid(head, rows)
-
-
-def _calls(row: dict[str, Any]) -> str:
-    """Of the whole network per case; the light part of `distributional` counts apart."""
-    calls = row["evaluations_per_case"]
-    return f"1 and {calls} light" if row["method"] == "distributional" else str(calls)
 
 
 def differences() -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.tables.grid import change, ends, grid, load
+from benchmarks.tables.grid import change, ends, grid, load, network_calls
 
 PEOPLE = {"one rater, copied": "one_rater", "raters drawn with replacement": "resampled_raters"}
 
@@ -24,7 +24,7 @@ def raters_quality() -> str:
         mean = row["mean"]
         measures = [mean["dice"], mean["dice_fused"], mean["ece_band"], row["aurc"]]
         calls = row["evaluations_per_draw"] * row["n"] if row["dropout"] or row["method"] != "unet" else len(row["models"])
-        shown = {"distributional": f"1 and {calls} light", "ssn": "1"}.get(row["method"], str(calls))  # the U-Net once there
+        shown = network_calls(row["method"], calls)
         rows.append([row["name"], *map(ends, measures), shown, f"{sum(row['training_steps'])}"])
     head = [
         "draws of",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.tables.grid import called, change, grid, load, scored
+from benchmarks.tables.grid import called, change, grid, load, network_calls, scored
 
 
 def thyroid() -> str:
@@ -50,10 +50,9 @@ def _less(row: dict[str, Any], bar: dict[str, Any] | None) -> str:
 
 
 def _cost(row: dict[str, Any], bar: dict[str, Any] | None) -> list[str]:
-    calls = row["evaluations_per_case"]
     times = [(one or {}).get("training_seconds") for one in (row, bar)]
     return [
-        f"1 and {calls} light" if row["method"] == "distributional" else str(calls),
+        network_calls(row["method"], row["evaluations_per_case"]),
         f"{row['seconds_per_case']:.2f}" if row["seconds_per_case"] is not None else "-",
         f"{row['parameters'] / 1e6:.1f} M",
         str(row["training_steps"]),
