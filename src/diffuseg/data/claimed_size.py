@@ -63,12 +63,11 @@ def check_claim(file: Path, claim: Claim, held: int, ratio: float | int = 1) -> 
         raise UserError(f"broken or truncated: {what}{packed}", file=file, do="Copy or export it again")
 
 
-def read_claimed(file: Path, claim: Callable[[bytes], Claim]) -> bytes:
-    """The bytes of a file, unpacked if it is packed by gzip, up to what its header claims.
+def read_claimed(file: Path, claimed: Claim) -> bytes:
+    """The bytes of a file, unpacked if it is packed by gzip, up to what its header claims, see `checked_claim`.
 
     A packed file is read to its end, so that its checksum is verified.
     """
-    claimed = checked_claim(file, claim)
     with open_unpacked(file) as stream:
         content = stream.read(max(claimed.bytes, HEAD))
         read_to_end(stream, file, claimed)

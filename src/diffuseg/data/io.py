@@ -290,7 +290,7 @@ def _read_nifti(file: Path) -> FileContents:
     claimed = checked_claim(file, _nifti_claim)
     if claimed.bytes > scratch.IN_MEMORY:
         return nifti_contents(*nifti_slabs.read(file, claimed, kind_of), file)
-    raw = read_claimed(file, _nifti_claim)
+    raw = read_claimed(file, claimed)
     image = kind_of(raw).from_bytes(raw)
     return nifti_contents(image, np.asanyarray(image.dataobj), file)
 

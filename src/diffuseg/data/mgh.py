@@ -7,7 +7,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from diffuseg.data.claimed_size import Claim, read_claimed
+from diffuseg.data.claimed_size import Claim, checked_claim, read_claimed
 from diffuseg.errors import UserError
 from diffuseg.types import Image
 
@@ -16,7 +16,7 @@ ENDINGS = (".mgz", ".mgh")
 
 def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Voxels [c, i, j, k] as stored, and voxel -> RAS mm [4, 4]."""
-    raw = read_claimed(file, _claim)
+    raw = read_claimed(file, checked_claim(file, _claim))
     image = nib.MGHImage.from_bytes(raw)
     if raw[28:30] != b"\0\1":  # goodRASFlag, which nibabel sets by itself
         raise UserError(
