@@ -1,7 +1,10 @@
 """The cases on which a trained model may be judged or calibrated: those of a validation fold, never those of its training."""
 
+from pathlib import Path
+from typing import NamedTuple
+
 from diffuseg.checkpoint import seen_in
-from diffuseg.data.dataset import Dataset, evenly_spaced, splits
+from diffuseg.data.dataset import Dataset, evenly_spaced, open_dataset, patients, splits
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model
 
@@ -37,6 +40,24 @@ def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, li
             own = model.meta.get("fold")
             raise UserError(f"case {case} of fold {fold} is one the model was trained on", do=f"Its own fold is {own}")
     return cases
+
+
+class ValidationSet(NamedTuple):
+    """A data set, the fold, the names of its cases that are measured, and the patient of each."""
+
+    dataset: Dataset
+    fold: int
+    names: list[str]
+    groups: list[str]
+
+
+def validation_set(model: Model, folder: Path, fold: int | None = None, limit: int = 0) -> ValidationSet:
+    """What `validation_cases` gives of the data set in a folder, and the patients of these cases."""
+    dataset = open_dataset(folder)
+    fold = own_fold(model) if fold is None else fold
+    names = validation_cases(model, dataset, fold, limit)
+    patient_of = patients(dataset)[0]
+    return ValidationSet(dataset, fold, names, [patient_of[name] for name in names])
 
 
 def refuse_other_classes(model: Model, dataset: Dataset) -> None:

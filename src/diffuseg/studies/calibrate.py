@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from diffuseg.data.dataset import Dataset, load_raters, open_dataset, patients
+from diffuseg.data.dataset import Dataset, load_raters
 from diffuseg.data.raters import fuse_raters
 from diffuseg.data.transforms import class_indices, rater_indices
 from diffuseg.errors import UserError
@@ -43,7 +43,7 @@ from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.selective import rejection, threshold_for_fraction
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean, group_folds, paired_difference
 from diffuseg.inference.calibration import SETTINGS, Calibration
-from diffuseg.inference.folds import own_fold, validation_cases
+from diffuseg.inference.folds import validation_set
 from diffuseg.inference.model import Model
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.text import pluralize
@@ -116,11 +116,7 @@ def measure_calibration(
         UserError: What `Model.settings` and `validation_cases` refuse, cases of a single patient, or without any border.
     """
     options = model.resolve(options or SamplingOptions())
-    dataset = open_dataset(folder)
-    fold = own_fold(model) if fold is None else fold
-    names = validation_cases(model, dataset, fold, limit)
-    patient_of = patients(dataset)[0]
-    groups = [patient_of[name] for name in names]
+    dataset, fold, names, groups = validation_set(model, folder, fold, limit)
     if len(set(groups)) < 2:
         what = f"{pluralize(len(names), 'case')} of one patient"
         raise UserError(what, do="Calibration needs at least two patients in the fold")

@@ -17,13 +17,12 @@ from rich.table import Table
 
 from diffuseg.atomic_io import atomic_write, nan_to_none, write_csv, write_json
 from diffuseg.data.batches import Batches, FullCase
-from diffuseg.data.dataset import open_dataset, patients
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import band, brier, nll
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.multirater import DrawAgreement, draw_agreement
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean
-from diffuseg.inference.folds import own_fold, validation_cases
+from diffuseg.inference.folds import validation_set
 from diffuseg.inference.model import Model
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.methods import Method
@@ -144,9 +143,7 @@ def measure_curve(
         raise UserError("no number of draws is given")
     options = options or SamplingOptions()
     settings = {(s, n): model.resolve(replace(options, steps=s, draws=n)) for s in steps for n in draws}
-    dataset = open_dataset(folder)
-    fold = own_fold(model) if fold is None else fold
-    cases = validation_cases(model, dataset, fold, limit)
+    dataset, fold, cases, groups = validation_set(model, folder, fold, limit)
     source = Batches(dataset, cases, model.plan)
     qualities: dict[tuple[int, int], list[Quality]] = {setting: [] for setting in settings}
     voxels = {}
@@ -164,8 +161,6 @@ def measure_curve(
     timed = sorted(cases, key=voxels.__getitem__)[len(cases) // 2]
     image = source.whole(timed).native
     model.predict(image, options, draws=1, steps=1)  # what only the first call costs
-    patient_of = patients(dataset)[0]
-    groups = [patient_of[case] for case in cases]
     points = [_point(model, image, setting, qualities[key], groups) for key, setting in settings.items()]
     sampler = str(settings[steps[0], draws[0]].sampler)
     where = (dataset.name, fold, cases, sampler, options.seed, timed, str(model.device), model.precision.reason)

@@ -11,13 +11,13 @@ from rich.table import Table
 from scipy import ndimage
 
 from diffuseg.atomic_io import nan_to_none, write_json
-from diffuseg.data.dataset import load_raters, open_dataset, patients
+from diffuseg.data.dataset import load_raters
 from diffuseg.data.raters import fuse_raters
 from diffuseg.data.transforms import class_indices
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean, paired_difference
 from diffuseg.inference.calibration import SETTINGS
-from diffuseg.inference.folds import own_fold, validation_cases
+from diffuseg.inference.folds import validation_set
 from diffuseg.inference.model import Model
 from diffuseg.inference.postprocessing import ALL, WORDS, Postprocessing, Rule, clean
 from diffuseg.inference.sampling import SamplingOptions
@@ -89,11 +89,7 @@ def learn_postprocessing(
         UserError: What `Model.settings` and `validation_cases` refuse.
     """
     options = replace(model.resolve(options or SamplingOptions()), postprocess=False, spread=False)
-    dataset = open_dataset(folder)
-    fold = own_fold(model) if fold is None else fold
-    names = validation_cases(model, dataset, fold, limit)
-    patient_of = patients(dataset)[0]
-    groups = [patient_of[name] for name in names]
+    dataset, fold, names, groups = validation_set(model, folder, fold, limit)
     files, cases = {case.id: case for case in dataset.cases}, []
     for number, name in enumerate(names):
         cases.append(_masks(model, *load_raters(dataset, files[name]), options))
