@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, complain, console
+from diffuseg.cli.predict import SameDraws, SameSampler, SameSteps
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.text import pluralize
 
@@ -26,9 +27,9 @@ def crossval(
     checkpoint: Annotated[
         Which, typer.Option(help="best was chosen on the very cases it is judged on here, last was not.")
     ] = Which.last,
-    draws: Annotated[int | None, typer.Option(help="As in predict.", show_default="recommended, or 8")] = None,
-    steps: Annotated[int | None, typer.Option(help="As in predict.", show_default="the model's")] = None,
-    sampler: Annotated[str | None, typer.Option(help="As in predict.", show_default="the model's")] = None,
+    draws: SameDraws = None,
+    steps: SameSteps = None,
+    sampler: SameSampler = None,
     mirror: Annotated[bool, typer.Option("--mirror", help="As in predict.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="As in predict.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,

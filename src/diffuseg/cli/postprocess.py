@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from diffuseg.cli.app import app, beside, console, refuse_unwritable
-from diffuseg.cli.predict import Fuse
+from diffuseg.cli.predict import Fuse, SameDraws, SameFuse, SameSampler, SameSteps
 from diffuseg.cli.progress import ProgressBars
 
 
@@ -18,10 +18,10 @@ def postprocess(
     out: Annotated[
         Path | None, typer.Option(help="Folder for postprocessing.json.", show_default="postprocessing, beside the model")
     ] = None,
-    draws: Annotated[int | None, typer.Option(help="As in predict.", show_default="recommended, or 8")] = None,
-    steps: Annotated[int | None, typer.Option(help="As in predict.", show_default="the model's")] = None,
-    sampler: Annotated[str | None, typer.Option(help="As in predict.", show_default="the model's")] = None,
-    fuse: Annotated[Fuse, typer.Option(help="As in predict.")] = Fuse.mean,
+    draws: SameDraws = None,
+    steps: SameSteps = None,
+    sampler: SameSampler = None,
+    fuse: SameFuse = Fuse.mean,
     fold: Annotated[int | None, typer.Option(help="Fold to learn from.", show_default="the model's")] = None,
     cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,

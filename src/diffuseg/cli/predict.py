@@ -55,6 +55,10 @@ Models = Annotated[
 DrawingSet = Annotated[
     list[str] | None, typer.Option("--set", help="key=value of the method, as far as it concerns drawing; repeatable.")
 ]
+SameDraws = Annotated[int | None, typer.Option(help="As in predict.", show_default="recommended, or 8")]
+SameSteps = Annotated[int | None, typer.Option(help="As in predict.", show_default="the model's")]
+SameSampler = Annotated[str | None, typer.Option(help="As in predict.", show_default="the model's")]
+SameFuse = Annotated[Fuse, typer.Option(help="As in predict.")]
 Mirror = Annotated[
     bool,
     typer.Option("--mirror", help="Also draw from the mirrored image, where the plan allows it: 2, 4 or 8 times the cost."),
@@ -284,10 +288,10 @@ def calibrate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for calibration.json and plots.", show_default="calibration, beside the model")
     ] = None,
-    draws: Annotated[int | None, typer.Option(help="As in predict.", show_default="recommended, or 8")] = None,
-    steps: Annotated[int | None, typer.Option(help="As in predict.", show_default="the model's")] = None,
-    sampler: Annotated[str | None, typer.Option(help="As in predict.", show_default="the model's")] = None,
-    fuse: Annotated[Fuse, typer.Option(help="As in predict.")] = Fuse.mean,
+    draws: SameDraws = None,
+    steps: SameSteps = None,
+    sampler: SameSampler = None,
+    fuse: SameFuse = Fuse.mean,
     fold: Annotated[int | None, typer.Option(help="Fold to learn from.", show_default="the model's")] = None,
     cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
