@@ -444,7 +444,7 @@ def test_every_reading_trains_and_draws(settings, grid):
     assert torch.isfinite(p).all()
 
 
-@pytest.mark.parametrize("grid", ["2d", "3d", "many"])
+@pytest.mark.parametrize("grid", ["2d", pytest.param("3d", marks=pytest.mark.slow), "many"])
 def test_a_published_size_trains_and_draws(grid):
     method = build("medsegdiff", grid, "size=S", "widths=4,4,4,4,4")
     assert [len(stage) for stage in method.network.image.stages] == [3, 4, 6, 3]

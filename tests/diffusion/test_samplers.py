@@ -124,7 +124,7 @@ def test_knowing_the_mask_gives_the_mask(sampler, name, grid):
     x_0 = mask(GRIDS[grid]).float()
     for T in (1, 2, 3, 4, 10, 25):
         schedule = SCHEDULES[name](T)
-        for steps in range(1, T + 1):
+        for steps in range(1, T + 1, 1 if T < 25 else 6):
             x = SAMPLERS[sampler](
                 lambda x, t: ModelOutput(x_0),
                 torch.randn_like(x_0),
@@ -135,23 +135,33 @@ def test_knowing_the_mask_gives_the_mask(sampler, name, grid):
             assert torch.equal(x, x_0), (T, steps)
 
 
+def comes_back(sampler: str, kind: Kind, name: str, shape: tuple[int, ...], T: int, steps: int) -> None:
+    """A network that is always right about its target leads to the mask."""
+    x_0, schedule = mask(shape), SCHEDULES[name](T)
+
+    def denoiser(x: Tensor, t: int) -> ModelOutput:
+        ab = schedule.at(t, x)
+        noise = (x - ab.sqrt() * x_0) / (1 - ab).sqrt()
+        return ModelOutput(to_x0(kind, target(kind, x_0, noise, ab), x, ab))
+
+    x = SAMPLERS[sampler](denoiser, torch.randn_like(x_0), timesteps(T, steps), schedule, lambda: torch.randn_like(x_0))
+    torch.testing.assert_close(x, x_0, rtol=0, atol=1e-9)
+
+
 @EVERY
 @pytest.mark.parametrize("kind", get_args(Kind))
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_whatever_the_network_outputs_the_mask_comes_back(sampler, kind, name, grid):
-    x_0 = mask(GRIDS[grid])
-    for T, counts in ((4, range(1, 5)), (1000, (1, 2, 3, 10, 50, 100, 1000))):
-        schedule = SCHEDULES[name](T)
-
-        def denoiser(x: Tensor, t: int, schedule: NoiseSchedule = schedule) -> ModelOutput:
-            ab = schedule.at(t, x)
-            noise = (x - ab.sqrt() * x_0) / (1 - ab).sqrt()
-            return ModelOutput(to_x0(kind, target(kind, x_0, noise, ab), x, ab))
-
+    for T, counts in ((4, range(1, 5)), (1000, (1, 2, 3, 10, 50))):
         for steps in counts:
-            x = SAMPLERS[sampler](denoiser, torch.randn_like(x_0), timesteps(T, steps), schedule, lambda: torch.randn_like(x_0))
-            torch.testing.assert_close(x, x_0, rtol=0, atol=1e-9)
+            comes_back(sampler, kind, name, GRIDS[grid], T, steps)
+
+
+@EVERY
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_the_mask_comes_back_after_a_thousand_steps_too(sampler, kind):
+    comes_back(sampler, kind, "linear", GRIDS["2d"], 1000, 1000)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -268,12 +278,12 @@ def moments(schedule: NoiseSchedule, grid: Grid) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_ancestral_sampling_reproduces_mean_and_variance(name):
-    schedule, steps = SCHEDULES[name](25600), [128, 256, 512, 1024]
+    schedule, steps = SCHEDULES[name](25600), [128, 256, 512]
     found = [moments(schedule, timesteps(schedule.T, n)) for n in steps]
     for mean, _ in found:
         torch.testing.assert_close(mean, torch.full((4,), Gaussian.mean, dtype=torch.float64), rtol=0, atol=1e-9)
     errors = [rms(std / Gaussian.std - 1) for _, std in found]
-    assert errors[-1] < 0.03 and order(steps, errors) == pytest.approx(ORDER["ancestral"], abs=0.15)
+    assert errors[-1] < 0.05 and order(steps, errors) == pytest.approx(ORDER["ancestral"], abs=0.15)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -282,13 +292,13 @@ def test_ddim_goes_back_where_inversion_came_from(name):
     data = Gaussian(schedule)
     x_0 = data.mean + data.std * torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
     there, back = [], []
-    for n in (64, 128, 256, 512, 1024):
+    for n in (64, 128, 256, 512):
         grid = timesteps(schedule.T, n)
         x_T = ddim_inversion(data.denoiser, x_0, grid, schedule)
         there.append(rms(x_T - data.flow(x_0, 0, schedule.T)))
         back.append(rms(ddim(data.denoiser, x_T, grid, schedule, no_noise) - x_0))
-    assert back[-1] < 0.01 and order([64, 128, 256, 512, 1024], back) == pytest.approx(1, abs=0.2)
-    assert there[-1] < 0.01 and there == sorted(there, reverse=True)
+    assert back[-1] < 0.02 and order([64, 128, 256, 512], back) == pytest.approx(1, abs=0.2)
+    assert there[-1] < 0.02 and there == sorted(there, reverse=True)
 
 
 def test_inversion_asks_at_the_lower_end_and_never_about_clean_data():
