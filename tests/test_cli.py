@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -317,3 +318,22 @@ def test_an_array_and_the_command_agree(tmp_path, data, checkpoint):
     p = diffuseg.load(checkpoint, "cpu").predict(scan, draws=2, steps=2, seed=3)
     call("predict", checkpoint, scan, "--out", tmp_path, "--draws", 2, "--steps", 2, "--seed", 3, "--device", "cpu")
     np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "case_002.nii.gz").dataobj), p.mask)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc gives freed memory back, others are left as they are")
+def test_freed_memory_is_not_asked_for_again():
+    """How many pages the system makes while arrays of a layer's size come and go."""
+    code = """if True:
+        import resource, sys
+        from diffuseg.cli import keep_freed_memory
+        if sys.argv[1] == "kept":
+            keep_freed_memory()
+        faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        before = faults()
+        for i in range(12):
+            arrays = [bytearray(12 << 20) for _ in range(3)]
+            del arrays
+        print(faults() - before)
+    """
+    kept, given_back = (int(subprocess.check_output([sys.executable, "-c", code, how])) for how in ("kept", ""))
+    assert kept < given_back / 3

@@ -73,6 +73,20 @@ def raters_agreement() -> str:
     return grid(["draws of", "Dice, draw and rater", "Dice, two draws", "difference"], rows)
 
 
+def raters_controls() -> str:
+    """Short trainings of `distributional` that differ in one setting, against the first, case by case."""
+    found = load("lidc_controls")["rows"]
+    base, rows = found[0]["per_case"], []
+    for row in found:
+        own = row["per_case"]
+        pairs = [(own["draws"][key], base["draws"][key]) for key in ("ged_16", "hm_iou")]
+        pairs.append((own["mean"]["dice_fused"], base["mean"]["dice_fused"]))
+        cells = ["-"] * len(pairs) if row is found[0] else [_paired(row, *pair) for pair in pairs]
+        rows.append([row["name"], *(ends(row["draws"][key]) for key in ("ged_16", "hm_iou", "dice_gap")), *cells])
+    less = [f"{what}, minus the first's" for what in ("GED-16", "HM-IoU", "Dice of `--fuse dice`")]
+    return grid(["training", "GED-16", "HM-IoU", "Dice, draw and rater, minus two draws", *less], rows)
+
+
 def _plain(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return next(row for row in rows if row["method"] == "unet" and len(row["models"]) == 1 and not row["dropout"])
 

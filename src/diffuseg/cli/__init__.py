@@ -1,5 +1,6 @@
 """The commands: parsing and printing, nothing else. What is heavy is imported by the command that needs it."""
 
+import ctypes
 import io
 import sys
 from typing import Annotated
@@ -21,7 +22,21 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show stops nothing
+    keep_freed_memory()
     app(prog_name="diffuseg")
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what a layer frees for the next one, where it is glibc; arrays of more than 32 MiB are given back.
+
+    Otherwise the system takes back arrays of some MiB at once, and clears their pages anew for every layer of every step.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, the most that glibc takes
+    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def _version(wanted: bool) -> bool:
