@@ -247,5 +247,7 @@ def test_a_mask_of_the_best_overlap_is_empty_where_most_draws_are():
 
 
 def test_where_the_sets_of_two_classes_meet_the_more_frequent_one_wins():
-    draws = np.array([[1, 1, 2, 2], [1, 2, 2, 2], [1, 2, 2, 0]], np.uint8)
-    assert best_overlap(draws, 3).tolist() == [1, 2, 2, 2]
+    """The third voxel is in the best set of the first class, with one draw, and in that of the second, with two."""
+    draws = np.array([[1, 1, 2, 2], [1, 1, 1, 2], [0, 2, 2, 0]], np.uint8)
+    assert best_overlap(draws, 3).tolist() == [1, 1, 2, 2]
+    assert best_overlap(np.where(draws == 2, 0, draws), 3).tolist() == [1, 1, 1, 0]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from diffuseg.errors import UserError
 from diffuseg.evaluation.multirater import pairwise_iou
-from diffuseg.methods.scoring import DISTANCES, energy_score, soft_jaccard
+from diffuseg.methods.scoring import DISTANCES, energy_score, jaccard_and_volume, soft_jaccard
 
 
 def one_hot(masks: np.ndarray, classes: int = 2) -> torch.Tensor:
@@ -50,6 +50,13 @@ def test_jaccard_is_minimum_over_maximum():
     for n, i, j in itertools.product(range(2), range(3), range(4)):
         low, high = (f(a[n, i, 1:], b[n, j, 1:]).sum((1, 2)) for f in (torch.minimum, torch.maximum))
         assert soft_jaccard(a, b)[n, i, j].item() == pytest.approx((1 - (low + 1) / (high + 1)).mean().item(), abs=1e-12)
+
+
+def test_volumes_are_those_of_the_foreground():
+    """Of 3 and 1 voxels of 8, and of 1 and 4: the mean of |log(4/2)| and |log(2/5)| on top of the Jaccard distance."""
+    a, b = (one_hot(np.array([[[mask]]])[0], 3) for mask in ([[1, 1, 1, 2], [0, 0, 0, 0]], [[1, 2, 2, 2], [2, 0, 0, 0]]))
+    apart = (np.log(4 / 2) + np.log(5 / 2)) / 2
+    assert (jaccard_and_volume(a, b) - soft_jaccard(a, b)).item() == pytest.approx(apart, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", DISTANCES)
