@@ -10,6 +10,7 @@ that name in the results of its set, from which `make tables` makes the tables.
 
 import argparse
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from diffuseg.checkpoint import is_finished
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).with_suffix(".toml")
 RESULTS = Path(__file__).parent / "results"
+PROCESSOR = "processor_seconds.txt"  # beside the weights of a training
 COMMANDS = ("train", "pseudo-label", "calibrate")  # of diffuseg
 
 
@@ -119,9 +121,25 @@ def run(command: list[str]) -> None:
     print("$", shlex.join(called(command)), flush=True)
     first, *rest = called(command)
     words = {"cp": [first], "diffuseg": [sys.executable, "-m", "diffuseg"]}.get(first, [sys.executable]) + rest
+    before = _busy()
     done = subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}"}, check=False)
+    if command[0] == "train" and out.is_dir():
+        earlier = processor_seconds(out) if "--resume" in command else 0.0
+        if earlier is not None:
+            (out / PROCESSOR).write_text(f"{earlier + _busy() - before:.1f}\n")
     if done.returncode:
         raise SystemExit(done.returncode)
+
+
+def processor_seconds(run: Path) -> float | None:
+    """What the training in this folder took of the processor, its validations too; None where it was not made by this."""
+    return float((run / PROCESSOR).read_text()) if (run / PROCESSOR).is_file() else None
+
+
+def _busy() -> float:
+    """Seconds of the processor that commands have taken so far, waited for ones."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main(arguments: list[str] | None = None) -> None:

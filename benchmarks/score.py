@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.evidence import processor_seconds
 from diffuseg.atomic_io import nan_to_none
 from diffuseg.checkpoint import versions
 from diffuseg.data.batches import Batches, FullCase
@@ -52,9 +53,9 @@ def score(
     source = Batches(dataset, cases, plan, seed=0)
     options = model.resolve(SamplingOptions(draws, steps or method.default_steps, sampler))
     draws = options.draws or 1
-    started = time.monotonic()
+    started, busy = time.monotonic(), time.process_time()
     measured = [_case(model, source.whole(case), options) for case in cases]
-    seconds = (time.monotonic() - started) / len(cases)
+    seconds, busy = ((now - then) / len(cases) for now, then in ((time.monotonic(), started), (time.process_time(), busy)))
     names = plan.names[1:]
     steps = options.steps or 1
     rows = []
@@ -72,7 +73,8 @@ def score(
             "band": {name: float(np.nanmean([m["band"][n][name] for m in measured])) for name in measured[0]["band"][n]},
             "disagreement": float(np.mean([m["disagreement"] for m in measured])) if n > 1 else None,
             "agreement": _agreement([m["agreement"] for m in measured]) if n > 1 else None,
-            "seconds_per_case": seconds * n / draws, "evaluations_per_case": steps * n,
+            "seconds_per_case": seconds * n / draws, "processor_seconds_per_case": busy * n / draws,
+            "training_processor_seconds": processor_seconds(checkpoint.parent), "evaluations_per_case": steps * n,
             "training_steps": trained_steps(meta), "training_seconds": meta.get("seconds"),
             "parameters": sum(p.numel() for p in method.parameters()),
         }  # fmt: skip

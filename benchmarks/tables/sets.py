@@ -31,7 +31,8 @@ def _beside(name: str) -> str:
     bar = next((row for row in found if row["method"] == "unet" and not row.get("what")), None)
     rows = [[*_named(row), scored(row), _less(row, bar), *_cost(row, bar)] for row in found]
     cost = ["network calls", "s per image", "parameters", "training steps", "training time over the U-Net's"]
-    cases = f"\n{found[0]['cases']} validation cases of fold {found[0]['fold']}; last weights.\n"
+    where = f"{found[0]['cases']} validation cases of fold {found[0]['fold']}"
+    cases = f"\n{where}; last weights. Times are of the processor, one thread.\n"
     return grid(["method", "steps", "draws", "Dice [95 % CI]", "minus the U-Net's [95 % CI, paired]", *cost], rows) + cases
 
 
@@ -50,10 +51,12 @@ def _less(row: dict[str, Any], bar: dict[str, Any] | None) -> str:
 
 
 def _cost(row: dict[str, Any], bar: dict[str, Any] | None) -> list[str]:
-    times = [(one or {}).get("training_seconds") for one in (row, bar)]
+    times = [(one or {}).get("training_processor_seconds") for one in (row, bar)]
+    measured = row["draws"] > 1 or row["method"] == "unet"  # one draw of several was not made alone
+    seconds = row.get("processor_seconds_per_case") if measured else None
     return [
         network_calls(row["method"], row["evaluations_per_case"]),
-        f"{row['seconds_per_case']:.2f}" if row["seconds_per_case"] is not None else "-",
+        f"{seconds:.2f}" if seconds is not None else "-",
         f"{row['parameters'] / 1e6:.1f} M",
         str(row["training_steps"]),
         f"{times[0] / times[1]:.2f}" if times[0] and times[1] else "-",

@@ -148,3 +148,20 @@ def test_what_is_trained_is_measured_only_and_a_failure_ends_it(tmp_path, monkey
     with pytest.raises(SystemExit) as stopped:
         main(["hippocampus/unet/0", str(tmp_path), *told])
     assert stopped.value.code == 2 and ran[0][-1] == "--resume" and len(ran) == 2
+
+
+def test_a_training_that_is_continued_adds_to_its_processor_time(tmp_path, monkeypatch):
+    """Where the first part was not measured, the rest alone would be less than the truth: nothing is written."""
+    out = tmp_path / "run"
+    out.mkdir()
+    monkeypatch.setattr(evidence.subprocess, "run", lambda words, **_: evidence.subprocess.CompletedProcess(words, 0))
+    clock = iter([10.0, 15.0, 20.0, 22.5, 30.0, 31.0])
+    monkeypatch.setattr(evidence, "_busy", lambda: next(clock))
+    evidence.run(["train", "data", "--out", str(out)])
+    assert evidence.processor_seconds(out) == 5.0
+    (out / "run.json").write_text("{}")
+    evidence.run(["train", "data", "--out", str(out)])
+    assert evidence.processor_seconds(out) == 7.5
+    (out / evidence.PROCESSOR).unlink()
+    evidence.run(["train", "data", "--out", str(out)])
+    assert evidence.processor_seconds(out) is None
