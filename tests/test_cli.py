@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import diffuseg
@@ -25,8 +26,10 @@ from diffuseg.cli.evaluate import EmptyRule
 from diffuseg.cli.predict import Fuse
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.data.synthetic import make_dataset
+from diffuseg.device import PrecisionName
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import Empty
+from diffuseg.inference.export import ETA
 from diffuseg.inference.fusion import FUSIONS
 from diffuseg.inference.provenance import amounts
 from diffuseg.methods import METHODS
@@ -113,8 +116,23 @@ def test_help_and_version():
         assert call(command, "--help").exit_code == 0
     assert call("--version").output == f"diffuseg {diffuseg.__version__}\n"
     assert call("predict").exit_code == 2
+
+
+def test_names_that_help_lists_are_those_of_the_code():
+    """Help is printed without importing what is heavy, so these names are written twice."""
     assert {rule.value for rule in EmptyRule} == set(get_args(Empty))
     assert [fuse.value for fuse in Fuse] == list(FUSIONS)
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    texts = {(name, option.name): getattr(option, "help", "") for name in commands for option in commands[name].params}
+    kinds = {"mask": [], "image_label": []}
+    for name, cls in METHODS.items():
+        if cls.__module__.startswith("diffuseg."):
+            kinds[cls.supervision].append(name)
+    mask, label = (", ".join(names) for names in kinds.values())
+    assert texts["train", "method"] == f"{mask}; from image-level labels: {label}."
+    *first, last = get_args(PrecisionName)
+    assert texts["train", "precision"] == f"{', '.join(first)} or {last}."
+    assert texts["export", "sampler"] == f"{' or '.join(ETA)}."
 
 
 def test_from_made_up_data_to_an_evaluation(tmp_path, checkpoint):

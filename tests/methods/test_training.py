@@ -1,12 +1,16 @@
 """What methods share in training, against numbers that can be worked out by hand: losses, timesteps, recycling."""
 
+import dataclasses
 import math
+from typing import get_args
 
 import pytest
 import torch
 
 from diffuseg.diffusion.samplers import ModelOutput
-from diffuseg.diffusion.schedule import NoiseSchedule
+from diffuseg.diffusion.schedule import SCHEDULES, NoiseSchedule, ScheduleName
+from diffuseg.errors import UserError
+from diffuseg.methods import METHODS
 from diffuseg.methods.training import (
     cross_entropy,
     recycled_input,
@@ -15,6 +19,9 @@ from diffuseg.methods.training import (
     soft_dice_loss,
     squared_error,
 )
+from tests.contract.test_methods import build
+
+SCHEDULED = [name for name, cls in METHODS.items() if any(f.name == "schedule" for f in dataclasses.fields(cls.config_class))]
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -25,6 +32,26 @@ def masks() -> torch.Tensor:
     """Two elements of four voxels and three classes, one-hot; the second is background alone."""
     index = torch.tensor([[0, 1, 1, 2], [0, 0, 0, 0]])
     return torch.nn.functional.one_hot(index, 3).movedim(-1, 1)[..., None].float()
+
+
+@pytest.mark.parametrize("method", SCHEDULED)
+def test_every_schedule_can_be_set_by_name(method):
+    assert get_args(ScheduleName) == tuple(SCHEDULES)
+    for name, schedule in SCHEDULES.items():
+        built = build(method, "2d", "T=7", f"schedule={name}")
+        table = schedule(7).scaled(getattr(built.config, "input_scale", 1.0)).alpha_bar
+        assert torch.equal(built.schedule.alpha_bar, table)
+
+
+def test_the_methods_that_diffuse_have_a_schedule_to_set():
+    assert set(SCHEDULED) >= {"concat", "cdal", "distributional", "medsegdiff", "medsegdiff_v2", "cdm"}
+
+
+def test_rates_of_another_schedule_are_refused():
+    with pytest.raises(UserError, match="schedule=cosine: beta_min and beta_max"):
+        build("distributional", "2d", "schedule=cosine", "beta_max=10")
+    table = build("cdal", "2d", "T=3", "beta_max=10").schedule.alpha_bar
+    assert torch.equal(table, NoiseSchedule.variance_preserving(3, 0.1, 10.0).alpha_bar)
 
 
 def test_soft_dice_by_hand():

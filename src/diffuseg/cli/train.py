@@ -29,7 +29,7 @@ def train(
     method: Annotated[
         str,
         typer.Option(
-            help="unet, concat, distributional, cdal, medsegdiff, medsegdiff_v2; cdm and cam learn from image-level labels."
+            help="unet, ssn, concat, distributional, cdal, medsegdiff, medsegdiff_v2; from image-level labels: cdm, cam."
         ),
     ] = "cdal",
     labels: Labels = None,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from diffuseg.errors import UserError
 
+ScheduleName = Literal["linear", "cosine", "variance_preserving"]  # those of SCHEDULES
 Timestep = int | Tensor  # t in 0..T, one for all or one per element of the batch
 
 
@@ -134,7 +136,7 @@ def _from_beta(beta: Float[Tensor, " T"]) -> Tensor:
     return torch.cat([torch.ones(1, dtype=torch.float64), (1 - beta).cumprod(0)])
 
 
-SCHEDULES: dict[str, Callable[[int], NoiseSchedule]] = {
+SCHEDULES: dict[ScheduleName, Callable[[int], NoiseSchedule]] = {
     "linear": NoiseSchedule.linear,
     "cosine": NoiseSchedule.cosine,
     "variance_preserving": NoiseSchedule.variance_preserving,

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import ModelOutput
-from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.methods.base import Loss, MaskConfig, MaskMethod, Phase, mask_to_x, noise_of, setting
+from diffuseg.methods.base import Loss, MaskMethod, Phase, mask_to_x, noise_of, setting
 from diffuseg.methods.training import (
+    FewStepsConfig,
     annotated,
     detached,
     randn_like,
@@ -35,10 +35,9 @@ from diffuseg.types import Batch
 
 
 @dataclass(frozen=True)
-class CDALConfig(MaskConfig):
+class CDALConfig(FewStepsConfig):
     """Every choice of the method by name; docs/methods/cdal.md says what the paper and its code choose.
 
-    T, beta_min, beta_max   timesteps and rates of the variance-preserving discretisation
     steps                   of a draw, where none are given: any number up to T
     input_scale             below 1: a harder schedule, as if the mask were multiplied by it before noising
     latent                  size of z, 0 switches it off; latent_width and latent_depth: the mapping network
@@ -58,10 +57,7 @@ class CDALConfig(MaskConfig):
 
     aliases: ClassVar = {"hardest": "p_terminal_timestep"}
 
-    T: int = setting(4, 1)
     steps: int = setting(2, 1)
-    beta_min: float = 0.1
-    beta_max: float = 20.0
     input_scale: float = setting(1.0, 1e-3)
     latent: int = setting(64, 0)
     latent_width: int = setting(128, 1)
@@ -100,7 +96,7 @@ class CDAL(MaskMethod[CDALSettings]):
     def __init__(self, plan: Plan, config: CDALSettings) -> None:
         super().__init__(plan, config)
         k, c = plan.classes, plan.image_channels
-        self.schedule = NoiseSchedule.variance_preserving(config.T, config.beta_min, config.beta_max).scaled(config.input_scale)
+        self.schedule = config.noise_schedule().scaled(config.input_scale)
         self.default_steps = min(config.steps, config.T)
         self.encoder = ImageEncoder(plan.dims, c, self.widths[0], config.encoder_blocks)
         self.generator = UNet(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.parameterization import target, to_x0
-from diffuseg.diffusion.schedule import SCHEDULES
+from diffuseg.diffusion.schedule import SCHEDULES, ScheduleName
 from diffuseg.methods.base import Loss, MaskConfig, MaskMethod, Phase, mask_to_x, setting
 from diffuseg.methods.training import annotated, randn_like, sample_timesteps, squared_error
 from diffuseg.networks.unet import UNet
@@ -28,7 +28,7 @@ class ConcatConfig(MaskConfig):
     """
 
     T: int = setting(1000, 1)
-    schedule: Literal["linear", "cosine"] = "linear"
+    schedule: ScheduleName = "linear"
     predict: Literal["eps", "x0", "v"] = "v"
     input_scale: float = setting(1.0, 1e-3)
     steps: int = setting(10, 1)

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from diffuseg.data.plan import Plan
-from diffuseg.diffusion.schedule import NoiseSchedule
-from diffuseg.methods.base import MaskConfig, MaskMethod, Phase, mask_to_x, noise_of, setting
+from diffuseg.methods.base import MaskMethod, Phase, mask_to_x, noise_of, setting
 from diffuseg.methods.scoring import energy_score
-from diffuseg.methods.training import annotated, sample_timesteps
+from diffuseg.methods.training import FewStepsConfig, annotated, sample_timesteps
 from diffuseg.networks.blocks import Mapping
 from diffuseg.networks.light import FeaturePyramid, LightDecoder
 from diffuseg.networks.unet import ImageEncoder
@@ -30,10 +29,9 @@ from diffuseg.types import Batch
 
 
 @dataclass(frozen=True)
-class DistributionalConfig(MaskConfig):
+class DistributionalConfig(FewStepsConfig):
     """Every choice of the method.
 
-    T, beta_min, beta_max   timesteps and rates of the variance-preserving discretisation
     steps            of a draw, where none are asked for
     light_widths     channels of the light decoder, full resolution first; left out: a quarter of the U-Net's, at most 32
     latent           size of z, 0 switches it off; latent_width and latent_depth: the mapping network
@@ -48,8 +46,6 @@ class DistributionalConfig(MaskConfig):
 
     T: int = setting(1, 1)
     steps: int = setting(1, 1)
-    beta_min: float = 0.1
-    beta_max: float = 20.0
     light_widths: tuple[int, ...] | None = setting(None, 1)
     latent: int = setting(16, 0)
     latent_width: int = setting(64, 1)
@@ -72,7 +68,7 @@ class Distributional(MaskMethod[DistributionalConfig]):
 
     def __init__(self, plan: Plan, config: DistributionalConfig) -> None:
         super().__init__(plan, config)
-        self.schedule = NoiseSchedule.variance_preserving(config.T, config.beta_min, config.beta_max)
+        self.schedule = config.noise_schedule()
         self.default_steps = min(config.steps, config.T)
         light = config.light_widths or tuple(min(max(w // 4, 4), 32) for w in self.widths)
         self.encoder = ImageEncoder(plan.dims, plan.image_channels, self.widths[0], config.encoder_blocks)

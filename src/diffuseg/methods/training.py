@@ -13,7 +13,7 @@ from torch import Tensor
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.parameterization import split_learned_variance, target, to_x0
 from diffuseg.diffusion.samplers import ModelOutput
-from diffuseg.diffusion.schedule import SCHEDULES, NoiseSchedule
+from diffuseg.diffusion.schedule import SCHEDULES, NoiseSchedule, ScheduleName
 from diffuseg.errors import UserError
 from diffuseg.methods.base import Loss, MaskConfig, MaskMethod, setting
 from diffuseg.methods.tiles import Features
@@ -59,6 +59,34 @@ def recycled_input(
 def annotated(mask: Float[Tensor, "b k *s"]) -> Float[Tensor, "b 1 *s"]:
     """1 where a one-hot mask names a class, 0 where nobody has annotated: there no loss counts."""
     return mask.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class FewStepsConfig(MaskConfig):
+    """How noise grows over a handful of timesteps, for a denoiser that jumps from x_t to a mask.
+
+    T                    number of timesteps
+    schedule             how noise grows over them, a name in SCHEDULES
+    beta_min, beta_max   rates of schedule=variance_preserving
+    """
+
+    T: int = setting(4, 1)
+    schedule: ScheduleName = "variance_preserving"
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rates = (self.beta_min, self.beta_max)
+        if self.schedule != "variance_preserving" and rates != (FewStepsConfig.beta_min, FewStepsConfig.beta_max):
+            what = f"schedule={self.schedule}: beta_min and beta_max are rates of schedule=variance_preserving"
+            raise UserError(what, do="Leave them out.")
+
+    def noise_schedule(self) -> NoiseSchedule:
+        """The schedule of this name with T timesteps."""
+        if self.schedule == "variance_preserving":
+            return NoiseSchedule.variance_preserving(self.T, self.beta_min, self.beta_max)
+        return SCHEDULES[self.schedule](self.T)
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
@@ -143,7 +171,7 @@ class DenoisingConfig(MaskConfig):
     aliases: ClassVar = {"hardest": "p_terminal_timestep"}
 
     T: int = setting(4, 1)
-    schedule: Literal["linear", "cosine", "variance_preserving"] = "variance_preserving"
+    schedule: ScheduleName = "variance_preserving"
     input_scale: float = setting(0.5, 1e-3)
     predict: Literal["eps", "x0", "v"] = "x0"
     variance: Literal["fixed", "learned"] = "fixed"

@@ -20,7 +20,7 @@ from torch import Tensor
 from diffuseg.config import current_name
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.parameterization import split_learned_variance, target, to_x0
-from diffuseg.diffusion.schedule import SCHEDULES, NoiseSchedule
+from diffuseg.diffusion.schedule import SCHEDULES, NoiseSchedule, ScheduleName
 from diffuseg.errors import UserError
 from diffuseg.methods.base import ImageLabel, Loss, Phase, setting
 from diffuseg.methods.training import randn_like, sample_timesteps, squared_error, variational_bound
@@ -109,7 +109,7 @@ class CDMConfig(MapConfig):
     """
 
     T: int = setting(1000, 2)
-    schedule: Literal["linear", "cosine"] = "cosine"
+    schedule: ScheduleName = "cosine"
     predict: Literal["eps", "x0", "v"] = "v"
     variance: Literal["fixed", "learned"] = "fixed"
     vlb: float = setting(1e-3, 0)
