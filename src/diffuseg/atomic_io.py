@@ -20,7 +20,10 @@ from diffuseg.errors import UserError
 def atomic_path(path: Path | str) -> Generator[Path, None, None]:
     """A hidden path beside `path` to write to: renamed to it when the block ends well, removed when it does not.
 
-    Makes the folder. Refuses a place that cannot be written.
+    Makes the folder.
+
+    Raises:
+        UserError: The place cannot be written.
     """
     path = Path(path)
     who = f"{os.getpid()}-{secrets.token_hex(3)}"  # processes of several machines may have one number
@@ -38,9 +41,14 @@ def atomic_path(path: Path | str) -> Generator[Path, None, None]:
 
 
 def check_writable(path: Path | str, file: bool = False) -> None:
-    """Refuse a folder (or a `file`) that could not be written, before work is done for it.
+    """Check that a folder or file could be written, before work is done for it. Makes nothing.
 
-    Makes nothing; a folder that is missing is one that can be made.
+    Args:
+        path: A folder that is missing is one that can be made.
+        file: It is a file.
+
+    Raises:
+        UserError: It could not be written.
     """
     path = Path(path)
     try:

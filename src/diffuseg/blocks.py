@@ -74,6 +74,17 @@ def as_type(array: np.ndarray, dtype: Any) -> np.ndarray:
     return found
 
 
+def smallest_dtype(array: np.ndarray) -> np.ndarray:
+    """Floats as float32; integers and booleans in the smallest of uint8, int16 and int32 that holds them."""
+    if np.issubdtype(array.dtype, np.floating):
+        return as_type(array, np.float32)
+    low, high = map(int, extremes(array))
+    for dtype in (np.uint8, np.int16, np.int32):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return as_type(array, dtype)
+    raise ValueError(f"values from {low} to {high} do not fit 32 bits")
+
+
 def extremes(array: Num[np.ndarray, "*s"]) -> tuple[Any, Any]:
     """The smallest and the largest value."""
     values = flat(array)

@@ -89,7 +89,12 @@ def seen_in(meta: dict[str, Any], image: Path | None, digest: str | None = None)
     """Where the training with this header met an image file, its first one: "training", "validation", "neither" or "unknown".
 
     Bytes are compared: another file of the same examination, or of the same patient, is not recognised. A file that is not
-    there any more is "unknown". digest: `image_digest` of the file, where it is known.
+    there any more is "unknown".
+
+    Args:
+        meta: The header of a checkpoint.
+        image: A file; None: there is none, which is "unknown".
+        digest: `image_digest` of the file, where it is known.
     """
     if image is None or "training_cases" not in meta or not image.is_file():
         return "unknown"
@@ -108,7 +113,11 @@ def versions() -> dict[str, str]:
 def save_checkpoint(path: Path, method: Method, meta: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
     """Write a method's weights with everything `load_checkpoint` needs; aside, then renamed.
 
-    dtype float16 halves the file; the weights are float32 again when loaded.
+    Args:
+        path: The file.
+        method: A method of `METHODS`.
+        meta: More entries of the header.
+        dtype: As what weights are stored; float16 halves the file. They are float32 again when loaded.
     """
     name = next(n for n, c in METHODS.items() if type(method) is c)
     header = {

@@ -25,7 +25,11 @@ class Precision:
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device of this name; without one, the first GPU if there is one, else the processor. Refuses what is not there."""
+    """The device of this name; without one, the first GPU if there is one, else the processor.
+
+    Raises:
+        UserError: There is no such device.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, number = name.partition(":")
@@ -39,7 +43,8 @@ def choose_device(name: str | None = None) -> torch.device:
 def choose_precision(device: torch.device, name: str = "auto") -> Precision:
     """bfloat16 where the hardware multiplies it natively, float32 elsewhere; a name other than "auto" is obeyed.
 
-    Refuses names that are not "auto", "bf16" or "fp32".
+    Raises:
+        UserError: A name that is not "auto", "bf16" or "fp32".
     """
     if name not in get_args(PrecisionName):
         raise UserError(f"unknown precision {name!r}", do=f"Known: {', '.join(get_args(PrecisionName))}")

@@ -41,7 +41,11 @@ def zeros(shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray:
 
 
 def tensor(shape: Sequence[int], device: Any = "cpu", dtype: Any = np.float32) -> Any:
-    """The same as a tensor; on a GPU it is in the memory of the GPU, whatever its size."""
+    """The same as a tensor; on a GPU it is in the memory of the GPU, whatever its size.
+
+    Raises:
+        UserError: There is no room for its file.
+    """
     import torch
 
     made = torch.from_numpy(zeros(shape if torch.device(device).type == "cpu" else (0,), dtype))

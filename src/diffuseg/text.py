@@ -1,6 +1,7 @@
 """Numbers in sentences, and text for where not every sign may stand."""
 
 from collections.abc import Iterable
+from typing import Any
 
 
 def few(names: Iterable[str], most: int = 5) -> str:
@@ -12,6 +13,11 @@ def few(names: Iterable[str], most: int = 5) -> str:
 def pluralize(number: int, one: str, several: str | None = None) -> str:
     """A number with its noun, "1 case", "2 cases"; `several` where the plural is not one with -s, or a verb goes along."""
     return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
+def by(values: Iterable[Any]) -> str:
+    """Sizes along axes, "64 x 64 x 32"; what is no whole number with four digits."""
+    return " x ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
 
 
 def showable(text: str, most: int = 120) -> str:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Num
 
+from diffuseg.text import by
+
 Steps = Sequence[float] | Float[np.ndarray, "3 d"]  # spacing in mm per axis, or the way to the next voxel as a column per axis
 RIGHT = 1e-3  # cosine of the angle between axes below which it counts as a right one: distances are off by no more
 
@@ -52,7 +54,7 @@ class Image:
 
     def __repr__(self) -> str:
         """One line, without the voxels."""
-        size, spacing = " x ".join(map(str, self.shape)), " x ".join(f"{s:.4g}" for s in self.spacing)
+        size, spacing = by(self.shape), by(self.spacing)
         where = "" if self.source is None else f", {self.source}"
         return f"Image({len(self.data)} of {size}, {self.data.dtype}, voxels of {spacing} mm{where})"
 

@@ -18,6 +18,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.data.raters import fuse_raters
 from diffuseg.data.transforms import GridTransform, central_window, class_indices, content_digest, mask_to_grid, to_grid
 from diffuseg.errors import UserError
+from diffuseg.text import by
 from diffuseg.timing import timed
 from diffuseg.types import Batch, Image
 
@@ -197,9 +198,7 @@ class Batches:
             do = "Give dims=3, or the slices as pictures, each with its own label"
             raise UserError("the label of a volume says nothing about one of its slices", file=file, do=do)
         if any(n > p for n, p in zip(sizes, plan.patch, strict=True)):
-            what = (
-                f"{_by(sizes)} voxels on the plan's grid, the patch has {_by(plan.patch)}: its label is about the whole image"
-            )
+            what = f"{by(sizes)} voxels on the plan's grid, the patch has {by(plan.patch)}: its label is about the whole image"
             raise UserError(what, file=file, do="Give a larger --set plan.patch, or a coarser grid with --set plan.spacing")
         margin = [_margin(p, plan) for p in plan.patch]
         starts = [_start(n, p, None, rng) - m for n, p, m in zip(sizes, plan.patch, margin, strict=True)]
@@ -289,7 +288,3 @@ def _crop(x: Tensor, starts: Sequence[int], sizes: Sequence[int], fill: float) -
         target.append(slice(low - start, high - start))
     result[tuple(target)] = x[tuple(source)]
     return result
-
-
-def _by(sizes: Sequence[int]) -> str:
-    return " x ".join(map(str, sizes))

@@ -180,7 +180,7 @@ def splits(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[dict[str, li
 
 
 def evenly_spaced(items: list[T], most: int) -> list[T]:
-    """At most so many of the items, evenly spread, the first and the last among them; 0: all."""
+    """At most so many of the items, evenly spread, the first and the last among them; with `most` 0 all of them."""
     if not 0 < most < len(items):
         return items
     return [items[round(i)] for i in np.linspace(0, len(items) - 1, most)]
@@ -287,7 +287,11 @@ def _side(fold: object, side: str, where: str) -> list[str]:
 
 
 def check_patient_leakage(dataset: Dataset) -> None:
-    """Refuse folds that have cases of one patient in train and in val."""
+    """Check that no patient has cases in train and in val of one fold.
+
+    Raises:
+        UserError: One has, and what `splits` and `patients` refuse.
+    """
     patient_of, _ = patients(dataset)
     for number, fold in enumerate(splits(dataset)):
         both = sorted({patient_of[case] for case in fold["train"]} & {patient_of[case] for case in fold["val"]})

@@ -5,14 +5,14 @@ A decision sees those that were made before it, so an override changes what depe
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from diffuseg.data.fingerprint import Fingerprint
 from diffuseg.data.names import is_ct, is_mr, is_xray, tells_sides
-from diffuseg.text import pluralize
+from diffuseg.text import by, pluralize
 
 SAME = 1e-3  # relative difference of spacings below which nothing is resampled
 VOXELS = 100_000  # of a 3-D training patch: what two cores train in reasonable time
@@ -38,7 +38,7 @@ def _spacing(f: Fingerprint, d: dict[str, Any]) -> Choice:
         return None, "Pictures keep their own grid."
     if np.allclose(f.spacing_smallest, f.spacing_largest, rtol=SAME):
         return f.spacing_median, "All volumes have this spacing, so nothing is resampled."
-    between = f"{_by(f.spacing_smallest)} to {_by(f.spacing_largest)} mm"
+    between = f"{by(f.spacing_smallest)} to {by(f.spacing_largest)} mm"
     return f.spacing_median, f"The median of the volumes, which have {between}."
 
 
@@ -137,7 +137,7 @@ def _patch(f: Fingerprint, d: dict[str, Any]) -> Choice:
     if d["dims"] == 2 and f.dims == 3:
         del size[d["slice_axis"]]
         whole = whole.replace("case", "slice")
-    text = _by([round(n) for n in size])
+    text = by([round(n) for n in size])
     if d["dims"] == 2:
         multiple = 2 ** len(d["widths"])
         patch = tuple(min(_up(n, multiple), max(SIDE // multiple, 1) * multiple) for n in size)
@@ -228,7 +228,3 @@ DECISIONS: dict[str, Callable[[Fingerprint, dict[str, Any]], Choice]] = {
 
 def _up(n: float, multiple: int) -> int:
     return max(1, math.ceil(round(n) / multiple)) * multiple
-
-
-def _by(values: Sequence[float | int]) -> str:
-    return " x ".join(f"{value:g}" for value in values)

@@ -76,7 +76,11 @@ def read_dicom(path: Path | str, series: str | None = None) -> Image:
 
 
 def read_stack(stack: Stack) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels [c, column, row, slice] as float32, or [c, row, column] of a picture, and voxel -> RAS mm."""
+    """Voxels [c, column, row, slice] as float32, or [c, row, column] of a picture, and voxel -> RAS mm.
+
+    Raises:
+        UserError: Pixels cannot be decoded, are of a palette, or are not as many as the header says.
+    """
     first = stack.slices[0]
     _say_monochrome1(stack)
     shape = (first.samples, *reversed(first.shape), len(stack.slices))

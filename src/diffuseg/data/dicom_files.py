@@ -106,7 +106,11 @@ class Slice:
 
 
 def pydicom() -> Any:
-    """The library that reads DICOM; refuses with the name of the extra where it is not installed."""
+    """The library that reads DICOM.
+
+    Raises:
+        UserError: It is not installed; the message names the extra.
+    """
     try:
         import pydicom
     except ImportError:
@@ -123,7 +127,11 @@ def lenient() -> Generator[None, None, None]:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its first bytes: "DICM" after a preamble, or, of old files, the first group without one."""
+    """Whether a file is DICOM by its first bytes: "DICM" after a preamble, or, of old files, the first group without one.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
     if not path.is_file():
         return False
     try:
@@ -138,7 +146,8 @@ def is_dicom(path: Path) -> bool:
 def dicom_files(place: Path, nested: bool = True) -> list[Path]:
     """The DICOM files of a folder, and with `nested` of those in it; hidden files and folders are passed over.
 
-    Refuses links that lead nowhere beside them: they may be slices.
+    Raises:
+        UserError: Beside them are links that lead nowhere, which may be slices.
     """
     found, lost = [], []
     for folder, inner, names in os.walk(place):
@@ -164,7 +173,8 @@ def holds_dicom(place: Path) -> bool:
 def read_slices(files: Iterable[Path]) -> tuple[list[Slice], dict[str, int]]:
     """The planes of all image files, and how many files hold something else, by what it is ("SR", "SEG", ...).
 
-    Refuses a file that says that it is DICOM and cannot be read: it may be a slice.
+    Raises:
+        UserError: A file is DICOM and cannot be read: it may be a slice.
     """
     slices: list[Slice] = []
     others: Counter[str] = Counter()
@@ -187,7 +197,15 @@ def read_slices(files: Iterable[Path]) -> tuple[list[Slice], dict[str, int]]:
 
 
 def read_header(file: Path, keywords: Sequence[str] | None = None) -> Any:
-    """A header without the pixels, or only these elements of it."""
+    """A header without the pixels, or only these elements of it.
+
+    Args:
+        file: A DICOM file.
+        keywords: Names of the elements, such as "Rows"; None: all but the pixels.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     tags = None if keywords is None else list(keywords)
     try:
         return pydicom().dcmread(file, stop_before_pixels=True, specific_tags=tags, force=True)

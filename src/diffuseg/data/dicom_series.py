@@ -14,7 +14,7 @@ import numpy as np
 from diffuseg.data.dicom_files import TRAITS, Slice, dicom_files, read_slices
 from diffuseg.data.geometry import LPS_TO_RAS, warn_once
 from diffuseg.errors import UserError
-from diffuseg.text import few, pluralize
+from diffuseg.text import by, few, pluralize
 
 ELSEWHERE = 0.1  # of a voxel: as far as a slice or a corner may be from where an even grid has it
 ONE_PLACE = 0.01  # of a pixel: positions that are closer are one
@@ -66,24 +66,23 @@ class Stack:
     def line(self) -> str:
         """What a person needs to know to choose it."""
         first = self.slices[0]
-        size = " x ".join(str(n) for n in (*reversed(first.shape), *([len(self.slices)] if self.dims == 3 else [])))
+        size = by((*reversed(first.shape), *([len(self.slices)] if self.dims == 3 else [])))
         steps = np.linalg.norm(self.affine[:3, : self.dims], axis=0)
-        by = "" if self.fault or first.spacing is None else f", {' x '.join(f'{mm:.4g}' for mm in steps)} mm"
+        spacing = "" if self.fault or first.spacing is None else f", {by(steps)} mm"
         planes = pluralize(len(self.slices), "slice") if self.dims == 3 else "picture"
         about = ", ".join(filter(None, (repr(first.description) if first.description else "", self.detail)))
         fault = f" (not usable: {self.fault})" if self.fault else ""
-        return f"  {self.label:<6} {first.modality:<3} {about or 'no description'}: {planes}, {size}{by}{fault}"
+        return f"  {self.label:<6} {first.modality:<3} {about or 'no description'}: {planes}, {size}{spacing}{fault}"
 
 
-def find_stacks(place: Path, nested: bool = True, files: Sequence[Path] | None = None) -> tuple[list[Stack], dict[str, int]]:
+def find_stacks(place: Path, nested: bool = True) -> tuple[list[Stack], dict[str, int]]:
     """All images among the DICOM files of a folder, by series number, and how many other objects there are by kind.
 
     Args:
         place: A folder.
         nested: Also look into the folders in it.
-        files: Look at these alone.
     """
-    slices, others = read_slices(dicom_files(place, nested) if files is None else files)
+    slices, others = read_slices(dicom_files(place, nested))
     series: dict[str, list[Slice]] = {}
     for part in slices:
         series.setdefault(part.series, []).append(part)

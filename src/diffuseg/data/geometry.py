@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from diffuseg.errors import UserError
+from diffuseg.text import by
 
 # The world of NIfTI is RAS, that of ITK and DICOM is LPS: x and y point the other way.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -31,7 +32,12 @@ _WARNED: set[str] = set()
 
 
 def warn_once(file: Path | None, what: str) -> None:
-    """One line of warning about a file, once in a process: files are read many times."""
+    """One line of warning about a file, once in a process: files are read many times.
+
+    Args:
+        file: Named before the text; None: no file is.
+        what: The text.
+    """
     text = what if file is None else f"{file}: {what}"
     if text not in _WARNED:
         _WARNED.add(text)
@@ -39,7 +45,11 @@ def warn_once(file: Path | None, what: str) -> None:
 
 
 def nifti_scale(header: Any) -> float:
-    """Millimetres per unit of length of a NIfTI header."""
+    """Millimetres per unit of length of a NIfTI header.
+
+    Raises:
+        UserError: A unit that NIfTI does not know.
+    """
     code = int(header["xyzt_units"]) & 7
     if code not in MM:
         raise UserError(f"its unit of length has the code {code}, which NIfTI does not know", do="Set xyzt_units to 2, mm")
@@ -47,7 +57,11 @@ def nifti_scale(header: Any) -> float:
 
 
 def nifti_affine(image: Any, file: Path | None) -> np.ndarray:
-    """Voxel -> RAS mm [4, 4] of a NIfTI; warns where its header contradicts itself, refuses units and sizes that are none."""
+    """Voxel -> RAS mm [4, 4] of a NIfTI; warns where its header contradicts itself.
+
+    Raises:
+        UserError: Its unit is not one of NIfTI's, or it has no voxel sizes.
+    """
     try:
         scale = nifti_scale(image.header)
     except UserError as fault:
@@ -58,16 +72,19 @@ def nifti_affine(image: Any, file: Path | None) -> np.ndarray:
 
 
 def check_stored_header(header: Any, file: Path) -> None:
-    """Refuse what nibabel would mend or pass over in a NIfTI header as it is stored: no voxel sizes, odd scaling and offset.
+    """Check what nibabel would mend or pass over in a NIfTI header as it is stored.
 
     Voxel sizes of 0, negative ones and such as are no numbers are warned of where a sform says the grid.
+
+    Raises:
+        UserError: There are no voxel sizes and no sform, values are scaled by infinity, or voxels begin inside the header.
     """
     axes = min(3, int(header["dim"][0]))
     sizes = np.asarray(header["pixdim"][1 : 1 + axes], np.float64)
     if not (np.isfinite(sizes) & (sizes > 0)).all():
         if int(header["sform_code"]) <= 0:
-            raise UserError(f"voxel sizes {_by(sizes)} in its header", file=file, do="Mend pixdim")
-        warn_once(file, f"voxel sizes (pixdim) {_by(sizes)} in its header are none; the sform is followed")
+            raise UserError(f"voxel sizes {by(sizes)} in its header", file=file, do="Mend pixdim")
+        warn_once(file, f"voxel sizes (pixdim) {by(sizes)} in its header are none; the sform is followed")
     if np.isinf([header["scl_slope"], header["scl_inter"]]).any():
         what = f"its values are to be scaled by {header['scl_slope']:g} and moved by {header['scl_inter']:g}"
         raise UserError(what, file=file, do="Mend scl_slope and scl_inter")
@@ -82,7 +99,11 @@ def in_mm(affine: np.ndarray, scale: float) -> np.ndarray:
 
 
 def nrrd_scale(units: str, file: Path | None) -> float:
-    """Millimetres per unit from NRRD's `space units`, such as '"mm" "mm" "mm"'; refuses unknown units and mixed ones."""
+    """Millimetres per unit from NRRD's `space units`, such as '"mm" "mm" "mm"'.
+
+    Raises:
+        UserError: Units are unknown, or differ between axes.
+    """
     named = {unit.strip().lower() for unit in units.replace('"', " ").split()} or {""}
     unknown = sorted(named - set(NRRD_MM))
     if unknown or len({NRRD_MM[unit] for unit in named}) > 1:
@@ -91,12 +112,16 @@ def nrrd_scale(units: str, file: Path | None) -> float:
 
 
 def check_sizes(affine: np.ndarray, file: Path | None) -> None:
-    """Refuse an affine that maps voxels to no volume; warn of voxels of a size that nothing is imaged with."""
+    """Check that an affine maps voxels to a volume; warns of voxels of a size that nothing is imaged with.
+
+    Raises:
+        UserError: It does not.
+    """
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine / _typical(affine))) < 1e-9:
         raise UserError("its affine does not map voxels to a volume", file=file, do="Mend the header's spacing and orientation")
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     if sizes.max() > LARGEST or sizes.min() < SMALLEST:
-        warn_once(file, f"voxels of {_by(sizes)} mm: are spacing and unit of length in its header right?")
+        warn_once(file, f"voxels of {by(sizes)} mm: are spacing and unit of length in its header right?")
 
 
 def _typical(affine: np.ndarray) -> np.ndarray:
@@ -116,28 +141,24 @@ def _compare_accounts(
     pixdim = np.asarray(header["pixdim"][1 : 1 + axes], np.float64)
     if not np.isfinite(pixdim).all() or (pixdim == 0).any():
         if not sform:
-            raise UserError(f"voxel sizes {_by(pixdim)} in its header", file=file, do="Mend pixdim")
-        warn_once(file, f"voxel sizes (pixdim) {_by(pixdim)} in its header are none; the sform is followed")
+            raise UserError(f"voxel sizes {by(pixdim)} in its header", file=file, do="Mend pixdim")
+        warn_once(file, f"voxel sizes (pixdim) {by(pixdim)} in its header are none; the sform is followed")
         return
     if not sform:
         return
     sizes = np.linalg.norm(affine[:3, :axes], axis=0)
     if (np.abs(sizes - np.abs(pixdim)) > SAME * np.maximum(sizes, np.abs(pixdim))).any():
-        what = f"voxels of {_by(sizes * scale)} mm by its sform, {_by(np.abs(pixdim) * scale)} mm by its pixdim"
+        what = f"voxels of {by(sizes * scale)} mm by its sform, {by(np.abs(pixdim) * scale)} mm by its pixdim"
         warn_once(file, f"{what}; the sform is followed: volumes and distances depend on it")
     elif qform:
-        apart = _apart(affine, np.asarray(header.get_qform(), np.float64), shape[:axes])
+        apart = corner_distance(affine, np.asarray(header.get_qform(), np.float64), shape[:axes])
         if apart > 0.5 * sizes.min():
             what = f"its sform and its qform are up to {apart * scale:.3g} mm apart; the sform is followed"
             warn_once(file, f"{what}, other programs may follow the qform")
 
 
-def _apart(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
-    """How far two affines place a corner of the grid apart, at most."""
+def corner_distance(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """How far apart two affines [4, 4] place a corner of a grid of this shape, at most, in their unit of length."""
     last = np.array([*shape, *[1] * (3 - len(shape))]) - 1
     corners = np.array([[*(last * pick), 1] for pick in np.ndindex(2, 2, 2)]).T
     return float(np.linalg.norm(((one - other) @ corners)[:3], axis=0).max())
-
-
-def _by(values: Any) -> str:
-    return " x ".join(f"{float(value):.4g}" for value in values)

@@ -27,7 +27,11 @@ NOTES = (
 
 
 def refuse_dangling(paths: Sequence[Path]) -> None:
-    """Refuse links of images and masks that lead nowhere, as of files that git-annex or datalad has not fetched."""
+    """Look for links of images and masks that lead nowhere, as of files that git-annex or datalad has not fetched.
+
+    Raises:
+        UserError: There is one.
+    """
     lost = [path.name for path in paths if path.is_symlink() and not path.exists() and path.name.lower().endswith(ENDINGS)]
     if lost:
         do = "Fetch the files (datalad get, git annex get), or remove the links"
@@ -35,7 +39,11 @@ def refuse_dangling(paths: Sequence[Path]) -> None:
 
 
 def refuse_twins(files: Iterable[Path]) -> None:
-    """Refuse two image files of one name, such as x.nii beside x.nii.gz: nothing says which one counts."""
+    """Look for two image files of one name, such as x.nii beside x.nii.gz: nothing says which one counts.
+
+    Raises:
+        UserError: There are two.
+    """
     found: dict[tuple[str, bool], Path] = {}
     for path in files:
         if path.name.lower().endswith(ENDINGS):
@@ -46,7 +54,13 @@ def refuse_twins(files: Iterable[Path]) -> None:
 
 
 def name_unused(folder: Path, used: Iterable[Path], why: str) -> None:
-    """One line of warning that names what lies in a folder and is not used, other folders too, without notes such as .csv."""
+    """One line of warning that names what lies in a folder and is not used, other folders too, without notes such as .csv.
+
+    Args:
+        folder: Where to look.
+        used: Files that are used, here or elsewhere; folders that hold one are passed over.
+        why: Ends the sentence.
+    """
     if not folder.is_dir():
         return
     files = list(used)

@@ -20,7 +20,7 @@ import numpy as np
 
 from diffuseg import scratch
 from diffuseg.atomic_io import atomic_path
-from diffuseg.blocks import as_type, blocks, copy, extremes, flat
+from diffuseg.blocks import as_type, blocks, copy, flat, smallest_dtype
 from diffuseg.data import dicom, geometry, itk, mgh, nifti_slabs, pictures
 from diffuseg.data.claimed_size import Claim, checked_claim, read_claimed
 from diffuseg.data.dicom_series import Stack
@@ -46,7 +46,11 @@ class FileContents(NamedTuple):
 
 
 def ending_of(path: Path | str) -> str:
-    """The supported ending of a file name, in lower case (".nii.gz"); any other is refused."""
+    """The supported ending of a file name, in lower case (".nii.gz").
+
+    Raises:
+        UserError: Any other ending.
+    """
     name = Path(path).name.lower()
     for ending in ENDINGS:
         if name.endswith(ending) and len(name) > len(ending):
@@ -63,8 +67,13 @@ def case_of(path: Path | str, ending: str) -> str:
 
 
 def sources(paths: Path | str | Stack | Sequence[Path | str | Stack]) -> list[Path | Stack]:
-    """What a case is read from, one entry per channel or one for all: files, and in place of DICOM paths their series."""
-    given = [item if isinstance(item, Stack) else Path(item) for item in _listed(paths)]
+    """What a case is read from: files, and in place of DICOM paths their series; one entry per channel, or one for all.
+
+    Raises:
+        UserError: What `dicom.open_series` refuses, and several pictures in one DICOM folder.
+    """
+    listed = [paths] if isinstance(paths, (str, Path, Stack)) else paths
+    given = [item if isinstance(item, Stack) else Path(item) for item in listed]
     is_series = lambda item: not item.name.lower().endswith(ENDINGS) and dicom.holds_series(item)
     series = [item for item in given if isinstance(item, Path) and is_series(item)]
     found = [item for item in given if item not in series]
@@ -77,17 +86,17 @@ def sources(paths: Path | str | Stack | Sequence[Path | str | Stack]) -> list[Pa
     return found
 
 
-def _listed(paths: Path | str | Stack | Sequence[Path | str | Stack]) -> Sequence[Path | str | Stack]:
-    return [paths] if isinstance(paths, (str, Path, Stack)) else paths
-
-
 @timed("read")
 def read_image(paths: Path | str | Stack | Sequence[Path | str | Stack]) -> Image:
-    """Read one case, its channels in one file or one file each, as float32 [c, *s]; intensities as stored.
+    """Read one case as float32 [c, *s], its channels in one file or one file each; intensities as stored.
 
-    A DICOM folder or file is its series, see `dicom.open_series`. Channels are the planes of a colour picture, the last
-    axis of a 4-D NIfTI, the components of a vector image, then file after file. Refuses unreadable, truncated and empty
-    files, NaN and infinite values, colour with transparency, and channels that differ in shape or geometry.
+    Args:
+        paths: Files, in the order of the channels: planes of a colour picture, the last axis of a 4-D NIfTI, or components of
+            a vector image, then file after file. A DICOM folder or file stands for its series, see `dicom.open_series`.
+
+    Raises:
+        UserError: A file is unreadable, truncated or empty, has NaN or infinite values or colour with transparency, or
+            channels differ in shape or geometry.
     """
     files = sources(paths)
     if not files:
@@ -122,9 +131,10 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def read_mask(path: Path | str) -> Image:
-    """Read a mask as integers [1, *s] (int16, or int32 where values need it); label values as stored.
+    """Read a mask as integers [1, *s] (int16, or int32 where values need it): label values as stored, indices of a palette.
 
-    A palette picture gives its indices. Refuses lossy files, colour, several channels, and values that are no integers.
+    Raises:
+        UserError: The file cannot be read, is lossy, has colour or several channels, or values that are no integers.
     """
     file = Path(path)
     if ending_of(file) in pictures.LOSSY:
@@ -138,11 +148,8 @@ def read_mask(path: Path | str) -> Image:
         _check_finite(data, file)
         odd = data[data != np.rint(data)]
         if odd.size:
-            raise UserError(
-                f"a mask holds integers, this file {pluralize(odd.size, 'other value')} such as {odd.flat[0]:g}",
-                file=file,
-                do="Was it resampled? Use nearest neighbours",
-            )
+            what = f"a mask holds integers, this file {pluralize(odd.size, 'other value')} such as {odd.flat[0]:g}"
+            raise UserError(what, file=file, do="Was it resampled? Use nearest neighbours")
     low, high = (int(data.min()), int(data.max())) if data.size else (0, 0)
     if not -(2**31) <= low <= high < 2**31:
         raise UserError(f"values from {low} to {high} are no labels", file=file)
@@ -151,7 +158,7 @@ def read_mask(path: Path | str) -> Image:
 
 
 def read_planes(path: Path | str) -> Image:
-    """Read one file of maps or masks as it is, [c, *s] in the type in which it is stored; refuses what cannot be read."""
+    """One file of maps or masks, [c, *s] in the type in which it is stored; a UserError where it cannot be read."""
     file = Path(path)
     part = _read(file, mask=True)
     return Image(part.data, part.affine, file, part.header)
@@ -159,20 +166,22 @@ def read_planes(path: Path | str) -> Image:
 
 @timed("write")
 def write(path: Path | str, array: np.ndarray, like: Image, slope: float = 1.0) -> None:
-    """Write an array [*s] or [c, *s] on the grid of `like`, with its geometry; from NIfTI to NIfTI, as its header has it.
+    """Write an array on the grid of an image, with its geometry and, from NIfTI to NIfTI, its kind of header.
 
-    Description, intent, extensions and whatever else a header says of the scan stay behind.
-
-    Integers and booleans are stored exactly in the smallest of uint8, int16, int32 that holds them; floats as float32,
-    except in .png: as 16-bit fractions of 1 (value = pixel / 65535). Refuses what the format cannot hold: lossy endings,
-    volumes in pictures, several planes in a .png (three of uint8 are colour), floats outside [0, 1] in a .png. The file
-    is written aside and then renamed, so it is never there in part.
+    Description, intent, extensions and whatever else a header says of the scan stay behind. Integers and booleans are stored
+    exactly in the smallest of uint8, int16, int32 that holds them; floats as float32, in .png as 16-bit fractions of 1
+    (value = pixel / 65535). The file is written aside and then renamed, so it is never there in part.
 
     Args:
-        path: The file.
-        array: Values as they are stored.
+        path: The file; its ending is the format.
+        array: [*s], or planes [c, *s].
         like: On whose grid.
-        slope: By which a reader has to multiply them; NIfTI says so in its header, the other formats cannot.
+        slope: By which a reader has to multiply the values; NIfTI says so in its header, the other formats cannot.
+
+    Raises:
+        UserError: The format cannot hold it: lossy endings, volumes in pictures, several planes in a .png (three of uint8 are
+            colour), floats outside [0, 1] in a .png; or the file cannot be written.
+        ValueError: The array does not lie on the grid.
     """
     path, ending = Path(path), ending_of(path)
     if ending in WRITTEN_AS:
@@ -201,9 +210,7 @@ def grid_fault(one: Image, other: Image) -> str | None:
     """
     if one.shape != other.shape:
         return f"shape {other.shape} is not {one.shape}"
-    last = np.array([*one.shape, *[1] * (3 - one.dims)]) - 1
-    corners = np.array([[*(last * pick), 1] for pick in np.ndindex(2, 2, 2)]).T
-    shift = np.linalg.norm(((one.affine - other.affine) @ corners)[:3], axis=0).max()
+    shift = geometry.corner_distance(one.affine, other.affine, one.shape)
     if shift <= 0.1 * min(one.spacing):
         return None
     text = lambda affine: np.array2string(affine[:3], precision=4, suppress_small=True).replace("\n", "")
@@ -244,9 +251,8 @@ def _read(file: Path | Stack, mask: bool) -> FileContents:
 
 
 def _too_large(file: Path) -> UserError:
-    return UserError(
-        "its decoder got no memory: broken, or too large for this machine", file=file, do="Copy or export it again"
-    )
+    what = "its decoder got no memory: broken, or too large for this machine"
+    return UserError(what, file=file, do="Copy or export it again")
 
 
 def _check_finite(array: np.ndarray, file: Path) -> None:
@@ -254,17 +260,6 @@ def _check_finite(array: np.ndarray, file: Path) -> None:
     bad = array.size - sum(int(np.isfinite(values[part]).sum()) for part in blocks(values.shape))
     if bad:
         raise UserError(f"NaN or infinite values: {bad} of {array.size}", file=file, do="Replace them")
-
-
-def smallest_dtype(array: np.ndarray) -> np.ndarray:
-    """Floats as float32; integers and booleans in the smallest of uint8, int16 and int32 that holds them."""
-    if np.issubdtype(array.dtype, np.floating):
-        return as_type(array, np.float32)
-    low, high = map(int, extremes(array))
-    for dtype in (np.uint8, np.int16, np.int32):
-        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return as_type(array, dtype)
-    raise ValueError(f"values from {low} to {high} do not fit 32 bits")
 
 
 def _nifti_kind(head: bytes) -> Any:
@@ -296,7 +291,11 @@ def _read_nifti(file: Path) -> FileContents:
 
 
 def nifti_contents(image: Any, data: np.ndarray, file: Path | None) -> FileContents:
-    """Voxels, geometry and header of a nibabel image; `file` stands in messages."""
+    """Voxels, geometry and header of a nibabel image; `file` stands in messages.
+
+    Raises:
+        UserError: Voxels are no real numbers, axes are not 2 or 3, or what `geometry.nifti_affine` refuses.
+    """
     if data.dtype.kind not in "iuf":
         raise UserError(f"voxels of type {data.dtype} are not supported", file=file, do="Store real numbers")
     while 1 in data.shape[3:]:  # (i, j, k, 1) is a volume; a vector image is (i, j, k, 1, c)

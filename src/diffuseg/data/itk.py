@@ -22,7 +22,11 @@ FARTHEST = 1e15  # of what lies in a header of geometry: the decomposition of a 
 
 
 def sitk() -> Any:
-    """SimpleITK, or a refusal that names the extra."""
+    """SimpleITK.
+
+    Raises:
+        UserError: It is not installed; the message names the extra.
+    """
     try:
         import SimpleITK
     except ImportError:
@@ -38,7 +42,11 @@ def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def contents(image: Any, file: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    """The same of an image of SimpleITK, whose world is LPS and whose arrays are [k, j, i]; `file` stands in messages."""
+    """The same of an image of SimpleITK, whose world is LPS and whose arrays are [k, j, i]; `file` stands in messages.
+
+    Raises:
+        UserError: It has more than three axes, or complex values.
+    """
     dims = image.GetDimension()
     if dims > 3 or "complex" in image.GetPixelIDTypeAsString():
         raise UserError(f"{dims}-D image of {image.GetPixelIDTypeAsString()} is not supported", file=file)
@@ -81,7 +89,11 @@ def header_of(file: Path) -> str:
 
 
 def check_header(file: Path) -> None:
-    """Compare what a header claims with its file, or with the file of voxels that it names; only one beside it is read."""
+    """Compare what a header claims with its file, or with the file of voxels that it names; only one beside it is read.
+
+    Raises:
+        UserError: It claims more than the file holds, numbers that place voxels nowhere, or voxels that are not beside it.
+    """
     head, reader = header_of(file), sitk().ImageFileReader()
     for axes in AXES.findall(head):
         if not re.fullmatch(r"[1-9]", axes):

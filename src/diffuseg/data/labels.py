@@ -43,7 +43,16 @@ def read_labels(dataset: Dataset, table: Path | None = None) -> dict[str, int]:
 
 
 def check_labels(labels: dict[str, int], cases: list[str], classes: list[str]) -> None:
-    """Refuse cases to train on that do not show every class: there is nothing to compare a class with."""
+    """Check that the cases to train on show every class: else there is nothing to compare a class with.
+
+    Args:
+        labels: Class index by case.
+        cases: Those to train on.
+        classes: Their names, by index.
+
+    Raises:
+        UserError: A class is not among them.
+    """
     counts = Counter(labels[case] for case in cases)
     lacking = [name for index, name in enumerate(classes) if not counts[index]]
     if lacking:

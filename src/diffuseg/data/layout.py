@@ -64,10 +64,15 @@ class Dataset:
 def open_dataset(folder: Path | str, masks: bool = True) -> Dataset:
     """Open a folder in the nnU-Net v2 raw layout or the MSD layout; reads names only, not a voxel.
 
-    masks False: masks are not looked for, even if they are there, and imagesTr may hold a folder per class (see labels.py).
-    Refuses a folder or dataset.json that is missing or broken, labels whose background is not 0, an empty imagesTr, and
-    cases that lack a channel or a mask (all of them are named). With "raters" in dataset.json a case has the masks of one
-    or more of them, `<case>_rater<k>`.
+    With "raters" in dataset.json a case has the masks of one or more of them, `<case>_rater<k>`.
+
+    Args:
+        folder: Holds dataset.json, imagesTr and labelsTr.
+        masks: False: masks are not looked for, and imagesTr may hold a folder per class (see labels.py).
+
+    Raises:
+        UserError: The folder or dataset.json is missing or broken, labels have no background 0, there is no image, or a case
+            lacks a channel or a mask.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -110,9 +115,15 @@ def find_images(
 ) -> dict[str, tuple[Path, ...]]:
     """The images of a folder by case, sorted: `<case>_<channel:04d><ending>` or, with no channel number, `<case><ending>`.
 
-    A case is one file per channel, or one file for all of them (colour, 4-D). Unless `numbered` says it, names are taken
-    to end in channel numbers if all of them do and none is larger than the channels allow. Hidden files are ignored;
-    an empty folder, gaps in the channels and, if `numbered`, names without a channel's number are refused.
+    A case is one file per channel, or one file for all of them (colour, 4-D). Hidden files are ignored.
+
+    Args:
+        channels: How many a case has.
+        ending: Of their names; None: the only one there is.
+        numbered: Whether names end in channel numbers; None: they do if all of them could, and none is beyond the channels.
+
+    Raises:
+        UserError: There is no image, a channel is missing, or a name has no channel number though `numbered` says so.
     """
     folder = Path(folder)
     ending = ending or _only_ending(folder)
@@ -144,7 +155,8 @@ def find_images(
 def list_files(folder: Path, dangling: bool = False) -> list[Path]:
     """The files of a folder, sorted, without the hidden ones (._x); none where there is no such folder.
 
-    Links of images and masks that lead nowhere are refused, or with `dangling` passed over.
+    Raises:
+        UserError: An image or mask is a link that leads nowhere; with `dangling` these are passed over.
     """
     if not folder.is_dir():
         return []
@@ -155,7 +167,7 @@ def list_files(folder: Path, dangling: bool = False) -> list[Path]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; one that is missing or broken is refused."""
+    """The content of a JSON file; one that is missing, broken or has a key twice is refused by a UserError."""
     try:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
         return json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, path))
@@ -292,9 +304,8 @@ def _listed_cases(folder: Path, listed: list[Any], file: Path, masks: bool) -> l
     counts = Counter(path.resolve() for case in cases for path in (*case.images, *case.masks))
     twice = sorted(path.name for path, number in counts.items() if number > 1)
     if twice:
-        raise UserError(
-            f'"training" lists files twice: {few(twice)}', file=file, do="Each image and each mask belongs to one case"
-        )
+        do = "Each image and each mask belongs to one case"
+        raise UserError(f'"training" lists files twice: {few(twice)}', file=file, do=do)
     if len({case.id for case in cases}) < len(cases) or not cases:
         raise UserError('"training" must list at least one case, and each only once', file=file)
     return sorted(cases, key=lambda case: case.id)
@@ -306,7 +317,7 @@ def _climbs(path: str) -> bool:
 
 
 def read_table(table: Path) -> tuple[list[dict[str, str]], set[str]]:
-    """Rows and columns of a CSV with a head. Refuses what is not UTF-8."""
+    """Rows and columns of a CSV with a head; a UserError refuses what is not UTF-8."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines)

@@ -15,7 +15,11 @@ ENDINGS = (".mgz", ".mgh")
 
 
 def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels [c, i, j, k] as stored, and voxel -> RAS mm [4, 4]."""
+    """Voxels [c, i, j, k] as stored, and voxel -> RAS mm [4, 4].
+
+    Raises:
+        UserError: Its header says no orientation, or claims more than the file holds.
+    """
     raw = read_claimed(file, checked_claim(file, _claim))
     image = nib.MGHImage.from_bytes(raw)
     if raw[28:30] != b"\0\1":  # goodRASFlag, which nibabel sets by itself
@@ -27,7 +31,11 @@ def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write(aside: Path, planes: np.ndarray, like: Image, packed: bool) -> None:
-    """Write planes [c, i, j, k] of uint8, int16, int32 or float32."""
+    """Write planes [c, i, j, k] of uint8, int16, int32 or float32.
+
+    Raises:
+        UserError: They are of a picture.
+    """
     if planes.ndim != 4:
         raise UserError("FreeSurfer's formats hold volumes", file=aside, do="Choose .nii.gz")
     data: Any = planes[0] if len(planes) == 1 else np.moveaxis(planes, 0, -1)

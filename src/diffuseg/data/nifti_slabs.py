@@ -16,7 +16,13 @@ from diffuseg.data.claimed_size import HEAD, Claim, open_unpacked, read_to_end
 
 
 def read(file: Path, claimed: Claim, kind_of: Callable[[bytes], Any]) -> tuple[Any, np.ndarray]:
-    """The nibabel image of a file and its voxels as nibabel gives them; a packed file is unpacked once, to its end."""
+    """The nibabel image of a file and its voxels as nibabel gives them; a packed file is unpacked once, to its end.
+
+    Args:
+        file: May be packed by gzip.
+        claimed: What its header claims.
+        kind_of: The class of nibabel for the first bytes of the file.
+    """
     with open_unpacked(file) as stream:
         kind = kind_of(stream.read(HEAD))
         stream.seek(0)
@@ -32,7 +38,14 @@ def read(file: Path, claimed: Claim, kind_of: Callable[[bytes], Any]) -> tuple[A
 
 
 def write(aside: Path, image: Any, planes: Num[np.ndarray, "c *s"], slope: float) -> None:
-    """Write planes with the header of a nibabel image of their shape and type; slope: by which a reader multiplies them."""
+    """Write planes [c, *s] with the header of a nibabel image.
+
+    Args:
+        aside: The file; .gz: packed.
+        image: Its header is that of the planes: of their shape and type.
+        planes: The voxels.
+        slope: By which a reader multiplies them.
+    """
     header = image.header
     image.update_header()
     header.set_slope_inter(slope, 0)

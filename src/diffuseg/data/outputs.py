@@ -28,7 +28,13 @@ SIDECAR = re.compile(
 
 
 def sidecar_name(case: str, what: str, ending: str) -> str:
-    """The name of a file beside a mask; what: "prob", "entropy", "draws", "steps", "preview", or "prob_<class>"."""
+    """The name of a file beside a mask.
+
+    Args:
+        case: Name of the case.
+        what: "prob", "entropy", "draws", "steps", "preview", or "prob_<class>".
+        ending: Of the mask, such as ".nii.gz".
+    """
     if what == PREVIEW:
         return f"{case}_{what}.png"
     return f"{case}_{what}{'.tif' if what in KEPT and ending == '.png' else ending}"

@@ -42,7 +42,10 @@ def read(file: Path, mask: bool) -> np.ndarray:
     """Planes [c, h, w] of a picture as stored; a palette gives its indices in a mask, its colours in an image.
 
     Tags for display are not applied, whatever the compression: orientation, and WhiteIsZero. An opaque alpha channel is
-    dropped, any transparency is refused; so are several pages or frames, and lossy masks, whatever the ending.
+    dropped.
+
+    Raises:
+        UserError: It is partly transparent, has several pages or frames, or is a lossy mask, whatever the ending.
     """
     if file.name.lower().endswith((".tif", ".tiff")) or _is_tiff(file):
         return _read_tiff(file, mask)
@@ -70,7 +73,11 @@ def _check_content(picture: Any, file: Path, mask: bool) -> None:
 
 
 def open_picture(file: Path) -> Any:
-    """A picture of which only the header is read; refuses more pixels than Pillow takes, or than the file can hold."""
+    """A picture of which only the header is read.
+
+    Raises:
+        UserError: It has more pixels than Pillow takes, or than the file can hold.
+    """
     try:
         picture = PIL.Image.open(file)
     except PIL.Image.DecompressionBombError as error:
@@ -186,7 +193,16 @@ def _refuse_transparency(alpha: np.ndarray, file: Path) -> None:
 
 
 def write(aside: Path, planes: np.ndarray, path: Path) -> None:
-    """Write planes [c, h, w] of uint8, int16, int32 or float32 to a file aside; `path` is its name in messages."""
+    """Write planes [c, h, w] of uint8, int16, int32 or float32.
+
+    Args:
+        aside: Where to.
+        planes: Three of uint8 are colour.
+        path: What the file is called, for its format and in messages.
+
+    Raises:
+        UserError: They are of a volume, several for a .png, or outside of what a .png holds.
+    """
     if planes.ndim != 3:
         raise UserError("a picture cannot hold a volume", file=path, do="Choose .nii.gz")
     colour = len(planes) == 3 and planes.dtype == np.uint8

@@ -158,7 +158,11 @@ def load_plan(path: Path | str) -> Plan:
 
 
 def check_plan(plan: Plan) -> None:
-    """Refuse settings that do not fit each other; the message names the setting."""
+    """Check that settings fit each other.
+
+    Raises:
+        UserError: One does not; the message names it.
+    """
     axes = plan.dims if plan.spacing is None else len(plan.spacing)
     volumes = plan.dims == 3 or plan.orientation is not None or axes == 3
     needed = {"zscore": (), "ct": ("low", "high", "mean", "std"), "unit": ("low", "high")}

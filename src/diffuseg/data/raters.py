@@ -87,12 +87,16 @@ def read_raters(paths: Sequence[Path]) -> Image:
 def fuse_raters(masks: Integer[np.ndarray, "m *s"], how: Fusion = "majority") -> Integer[np.ndarray, "*s"]:
     """One label map of those of m raters, label values with background 0.
 
-    majority      the label that most raters give; background only where it has more votes than any other label. So with one
-                  foreground class, foreground is where at least half of the raters mark it: that two of four see nothing
-                  is no reason to demand that there is nothing
-    union         foreground where any rater marks it; intersection: where all do
+    Of several foreground labels the one with most votes wins, of equals the smallest.
 
-    Of several foreground labels the one with most votes wins, of equals the smallest. Refuses no mask.
+    Args:
+        masks: Label values [m, *s].
+        how: "majority": the label that most raters give, background only where it has more votes than any other label; so with
+            one foreground class, foreground is where at least half of the raters mark it: that two of four see nothing is no
+            reason to demand that there is nothing. "union": foreground where any rater marks it. "intersection": where all do.
+
+    Raises:
+        ValueError: There is no mask.
     """
     if not len(masks):
         raise ValueError("there is no mask to fuse")

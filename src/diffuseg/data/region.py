@@ -15,6 +15,7 @@ from diffuseg.data import io
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import GridTransform
 from diffuseg.errors import UserError
+from diffuseg.text import by
 from diffuseg.types import Image
 
 Box = tuple[slice, ...]  # of the voxels of a file, in the order of its axes
@@ -96,8 +97,7 @@ def _as_asked(text: str, image: Image) -> Box:
         raise UserError(what, file=image.source, do=_FORM)
     box = tuple(slice(int(low or 0), int(high or n)) for (low, high), n in zip(ends, image.shape, strict=True))
     if any(not part.start < part.stop <= n for part, n in zip(box, image.shape, strict=True)):
-        size = " x ".join(map(str, image.shape))
-        raise UserError(f"--region {text}: no part of an image of {size} voxels", file=image.source, do=_FORM)
+        raise UserError(f"--region {text}: no part of an image of {by(image.shape)} voxels", file=image.source, do=_FORM)
     return box
 
 

@@ -35,15 +35,13 @@ def make_dataset(
     shape: tuple[int, int, int] = (40, 48, 36),
     seed: int = 0,
     channels: int = 1,
-    border_jitter: float = 1.5,
     test_cases: int = 0,
 ) -> Path:
     """Write an nnU-Net v2 data set of made-up MR volumes with the labels background, head, tail; returns its folder.
 
     `test_cases` further volumes go to imagesTs and labelsTs, which training never reads.
-    Case i depends only on (seed, i), the shape, the channels (1 to 3) and the jitter of the head/tail border (standard
-    deviation in mm), so the first cases of a larger set are those of a smaller one. Files are .nii.gz: images uint16,
-    masks uint8.
+    Case i depends only on (seed, i), the shape, and the channels (1 to 3), so the first cases of a larger set are those of a
+    smaller one. Files are .nii.gz: images uint16, masks uint8.
 
     Args:
         folder: Made if it is not there.
@@ -51,7 +49,6 @@ def make_dataset(
         shape: Voxels along each axis, before a case changes it.
         seed: Of all cases.
         channels: 1 to 3.
-        border_jitter: Standard deviation of the border between head and tail, in mm.
         test_cases: Further volumes, in imagesTs and labelsTs.
     """
     import nibabel as nib
@@ -59,7 +56,7 @@ def make_dataset(
     folder = _folders(folder, "Tr", *(["Ts"] if test_cases else []))
     for index in range(cases + test_cases):
         name, part = f"case_{index:03d}", "Tr" if index < cases else "Ts"
-        image, mask, affine = volume(seed, index, shape, channels, border_jitter)
+        image, mask, affine = volume(seed, index, shape, channels)
         for channel, data in enumerate(image):
             _nifti(nib, data, affine, folder / f"images{part}" / f"{name}_{channel:04d}.nii.gz")
         _nifti(nib, mask, affine, folder / f"labels{part}" / f"{name}.nii.gz")

@@ -24,7 +24,7 @@ from diffuseg.data.geometry import warn_once
 from diffuseg.data.intensities import normalise
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
-from diffuseg.text import pluralize
+from diffuseg.text import by, pluralize
 from diffuseg.timing import timed
 from diffuseg.types import Image
 
@@ -61,7 +61,11 @@ class GridTransform:
 
 
 def grid_transform(image: Image, plan: Plan) -> GridTransform:
-    """How a case comes to the plan's grid; refuses an image with other axes or channels than the plan was made for."""
+    """How a case comes to the plan's grid.
+
+    Raises:
+        UserError: The image has other axes or channels than the plan was made for, or the grid keeps next to nothing of it.
+    """
     _check_kind(image, plan)
     affine, shape, reorientation = image.affine, image.shape, None
     if plan.orientation is not None:
@@ -93,9 +97,11 @@ def central_window(shape: Sequence[int], crop: Sequence[int] | None) -> tuple[tu
 
 @timed("resample")
 def to_grid(image: Image, plan: Plan) -> tuple[Float[Tensor, "c *s"], GridTransform]:
-    """A case on the plan's grid: intensities normalised, turned, resampled linearly, and cropped where the plan says so.
+    """A case on the plan's grid, float32, and what undoes it: normalised, turned, resampled linearly, and cropped if the plan
+    says so.
 
-    Returns float32 [c, *s] and what undoes it. Refuses an image with other axes or channels than the plan was made for.
+    Raises:
+        UserError: What `grid_transform` refuses, and a grid of more than `MOST_VOXELS`.
     """
     transform = grid_transform(image, plan)
     _check_size(transform.oriented, transform.grid)
@@ -144,9 +150,12 @@ def _sorted(channel: Num[np.ndarray, "*s"]) -> Iterator[Float[np.ndarray, " n"]]
 
 
 def class_indices(mask: Image, plan: Plan) -> Int[np.ndarray, "*s"]:
-    """Label values of a mask [1, *s] as class indices 0..k-1, by rising label value; refuses values not in the plan.
+    """Label values of a mask [1, *s] as class indices 0..k-1, by rising label value.
 
     Voxels that nobody has annotated (plan.ignore) get k, the number of classes.
+
+    Raises:
+        UserError: A value is not in the plan.
     """
     return rater_indices(mask, plan)[0]
 
@@ -165,6 +174,9 @@ def mask_to_grid(mask: Image, plan: Plan, transform: GridTransform) -> Int[Tenso
     """Class indices 0..k-1 [*s] on the grid, k where nobody has annotated.
 
     Where it is resampled, the class whose linear interpolation is largest.
+
+    Raises:
+        UserError: A label value is not in the plan.
     """
     classes = torch.from_numpy(_reorient(class_indices(mask, plan)[None], transform.reorientation)[0])
     if transform.grid == transform.oriented:
@@ -246,7 +258,6 @@ def _check_kind(image: Image, plan: Plan) -> None:
 
 def _check_kept(shape: tuple[int, ...], grid: tuple[int, ...], image: Image, plan: Plan) -> None:
     """Refuse an image of which the plan's grid keeps next to nothing, and warn of one that it changes very much."""
-    by = lambda sizes: " x ".join(f"{float(n):.4g}" for n in sizes)
     change = math.prod(grid) / math.prod(shape)
     what = f"{by(shape)} voxels of {by(image.spacing)} mm become {by(grid)} on the plan's grid of {by(plan.spacing or ())} mm"
     do = "Are spacing and unit of length in its header right?"
@@ -284,7 +295,7 @@ def _zoom(before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
 
 def _check_size(before: Sequence[int], after: Sequence[int]) -> None:
     if tuple(before) != tuple(after) and math.prod(after) > MOST_VOXELS:
-        what = f"{' x '.join(map(str, after))} voxels at the plan's spacing, of {' x '.join(map(str, before))}"
+        what = f"{by(after)} voxels at the plan's spacing, of {by(before)}"
         raise UserError(f"{what}: that is too fine", do="Give the plan a larger spacing, in mm.")
 
 

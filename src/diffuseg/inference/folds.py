@@ -15,7 +15,11 @@ def own_fold(model: Model) -> int:
 
 
 def cases_of(dataset: Dataset, fold: int) -> dict[str, list[str]]:
-    """Names of the cases of a fold, {"train": [...], "val": [...]}. Refuses a fold that is not there."""
+    """Names of the cases of a fold, {"train": [...], "val": [...]}.
+
+    Raises:
+        UserError: There is no such fold.
+    """
     folds = splits(dataset)
     if not 0 <= fold < len(folds):
         raise UserError(f"there is no fold {fold}", file=dataset.folder, do=f"Folds are 0 to {len(folds) - 1}")
@@ -23,10 +27,17 @@ def cases_of(dataset: Dataset, fold: int) -> dict[str, list[str]]:
 
 
 def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, limit: int = 0) -> list[str]:
-    """Names of the validation cases of a fold (None: the model's own), or `limit` of them spread evenly; 0 for all.
+    """Names of the validation cases of a fold.
 
-    Refuses other classes than the model's, a fold that is not there, and cases that the model was trained on: files with the
-    same bytes.
+    Args:
+        model: A model trained on this data set.
+        dataset: The data set.
+        fold: Which one; None: the model's own.
+        limit: So many of its cases, evenly spread; 0: all.
+
+    Raises:
+        UserError: Classes are not the model's, there is no such fold, masks are not complete ("ignore"), or the model was
+            trained on one of the cases: on a file with the same bytes.
     """
     refuse_other_classes(model, dataset)
     if dataset.ignore is not None:
@@ -52,7 +63,17 @@ class ValidationSet(NamedTuple):
 
 
 def validation_set(model: Model, folder: Path, fold: int | None = None, limit: int = 0) -> ValidationSet:
-    """What `validation_cases` gives of the data set in a folder, and the patients of these cases."""
+    """A data set with the names that `validation_cases` gives, and the patients of these cases.
+
+    Args:
+        model: A model trained on this data set.
+        folder: Of the data set.
+        fold: Which one; None: the model's own.
+        limit: So many of its cases, evenly spread; 0: all.
+
+    Raises:
+        UserError: What `open_dataset` and `validation_cases` refuse.
+    """
     dataset = open_dataset(folder)
     fold = own_fold(model) if fold is None else fold
     names = validation_cases(model, dataset, fold, limit)
@@ -61,7 +82,11 @@ def validation_set(model: Model, folder: Path, fold: int | None = None, limit: i
 
 
 def refuse_other_classes(model: Model, dataset: Dataset) -> None:
-    """Refuse a data set whose labels, names and values, are not those that the model learnt."""
+    """Check that the labels of a data set, names and values, are those that the model learnt.
+
+    Raises:
+        UserError: They are not.
+    """
     if model.plan.labels != dataset.labels:
         text = lambda labels: ", ".join(f"{name} = {value}" for name, value in labels.items())
         what = f"its classes are {text(dataset.labels)}, those of the model {text(model.plan.labels)}"

@@ -99,7 +99,21 @@ class Prediction:
         probabilities: bool = True,
         prob_dtype: str = "float32",
     ) -> Path:
-        """Write mask, foreground probabilities, entropy, provenance and what was kept into a folder; returns the mask."""
+        """Write mask, foreground probabilities, entropy, provenance and what was kept into a folder; see `prediction.save`.
+
+        Args:
+            folder: Made if it is not there.
+            case: Name of the case; None: that of the image's file.
+            ending: Of the files, such as ".nii.gz"; None: that of the image's file, .png for a lossy one.
+            probabilities: Whether they are written.
+            prob_dtype: As what they are stored: "float32", or "uint8" in 255 parts.
+
+        Returns:
+            The path of the mask.
+
+        Raises:
+            UserError: The folder cannot be written, the format cannot hold the image, or the mask would replace the image.
+        """
         return save(self, Path(folder), case, ending, probabilities, prob_dtype)
 
 
@@ -124,7 +138,10 @@ def save(
     <case>.json             provenance; written last, so that its presence says that the case is finished
 
     Case and ending are by default those of the image's file (.png for a lossy one); each file is written aside and then
-    renamed. Refuses a folder that cannot be written and formats that cannot hold the image.
+    renamed.
+
+    Raises:
+        UserError: The folder cannot be written, the format cannot hold the image, or the mask would replace the image.
     """
     source, folder = prediction.image.source, Path(folder)
     stack = prediction.image.header if isinstance(prediction.image.header, Stack) else None

@@ -227,7 +227,13 @@ def mirrors(plan: Plan, volume: bool) -> list[tuple[int, ...]]:
 
 
 def draw_seed(seed: int, digest: str, i: int) -> int:
-    """The seed of draw i of one image: independent of the other draws and of other images. 48 bits, exact in any JSON."""
+    """The seed of draw i of one image: independent of the other draws and of other images. 48 bits, exact in any JSON.
+
+    Args:
+        seed: Of the options.
+        digest: Of the image, `content_digest`.
+        i: Number of the draw, from 0.
+    """
     return int.from_bytes(hashlib.sha256(f"{seed}/{digest}/{i}".encode()).digest()[:6], "big")
 
 
@@ -235,6 +241,11 @@ def draws_at_a_time(plan: Plan, grid: Sequence[int], device: torch.device = CPU)
     """How many draws are made at a time: 8, or fewer of a large image; the result is the same.
 
     The image is encoded once for them, tile by tile, so that more of them cost less.
+
+    Args:
+        plan: Its classes count.
+        grid: Voxels per axis.
+        device: Where they are made; a GPU's memory is smaller than files.
     """
     most = STATE_BYTES if device.type == "cpu" else GPU_BYTES
     return max(1, min(CHUNK, most // (4 * plan.classes * math.prod(grid))))

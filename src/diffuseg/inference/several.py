@@ -22,7 +22,12 @@ BEST = "best.safetensors"
 
 
 def checkpoints(item: Path | str, name: str = BEST) -> list[Path]:
-    """The checkpoints that a path means: a file, that of a run, or of all runs RUN/fold_*; none where it is no model."""
+    """The checkpoints that a path means: a file, that of a run, or of all runs RUN/fold_*; none where it is no model.
+
+    Args:
+        item: A path.
+        name: Of the checkpoint in a run.
+    """
     path = Path(item)
     if path.is_file():
         return [path] if path.suffix == ".safetensors" else []
@@ -51,6 +56,11 @@ def models_and_inputs(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
 def load_models(paths: Sequence[Path | str], device: str | None = None, options: Sequence[str] = ()) -> Model:
     """One model, or several as one; see `diffuseg.inference.model.load`.
 
+    Args:
+        paths: Checkpoint files, or the name of one packaged model.
+        device: "cpu", "cuda" or "cuda:N"; None: the GPU if there is one.
+        options: "key=value" for settings of the method that concern drawing alone.
+
     Raises:
         UserError: What `load` refuses; models of several methods, settings, plans or classes, one that is given twice, and
             models that learnt from image-level labels.
@@ -78,7 +88,14 @@ def load_models(paths: Sequence[Path | str], device: str | None = None, options:
 
 
 def refuse_other_kinds(headers: Sequence[tuple[Path, dict[str, Any]]]) -> None:
-    """Refuse models that do not belong together: by method, settings, classes or plan, of which the reasons do not count."""
+    """Check that models belong together: by method, settings, classes and plan, of which the reasons do not count.
+
+    Args:
+        headers: Files with their headers.
+
+    Raises:
+        UserError: Two of them do not.
+    """
     (first, one), *others = headers
     for file, other in others:
         if other["method"] != one["method"]:

@@ -57,14 +57,14 @@ class Shard:
         return f"shard {self.name}" + (f", from {self.source}" if self.source else "")
 
 
-def read_shard(text: str, environment: Mapping[str, str] | None = None) -> Shard:
+def read_shard(text: str) -> Shard:
     """The shard that "2/4" or "auto" asks for.
 
     Raises:
         UserError: It is no such shard, or with "auto" nothing, or more than one thing, says which one.
     """
     if text == "auto":
-        return shard_of_environment(os.environ if environment is None else environment)
+        return shard_of_environment(os.environ)
     match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
     if match is None:
         raise UserError(f"--shard {text}: expected a shard such as 2/4, or auto, or claim", do=GIVE)

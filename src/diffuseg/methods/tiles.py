@@ -166,10 +166,10 @@ def windows(size: tuple[int, ...], patch: tuple[int, ...], overlap: float) -> it
     return itertools.product(*axes)
 
 
-def gaussian(patch: tuple[int, ...], sigma: float = SIGMA) -> Float[Tensor, "*patch"]:
-    """Weights that trust a tile's centre: a Gaussian with sigma as a share of the patch, at least 1e-3 at the corner."""
+def gaussian(patch: tuple[int, ...]) -> Float[Tensor, "*patch"]:
+    """Weights that trust a tile's centre: a Gaussian whose sigma is SIGMA of the patch, at least 1e-3 at the corner."""
     weight = torch.ones(())
     for n in patch:
-        x = (torch.arange(n) - (n - 1) / 2) / (sigma * n)
+        x = (torch.arange(n) - (n - 1) / 2) / (SIGMA * n)
         weight = weight[..., None] * torch.exp(-0.5 * x.square())
     return weight.clamp(min=1e-3)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from diffuseg.errors import UserError
 
 
-def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, zero: bool = False) -> nn.Module:
+def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, zero: bool = False) -> nn.Module:
     """A padded convolution over `dims` axes; `zero` starts it at (almost) nothing, so that a residual starts as identity."""
-    layer = {2: nn.Conv2d, 3: nn.Conv3d}[dims](inputs, outputs, kernel, stride=stride, padding=kernel // 2)
+    layer = {2: nn.Conv2d, 3: nn.Conv3d}[dims](inputs, outputs, kernel, padding=kernel // 2)
     if zero:
         nn.init.normal_(layer.weight, std=1e-5)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

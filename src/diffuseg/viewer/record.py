@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffuseg.config import is_list, is_map, is_number
 from diffuseg.data import io
 from diffuseg.data.label_values import label_values
 from diffuseg.data.layout import list_files, read_json
@@ -42,33 +43,28 @@ def _fault(file: Path) -> UserError:
     return UserError(f"no record of a case: {what}", file=file, do="Predict the case again")
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
-
-
 def _numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_number, value.values()))
+    return is_map(value, is_number)
 
 
 def _intervals(value: Any) -> bool:
-    pairs = list(value.values()) if isinstance(value, dict) else [None]
-    return all(isinstance(pair, list) and len(pair) == 2 and all(map(_number, pair)) for pair in pairs)
+    return is_map(value, lambda pair: is_list(pair, is_number, 2))
 
 
 def _kept(value: Any) -> bool:
     draws, timesteps = (value.get("draws", 0), value.get("steps", [])) if isinstance(value, dict) else (None, None)
     whole = isinstance(draws, int) and 0 <= draws <= MOST
-    return whole and isinstance(timesteps, list) and len(timesteps) <= MOST and all(map(_number, timesteps))
+    return whole and isinstance(timesteps, list) and len(timesteps) <= MOST and all(map(is_number, timesteps))
 
 
 KINDS: dict[str, Callable[[Any], bool]] = {
     "volume_ml": _numbers,
     "volume_ml_90": _intervals,
     "volume_note": lambda value: isinstance(value, str),
-    "uncertainty_score": _number,
-    "review_threshold": _number,
-    "doubt": _number,  # the former names of these two
-    "look_at_threshold": _number,
+    "uncertainty_score": is_number,
+    "review_threshold": is_number,
+    "doubt": is_number,  # the former names of these two
+    "look_at_threshold": is_number,
     "outside_training": lambda value: isinstance(value, list) and all(isinstance(line, str) for line in value),
     "grid": lambda value: isinstance(value, dict) and isinstance(value.get("shape"), list),
     "kept": _kept,

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,7 +62,7 @@ class Survey:
     missing: dict[str, int] = field(default_factory=dict)
 
 
-def survey(pairing: Pairing, wishes: Wishes, on_case: Callable[[str], None] | None = None) -> Survey:
+def survey(pairing: Pairing, wishes: Wishes) -> Survey:
     """Read all images and masks once, and decide what they become.
 
     Raises:
@@ -71,8 +71,6 @@ def survey(pairing: Pairing, wishes: Wishes, on_case: Callable[[str], None] | No
     found, kinds, planes, dims = Found(), set(), set(), set()
     structures = _structures(pairing)
     for case in pairing.pairs:
-        if on_case is not None:
-            on_case(case.name)
         image = _image(case, wishes)
         kinds.add(str(image.data.dtype))
         planes.add(len(image.data))
@@ -151,9 +149,7 @@ def _channels(pairing: Pairing, planes: int, dims: set[int]) -> tuple[str, ...]:
     return ("image",) if planes == 1 else tuple(f"channel {n}" for n in range(planes))
 
 
-def write_dataset(
-    out: Path, pairing: Pairing, found: Survey, wishes: Wishes, on_case: Callable[[str], None] | None = None
-) -> None:
+def write_dataset(out: Path, pairing: Pairing, found: Survey, wishes: Wishes) -> None:
     """Write the data set in the layout of nnU-Net; refuses a folder that is there, and leaves nothing if it is stopped."""
     with _aside(out) as folder:
         rows: list[dict[str, Any]] = []
@@ -161,8 +157,6 @@ def write_dataset(
         train = [case for case in pairing.pairs if case.split != "test"]
         everyone_is_test = not train and found.meaning is not None
         for case in pairing.pairs:
-            if on_case is not None:
-                on_case(case.name)
             tail = "Ts" if case.split == "test" and not everyone_is_test else "Tr"
             _write_case(folder, tail, case, found, wishes, people)
             files = " ".join(map(str, case.images)), " ".join(dict.fromkeys(str(drawn.path) for drawn in case.masks))
