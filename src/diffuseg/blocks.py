@@ -75,7 +75,11 @@ def as_type(array: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def smallest_dtype(array: np.ndarray) -> np.ndarray:
-    """Floats as float32; integers and booleans in the smallest of uint8, int16 and int32 that holds them."""
+    """Floats as float32; integers and booleans in the smallest of uint8, int16 and int32 that holds them.
+
+    Raises:
+        ValueError: Whole numbers need more than 32 bits.
+    """
     if np.issubdtype(array.dtype, np.floating):
         return as_type(array, np.float32)
     low, high = map(int, extremes(array))
@@ -154,7 +158,12 @@ def upper_counts(values: Float[np.ndarray, "*s"]) -> Integer[np.ndarray, " n"]:
 
 
 def counted(values: Float[np.ndarray, "*s"], half: int) -> Integer[np.ndarray, " n"]:
-    """How often each lower half is there among the values with this upper half of the bits."""
+    """How often each lower half is there among the values with this upper half of the bits.
+
+    Args:
+        values: float32.
+        half: Upper half of the bits, as an ordered number.
+    """
     found = np.zeros(HALF, np.int64)
     for part in blocks(values.shape):
         found += np.bincount(_within(values[part], half, half + 1) & (HALF - 1), minlength=HALF)

@@ -69,7 +69,11 @@ def parse_stored(text: str, kinds: Mapping[str, Callable[[Any], object]], file: 
 
 
 def check_stored(content: Any, kinds: Mapping[str, Callable[[Any], object]], file: Path, required: Sequence[str] = ()) -> None:
-    """Refuse what is no object, lacks a key, or has a value of another kind; see `parse_stored`."""
+    """Check an object of JSON in the header of a file; the arguments are those of `parse_stored`.
+
+    Raises:
+        UserError: It is no object, lacks a key, or has a value of another kind.
+    """
     if not isinstance(content, dict):
         raise UserError("it must hold an object { ... }", file=file)
     values = cast("dict[str, Any]", content)
@@ -105,6 +109,13 @@ def is_list(value: Any, fits: Callable[[Any], object], length: int | None = None
 def override(config: T, assignments: list[str]) -> T:
     """Apply `key=value` strings, as given with --set, to a dataclass.
 
+    Args:
+        config: Stays as it is.
+        assignments: A value is JSON, or a word, or several with commas.
+
+    Returns:
+        The dataclass with these values.
+
     Raises:
         UserError: no "=", an unknown key, a value of another type, or a setting that is gone.
     """
@@ -131,7 +142,13 @@ def override(config: T, assignments: list[str]) -> T:
 
 
 def warn_renamed(key: str, old: str, new: str) -> None:
-    """One line of warning that a name is a former one, once for each key; `new` is empty for what is gone."""
+    """One line of warning that a name is a former one, once for each key.
+
+    Args:
+        key: By which it is remembered.
+        old: The former name, as it was given.
+        new: The present one; empty for what is gone.
+    """
     if key not in _WARNED:
         _WARNED.add(key)
         _log.warning("%s: %s", old, f"now called {new}" if new else "this setting is gone")

@@ -69,7 +69,14 @@ class View:
         axis.figure.colorbar(drawn, ax=axis, fraction=0.04, pad=0.02).ax.tick_params(labelsize=6)
 
     def outline(self, axis: Any, labels: np.ndarray, colours: dict[int, str], style: str) -> None:
-        """The borders of each class."""
+        """The borders of each class.
+
+        Args:
+            axis: Of matplotlib.
+            labels: [*s] label values.
+            colours: Label value -> colour.
+            style: Of the line, such as "--".
+        """
         plane = np.pad(self.plane(labels), 1)  # so that what touches the edge is closed
         x, y = np.arange(plane.shape[1]) - 1, np.arange(plane.shape[0]) - 1
         for value, colour in colours.items():

@@ -38,8 +38,14 @@ def augment(
     """A randomly changed patch [c, *plan.patch] and its one-hot mask, from the middle of a region that is at least as large.
 
     Rotations are about the middle and in mm; what is turned in from outside the region repeats its border. The mask stays
-    one-hot: the class with the largest share wins; k = 0 is no mask at all, and masks of several raters are one after the
-    other. All randomness comes from `rng`.
+    one-hot: the class with the largest share wins.
+
+    Args:
+        image: A region that is at least as large as the patch.
+        mask: One-hot of the same region; k = 0 is no mask at all, and masks of several raters are one after the other.
+        plan: Says what is changed.
+        rng: Source of all randomness.
+        raters: How many masks there are.
     """
     if plan.augmentation == "none":
         return _middle(image, plan.patch), _middle(mask, plan.patch)

@@ -103,7 +103,13 @@ class Batches:
         return other
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
-        """The batch of a step: image [b, c, *patch], mask one-hot [b, k, *patch]; 2.5-D: neighbouring slices as channels."""
+        """The batch of a step: image [b, c, *patch], mask one-hot [b, k, *patch]; 2.5-D: neighbouring slices as channels.
+
+        Args:
+            step: Number of the training step.
+            rank: Of this process.
+            world: Number of processes.
+        """
         first = (step * world + rank) * self.plan.batch
         cases = [self._case_at(first + element) for element in range(self.plan.batch)]
         if self.labels is not None:
@@ -130,6 +136,12 @@ class Batches:
         """Batches start..stop-1; the next one is made in a thread meanwhile.
 
         Adds to `waited` the seconds that the consumer spent waiting for a batch, and to `total` all seconds.
+
+        Args:
+            start: The first step.
+            stop: The step after the last.
+            rank: Of this process.
+            world: Number of processes.
         """
         # One thread of computation for the loader: it shall not fight the training for the cores.
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:

@@ -103,6 +103,11 @@ def case_name(stack: Stack, folder: Path, several: bool) -> str:
     """What the results of a series are called: after its folder, or after the file where one file is all of it.
 
     Nothing of the header goes into it but the number of the series, where a folder holds several.
+
+    Args:
+        stack: The series.
+        folder: Where it was looked for.
+        several: Whether that folder holds several series which are cases.
     """
     if len(stack.files) > 1 and not folder.is_dir():
         folder = folder.parent

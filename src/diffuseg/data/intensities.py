@@ -11,7 +11,13 @@ from diffuseg.data.plan import Plan
 
 
 def normalise(x: Float[Tensor, "*s"], plan: Plan, channel: int) -> None:
-    """Scale the intensities of one channel as the plan says, in their place."""
+    """Scale the intensities of one channel as the plan says, in their place.
+
+    Args:
+        x: float32; is changed.
+        plan: Has the statistics of the channel.
+        channel: Its number.
+    """
     how = plan.normalisation[channel]
     if how == "zscore":
         return _zscore(x, plan.clip)

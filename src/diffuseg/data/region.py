@@ -38,6 +38,12 @@ def region_name(text: str) -> str:
 def box_of(text: str, image: Image, plan: Plan, transform: GridTransform) -> Box:
     """The voxels of an image that a region means; round a mask so many more that the network sees as far as in training.
 
+    Args:
+        text: As `SamplingOptions.region` has it.
+        image: As in its file.
+        plan: Says how far the network sees.
+        transform: Between the image's voxels and the grid.
+
     Raises:
         UserError: A box of other axes, without a voxel or beyond the image; a mask on another grid, or without foreground.
     """
@@ -66,6 +72,12 @@ def cut(
     x: Float[Tensor, "c *s"], transform: GridTransform, box: Box, source: Path | None = None
 ) -> tuple[Float[Tensor, "c *s2"], GridTransform]:
     """The part of an image on the grid that covers a box, and its way back; all of it where the box is the whole image.
+
+    Args:
+        x: The image on the grid.
+        transform: Between its voxels and the grid.
+        box: In its voxels.
+        source: Its file, for messages.
 
     Raises:
         UserError: The plan crops the box away.

@@ -95,7 +95,18 @@ def volume(
     channels: int = 1,
     border_jitter: float = 1.5,
 ) -> tuple[UInt16[np.ndarray, "c i j k"], UInt8[np.ndarray, "i j k"], Float[np.ndarray, "4 4"]]:
-    """One made-up volume: intensities, mask (0 background, 1 head, 2 tail) and affine (voxel -> RAS mm)."""
+    """One made-up volume: intensities, mask (0 background, 1 head, 2 tail) and affine (voxel -> RAS mm).
+
+    Args:
+        seed: Of the data set.
+        index: Number of the case.
+        shape: Voxels along each axis.
+        channels: 1 to 3.
+        border_jitter: Standard deviation of the border between head and tail, in mm.
+
+    Raises:
+        ValueError: Channels are not 1 to 3.
+    """
     if not 1 <= channels <= len(CONTRASTS):
         raise ValueError(f"channels={channels}: 1 to {len(CONTRASTS)} are there")
     rng = np.random.default_rng([seed, index])

@@ -97,8 +97,7 @@ def central_window(shape: Sequence[int], crop: Sequence[int] | None) -> tuple[tu
 
 @timed("resample")
 def to_grid(image: Image, plan: Plan) -> tuple[Float[Tensor, "c *s"], GridTransform]:
-    """A case on the plan's grid, float32, and what undoes it: normalised, turned, resampled linearly, and cropped if the plan
-    says so.
+    """A case on the plan's grid, float32, and what undoes it: normalised, turned, resampled linearly, cropped as planned.
 
     Raises:
         UserError: What `grid_transform` refuses, and a grid of more than `MOST_VOXELS`.

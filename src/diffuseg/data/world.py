@@ -125,7 +125,15 @@ def outside_training(
     volume_ml: dict[str, float] | None = None,
     mask: np.ndarray | None = None,
 ) -> list[str]:
-    """In what an image and its predicted volumes are unlike all training cases, each with its figures; [] where in nothing."""
+    """In what an image and its predicted volumes are unlike all training cases, each with its figures; [] where in nothing.
+
+    Args:
+        fingerprint: Of the training, from a checkpoint's header; None: there is none.
+        image: As in its file.
+        plan: Of the model.
+        volume_ml: Predicted volume of each class, in ml.
+        mask: Predicted label values.
+    """
     if not fingerprint or not fingerprint.get("ranges"):
         return []
     ranges, cases = fingerprint["ranges"], max(int(fingerprint.get("cases", 1)), 1)

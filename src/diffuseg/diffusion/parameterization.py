@@ -11,7 +11,14 @@ Kind = Literal["eps", "x0", "v"]
 
 
 def target(kind: Kind, x_0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """What a network of this kind is trained to output."""
+    """What a network of this kind is trained to output.
+
+    Args:
+        kind: "eps": the noise; "x0": the clean data; "v": sqrt(ab) noise - sqrt(1 - ab) x_0.
+        x_0: Clean data [b, ...].
+        noise: Of the same shape.
+        alpha_bar: Of the timesteps, shaped to multiply x_0.
+    """
     if kind == "eps":
         return noise
     return x_0 if kind == "x0" else alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x_0
@@ -24,7 +31,14 @@ def split_learned_variance(output: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_x0(kind: Kind, output: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
-    """x_0 from the output of a network of this kind for x_t; eps needs alpha_bar > 0."""
+    """x_0 from the output of a network of this kind for x_t.
+
+    Args:
+        kind: "eps", "x0" or "v", see `target`.
+        output: Of the network.
+        x_t: What it was shown.
+        alpha_bar: Of the timesteps, shaped to multiply x_t; above 0 for eps.
+    """
     if kind == "eps":
         return (x_t - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
     return output if kind == "x0" else alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * output

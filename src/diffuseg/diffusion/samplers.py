@@ -31,6 +31,10 @@ Grid = list[tuple[int, int]]
 def timesteps(T: int, steps: int) -> Grid:
     """Evenly spread pairs (t, s): the first t is T, each s is the next t, the last s is 0.
 
+    Args:
+        T: The last timestep.
+        steps: Number of pairs.
+
     Raises:
         UserError: steps outside 1..T.
     """
@@ -43,7 +47,18 @@ def timesteps(T: int, steps: int) -> Grid:
 def ancestral(
     denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSchedule, noise: Callable[[], Tensor], eta: float = 1.0
 ) -> Tensor:
-    """x_s ~ q(x_s | x_t, x0_hat), with a learned variance where the denoiser has one; eta scales the noise.
+    """x_s ~ q(x_s | x_t, x0_hat), with a learned variance where the denoiser has one.
+
+    Args:
+        denoiser: (x_t, t) -> `ModelOutput`.
+        x: x_T, noise [n, k, *s].
+        grid: Pairs (t, s), see `timesteps`.
+        schedule: How noise grows.
+        noise: Makes fresh noise of the shape of x.
+        eta: Scale of the noise in each step.
+
+    Returns:
+        x0_hat of the last step.
 
     References:
         Ho et al. 2020, eqs. 6 and 7 (eta = 1, DDPM); Song et al. 2021, eq. 12 (any eta; 0 is DDIM).
@@ -74,11 +89,7 @@ def in_blocks(compute: Callable[..., Tensor], first: Tensor, *others: Tensor | N
 def ddim(
     denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSchedule, noise: Callable[[], Tensor], eta: float = 0.0
 ) -> Tensor:
-    """The deterministic member of the same family; a learned variance has no part in it.
-
-    References:
-        Song et al. 2021, eq. 12.
-    """
+    """The deterministic member of the same family; arguments as of `ancestral`. A learned variance has no part in it."""
     return ancestral(lambda x, t: ModelOutput(denoiser(x, t).x_0), x, grid, schedule, noise, eta)
 
 
@@ -86,6 +97,12 @@ def ddim_inversion(denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSch
     """DDIM upwards: from clean data to the noise that leads back to it.
 
     Each step s -> t takes x0_hat at its lower end; at s = 0 data is clean, so the network is run at the grid's first timestep.
+
+    Args:
+        denoiser: (x_t, t) -> `ModelOutput`.
+        x: Clean data [n, k, *s].
+        grid: Pairs (t, s) as for sampling; they are walked upwards.
+        schedule: How noise grows.
 
     References:
         Song et al. 2021, section 4.3.
@@ -103,6 +120,16 @@ def dpm_solver_pp_2m(denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseS
     """DPM-Solver++(2M): second order, data prediction, the previous x0_hat as the second point.
 
     lambda = log(alpha / sigma); the step to s = 0 (lambda infinite) is x0_hat itself.
+
+    Args:
+        denoiser: (x_t, t) -> `ModelOutput`.
+        x: x_T, noise [n, k, *s].
+        grid: Pairs (t, s), see `timesteps`.
+        schedule: How noise grows.
+        noise: Not used: the solver is deterministic.
+
+    Returns:
+        x0_hat of the last step.
 
     References:
         Lu et al. 2022, algorithm 2.
@@ -142,6 +169,11 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 
 def check_sampling(schedule: NoiseSchedule, steps: int, sampler: str) -> None:
     """Check sampler and steps before anything is computed.
+
+    Args:
+        schedule: Has the timesteps.
+        steps: How many are asked for.
+        sampler: A name in SAMPLERS.
 
     Raises:
         UserError: an unknown sampler, or steps that the schedule does not have.

@@ -33,13 +33,24 @@ class NoiseSchedule:
 
     @classmethod
     def linear(cls, T: int, beta_1: float = 1e-4, beta_T: float = 0.02) -> "NoiseSchedule":
-        """Ho et al. 2020: beta grows linearly; for T other than 1000 it is rescaled, so that timestep T is as noisy."""
+        """Ho et al. 2020: beta grows linearly; for T other than 1000 it is rescaled, so that timestep T is as noisy.
+
+        Args:
+            T: The last timestep.
+            beta_1: Variance of the first step where T is 1000.
+            beta_T: That of the last.
+        """
         beta = torch.linspace(beta_T, beta_1, T, dtype=torch.float64).flip(0) * (1000 / T)  # T = 1 gets beta_T
         return cls(_from_beta(beta.clamp(max=0.999)))
 
     @classmethod
     def cosine(cls, T: int, offset: float = 0.008) -> "NoiseSchedule":
-        """Nichol and Dhariwal 2021: alpha_bar = cos^2, with every beta at most 0.999."""
+        """Nichol and Dhariwal 2021: alpha_bar = cos^2, with every beta at most 0.999.
+
+        Args:
+            T: The last timestep.
+            offset: s of the paper; it keeps the first beta from being tiny.
+        """
         u = (torch.arange(T + 1, dtype=torch.float64) / T + offset) / (1 + offset)
         f = torch.cos(u * math.pi / 2).square()
         return cls(_from_beta((1 - f[1:] / f[:-1]).clamp(max=0.999)))
@@ -49,6 +60,11 @@ class NoiseSchedule:
         """Denoising-diffusion GANs (Xiao et al. 2022): the continuous VP process at T + 1 times from 0.001 to 1.
 
         Their timestep 0 keeps 1e-8 of noise; ours is clean.
+
+        Args:
+            T: The last timestep.
+            beta_min: Rate at time 0.
+            beta_max: Rate at time 1.
         """
         u = 1e-3 + (1 - 1e-3) * torch.arange(T + 1, dtype=torch.float64) / T
         log_alpha_bar = -0.5 * (beta_max - beta_min) * u.square() - beta_min * u
@@ -79,12 +95,12 @@ class NoiseSchedule:
         return 1 + int((log_snrs - log_snr).abs().nan_to_num(math.inf).argmin())
 
     def q_sample(self, x_0: Tensor, t: Timestep, noise: Tensor) -> Tensor:
-        """x_t ~ q(x_t | x_0)."""
+        """x_t ~ q(x_t | x_0), for noise ~ N(0, 1) of the shape of x_0."""
         ab = self.at(t, x_0)
         return ab.sqrt() * x_0 + (1 - ab).sqrt() * noise
 
     def q_step(self, x_s: Tensor, s: Timestep, t: Timestep, noise: Tensor) -> Tensor:
-        """x_t ~ q(x_t | x_s), s < t."""
+        """x_t ~ q(x_t | x_s) for s < t, for noise ~ N(0, 1) of the shape of x_s."""
         ratio = self.at(t, x_s) / self.at(s, x_s)
         return ratio.sqrt() * x_s + (1 - ratio).sqrt() * noise
 
@@ -123,6 +139,13 @@ class NoiseSchedule:
         """KL(q(x_s | x_t, x_0) || q(x_s | x_t, x0_hat) with the learned variance), 0 < s < t, in nats per value.
 
         Both means are linear in x_0 with the same coefficient, so x_t cancels.
+
+        Args:
+            x_0: Clean data [b, ...].
+            x0_hat: Its prediction.
+            t: The upper timestep.
+            s: The lower one.
+            v: The learned variance, in [0, 1], of the shape of x_0.
         """
         ab_t, ab_s = self.at(t, x_0), self.at(s, x_0)
         beta = 1 - ab_t / ab_s

@@ -19,6 +19,10 @@ def held_out_rater(raters: Raters, score: Callable[[np.ndarray, np.ndarray], flo
     What an additional rater could expect. The score is that against one rater: compare it with score(draws, one rater),
     averaged over raters, not with score(draws, all raters).
 
+    Args:
+        raters: Masks [m, *s] of class indices.
+        score: (draws [n, *s], raters [m, *s]) -> a number.
+
     Raises:
         ValueError: There are fewer than two raters.
     """

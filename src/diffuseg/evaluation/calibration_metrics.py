@@ -89,7 +89,14 @@ def sample(
     where: Bool[np.ndarray, "*s"],
     limit: int,
 ) -> tuple[Float[np.ndarray, "k v"], Integer[np.ndarray, " v"]]:
-    """Probabilities and classes of the chosen voxels; of more than `limit` of a random choice, which is always the same."""
+    """Probabilities and classes of the chosen voxels; of more than `limit` of a random choice, which is always the same.
+
+    Args:
+        probability: Of the classes, [k, *s].
+        truth: Class indices.
+        where: The voxels that count.
+        limit: How many of them at most.
+    """
     chosen = np.flatnonzero(where)
     if len(chosen) > limit:
         chosen = np.sort(np.random.default_rng(0).choice(chosen, limit, replace=False))
@@ -212,6 +219,10 @@ def apply_temperature(probability: Float[np.ndarray, "k *s"], temperature: float
     """Probabilities p^(1/T) / sum of p^(1/T): softer for T > 1, harder for T < 1; the mask does not change.
 
     That is the softmax of log p / T, p not below FLOOR. Guo et al. (2017), eq. 9.
+
+    Args:
+        probability: Of the classes, [k, *s].
+        temperature: T.
 
     Raises:
         ValueError: The temperature is not above 0.

@@ -39,7 +39,12 @@ class ConformalMargin:
     cases: int
 
     def apply(self, low: Volumes, high: Volumes) -> tuple[Volumes, Volumes]:
-        """Intervals [n] in ml, widened; never below 0, and where they would be inside out the point in the middle."""
+        """Intervals [n] in ml, widened; never below 0, and where they would be inside out the point in the middle.
+
+        Args:
+            low: Lower ends [n], in ml.
+            high: Upper ends.
+        """
         _refuse(low, high)
         by = self.margin * ((low + high) / 2 + self.smallest)
         new_low, new_high = low - by, high + by
@@ -148,6 +153,10 @@ def expected_coverage(cases: int, alpha: float = 0.1) -> tuple[float, float]:
 
     It depends on which cases one happened to calibrate on: Beta(k, n + 1 - k) with k = ceil((n + 1)(1 - alpha)), for scores
     without ties; (1, 1) where the intervals are infinite.
+
+    Args:
+        cases: Number of calibration cases.
+        alpha: The part of cases that may be outside.
 
     Raises:
         ValueError: There is no case, or alpha is not in (0, 1).

@@ -237,6 +237,10 @@ def soft_dice(probability: Float[np.ndarray, "*s"], raters: Bool[np.ndarray, "m 
 
     A share that equals a threshold to 1e-6 is not above it. Neither side is rescaled by its maximum.
 
+    Args:
+        probability: Of one class, [*s].
+        raters: Which voxels each rater gives it, [m, *s].
+
     Raises:
         ValueError: Shapes are not the same, or probabilities are outside [0, 1].
 

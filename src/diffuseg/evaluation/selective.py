@@ -21,9 +21,13 @@ NEGLIGIBLE = 0.01  # what is less likely is taken for absent, or the many voxels
 def expected_dice_loss(probability: Float[np.ndarray, "k *s"], mask: Integer[np.ndarray, "*s"]) -> float:
     """1 minus the Dice that the probabilities themselves expect of the mask: the uncertainty of a case, in [0, 1].
 
-    probability [k, *s] sums to 1 over k; mask [*s] holds class indices. Per foreground class, with M its voxels in the
-    mask, the expected Dice is (2 sum_M p + 1) / (|M| + sum p + 1), p below 0.01 counted as 0; the mean over the classes. The
-    1 stands for one voxel: an empty mask that is expected to be empty has no doubt.
+    Per foreground class, with M its voxels in the mask, the expected Dice is (2 sum_M p + 1) / (|M| + sum p + 1), p below 0.01
+    counted as 0; the mean over the classes. The 1 stands for one voxel: an empty mask that is expected to be empty has a score
+    of 0.
+
+    Args:
+        probability: [k, *s], sums to 1 over k.
+        mask: [*s] class indices.
     """
     expected = []
     for k, whole in enumerate(probability[1:], start=1):
@@ -47,6 +51,10 @@ class RiskCoverage(NamedTuple):
 
 def risk_coverage(risk: Float[np.ndarray, " n"], uncertainty: Float[np.ndarray, " n"]) -> RiskCoverage:
     """Mean risk of the k least uncertain of n cases, k = 1 .. n.
+
+    Args:
+        risk: [n] such as 1 - Dice; lower is better.
+        uncertainty: [n] of the same cases; higher is more uncertain.
 
     Raises:
         ValueError: There is no case, lengths differ or a value is not finite; so in all measures of this file.
@@ -93,6 +101,10 @@ def threshold_for_fraction(uncertainty: Float[np.ndarray, " n"], fraction: float
     """The threshold above which a case goes to a human, so that at most `fraction` of these validation cases do.
 
     The smallest such threshold among their uncertainties.
+
+    Args:
+        uncertainty: [n] of validation cases; higher is more uncertain.
+        fraction: In [0, 1).
 
     Raises:
         ValueError: The fraction is outside [0, 1).

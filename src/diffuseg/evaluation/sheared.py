@@ -23,7 +23,13 @@ def diagonal(shape: Sequence[int], steps: Steps) -> float:
 
 
 def hd95(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], steps: np.ndarray) -> float:
-    """The larger 95th percentile of the distances from the border voxels of one mask to those of the other."""
+    """The larger 95th percentile of the distances from the border voxels of one mask to those of the other, in mm.
+
+    Args:
+        prediction: Mask with at least one voxel.
+        truth: Another.
+        steps: Ways to the next voxel in mm, one column [3] per axis.
+    """
     one, other = (
         np.argwhere(mask & ~np.asarray(scipy.ndimage.binary_erosion(mask), bool)) @ steps.T for mask in (prediction, truth)
     )
@@ -32,7 +38,14 @@ def hd95(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], step
 
 
 def nsd(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], steps: np.ndarray, within: float) -> float:
-    """The part of both surfaces, by area in mm2 (length in 2-D), that lies within so many mm of the other one."""
+    """The part of both surfaces, by area in mm2 (length in 2-D), that lies near the other one.
+
+    Args:
+        prediction: Mask with at least one voxel.
+        truth: Another.
+        steps: Ways to the next voxel in mm, one column [3] per axis.
+        within: mm that are near.
+    """
     (one, one_area), (other, other_area) = (_surface(mask, steps) for mask in (prediction, truth))
     near = (
         one_area[scipy.spatial.KDTree(other).query(one)[0] <= within].sum()
@@ -42,7 +55,13 @@ def nsd(prediction: Bool[np.ndarray, "*s"], truth: Bool[np.ndarray, "*s"], steps
 
 
 def depth(inside: Bool[np.ndarray, "*s"], steps: np.ndarray, most: float) -> Float[np.ndarray, "*s"]:
-    """Distance of each inner voxel's centre to the nearest voxel outside; infinite beyond `most` mm, 0 outside."""
+    """Distance of each inner voxel's centre to the nearest voxel outside; infinite beyond `most` mm, 0 outside.
+
+    Args:
+        inside: A mask.
+        steps: Ways to the next voxel in mm, one column [3] per axis.
+        most: mm.
+    """
     result = np.zeros(inside.shape)
     points, outside = np.argwhere(inside), np.argwhere(~inside)
     if len(points):

@@ -23,6 +23,10 @@ def sign_flip_test(differences: Sequence[float] | np.ndarray, groups: Sequence[H
     FLIPS sign patterns (13 patients); otherwise drawn, with random numbers of its own, and never 0: the smallest value is
     2 / 2^patients or about 2 / FLIPS. 1 where no difference is more than a rounding error; NaN without any pair.
 
+    Args:
+        differences: [n], of the same cases; NaN is left out.
+        groups: The patient of each; None: each is its own.
+
     Raises:
         ValueError: Groups are of another length; so in all functions of this file.
 
@@ -95,6 +99,10 @@ def first_places(scores: Float[np.ndarray, "r n"], groups: Sequence[Hashable] | 
 
     Higher scores are better; patients are drawn with replacement. Results that are equal share a first place. Cases where a
     result has no value are left out for all; NaN without any case.
+
+    Args:
+        scores: [r, n] of r results on the same n cases.
+        groups: The patient of each case; None: each is its own.
     """
     finite = np.isfinite(scores).all(0)
     keys = _keys(groups, scores.shape[1])

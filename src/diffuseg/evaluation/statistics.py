@@ -27,7 +27,12 @@ class Interval(NamedTuple):
         return cls(*(math.nan if (value := entry[end]) is None else float(value) for end in cls._fields))
 
     def text(self, digits: int, sign: str = "") -> str:
-        """The mean with its interval, so many digits, sign "+" to show both; "-" without a value."""
+        """The mean with its interval; "-" without a value.
+
+        Args:
+            digits: After the point.
+            sign: "+" to show both signs.
+        """
         if math.isnan(self.mean):
             return "-"
         mean, low, high = (f"{number:{sign}.{digits}f}" for number in self)
@@ -40,6 +45,10 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, groups: Sequence[Hashab
     With `groups` (the patient of each case) whole groups are resampled, because cases of one patient tell less than as many
     patients. The mean is that over cases. The random numbers are its own: equal values give equal intervals, in whatever
     order they come. Of one group there is no interval: low and high are NaN.
+
+    Args:
+        values: [n].
+        groups: The patient of each case; None: each is its own.
 
     Raises:
         ValueError: Groups are of another length.
@@ -95,6 +104,10 @@ def bootstrap_of(statistics: Callable[[Int[np.ndarray, " m"]], Sequence[float]],
     few groups like the interval of a mean. Of one group there is no interval: low and high are NaN. All statistics see the
     same resamples.
 
+    Args:
+        statistics: (numbers of cases [m]) -> values, always as many.
+        groups: The patient of each case.
+
     Raises:
         ValueError: There is no case.
     """
@@ -114,6 +127,10 @@ def bootstrap_of(statistics: Callable[[Int[np.ndarray, " m"]], Sequence[float]],
 
 def group_folds(groups: Sequence[Hashable], folds: int) -> Int[np.ndarray, " n"]:
     """The fold of each case, 0 .. folds - 1: groups shuffled and dealt out, so that none is in two folds.
+
+    Args:
+        groups: The patient of each case.
+        folds: How many.
 
     Raises:
         ValueError: Folds are not 2 .. the number of groups.

@@ -118,6 +118,11 @@ def apply_calibration(
     """Tempered probabilities; the record of a prediction gets wider intervals and says whether it needs review.
 
     With other settings than those it was learnt with, probabilities stay and the record says why.
+
+    Args:
+        calibration: Of the model.
+        probability: Of the classes, [k, *s].
+        record: Is changed in its place.
     """
     mismatch = calibration.mismatch(record)
     record |= calibration_record(calibration, record["uncertainty_score"], mismatch)
@@ -132,7 +137,12 @@ def apply_calibration(
 
 
 def contain(record: dict[str, Any], image_ml: float) -> None:
-    """Make each interval of a record hold the volume of its mask, and nothing that is larger than the image."""
+    """Make each interval of a record hold the volume of its mask, and nothing that is larger than the image.
+
+    Args:
+        record: Of a prediction; is changed in its place.
+        image_ml: Volume of the image.
+    """
     found = record["volume_ml_90"].items()
     volume = {name: record["volume_ml"][name] for name, _ in found}
     record["volume_ml_90"] = {

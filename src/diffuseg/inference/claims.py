@@ -146,6 +146,10 @@ def _same(one: Path, other: Path) -> bool:
 def read_share(text: str | None, overwrite: bool = False) -> Shard | Claims | None:
     """What --shard asks for: "2/4" and "auto" a shard, "claim" claims, "claim:60" those that expire after 60 s.
 
+    Args:
+        text: None: nothing is asked for, and nothing is returned.
+        overwrite: Whether cases that are finished are done again.
+
     Raises:
         UserError: It is none of these, or claims of cases that are to be overwritten.
     """

@@ -17,7 +17,10 @@ def read_codes(path: Path | str) -> dict[str, dict[str, Code]]:
     """Codes by class from a JSON file, dataset.json for example: its object "codes", or the whole file.
 
     A class has [value, scheme, meaning], its type, or {"category": [...], "type": [...], "modifier": [...]}, of which the type
-    alone is needed. Refuses all else.
+    alone is needed.
+
+    Raises:
+        UserError: It holds anything else.
     """
     content = read_json(Path(path))
     table = content.get("codes", content) if isinstance(content, dict) else None
@@ -28,7 +31,11 @@ def read_codes(path: Path | str) -> dict[str, dict[str, Code]]:
 
 
 def check_codes(codes: Mapping[str, Any], labels: Mapping[str, int]) -> None:
-    """Refuse codes for a class that the model does not have."""
+    """Check that codes are those of classes which the model has.
+
+    Raises:
+        UserError: One is not.
+    """
     unknown = sorted(set(codes) - set(labels))
     if unknown:
         raise UserError(f"codes for {', '.join(unknown)}, which the model does not know", do=f"Classes: {', '.join(labels)}")

@@ -24,7 +24,11 @@ MAKER = {"manufacturer": "diffuseg", "manufacturer_model_name": "diffuseg", "dev
 
 
 def highdicom() -> Any:
-    """The library that writes segmentations; refuses with the name of the extra where it is not installed."""
+    """The library that writes segmentations.
+
+    Raises:
+        UserError: It is not installed; the message names the extra.
+    """
     try:
         import highdicom
         import highdicom.seg

@@ -55,7 +55,18 @@ def dicom_names(case: str, dims: int = 3, probabilities: bool = True) -> list[st
 def refuse_dicom_out(
     out: DicomOut | None, cases: Mapping[str, Sequence[Path | Stack]], labels: Mapping[str, int], folder: Path
 ) -> None:
-    """Before any work: refuse to write DICOM of other images, without the library, for unknown classes, or over an input."""
+    """Check before any work that DICOM can be written.
+
+    Args:
+        out: What is asked for; None: no DICOM.
+        cases: What they are read from.
+        labels: Of the model.
+        folder: Where results go.
+
+    Raises:
+        UserError: An image is not DICOM, the library is not there, codes are of unknown classes, or a result would replace an
+            input.
+    """
     if out is None:
         return
     highdicom()

@@ -40,7 +40,11 @@ class Ensemble:
 
     @timed("statistics")
     def add(self, draw: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
-        """Take in one draw, float32 on its own device; returns its probabilities. Refuses draws of different shapes."""
+        """Take in one draw, float32 on its own device; returns its probabilities.
+
+        Raises:
+            ValueError: It has another shape than those before.
+        """
         draw = draw.detach().float()
         p = self.finalize(draw)
         if self.draws and p.shape != self._mean.shape:
@@ -122,7 +126,12 @@ class Ensemble:
 
 
 def interval(values: list[float], confidence: float = 0.9) -> tuple[float, float]:
-    """The central interval of values over draws, percentiles interpolated linearly; of one value it is that point."""
+    """The central interval of values over draws, percentiles interpolated linearly; of one value it is that point.
+
+    Args:
+        values: One per draw.
+        confidence: Share of them inside.
+    """
     tail = 50 * (1 - confidence)
     low, high = np.percentile(values, (tail, 100 - tail))
     return float(low), float(high)

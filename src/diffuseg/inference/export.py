@@ -100,6 +100,11 @@ def export(model: Model, out: Path, fmt: str = "onnx", options: SamplingOptions 
 def affine_steps(method: MaskMethod, steps: int, sampler: str) -> list[dict[str, int | float]]:
     """The steps of a draw as (t, a, b, c): x_s = a x0_hat + b x_t + c noise.
 
+    Args:
+        method: Has the schedule.
+        steps: Of a draw.
+        sampler: A name in `ETA`.
+
     Raises:
         UserError: Steps of this sampler are not of this form.
     """

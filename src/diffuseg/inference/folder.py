@@ -53,8 +53,16 @@ def find_cases(
     """Files by case, from files and folders: <case>_0000<ending>, <case>_0001<ending>, ... are the channels of one case.
 
     A name without such a number, or with a number that the model has no channel for, is a case of its own. A DICOM folder is
-    its image series, or those that `series` chooses, see `dicom_cases`, which also says what `failed` is for. Refuses
-    inputs that are not there, files of unknown kinds, folders without an image, and two inputs for one case.
+    its image series.
+
+    Args:
+        inputs: Files and folders.
+        channels: How many the model has.
+        series: Which DICOM series; see `dicom_cases`.
+        failed: Takes DICOM folders that are refused; see `dicom_cases`.
+
+    Raises:
+        UserError: An input is not there, a file is of an unknown kind, a folder has no image, or two inputs are one case.
     """
     dicom, inputs = dicom_cases(inputs, channels, series, failed)
     stems: dict[tuple[Path, str, str], dict[int, Path]] = {}

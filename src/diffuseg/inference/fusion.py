@@ -130,6 +130,10 @@ def claims(labels: Integer[Tensor, "*s"], mean: Float[Tensor, "k *s"]) -> Float[
 
     A label map alone is resampled in blocks; the mean also knows where between two voxels a border is. Where an exchange does
     not make the class of the label map the largest, because the two are equal, it is 1 and the others are 0.
+
+    Args:
+        labels: Class indices on the grid.
+        mean: Probabilities on the grid.
     """
     shares = scratch.tensor(mean.shape, mean.device)
     for part in blocks(labels.shape):
@@ -166,14 +170,22 @@ def best_overlap(draws: Integer[np.ndarray, "n *s"], classes: int) -> Integer[np
 
 
 def fusion(name: str) -> Fusion:
-    """A fresh fusion of this name. Refuses unknown names, and STAPLE where SimpleITK is not installed."""
+    """A fresh fusion of this name.
+
+    Raises:
+        UserError: The name is unknown, or it is STAPLE and SimpleITK is not installed.
+    """
     if name not in FUSIONS:
         raise UserError(f"unknown fusion {name!r}", do=f"Known: {', '.join(FUSIONS)}")
     return FUSIONS[name]()
 
 
 def simple_itk() -> Any:
-    """The library that STAPLE is in, an optional dependency."""
+    """The library that STAPLE is in, an optional dependency.
+
+    Raises:
+        UserError: It is not installed; the message names the extra.
+    """
     try:
         import SimpleITK
     except ImportError:

@@ -328,15 +328,12 @@ class Model:
         idle = {"sampler": options.sampler, "fuse": None if options.fuse == "mean" else options.fuse}
         for name, value in idle.items():
             if value is not None:
-                what = (
-                    f"{name} {value!r}: {self.meta.get('method', 'this method')} is deterministic, its draws are all the same"
-                )
-                raise UserError(what, do=f"Leave out --{name}")
+                what = f"{self.meta.get('method', 'this method')} is deterministic, its draws are all the same"
+                raise UserError(f"{name} {value!r}: {what}", do=f"Leave out --{name}")
         self.method.sampling(None, options.steps)
         if (options.draws or 1) > 1:
-            warn_once(
-                None, f"{options.draws} draws of {self.name} would all be the same, as its method is deterministic: one is made"
-            )
+            what = "would all be the same, as its method is deterministic: one is made"
+            warn_once(None, f"{options.draws} draws of {self.name} {what}")
 
     def _refuse_label(self, label: str | None) -> None:
         if label is not None and self.method.supervision == "mask":
@@ -358,9 +355,13 @@ def image_axes(plan: Plan) -> int:
 def load(path: Path | str, device: str | None = None, options: Sequence[str] = ()) -> Model:
     """A model from a checkpoint file, or from the name of one that comes with the package ("hippocampus").
 
-    device "cpu", "cuda" or "cuda:N"; left out, the GPU if there is one. options: "key=value" for settings of the method that
-    concern drawing alone. Refuses unknown names (the message lists those there are), files that are not checkpoints, devices
-    that are not there, and settings that a training has fixed.
+    Args:
+        path: The file, or the name.
+        device: "cpu", "cuda" or "cuda:N"; None: the GPU if there is one.
+        options: "key=value" for settings of the method that concern drawing alone.
+
+    Raises:
+        UserError: No checkpoint and no known name, no such device, or a setting that a training has fixed.
     """
     where = choose_device(device)
     if Path(path).is_file():

@@ -102,7 +102,14 @@ def postprocessing_of(record: dict[str, Any]) -> str | None:
 def apply_postprocessing(
     learnt: Postprocessing | None, classes: Integer[np.ndarray, "*s"], names: Sequence[str], settings: dict[str, Any]
 ) -> tuple[Integer[np.ndarray, "*s"], dict[str, Any]]:
-    """Class indices after the rules, if there are any, and what <case>.json says; with other settings they stay, and why."""
+    """Class indices after the rules, if there are any, and what <case>.json says; with other settings they stay, and why.
+
+    Args:
+        learnt: Of the model; None: there is nothing.
+        classes: Class indices [*s] on the image's own voxels.
+        names: Of the classes, by index.
+        settings: Of the prediction, see `Model.settings`.
+    """
     if learnt is None:
         return classes, {}
     mismatch = learnt.mismatch(settings)

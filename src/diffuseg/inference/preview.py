@@ -40,7 +40,14 @@ def preview(
 
 
 def write_preview(image: Num[np.ndarray, "c h w"], mask: np.ndarray, labels: dict[str, int], file: Path) -> None:
-    """Write the preview of a picture as PNG, a large one with every n-th pixel; `labels` are those of its record."""
+    """Write the preview of a picture as PNG, a large one with every n-th pixel.
+
+    Args:
+        image: [c, h, w] as read.
+        mask: [h, w] label values.
+        labels: Name -> value, of the record.
+        file: Where to.
+    """
     from PIL import Image
 
     n = math.ceil(math.sqrt(mask.size / PIXELS))

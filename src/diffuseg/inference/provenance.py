@@ -28,6 +28,14 @@ def volumes(
 
     Draws are counted on the model's grid. Interpolating back changes the volume of what is small or thin, so each count is
     taken as many times as the mean's mask is larger on the image's own voxels: without resampling, exactly once.
+
+    Args:
+        plan: Names the classes.
+        classes: Class indices [*s] of the mask, on the image's own voxels.
+        probability: Mean of the draws, on the image's own voxels.
+        image: Says how large a voxel is.
+        transform: Between its voxels and the grid.
+        ensemble: Has counted the draws.
     """
     voxel, grid_voxel = image.voxel_ml, voxel_ml(transform.grid_affine, image.dims)
     native = counts(largest(probability), plan.classes)
@@ -73,7 +81,14 @@ def size_unit(record: dict[str, Any]) -> tuple[float, str]:
 def scores(
     plan: Plan, ensemble: Ensemble, probability: Float[np.ndarray, "k *s"], classes: Integer[np.ndarray, "*s"]
 ) -> dict[str, Any]:
-    """How far the draws agree about each class, and how much Dice their probabilities expect the mask to lack."""
+    """How far the draws agree about each class, and how much Dice their probabilities expect the mask to lack.
+
+    Args:
+        plan: Names the classes.
+        ensemble: Has counted the draws.
+        probability: Mean of the draws, on the image's own voxels.
+        classes: Class indices [*s] of the mask.
+    """
     expected = round(expected_dice_loss(probability, classes), 6)
     return {"agreement": _by_class(plan, ensemble.agreement()), "uncertainty_score": expected, "doubt": expected}
 

@@ -43,7 +43,7 @@ class DrawRecorder:
             self._drawn += 1
 
     def step(self, t: int, x_0: Float[Tensor, "n k *s"]) -> None:
-        """Take in x0_hat in [-1, 1] at level t of draws made together; the first draw of the first ones is kept."""
+        """Take in x0_hat in [-1, 1] at timestep t of draws made together; the first draw of the first ones is kept."""
         if self.steps is not None and t in self.levels and t not in self._seen:
             background = to_native(x_to_probability(x_0[:1])[0, :1], self._transform)[0]
             step = self.steps[self.levels.index(t)]

@@ -30,11 +30,25 @@ def calibrate_checkpoints(
     checkpoints: Sequence[Path], folder: Path, labels: Path | None = None, device: str | None = None,
     options: Sequence[str] = (), on_case: OnCase = None,
 ) -> SaliencyCalibration | None:  # fmt: skip
-    """Make the reference of checkpoints of one training, for these settings of maps, and write it into their headers.
+    """Measure the thresholds of the maps of checkpoints of one training, and write them into their headers.
 
-    Hashes change. Checkpoints of the same step have the same reference. Returns that of the first; None, and nothing is
-    written, where 99 % of the voxels of images without the object are not above 0. Refuses models that learnt from masks, other
-    classes than the model's, and a data set whose training fold holds other images, or none of some kind.
+    Hashes change. Checkpoints of the same step get the same thresholds.
+
+    Args:
+        checkpoints: Their files.
+        folder: Of the data set of the training.
+        labels: Table of image-level labels; None: that of the data set.
+        device: "cpu", "cuda" or "cuda:N"; None: the GPU if there is one.
+        options: "key=value" for settings of maps.
+        on_case: Called with (done, cases) after each case.
+
+    Returns:
+        The calibration of the first checkpoint; None, and nothing is written, where 99 % of the voxels of images without the
+            object are not above 0.
+
+    Raises:
+        UserError: A model learnt from masks or has other classes, or the training fold of the data set holds other images, or
+            none of some kind.
     """
     dataset, known, made = open_dataset(folder, masks=False), None, {}
     for checkpoint in checkpoints:
@@ -98,7 +112,11 @@ def measure_saliency(
 
 
 def refuse_untrained(model: Model, dataset: Dataset, cases: list[str]) -> None:
-    """Refuse images that the model was not trained on, as far as its header lists those that it was: bytes are compared."""
+    """Check that the model was trained on images, as far as its header lists those that it was: bytes are compared.
+
+    Raises:
+        UserError: It was not trained on one of them.
+    """
     files = {case.id: case.images[0] for case in dataset.cases}
     for case in cases:
         if seen_in(model.meta, files[case]) in ("validation", "neither"):
@@ -116,6 +134,10 @@ def best_threshold(without: list[float], shown: list[float]) -> float:
     """The value in (0, 1] that parts two groups of values below 1 best: half way between two of them (or 0), or 1.
 
     Errors of both kinds weigh the same. 1 where more is wrong with every other value: then no image is taken to show it.
+
+    Args:
+        without: Largest saliency of each image without the object.
+        shown: That of each image which shows it.
     """
     low, high = np.array(without), np.array(shown)
     values = np.unique(np.concatenate([[0.0], low, high]).clip(min=0))

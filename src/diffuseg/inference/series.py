@@ -19,6 +19,12 @@ def dicom_cases(
     With as many `series` as the model has channels they are the channels of one case; else each is a case. With a list
     `failed`, (name, reason) of a folder that is refused goes there, if there are other inputs.
 
+    Args:
+        inputs: Files and folders.
+        channels: How many the model has.
+        series: Which ones: UID, number or a part of the description; ("all",) are all.
+        failed: Takes what is refused; None: it is raised.
+
     Raises:
         UserError: What `open_series` refuses, another number of series than channels, `series` without DICOM, and a folder
             that has pictures beside DICOM files.

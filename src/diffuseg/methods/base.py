@@ -142,7 +142,13 @@ class Method(nn.Module, ABC, Generic[Config]):
 
     @abstractmethod
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
-        """The scalar that a phase minimises, and what to log; all randomness comes from `rng`."""
+        """The scalar that a phase minimises, and what to log.
+
+        Args:
+            batch: Images [b, c, *s] and one-hot masks [b, k, *s], or labels [b], by `supervision`.
+            phase: One of `phases`.
+            rng: Source of all randomness, on the CPU.
+        """
 
     def draw(
         self,
@@ -180,7 +186,11 @@ class Method(nn.Module, ABC, Generic[Config]):
         """What `draw` yields."""
 
     def sampling(self, sampler: str | None, steps: int | None) -> tuple[str, int]:
-        """Sampler and number of steps of a draw, defaults filled in, or a UserError if the method does not have them."""
+        """Sampler and number of steps of a draw, defaults filled in.
+
+        Raises:
+            UserError: The method does not have them.
+        """
         if not self.generative:
             if sampler not in (None, self.default_sampler):
                 raise UserError(f"sampler {sampler!r}: this method is deterministic and has none", do="Leave it out")
@@ -220,7 +230,14 @@ class MaskMethod(Method[Config]):
 
     @abstractmethod
     def denoise(self, x_t: Float[Tensor, "b k *s"] | None, t: int, features: Any, z: Tensor | None) -> Float[Tensor, "b k *s"]:
-        """x0_hat in [-1, 1] from the noisy mask at timestep t; features of one image serve the whole batch."""
+        """x0_hat in [-1, 1] from the noisy mask.
+
+        Args:
+            x_t: Noisy masks; None of a method that is not generative.
+            t: Timestep of all of them.
+            features: What `encode` made; those of one image serve the whole batch.
+            z: What `latent` made.
+        """
 
     def predict_x0(self, x_t: Tensor | None, t: int, features: Features, z: Tensor | None) -> ModelOutput:
         """`denoise`, and v from a method that has learnt a variance."""

@@ -128,7 +128,11 @@ class CDAL(MaskMethod[CDALSettings]):
         return adversary + penalty + phases
 
     def check_training(self) -> None:
-        """Attention on the label acts on a mask that recycling then takes out of x_t."""
+        """Attention on the label acts on a mask that recycling then takes out of x_t.
+
+        Raises:
+            UserError: attention=label goes with recycling.
+        """
         if self.config.attention == "label" and self.config.recycle:
             raise UserError(
                 f"attention=label: recycling (recycle={self.config.recycle:g}) takes the label out of x_t again",

@@ -169,7 +169,12 @@ class TwinEncoderUNet(nn.Module):
         return crop(h, x_t.shape[2:]), branch
 
     def calibrate(self, branch: Sequence[Tensor], size: Sequence[int]) -> Float[Tensor, "b k *s"]:
-        """Logits of the image branch alone: a linear map of each stage, enlarged and summed."""
+        """Logits of the image branch alone: a linear map of each stage, enlarged and summed.
+
+        Args:
+            branch: Features of the image branch, one per stage, full resolution first.
+            size: Voxels per axis of the result.
+        """
         total = torch.zeros((), device=branch[0].device)
         for head, m_I in zip(self.calibration, branch, strict=True):
             total = total + F.interpolate(head(m_I).float(), size=branch[0].shape[2:], mode="nearest")

@@ -185,7 +185,11 @@ class MedSegDiffV2(MaskDenoising[MedSegDiffV2Config]):
         return Phase("condition", ("condition",), rate, self.config.interval), everything
 
     def check_training(self) -> None:
-        """A bracket at no timestep at all would leave the condition's segmentation untrained."""
+        """A bracket at no timestep at all would leave the condition's segmentation untrained.
+
+        Raises:
+            UserError: No timestep is a multiple of alpha.
+        """
         c = self.config
         if c.alpha_counts == "timesteps" and c.interval > c.T:
             raise UserError(

@@ -157,7 +157,13 @@ def _each(features: Features, change: Callable[[Tensor], Tensor]) -> Features:
 
 
 def windows(size: tuple[int, ...], patch: tuple[int, ...], overlap: float) -> itertools.product:
-    """Windows of `patch` that cover `size`, evenly spread, overlapping by at least `overlap` of the patch."""
+    """Windows of `patch` that cover `size`, evenly spread, overlapping by at least `overlap` of the patch.
+
+    Args:
+        size: Voxels per axis of what is covered.
+        patch: Voxels per axis.
+        overlap: Share of the patch, in [0, 1).
+    """
     axes = []
     for n, p in zip(size, patch, strict=True):
         count = 1 if n <= p else math.ceil((n - p) / max(p * (1 - overlap), 1)) + 1

@@ -24,7 +24,14 @@ Terms = dict[str, Tensor]
 
 
 def sample_timesteps(b: int, T: int, p_terminal: float, rng: torch.Generator) -> Tensor:
-    """Timesteps t in 1..T of a batch: uniform, except that each element is at T with probability `p_terminal`."""
+    """Timesteps t in 1..T of a batch: uniform, except that each element is at T with probability `p_terminal`.
+
+    Args:
+        b: Number of elements.
+        T: The last timestep.
+        p_terminal: Probability of each element to be at T.
+        rng: Source of randomness, on the CPU.
+    """
     t = torch.randint(1, T + 1, (b,), generator=rng)
     return torch.where(torch.rand(b, generator=rng) < p_terminal, T, t)
 
@@ -42,6 +49,15 @@ def recycled_input(
 
     Sampling reaches t < T from pure noise through the model's own x0_hat, never from the true mask: one jump of the sampler
     from `denoiser(x_T, T)`, without gradient. Elements at timestep T stay as they are.
+
+    Args:
+        x_t: Noisy masks from the true ones.
+        t: Timesteps [b].
+        noise: Is added again on the way from x0_hat to x_t.
+        schedule: How noise grows.
+        p_recycle: Share of batches that are recycled.
+        denoiser: (x_T, T [b]) -> x0_hat.
+        rng: Source of randomness, on the CPU.
 
     References:
         Fu et al. 2023, "A recycling training strategy for medical image segmentation with diffusion denoising models".
@@ -97,6 +113,10 @@ def soft_dice_loss(probability: Float[Tensor, "b k *s"], mask: Float[Tensor, "b 
 
     A class that is absent from mask and prediction counts as agreement (smoothing of one voxel). What is predicted where
     nobody has annotated does not count.
+
+    Args:
+        probability: Of the classes, class 0 is background.
+        mask: One-hot; all zero where nobody has annotated.
     """
     axes = tuple(range(2, mask.ndim))
     p, m = probability[:, 1:] * annotated(mask), mask[:, 1:]
@@ -105,19 +125,36 @@ def soft_dice_loss(probability: Float[Tensor, "b k *s"], mask: Float[Tensor, "b 
 
 
 def cross_entropy(logits: Float[Tensor, "b k *s"], mask: Float[Tensor, "b k *s"]) -> Float[Tensor, " b"]:
-    """Cross-entropy of each element in nats per voxel."""
+    """Cross-entropy of each element in nats per voxel, of all voxels; those that nobody has annotated add nothing.
+
+    Args:
+        logits: Of the classes.
+        mask: One-hot; all zero where nobody has annotated.
+    """
     return -(mask * F.log_softmax(logits, dim=1)).sum(1).flatten(1).mean(1)
 
 
 def squared_error(
     a: Float[Tensor, "b k *s"], b: Float[Tensor, "b k *s"], known: Float[Tensor, "b 1 *s"] | float = 1.0
 ) -> Float[Tensor, " b"]:
-    """Mean squared error of each element; `known` is 0 where it does not count, 1 elsewhere."""
+    """Mean squared error of each element.
+
+    Args:
+        a: What is compared with `b`.
+        b: Of the same shape.
+        known: 0 where a voxel adds nothing, 1 elsewhere.
+    """
     return ((a - b) * known).square().flatten(1).mean(1)
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor, probability: Tensor | None = None) -> Terms:
-    """Dice and cross-entropy of class logits [b, k, *s]; `probability` where it is there already, else their softmax."""
+    """Dice and cross-entropy of class logits, mean over the batch.
+
+    Args:
+        logits: [b, k, *s].
+        mask: One-hot [b, k, *s].
+        probability: Their softmax, where it is there already.
+    """
     p = logits.softmax(1) if probability is None else probability
     return {"dice": soft_dice_loss(p, mask).mean(), "cross_entropy": cross_entropy(logits, mask).mean()}
 
@@ -138,6 +175,14 @@ def variational_bound(
     """The variational bound at the timesteps drawn, T times their mean, in nats per value; trains v in [0, 1] alone.
 
     The step from timestep 1 to what is clean has no share in it: no noise is added there; nor have voxels that are not known.
+
+    Args:
+        schedule: How noise grows.
+        x_0: One-hot masks in [-1, 1], [b, k, *s].
+        x0_hat: Their prediction, without gradient.
+        t: Timesteps [b].
+        v: The learned variance, [b, k, *s].
+        known: 0 where a voxel adds nothing, 1 elsewhere.
 
     References:
         Nichol and Dhariwal 2021, eqs. 4 and 15; x0_hat has no gradient, as in their L_hybrid (eq. 16).
@@ -225,7 +270,14 @@ class MaskDenoising(MaskMethod[DenoisingSettings]):
         """The network's output for x_t [b, k, *s] at timesteps t [b], float32: k channels, 2 k with a learned variance."""
 
     def denoising_loss(self, x_0: Tensor, mask: Tensor, features: Features, rng: torch.Generator) -> Loss:
-        """|| target - output ||^2, plus Dice and cross-entropy where the output is a mask; and each term to log."""
+        """|| target - output ||^2, plus Dice and cross-entropy where the output is a mask; and each term to log.
+
+        Args:
+            x_0: One-hot masks in [-1, 1], [b, k, *s].
+            mask: The same in [0, 1].
+            features: What `encode` made of the images.
+            rng: Source of all randomness, on the CPU.
+        """
         c, known = self.config, annotated(mask)
         t, noise = sample_timesteps(len(x_0), c.T, c.p_terminal_timestep, rng).to(x_0.device), randn_like(x_0, rng)
         x_t = self.training_input(x_0, t, noise, features, rng)

@@ -12,7 +12,15 @@ from diffuseg.errors import UserError
 
 
 def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, zero: bool = False) -> nn.Module:
-    """A padded convolution over `dims` axes; `zero` starts it at (almost) nothing, so that a residual starts as identity."""
+    """A padded convolution over `dims` axes; `zero` starts it at (almost) nothing, so that a residual starts as identity.
+
+    Args:
+        dims: 2 or 3.
+        inputs: Channels.
+        outputs: Channels.
+        kernel: Size along each axis, odd.
+        zero: Weights of nearly nothing.
+    """
     layer = {2: nn.Conv2d, 3: nn.Conv3d}[dims](inputs, outputs, kernel, padding=kernel // 2)
     if zero:
         nn.init.normal_(layer.weight, std=1e-5)

@@ -49,14 +49,26 @@ class Classifier(nn.Module):
         return self.onward(self.upto(x, len(self.stages), t), len(self.stages), t)
 
     def upto(self, x: Float[Tensor, "b c *s"], stages: int, t: Float[Tensor, " b"] | None = None) -> Tensor:
-        """The activations [b, w, *s'] after the first so many stages; x is padded to a multiple of 2**(stages - 1)."""
+        """The activations [b, w, *s'] after the first so many stages; x is padded to a multiple of 2**(stages - 1).
+
+        Args:
+            x: Images.
+            stages: How many stages.
+            t: Time in [0, 1000]; None of a classifier that sees no noise.
+        """
         h = self.first(pad_to_multiple(x, self.multiple))
         for stage in self.stages[:stages]:
             h = stage(h, None if self.time is None else self.time(t))
         return h
 
     def onward(self, h: Tensor, stages: int, t: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b k"]:
-        """Logits from what `upto` gave."""
+        """Logits from what `upto` gave.
+
+        Args:
+            h: What `upto` gave.
+            stages: After how many stages.
+            t: Time in [0, 1000]; None of a classifier that sees no noise.
+        """
         for stage in self.stages[stages:]:
             h = stage(h, None if self.time is None else self.time(t))
         return self.last(h.flatten(2).mean(2))

@@ -54,7 +54,13 @@ class Discriminator(nn.Module):
         self.summed = released
 
     def features(self, inputs: Float[Tensor, "b c *s"], t: Float[Tensor, " b"], stage: int) -> Float[Tensor, "b f *r"]:
-        """Activations after block `stage`, before any nonlinearity."""
+        """Activations after block `stage`, before any nonlinearity.
+
+        Args:
+            inputs: The pair, and the image where the discriminator sees it, as channels.
+            t: Time in [0, 1000].
+            stage: How many blocks are run.
+        """
         time, h = self.time(t), self.first(inputs)
         for block in self.blocks[:stage]:  # type: ignore[union-attr]
             h = block(h, time)

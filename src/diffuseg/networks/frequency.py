@@ -66,6 +66,11 @@ def interpolation(n: int, size: int, half: bool) -> Float[Tensor, "frequencies r
     """Weights that read a function of f, given at `size` frequencies, at the n of a transform.
 
     Linear, periodic over the whole axis (f = -1/2 is f = 1/2); `half`: f from 0 to 1/2 only, as in the last axis of rfftn.
+
+    Args:
+        n: Frequencies of the transform along the axis.
+        size: Frequencies that are given, even.
+        half: The axis has f from 0 to 1/2 only, as the last one of rfftn.
     """
     k = torch.arange(n // 2 + 1) if half else torch.fft.fftfreq(n, 1 / n).round()
     position = k.double() * size / n

@@ -94,7 +94,18 @@ class Comparison:
     def open(
         cls, predictions: Path | str, labels: Path | str, empty: Empty, tolerance: float, images: Path | str | None
     ) -> "Comparison":
-        """Find the files; nothing is measured. Refuses what `evaluate` refuses before it measures."""
+        """Find the files; nothing is measured.
+
+        Args:
+            predictions: Folder with predicted masks.
+            labels: Folder with masks of the same names.
+            empty: The score of a class that is in neither mask.
+            tolerance: Of NSD, in mm.
+            images: Folder of the images, for pictures.
+
+        Raises:
+            UserError: What `evaluate` refuses before it measures.
+        """
         predictions, labels = Path(predictions), Path(labels)
         _check_rules(empty, tolerance)
         truths, masks = truths_in(labels), masks_in(predictions)
@@ -133,7 +144,17 @@ def measure_cases(comparison: Comparison, cases: Sequence[str]) -> tuple[list[Ro
 
 
 def summary_of(comparison: Comparison, rows: list[Row], faults: list[str], folder: Path) -> Evaluation:
-    """Statistics of all rows. Refuses no row at all."""
+    """Statistics of all rows.
+
+    Args:
+        comparison: What was compared.
+        rows: Of its cases.
+        faults: One line for each case that could not be compared.
+        folder: Of the evaluation.
+
+    Raises:
+        UserError: There is no row.
+    """
     pairs, truths, masks = comparison.pairs, comparison.truths, comparison.masks
     if not rows:
         what = f"none of {pluralize(len(pairs), 'case')} could be compared: {faults[0]}"

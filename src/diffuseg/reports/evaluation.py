@@ -83,6 +83,10 @@ class Evaluation:
     def load(cls, folder: Path | str, name: str | None = None) -> "Evaluation":
         """Read what `write` wrote; the files it was made from are found where they still are.
 
+        Args:
+            folder: Where `write` wrote.
+            name: What the evaluation is called; None: as the folder.
+
         Raises:
             UserError: cases.csv or summary.json is not there, is not that of an evaluation, or holds no case.
         """

@@ -21,8 +21,11 @@ DRAWS = 6  # shown at most in one row
 def validation_figure(rows: Sequence[dict[str, Any]]) -> bytes:
     """Cases under each other as PNG: image, truth, several draws, entropy of their mean.
 
-    Each row has image [*s] (or [c, *s]), truth [*s], draws (label maps [n, *s] or a list of them), entropy [*s] in nats,
-    a title, and may have the spacing in mm. Refuses no row at all.
+    Each row has image [*s] (or [c, *s]), truth [*s], draws (label maps [n, *s] or a list of them), entropy [*s] in nats, a
+    title, and may have the spacing in mm.
+
+    Raises:
+        ValueError: There is no row.
     """
     if not rows:
         raise ValueError("validation_figure: there is no case to draw")

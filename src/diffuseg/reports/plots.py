@@ -50,7 +50,10 @@ def curve_figure(rows: Sequence[dict[str, Any]], recommended: dict[str, Any]) ->
 
     Each row has steps, draws, seconds, dice, nll, brier; the numbers at the dots are draws, the recommended row is ringed.
     Intervals over cases are left out: all settings saw the same cases, so their differences are much surer than those
-    intervals. Refuses no row at all.
+    intervals.
+
+    Raises:
+        ValueError: There is no row.
     """
     from matplotlib.ticker import NullFormatter
 

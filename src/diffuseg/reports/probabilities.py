@@ -96,6 +96,12 @@ def _evaluate(evaluation: Evaluation, cases: dict[str, tuple[Regions, float]]) -
 def probability_of(case: str, mask: Image, file: Path, labels: dict[str, int]) -> Float[np.ndarray, "k *s"] | None:
     """Probabilities [k, *s] as predict wrote them beside the mask `file`, background first; None without them.
 
+    Args:
+        case: Its name.
+        mask: The predicted mask.
+        file: Of the mask.
+        labels: Name -> value.
+
     Raises:
         UserError: They cannot be read (NaN among them), lie on another grid, are of another number of classes, or are no
             probabilities: below 0, or more than 1 in all.

@@ -152,6 +152,11 @@ def draw_masks(models: Sequence[Model], image: Image, options: SamplingOptions) 
     Probabilities are averaged on the image's own voxels, as models of an ensemble may have grids of their own; `predict`
     averages on its one grid. Resampling is linear, so the two means are the same up to rounding.
 
+    Args:
+        models: One, or the members of an ensemble.
+        image: As in its file.
+        options: Number of draws, seed, steps and sampler.
+
     Returns:
         Masks of the draws [n, *s], as class indices, and their mean probability [k, *s], on the image's own voxels.
     """
@@ -176,7 +181,12 @@ def _describe(model: Model, options: SamplingOptions) -> dict[str, Any]:
 def score_case(
     case: str, patient: str, draws: Draws, mean: Maps, raters: Raters, spacing: Steps, seed: int = 0
 ) -> MultiRaterScores:
-    """All numbers of one case: draws [n, *s] and raters [m, *s] as class indices, mean probability [k, *s], mm per axis."""
+    """All numbers of one case.
+
+    Args: case: Its name. patient: Whose it is. draws: Class indices [n, *s]. mean: Mean probability [k, *s]. raters: Class
+    indices [m, *s]. spacing: mm per axis, or the steps of a sheared grid. seed: Of the resampled raters and pixelwise draws
+    that the draws are compared with.
+    """
     labels, n = list(range(1, len(mean))), len(draws)
     counts = sorted({k for k in COUNTS if k <= n} or {n})
     sources = {}

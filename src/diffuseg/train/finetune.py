@@ -37,6 +37,10 @@ def start_from(method: Method, checkpoint: Path) -> None:
 def history(checkpoint: Path, provenance: dict[str, Any]) -> dict[str, Any]:
     """What the header of the new training says of the old one; its training cases count as cases of both.
 
+    Args:
+        checkpoint: Where the training starts.
+        provenance: Of the new training.
+
     Raises:
         UserError: The checkpoint was trained on a case that the new training validates on.
     """

@@ -40,6 +40,11 @@ class Fault(NamedTuple):
 def training_precision(method: Method, device: torch.device, name: str) -> Precision:
     """The number type of a training: on a processor bfloat16 only where it agrees with float32 on this training's shapes.
 
+    Args:
+        method: On the device.
+        device: Where it trains.
+        name: "auto", "bf16" or "fp32".
+
     Raises:
         UserError: bf16 was asked for by name and is wrong here.
     """

@@ -35,7 +35,17 @@ def reserve_folder(
     labels: dict[str, int] | None,
     digests: dict[str, str],
 ) -> int | None:
-    """Take the out folder, or make sure that a resumed run is the same run; returns its former steps where it gets more."""
+    """Take the out folder, or make sure that a resumed run is the same run; returns its former steps where it gets more.
+
+    Args:
+        settings: Of the training; so are `plan`, `method_config` and `config`.
+        fold: Names of its cases, {"train": [...], "val": [...]}.
+        labels: Class of each case, of a method that learns from image-level labels.
+        digests: Of the files, by their path in the data set.
+
+    Raises:
+        UserError: The folder holds a run and nothing is resumed, or the run was started with other settings or files.
+    """
     out, file = settings.out, settings.out / "run.json"
     record = {
         "method": settings.method, "fold": settings.fold, "seed": settings.seed, "steps": settings.steps,

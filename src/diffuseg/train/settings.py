@@ -53,7 +53,11 @@ class TrainConfig:
 
 
 def check_options(settings: TrainSettings) -> None:
-    """Refuse options that no training can have, and --resume where there is no run."""
+    """Check the options of a training before anything is read.
+
+    Raises:
+        UserError: No training can have one of them, or there is no run for --resume.
+    """
     if settings.max_minutes is not None and not 0 < settings.max_minutes < math.inf:
         raise UserError(f"--max-minutes {settings.max_minutes}: give a positive, finite time")
     if settings.steps is not None and settings.steps < 1:
@@ -70,7 +74,11 @@ def check_options(settings: TrainSettings) -> None:
 
 
 def check_config(config: TrainConfig) -> None:
-    """Refuse numbers that would fail only in the loop."""
+    """Check numbers that would fail only in the loop.
+
+    Raises:
+        UserError: One is out of range.
+    """
     bounds = {
         "save_every": (1, math.inf),
         "log_every": (1, math.inf),

@@ -39,7 +39,15 @@ Optimisers = dict[str, torch.optim.Optimizer]
 
 
 def save_state(path: Path, model: nn.Module, average: nn.Module, optimisers: Optimisers, scalars: dict[str, Any]) -> None:
-    """Write everything aside, then rename, so that a kill at any moment leaves the previous state whole."""
+    """Write everything aside, then rename, so that a kill at any moment leaves the previous state whole.
+
+    Args:
+        path: The file.
+        model: Its weights.
+        average: The averaged weights.
+        optimisers: By the names of the modules that they train.
+        scalars: What JSON can hold: step, seconds, best score.
+    """
     tensors: dict[str, Tensor] = {}
     for prefix, module in (("model", model), ("average", average)):
         tensors |= {f"{prefix}/{k}": v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
@@ -53,7 +61,14 @@ def save_state(path: Path, model: nn.Module, average: nn.Module, optimisers: Opt
 
 
 def load_state(path: Path, model: nn.Module, average: nn.Module, optimisers: Optimisers) -> dict[str, Any]:
-    """Restore in place; returns the scalars. Refuses a file that is damaged."""
+    """Restore a training in place; the arguments are those of `save_state`.
+
+    Returns:
+        The scalars.
+
+    Raises:
+        UserError: The file is damaged, or is not that of this run.
+    """
     try:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)

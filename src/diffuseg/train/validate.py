@@ -177,6 +177,12 @@ def bounded(validation: Validation, method: Method, batches: Batches, seconds: f
     """The same validation, or a smaller one where it would take longer than so many seconds: fewer cases, then patches.
 
     What a tile costs is measured on one patch. Cases are taken for as large as the first one.
+
+    Args:
+        validation: What was planned.
+        method: On its device.
+        batches: The validation cases.
+        seconds: How long it may take.
     """
     if method.supervision != "mask":
         return replace(validation, seconds=seconds)

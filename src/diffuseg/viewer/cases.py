@@ -121,11 +121,19 @@ def colour(number: int) -> str:
 def find_cases(folder: Path, images: Path | None = None, only: str | None = None, labels: Path | None = None) -> list[Case]:
     """The finished cases of a folder that `predict` wrote, by name, or only one of them.
 
-    An image is the file that its record names, from the working directory or from the folder of the record, or, with
-    `images`, `<case>` or `<case>_0000` in that folder. The truth is `<case>` in the folder `labels`, or without it in
-    labelsTr of imagesTr, where the image is. Refuses folders that are not there, a folder of which nothing can be shown, and
-    a case that is not in it. Beside others, a case without a record that can be read is named; odd parts of a record are
+    An image is the file that its record names, from the working directory or from the folder of the record, or, with `images`,
+    `<case>` or `<case>_0000` in that folder. The truth is `<case>` in the folder `labels`, or without it in labelsTr of
+    imagesTr, where the image is. Beside others, a case without a record that can be read is named; odd parts of a record are
     left out. Files outside the folder, where a link leads to, are not shown.
+
+    Args:
+        folder: Of the results.
+        images: Folder of the images.
+        only: Name of the case.
+        labels: Folder of the truth.
+
+    Raises:
+        UserError: A folder is not there, nothing of it can be shown, or the case is not in it.
     """
     for place in (folder, *(given for given in (images, labels) if given)):
         if not place.is_dir():

@@ -45,7 +45,9 @@ def write_page(cases: Sequence[Case], path: Path) -> int:
     """Write one file that shows the cases by itself, and return its size in bytes.
 
     Layers of more than 2^24 voxels are thinned out, which the page says; what cannot be read is left out and named on it.
-    Refuses a page of more than 2^28 bytes, and a place that cannot be written.
+
+    Raises:
+        UserError: The page would have more than 2^28 bytes, or cannot be written.
     """
     embedded: list[tuple[str, str]] = []
     described = []

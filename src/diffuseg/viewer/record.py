@@ -17,7 +17,8 @@ MOST = 10_000  # draws or steps of a case
 def valid_record(record: dict[str, Any], file: Path) -> tuple[dict[str, Any], list[str]]:
     """A record without its odd parts, and a line that names these; its labels by rising value.
 
-    Refuses labels that are no classes: without them nothing can be shown.
+    Raises:
+        UserError: Its labels are no classes: without them nothing can be shown.
     """
     labels = label_values(record, file)
     odd = [key for key, fits in KINDS.items() if record.get(key) is not None and not fits(record[key])]

@@ -51,7 +51,8 @@ class Shown:
     def answer(self, address: str) -> tuple[str, bytes] | None:
         """Type and content of what is at an address as it was asked for, undecoded; None where there is nothing.
 
-        Refuses layers that cannot be read.
+        Raises:
+            UserError: A layer cannot be read.
         """
         if not address.startswith(self.root):
             return None
@@ -126,7 +127,8 @@ class Answers(BaseHTTPRequestHandler):
 def open_server(cases: Sequence[Case], port: int = 0) -> tuple[ThreadingHTTPServer, str]:
     """A server that is bound but does not answer yet, and the address to open; port 0 takes a free one.
 
-    Refuses a port that is taken or may not be used.
+    Raises:
+        UserError: The port is taken, or may not be used.
     """
     shown = Shown(cases)
     answers = type("AnswersOfThese", (Answers,), {"shown": shown})
@@ -143,7 +145,10 @@ def doorway(address: str) -> Iterator[str]:
     """The address of a file that leads a browser to `address`, for this user alone; it is there until the block ends.
 
     What a browser is started with stands among its arguments, which all users of a machine can list; the random word in
-    `address` is not for them. Refuses where no temporary file can be written.
+    `address` is not for them.
+
+    Raises:
+        UserError: No temporary file can be written.
     """
     try:
         folder = tempfile.TemporaryDirectory(prefix="diffuseg-")  # made with mode 0700

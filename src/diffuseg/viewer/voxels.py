@@ -28,8 +28,9 @@ FRAMES = 8  # so many frames count as one volume: masks of draws are flat, and d
 def encode(case: Case, layer: Layer, most: int) -> bytes:
     """A layer as a NIfTI file of at most about `most` voxels, whose description says so where it was thinned out.
 
-    Refuses what does not lie on the grid of the mask, does not have the planes that the record names, or has label values
-    that the record does not know.
+    Raises:
+        UserError: It does not lie on the grid of the mask, does not have the planes that the record names, or has label values
+            that the record does not know.
     """
     image = _read(layer)
     mask = next((other for other in case.layers if other.key == "mask"), layer)

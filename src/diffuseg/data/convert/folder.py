@@ -150,7 +150,17 @@ def _channels(pairing: Pairing, planes: int, dims: set[int]) -> tuple[str, ...]:
 
 
 def write_dataset(out: Path, pairing: Pairing, found: Survey, wishes: Wishes) -> None:
-    """Write the data set in the layout of nnU-Net; refuses a folder that is there, and leaves nothing if it is stopped."""
+    """Write the data set in the layout of nnU-Net; leaves nothing if it is stopped.
+
+    Args:
+        out: Is made; it must not be there, unless it is empty.
+        pairing: Which files belong together.
+        found: What `survey` decided.
+        wishes: What the user asked for.
+
+    Raises:
+        UserError: There is something at `out`, or it cannot be written.
+    """
     with _aside(out) as folder:
         rows: list[dict[str, Any]] = []
         people = sorted({drawn.rater for case in pairing.pairs for drawn in case.masks if drawn.rater})
@@ -233,7 +243,11 @@ def _describe(folder: Path, cases: Sequence[Pair], found: Survey, name: str, peo
 
 
 def refuse_existing(out: Path) -> None:
-    """Refuse a place where something is; an empty folder is nothing."""
+    """Check that nothing is at a place; an empty folder is nothing.
+
+    Raises:
+        UserError: Something is.
+    """
     if os.path.lexists(out) and not (out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
         raise UserError("is there already, and nothing is overwritten", file=out, do="Choose another --out")
 

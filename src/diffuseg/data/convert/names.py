@@ -62,7 +62,15 @@ class Named(NamedTuple):
 
 
 def read_name(path: Path, source: Path, ending: str, numbered: bool = False, role: Role | None = None) -> Named:
-    """What the path of a file below `source` says; `numbered`: a last word of four digits is the number of a channel."""
+    """What the path of a file below `source` says.
+
+    Args:
+        path: Of a file below `source`.
+        source: The folder that is converted.
+        ending: Of the file's name.
+        numbered: A last word of four digits is the number of a channel.
+        role: What the file is known to be; None: its path says.
+    """
     stem = path.name[: -len(ending)]
     folders = path.parent.relative_to(source).parts
     words, shown, after, channel, says = [], "", 0, "", set()

@@ -250,6 +250,10 @@ def _names(images: dict[tuple[str, ...], Named], source: Path) -> dict[tuple[str
 def read_pairs(table: Path, source: Path) -> Pairing:
     """What a table says belongs together: a CSV with the columns image and mask, and perhaps case; paths from its folder.
 
+    Args:
+        table: The CSV.
+        source: The folder that is converted.
+
     Raises:
         UserError: A column, a file or a value is missing.
     """
@@ -272,7 +276,11 @@ def read_pairs(table: Path, source: Path) -> Pairing:
 
 
 def only_images(source: Path) -> Pairing:
-    """All files below a folder, or one file, as images to predict."""
+    """All files below a folder, or one file, as images to predict.
+
+    Raises:
+        UserError: There is no image.
+    """
     files = find_files(source) if source.is_dir() else [(p, e) for p, e in find_files(source.parent) if p == source]
     if not files:
         raise UserError("there is no image in it", file=source, do=f"Known: {' '.join(sorted(READ))}")

@@ -33,6 +33,10 @@ def find_annotations(source: Path) -> list[Path]:
 def read_annotations(file: Path, source: Path) -> Pairing:
     """The images below a folder with what a file of annotations says of them; images without a mark have empty masks.
 
+    Args:
+        file: JSON of COCO or Label Studio.
+        source: Folder of the images.
+
     Raises:
         UserError: Another format, no image found, or marks that are not read.
     """
@@ -216,6 +220,11 @@ def _brush(packed: Sequence[int]) -> tuple[int, ...]:
 
 def rasterise(shapes: Sequence[Shape], size: tuple[int, int], file: Path) -> np.ndarray:
     """All shapes of one class as a mask [h, w] of 0 and 1.
+
+    Args:
+        shapes: Polygons and run-length masks.
+        size: Rows and columns of the image.
+        file: The annotations, for messages.
 
     Raises:
         UserError: A run-length mask is of another size.

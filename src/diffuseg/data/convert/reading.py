@@ -48,7 +48,14 @@ def read_picture(path: Path, spacing: Sequence[float] = ()) -> Image:
     """One image file of any kind that is read here, values as stored.
 
     An array of two axes is a picture, and of three with at most four at its end too: (rows, columns, colours). Any other array
-    of three axes is a volume, of four a volume with channels, and `spacing` says how large its voxels are.
+    of three axes is a volume, of four a volume with channels.
+
+    Args:
+        path: The file.
+        spacing: Size of the voxels of an array in mm, per axis.
+
+    Raises:
+        UserError: It cannot be read, or is a segmentation of 3D Slicer.
     """
     name = path.name.lower()
     if name.endswith(ARRAYS):
@@ -63,7 +70,15 @@ def read_picture(path: Path, spacing: Sequence[float] = ()) -> Image:
 
 
 def read_painted(path: Path, shape: Sequence[int]) -> Painted:
-    """A mask of any kind for an image of this shape; an array may have one plane per class, at its end or its beginning."""
+    """A mask of any kind for an image of this shape; an array may have one plane per class, at its end or its beginning.
+
+    Args:
+        path: The file.
+        shape: Of the image, without channels.
+
+    Raises:
+        UserError: It cannot be read, or is an array of another shape.
+    """
     name = path.name.lower()
     if name.endswith(ARRAYS):
         array = _array(path, "mask")

@@ -84,7 +84,12 @@ class WeakMethod(Method[Settings]):
 
     @abstractmethod
     def class_errors(self, image: Float[Tensor, "c *s"], seed: int) -> Float[Tensor, " k"]:
-        """How badly each class fits an image that was not trained on, lower is better; noise comes from the seed alone."""
+        """How badly each class fits an image that was not trained on, lower is better; noise comes from the seed alone.
+
+        Args:
+            image: On the plan's grid.
+            seed: Of the noise.
+        """
 
     @abstractmethod
     def classify_image(self, image: Float[Tensor, "c *s"]) -> ImageLabel:
@@ -94,7 +99,15 @@ class WeakMethod(Method[Settings]):
     def saliency(
         self, x_0: Float[Tensor, "n c *s"], y: int, name: str, steps: int, noise: Callable[[], Tensor]
     ) -> Float[Tensor, "n *s"]:
-        """Raw maps of n draws of one scaled image for class y: higher where it is; `noise` makes noise like x_0."""
+        """Raw maps of n draws of one image for a class: higher where it is.
+
+        Args:
+            x_0: The image times `scale`, once per draw.
+            y: Index of the class.
+            name: Kind of map.
+            steps: Of a draw.
+            noise: Makes noise like x_0.
+        """
 
     def _draws(self, image: Tensor, seeds: Sequence[int], options: DrawOptions) -> Iterator[Tensor]:
         """The whole image is seen at once and nothing is random but the seeds' noise; without a label the method decides."""
@@ -113,7 +126,16 @@ class WeakMethod(Method[Settings]):
     def maps(
         self, image: Float[Tensor, "c *s"], seeds: Sequence[int], y: int, name: str, steps: int, chunk: int = 8
     ) -> Iterator[Float[Tensor, "*s"]]:
-        """The raw maps of class y, one per seed; without autocast: differences in bf16 would be rounding errors."""
+        """The raw maps of class y, one per seed; without autocast: differences in bf16 would be rounding errors.
+
+        Args:
+            image: On the plan's grid.
+            seeds: One per map.
+            y: Index of the class.
+            name: Kind of map.
+            steps: Of a draw.
+            chunk: Maps that are made at a time.
+        """
         x_0 = (image * self.scale)[None]
         for start in range(0, len(seeds), chunk):
             generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start : start + chunk]]
@@ -138,7 +160,9 @@ class WeakMethod(Method[Settings]):
         return json.loads(json.dumps(free | {"map": name, "steps": steps}))
 
     def null_threshold(self, y: int, name: str, steps: int) -> float | None:
-        """Where maps of class y end in images without it; None if that is not known for maps that are made like this."""
+        """The threshold of maps of class y: where they end in images without it. None if it is not known for maps of these
+        settings.
+        """
         if self.calibration is None or self.calibration.settings != self.map_settings(name, steps):
             return None
         return self.calibration.null_threshold.get(self.plan.names[y])
@@ -178,6 +202,10 @@ class WeakMethod(Method[Settings]):
         return result
 
     def refuse_slices(self, image: Tensor) -> None:
-        """Refuse a volume where the method learnt what whole pictures show."""
+        """Check that an image is a picture where the method learnt what whole pictures show.
+
+        Raises:
+            UserError: It is a volume.
+        """
         if image.ndim != 1 + self.plan.dims:
             raise UserError("a volume, but the model learnt what whole pictures show", do="Give its slices as pictures")

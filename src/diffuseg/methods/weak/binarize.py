@@ -58,6 +58,10 @@ def normalized_saliency(saliency: Float[Tensor, "*s"], null_threshold: float | N
 
     Without one (1 + m / max|m|) / 2, each map by itself; one half everywhere if m = 0.
 
+    Args:
+        saliency: m, of any scale; 0 where the class makes no difference.
+        null_threshold: c, of the calibration; None: there is none.
+
     Raises:
         ValueError: a null threshold that is not above 0.
     """
@@ -146,7 +150,13 @@ def largest_component(mask: Bool[np.ndarray, "*s"]) -> Bool[np.ndarray, "*s"]:
 
 
 def threshold_of(m: Float[np.ndarray, "*s"], rule: Rule, settings: Binarization) -> float:
-    """Where a rule that looks at this map alone cuts it: "quantile", "fixed", "otsu" or "otsu_twice"."""
+    """Where a rule that looks at this map alone cuts it: "quantile", "fixed", "otsu" or "otsu_twice".
+
+    Args:
+        m: A map in [-1, 1].
+        rule: Its name.
+        settings: Its quantile, or its fixed share of the map's range.
+    """
     if rule == "quantile":
         return float(np.quantile(m, settings.quantile))
     if rule == "fixed":

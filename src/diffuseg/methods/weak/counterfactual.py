@@ -20,6 +20,18 @@ def guided(
 ) -> Float[Tensor, "n c *s"]:  # fmt: skip
     """CG-Diff: encoded as "none" without guidance, decoded with the classifier's gradient to "none".
 
+    Args:
+        plain: (x_t, t, condition) -> x0_hat.
+        guide: The same with the classifier's gradient.
+        none: The condition y0, no object.
+        x_0: Scaled images.
+        schedule: How noise grows.
+        steps: Upwards, and as many downwards.
+        depth: log-SNR up to which they are encoded.
+
+    Returns:
+        x_0 minus what is decoded.
+
     References:
         Wolleb et al. 2022, "Diffusion models for medical anomaly detection".
     """
@@ -34,6 +46,19 @@ def classifier_free(
     """Without a classifier: encoded without a label, decoded away from it towards "none".
 
     x0_hat = x0_hat(no label) + weight (x0_hat(y0) - x0_hat(no label)), both in one batch; unlike there not normalised.
+
+    Args:
+        plain: (x_t, t, condition) -> x0_hat.
+        none: The condition y0, no object.
+        unlabelled: The condition without a label.
+        weight: Of the guidance.
+        x_0: Scaled images.
+        schedule: How noise grows.
+        steps: Upwards, and as many downwards.
+        depth: log-SNR up to which they are encoded.
+
+    Returns:
+        x_0 minus what is decoded.
 
     References:
         After Diff-SCM, Sanchez et al. 2022, "What is healthy?".

@@ -58,6 +58,11 @@ def supported_change(
     summed over an image and the timesteps that is the evidence of a diffusion classifier, here kept apart for each voxel.
     The residual is smoothed by a Gaussian of sigma voxels: by itself it is mostly texture and noise.
 
+    Args:
+        change: D.
+        residual: R.
+        sigma: In voxels; 0: the residual as it is.
+
     References:
         Li et al., ICCV 2023 (diffusion classifiers).
     """

@@ -77,6 +77,11 @@ class Contrast:
 def start_timestep(schedule: NoiseSchedule, log_snr: float, steps: int) -> int:
     """The timestep Q of a log-SNR, from which so many steps are taken.
 
+    Args:
+        schedule: How noise grows.
+        log_snr: Natural logarithm of the signal-to-noise ratio.
+        steps: How many are taken, down to 0.
+
     Raises:
         UserError: more steps than there are timesteps below it.
     """

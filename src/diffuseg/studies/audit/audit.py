@@ -48,8 +48,16 @@ def audit(
 ) -> dict[str, Any]:
     """Measure every row that is asked for and is not there yet; returns what audit.json holds.
 
-    `say` is told the cost of each row before anything starts. Refuses a run that is not finished or has no masks to learn
-    from, a data set with other folds, rows that are not known, and an `out` that holds another audit.
+    Rows that audit.json holds already stay as they are.
+
+    Args:
+        options: Which run, data set and rows.
+        say: Called with the cost of each row, before anything starts.
+        on_case: Called with (done, cases) after each case of a row.
+
+    Raises:
+        UserError: The run is not finished or learnt from no masks, the data set has other folds, a row is not known, or `out`
+            holds another audit.
     """
     record, model = _run(options)
     dataset = open_dataset(options.dataset)
