@@ -50,7 +50,7 @@ class Pulse:
         return True
 
     def left(self, share: float) -> str:
-        """The time left at the pace so far, in words; "" where nothing can be said yet."""
+        """The time left at the pace so far, as text; "" where nothing can be said yet."""
         done = share - (self.first or 0.0)
         return f"{duration((self.clock() - self.started) * (1 - share) / done)} left" if done > 0 else ""
 

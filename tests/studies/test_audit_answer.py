@@ -41,7 +41,7 @@ def test_an_interval_that_touches_zero_claims_nothing():
 
 def test_without_a_row_or_without_diffusion_nothing_is_claimed():
     assert answer(found()) == (
-        "In this training diffusion was not judged: neither the row noise nor the row unet was measured."
+        "In this training diffusion was not examined: neither the row noise nor the row unet was measured."
     )
     assert answer(found(None)).startswith("In this training diffusion has no part")
     assert answer(found(None, unet="higher")).startswith("In this training diffusion has no part")

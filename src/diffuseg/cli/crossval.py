@@ -25,7 +25,7 @@ def crossval(
     dataset: Annotated[Path, typer.Argument(help="The data set it was trained on.")],
     out: Annotated[Path, typer.Option(help="Folder of the predictions, for `evaluate`.")],
     checkpoint: Annotated[
-        Which, typer.Option(help="best was chosen on the very cases it is judged on here, last was not.")
+        Which, typer.Option(help="best was chosen on the very cases it is evaluated on here, last was not.")
     ] = Which.last,
     draws: SameDraws = None,
     steps: SameSteps = None,

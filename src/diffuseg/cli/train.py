@@ -87,7 +87,7 @@ def audit(
     dataset: Annotated[Path, typer.Argument(help="The data set it was trained on.")],
     out: Annotated[Path | None, typer.Option(help="Folder for audit.json and trainings.", show_default="RUN/audit")] = None,
     retrain: Annotated[
-        bool, typer.Option("--retrain", help="Also the rows that need trainings; their cost is said first.")
+        bool, typer.Option("--retrain", help="Also the rows that need trainings; their cost is printed first.")
     ] = False,
     steps: Annotated[int | None, typer.Option(help="Steps of these trainings.", show_default="the run's")] = None,
     only: Annotated[list[str] | None, typer.Option(help="A row; repeatable.", show_default="all")] = None,

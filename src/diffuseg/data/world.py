@@ -1,7 +1,7 @@
 """What the images of a training are like in numbers, and in what another image is unlike all of them.
 
 A network gives a mask for anything; nothing in it says that an image is of another kind than those it has learnt from, and the
-doubt that draws show may even fall. So a checkpoint remembers the range of a few numbers over its training cases.
+uncertainty that draws show may even fall. So a checkpoint remembers the range of a few numbers over its training cases.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a score of ambiguity has to be held against: the best that raters themselves reach, and what costs nothing.
+"""What a score of ambiguity is compared with: the best that raters themselves reach, and what costs nothing.
 
 A score is any `score(draws, raters)` of `diffuseg.evaluation.multirater`. Of the sources of draws here, `resampled_raters` is
 a ceiling, `one_rater` and `pixelwise_draws` are floors: draws that do not beat them show no knowledge of what raters disagree
@@ -27,7 +27,7 @@ def held_out_rater(raters: Raters, score: Callable[[np.ndarray, np.ndarray], flo
         ValueError: There are fewer than two raters.
     """
     if len(raters) < 2:
-        raise ValueError("one rater cannot be held against the others")
+        raise ValueError("one rater cannot be compared with the others")
     return float(np.mean([score(np.delete(raters, i, axis=0), raters[i : i + 1]) for i in range(len(raters))]))
 
 

@@ -22,7 +22,7 @@ BINS = 15
 FLOOR = 1e-6  # the mean of few draws may say 0, which no finite number of draws can know
 BAND_MM = 3.0
 COLDEST, HOTTEST = 0.05, 20.0
-VOXELS = 200_000  # of a case and region that are kept where voxels of many cases are judged together
+VOXELS = 200_000  # of a case and region that are kept where voxels of many cases are measured together
 MEASURES = {"ece": "ECE", "adaptive_ece": "ECE, bins of equal mass", "brier": "Brier score", "nll": "NLL (nats)"}
 
 

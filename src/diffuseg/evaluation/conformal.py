@@ -1,7 +1,7 @@
-"""A volume interval that holds the true volume as often as it says: split-conformal scaling of the interval of the draws.
+"""A volume interval that contains the true volume as often as it promises: split-conformal scaling of that of the draws.
 
 Draws of a model agree more, or less, than they should. On calibration cases, each interval [low, high] is asked how much
-it would have to be widened to hold the truth; a quantile of these scores widens the interval of every new case. If new
+it would have to be widened to contain the truth; a quantile of these scores widens the interval of every new case. If new
 cases are like the calibration cases (exchangeable with them), the truth is inside with probability 1 - alpha or more,
 whatever the model is like: over cases, not for each kind of case. Romano et al., Conformalized Quantile Regression (2019).
 """
@@ -54,7 +54,7 @@ class ConformalMargin:
 
 
 class Coverage(NamedTuple):
-    """Whether each true volume [n] was inside, and the intervals [n] in ml that were asked."""
+    """Whether each true volume [n] was inside, and these intervals [n] in ml."""
 
     inside: Bool[np.ndarray, " n"]
     low: Volumes
@@ -69,7 +69,7 @@ class Coverage(NamedTuple):
 def calibrate_interval(
     low: Volumes, high: Volumes, truth: Volumes, alpha: float = 0.1, smallest: float = SMALLEST
 ) -> ConformalMargin:
-    """The widening that makes intervals [low, high] of volumes hold the truth in 1 - alpha of cases.
+    """The margin by which intervals [low, high] of volumes contain the truth in 1 - alpha of cases.
 
     Score of a case: max(low - truth, truth - high) over the middle of its interval. The margin is the
     ceil((n + 1)(1 - alpha))-th smallest of the n scores; infinite where that is more than n, that is with fewer than
@@ -105,7 +105,7 @@ def cross_coverage(
     groups: Sequence[Hashable] | None = None,
     folds: int | None = None,
 ) -> Coverage:
-    """Each case with the widening calibrated on the others: those of other patients (`groups`) or, with `folds`, other folds.
+    """Each case with the margin calibrated on the others: those of other patients (`groups`) or, with `folds`, other folds.
 
     Leaving out one case at a time, without ties, covers ceil(n (1 - alpha)) of n cases **whatever the model**, for the rank
     of a score among the others decides: it shows the widths that are needed, and is no evidence of coverage. Patients and
@@ -131,8 +131,8 @@ def cross_coverage(
     new_low, new_high = np.empty(len(low)), np.empty(len(low))
     for number in np.unique(fold):
         out = fold == number
-        widening = calibrate_interval(low[~out], high[~out], truth[~out], alpha, smallest)
-        new_low[out], new_high[out] = widening.apply(low[out], high[out])
+        margin = calibrate_interval(low[~out], high[~out], truth[~out], alpha, smallest)
+        new_low[out], new_high[out] = margin.apply(low[out], high[out])
     return interval_coverage(new_low, new_high, truth)
 
 

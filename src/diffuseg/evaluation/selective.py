@@ -1,8 +1,7 @@
 """Which cases should a human look at, and what does a model gain by handing them over.
 
-risk [n] is what a case costs (1 - Dice, say: lower is better), uncertainty [n] what the model says of it without knowing the
-truth: `doubt`, for one. Cases of equal uncertainty are not told apart by it: each number is the mean over all orders among
-them.
+risk [n] is what a case costs (1 - Dice, say: lower is better), uncertainty [n] what the model gives without knowing the truth,
+such as `expected_dice_loss`. Of cases with equal uncertainty each number is the mean over all orders among them.
 """
 
 import math

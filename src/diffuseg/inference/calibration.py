@@ -20,7 +20,7 @@ SETTINGS = ("draws", "steps", "sampler", "fuse")  # what probabilities and inter
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature, a widening per class, a threshold, and what they were learnt from.
+    """A temperature, a margin per class, a threshold, and what they were learnt from.
 
     temperature  of the mean probability of the draws
     widening     class -> how its 90 % volume interval is widened; classes with too few cases are not in it
@@ -46,7 +46,7 @@ class Calibration:
 
     @property
     def where(self) -> str:
-        """What it was learnt from, in words."""
+        """What it was learnt from, as text."""
         patients = "" if self.patients == self.cases else f" of {pluralize(self.patients, 'patient')}"
         return f"{pluralize(self.cases, 'validation case')}{patients} (fold {self.fold} of {self.dataset})"
 

@@ -26,7 +26,7 @@ class Ensemble:
 
     All is done a block of voxels at a time: beside the statistics nothing has the size of the image.
 
-    finalize  how a draw, or the mean of draws, becomes a probability map, where draws are raw evidence
+    finalize  how a draw, or the mean of draws, becomes a probability map, where draws are saliency maps
     spread    whether expected entropy and variance are kept too; without them there is the entropy alone
     counts    per draw, the number of voxels in which each class is the most probable one
     """
@@ -35,7 +35,7 @@ class Ensemble:
         self.draws, self.finalize, self.spread = 0, finalize, spread
         self.counts: list[list[int]] = []
         self._mean = self._expected = self._squares = torch.zeros(())
-        self._evidence: Tensor | None = None
+        self._raw: Tensor | None = None
         self._votes = torch.zeros((), dtype=torch.uint8)
 
     @timed("statistics")
@@ -59,10 +59,10 @@ class Ensemble:
             count += self._add(p, part)
         self.counts.append(count.tolist())
         if p is not draw:
-            evidence = scratch.tensor(draw.shape, draw.device) if self._evidence is None else self._evidence
-            self._evidence = evidence
+            raw = scratch.tensor(draw.shape, draw.device) if self._raw is None else self._raw
+            self._raw = raw
             for part in blocks(draw.shape[1:]):
-                known = evidence[:, part]
+                known = raw[:, part]
                 known += (draw[:, part] - known) / self.draws
         return p
 
@@ -95,8 +95,8 @@ class Ensemble:
 
     @property
     def mean(self) -> Float[Tensor, "k *s"]:
-        """Mean probability over the draws, or that of their mean evidence."""
-        return self._mean if self._evidence is None else self.finalize(self._evidence)
+        """Mean probability over the draws, or that of their mean map."""
+        return self._mean if self._raw is None else self.finalize(self._raw)
 
     def uncertainty(self) -> dict[str, Float[Tensor, "*s"]]:
         """Maps by name: entropy, expected_entropy, mutual_information (all in nats, >= 0), variance (>= 0)."""

@@ -1,4 +1,4 @@
-"""The cases on which a trained model may be judged or calibrated: those of a validation fold, never those of its training."""
+"""The cases on which a trained model may be evaluated or calibrated: those of a validation fold, none of its training."""
 
 from pathlib import Path
 from typing import NamedTuple

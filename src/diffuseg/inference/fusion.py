@@ -7,7 +7,7 @@ staple   expectation maximisation over the draws as raters (Warfield et al. 2004
 
 Where draws disagree about the size of an object or whether it is there, the majority is not what overlaps best with them: a
 voxel belongs into the mask of the best expected Dice from a frequency of half that Dice on (Zhao et al., ECML PKDD 2013).
-STAPLE weighs each draw by how often it confuses which classes, judged by the consensus of all of them. Its probabilities
+STAPLE weighs each draw by how often it confuses which classes, compared with the consensus of all of them. Its probabilities
 say how sure the consensus is of itself, not how sure the model is: a Prediction keeps the mean of the draws as its
 probability whatever makes its mask.
 """

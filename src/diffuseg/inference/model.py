@@ -165,7 +165,7 @@ class Model:
         return used | self._saliency()
 
     def _saliency(self) -> dict[str, str | None]:
-        """Identity of what maps are held against, of a method that has maps."""
+        """Identity of the thresholds of maps, of a method that has maps."""
         if self.method.supervision == "mask":
             return {}
         reference = getattr(self.method, "calibration", None)
@@ -356,7 +356,6 @@ def load(path: Path | str, device: str | None = None, options: Sequence[str] = (
     """A model from a checkpoint file, or from the name of one that comes with the package ("hippocampus").
 
     Args:
-        path: The file, or the name.
         device: "cpu", "cuda" or "cuda:N"; None: the GPU if there is one.
         options: "key=value" for settings of the method that concern drawing alone.
 

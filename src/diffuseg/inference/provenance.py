@@ -55,7 +55,7 @@ def volumes(
 
 
 def amounts(record: dict[str, Any]) -> list[str]:
-    """The foreground classes of a record in words: "head 1.21 ml [1.10, 1.32]"; of pictures in mm2, or pixels without a scale.
+    """The foreground classes of a record as text: "head 1.21 ml [1.10, 1.32]"; of pictures in mm2, or pixels without a scale.
 
     The interval is left out where a single draw makes it a point.
     """

@@ -131,7 +131,7 @@ def null_quantile(maps: list[torch.Tensor], smooth: float) -> float:
 
 
 def best_threshold(without: list[float], shown: list[float]) -> float:
-    """The value in (0, 1] that parts two groups of values below 1 best: half way between two of them (or 0), or 1.
+    """The value in (0, 1] that separates two groups of values below 1 best: half way between two of them (or 0), or 1.
 
     Errors of both kinds weigh the same. 1 where more is wrong with every other value: then no image is taken to show it.
 

@@ -122,7 +122,7 @@ class ImageDraws:
             on_denoised: Called with (t, x0_hat) at each step of the draws that are made together; of several turns, the first.
 
         Returns:
-            Probabilities, or of a method that learnt from image-level labels evidence: `finalize` makes probabilities of it.
+            Probabilities; of a method that learnt from image-level labels saliency maps, see `finalize`.
         """
         options: dict[str, Any] = {} if self.label is None else {"label": self.label.label}
         options |= {} if on_denoised is None else {"on_denoised": on_denoised}
@@ -144,9 +144,9 @@ class ImageDraws:
         with _autocast(self.precision, self.device):
             return flipped(next(maps), axes)
 
-    def finalize(self, evidence: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
+    def finalize(self, draw: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
         """Probabilities from a draw, or from the mean of several."""
-        return self.method.finalize_draw(evidence, self.x, self.sampler, self.steps)
+        return self.method.finalize_draw(draw, self.x, self.sampler, self.steps)
 
     def ensemble(self, spread: bool = True) -> Ensemble:
         """An empty ensemble for these draws; `spread` as in `SamplingOptions`."""

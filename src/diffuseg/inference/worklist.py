@@ -83,7 +83,7 @@ def read_list(folder: Path) -> dict[str, Any]:
 
 
 def differences(theirs: dict[str, Any], own: dict[str, Any]) -> str:
-    """In what two lists differ, in words; "" where they are the same."""
+    """In what two lists differ, as text; "" where they are the same."""
     if theirs == own:
         return ""
     found = []

@@ -1,8 +1,8 @@
 """cDAL: conditional diffusion with spatial attention and latent embedding (Hejrati et al., MICCAI 2024).
 
 A denoising-diffusion GAN over masks. The generator jumps from x_t to x0_hat in a handful of steps T; a latent z in every
-normalisation lets one x_t have many answers; a discriminator judges pairs (x_s, x_t); and what the discriminator looks at
-becomes a spatial attention map. Notation: timesteps t = 1..T, s = t - 1 (the paper's t + 1 and t), I the image.
+normalisation lets one x_t have many answers; a discriminator tells true pairs (x_s, x_t) from made ones; its features become
+a spatial attention map. Notation: timesteps t = 1..T, s = t - 1 (the paper's t + 1 and t), I the image.
 """
 
 from collections.abc import Sequence

@@ -53,7 +53,7 @@ COMMON = {  # what means the same wherever it is, and what docstrings leave to t
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: what --set calls it, its default, its type in words, and what it means."""
+    """One setting: what --set calls it, its default, its type as text, and what it means."""
 
     name: str
     default: Any

@@ -292,7 +292,7 @@ def _intervals(file: Path) -> dict[str, tuple[float, float]]:
 
 
 def _unheld(predictions: dict[str, Path], labels: dict[str, int], labels_dir: Path) -> str:
-    """Which predicted intervals of volumes are held against nothing, and why, in a sentence; "" where there is none."""
+    """Which predicted intervals of volumes are compared with nothing, and why, in a sentence; "" where there is none."""
     predicted: dict[str, None] = {}
     for case, path in predictions.items():
         try:
@@ -304,7 +304,7 @@ def _unheld(predictions: dict[str, Path], labels: dict[str, int], labels_dir: Pa
         return ""
     description = labels_dir.resolve().parent / "dataset.json"
     why = "names no such class" if description.is_file() else "is not there to say which label values these are"
-    return f"Predicted volume intervals of {few(unknown)} are held against no true volume: {description} {why}."
+    return f"Predicted volume intervals of {few(unknown)} are compared with no true volume: {description} {why}."
 
 
 def _seen(predictions: dict[str, Path]) -> dict[str, Any]:

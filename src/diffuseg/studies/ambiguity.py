@@ -257,7 +257,7 @@ def _patients(dataset: Dataset, pattern: str | None) -> tuple[dict[str, str], st
 def _refuse_other_kinds(models: Sequence[Model], draws: int) -> None:
     for model in models:
         if model.method.supervision != "mask":
-            what = f"{model.name} learnt from image-level labels: a draw of it is evidence, and no mask"
+            what = f"{model.name} learnt from image-level labels: a draw of it is a saliency map, and no mask"
             raise UserError(what, do="Compare its predictions with `diffuseg evaluate`")
     for model in models[1:]:
         if model.plan.labels != models[0].plan.labels:

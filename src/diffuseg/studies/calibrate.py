@@ -1,7 +1,7 @@
 """Calibrate a model on cases that it was not trained on: a temperature, wider volume intervals, when a case needs review.
 
 Everything is learnt from all of these cases, and measured so that no case is scored with what it helped to learn: temperatures
-and widenings are cross-fitted over halves of the patients. Of the uncertainty score only the threshold is learnt.
+and margins are cross-fitted over halves of the patients. Of the uncertainty score only the threshold is learnt.
 """
 
 import math
@@ -247,7 +247,7 @@ def _diagrams(cases: list[CaseScores], temperatures: list[float]) -> dict[str, R
 def _intervals(
     cases: list[CaseScores], groups: list[str], voxel: float
 ) -> tuple[dict[str, dict[str, Any]], dict[str, ConformalMargin]]:
-    """By class: coverage before and after, and the widening from all cases; `voxel` in ml, the largest there is."""
+    """By class: coverage before and after, and the margin from all cases; `voxel` in ml, the largest there is."""
     coverage, widening = {}, {}
     folds = 2 if len(set(groups)) >= HALVES else None
     for name in cases[0].truth:

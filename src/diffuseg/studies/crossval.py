@@ -14,7 +14,7 @@ from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.inference.several import checkpoints, refuse_other_kinds
 from diffuseg.text import few
 
-LAST = "last.safetensors"  # unlike the best one it was not chosen on the cases that it is now judged on
+LAST = "last.safetensors"  # unlike the best one it was not chosen on the cases that it is now evaluated on
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""bfloat16 on a processor is believed after it has been compared with float32, on the shapes of the training itself.
+"""bfloat16 on a processor is used only after it has been compared with float32, on the shapes of the training itself.
 
 Some processors' kernels read memory that nobody has written, for some shapes only: gradients are then wrong by any factor, and
 mostly finite. So every layer of a training is run forward and backward before the first step, over memory full of odd numbers.

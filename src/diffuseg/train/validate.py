@@ -61,7 +61,7 @@ class Validation:
             yield number, name
 
     def bounds(self) -> str:
-        """In words, how it is smaller than it was asked for; "" where it is not."""
+        """How it is smaller than it was asked for, as text; "" where it is not."""
         cases = pluralize(len(self.chosen), "case")
         if self.patches:
             return f"{cases}, of each a patch about its object with one denoising step"

@@ -97,7 +97,7 @@ class Case:
 
 
 def _review(record: dict[str, Any]) -> list[str]:
-    """Whether a person is to look at the case, in words; `look_at` and `doubt` are what the parts of a record were called."""
+    """Whether a person is to look at the case, as text; `look_at` and `doubt` are what the parts of a record were called."""
     if not record.get("needs_review", record.get("look_at")):
         return []
     score = record.get("uncertainty_score", record.get("doubt"))

@@ -117,7 +117,7 @@ def logistic_mask(
 
 
 def intensities(z: Float[np.ndarray, "*s"], image: Float[np.ndarray, "c *s"], largest: bool) -> Float[np.ndarray, "*s"]:
-    """Evidence of the image for the object (z > 0) and against it: log p(intensities | object) - log p(intensities | around).
+    """Log-likelihood ratio of the object (z > 0) from the image: log p(intensities | object) - log p(intensities | around).
 
     One Gaussian per channel inside, one in the AROUND voxels around, by expectation maximisation with the map's z as prior
     logit; at most MOST either way. Further away nothing is object. Where the intensities are the same it changes nothing.

@@ -1,1 +1,1 @@
-"""Is diffusion doing anything here: a finished training held against its own controls."""
+"""Is diffusion doing anything here: a finished training compared with its own controls."""

@@ -13,13 +13,13 @@ SAMPLING: dict[Effect, str] = {
     "lower": "is used in sampling",
     "higher": "does harm in sampling",
     "none": "makes no difference in sampling that these cases show",
-    "unknown": "cannot be judged in sampling",
+    "unknown": "could not be measured in sampling",
 }
 UNET: dict[Effect, str] = {
     "lower": "is better than a U-Net of the same width",
     "higher": "is worse than a U-Net of the same width",
     "none": "is neither better nor worse than a U-Net of the same width as far as these cases show",
-    "unknown": "cannot be judged against a U-Net of the same width",
+    "unknown": "could not be compared with a U-Net of the same width",
 }
 
 
@@ -36,7 +36,7 @@ def answer(found: dict[str, Any]) -> str:
             change = found["rows"][name]["scores"]["mean"]["difference"]
             parts.append(f"{words[effect(change)]} ({instead} Dice changes by {_figures(change)})")
     if not parts:
-        return "In this training diffusion was not judged: neither the row noise nor the row unet was measured."
+        return "In this training diffusion was not examined: neither the row noise nor the row unet was measured."
     left = "" if "unet" in found["rows"] else "; whether a U-Net of the same width does as well, --retrain tells"
     return f"In this training diffusion {' and '.join(parts)}{left}."
 
