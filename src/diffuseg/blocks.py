@@ -1,4 +1,4 @@
-"""Work on large arrays a part at a time: what is computed in between never has the size of the whole."""
+"""Work on large arrays a block at a time, so that no intermediate array has the size of the whole."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""How a slice of a case comes onto paper: image, outlines, maps; drawn without a screen, legible without colour.
+"""Drawing a slice of a case: image, outlines, maps; without a screen, and legible without colour.
 
 Classes are outlined in the Okabe-Ito palette, which stays apart for all common colour vision.
 """
@@ -15,7 +15,7 @@ OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "
 
 
 class View:
-    """The slice of a case that is shown, the part of it that is enlarged, and how arrays come to lie on the paper."""
+    """The slice of a case that is shown, the part of it that is enlarged, and how arrays are turned on the paper."""
 
     def __init__(self, truth: np.ndarray, mask: np.ndarray, spacing: Sequence[float] | None) -> None:
         self.volume = truth.ndim == 3

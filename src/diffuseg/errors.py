@@ -1,4 +1,4 @@
-"""What is the user's to mend: it says which file, what is wrong and what to do; and what ends a command from outside."""
+"""Errors that a user can mend: which file, what is wrong, what to do; and what ends a command from outside."""
 
 from pathlib import Path
 

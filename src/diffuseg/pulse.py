@@ -1,4 +1,4 @@
-"""Signs of life of long work: when a line is due that says how far it is, and a beat for every tile that is done."""
+"""Progress of long work: when a line about it is due, and a beat for every tile that is done."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Numbers in sentences, and text for where not every sign may stand."""
+"""Plurals and lists for messages, and text for places that cannot show every character."""
 
 from collections.abc import Iterable
 from typing import Any

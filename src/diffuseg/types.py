@@ -1,4 +1,4 @@
-"""The few types that travel between the rooms of the house."""
+"""The types that packages hand to one another."""
 
 # numpy does not say what np.prod returns here
 # pyright: reportUnknownArgumentType=false

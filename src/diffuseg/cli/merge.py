@@ -15,7 +15,7 @@ def merge(
         list[Path] | None, typer.Argument(metavar="[FOLDER...]", help="Where each process wrote; left out: all wrote into OUT.")
     ] = None,
 ) -> None:
-    """Prove that shards are the whole list, each case once and alike, and bring them together. Fails by name otherwise.
+    """Check that shards cover the list of cases, each case once and alike, and merge them. Otherwise the cases are named.
 
     Exit code 3: everything is there, but some cases failed with a reason, as in one run.
     """

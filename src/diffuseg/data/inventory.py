@@ -1,4 +1,4 @@
-"""What lies in the folders of a data set and is not used is named, so that no case vanishes without a word."""
+"""Files in the folders of a data set that are not used are named, so that no case is lost in silence."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""NIfTI files that memory is not to hold: read and written a slab at a time. Their first axis is the fastest one."""
+"""NIfTI files that are too large for memory: read and written a slab at a time. Their first axis is the fastest one."""
 
 import gzip
 import math

@@ -1,4 +1,4 @@
-"""TIFF files that memory is not to hold: read strip by strip or tile by tile, written in tiles."""
+"""TIFF files that are too large for memory: read strip by strip or tile by tile, written in tiles."""
 
 from collections.abc import Iterator
 from pathlib import Path

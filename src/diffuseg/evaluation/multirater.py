@@ -1,4 +1,4 @@
-"""Several draws against several raters: do they say the same things, equally often?
+"""Draws compared with raters: do they show the same masks, equally often?
 
 draws [n, *s] and raters [m, *s] are boolean masks or label maps. Of label maps each foreground class is compared by itself,
 and an IoU or Dice of two label maps is the mean over the classes: `labels`, or those that any draw or rater has. Two masks

@@ -81,7 +81,7 @@ def paired_difference(
 ) -> Interval:
     """Mean of first - second over the same cases with its interval; pairs with a NaN are left out.
 
-    Two results differ at CONFIDENCE where the interval does not hold 0.
+    Two results differ at CONFIDENCE where the interval does not contain 0.
 
     Args:
         first: Values [n].

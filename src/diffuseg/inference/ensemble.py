@@ -1,4 +1,4 @@
-"""Statistics over draws, one draw at a time: n volumes are never held.
+"""Statistics over draws, one draw at a time, so that memory never holds n volumes.
 
 p_i is the probability map of draw i (for most methods the draw itself), p that of their mean.
 

@@ -71,7 +71,7 @@ def _strangers(out: Path, parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
 
 
 def _faults(parts: Sequence[Part], listed: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """All that keeps the parts from being the list, in sentences; and the reason of each case that failed."""
+    """What is missing, twice or foreign among the parts, in sentences; and the reason of each case that failed."""
     cases: dict[str, list[str]] = listed["cases"]
     there = Counter(case for part in parts for case in part.records)
     failed = {case: why for part in parts for case in cases if (why := noted(part.folder, case)) and case not in there}

@@ -89,7 +89,7 @@ class Model:
         """The same options with nothing left open; a deterministic method has a single draw.
 
         Raises:
-            UserError: Fewer than one draw, an unknown sampler or fusion, more steps than the model has levels, a label where
+            UserError: Fewer than one draw, an unknown sampler or fusion, more steps than the model has timesteps, a label where
                 the model asks for none or of no class of its, or steps to keep where there are none of a mask;
                 of a deterministic method a sampler, a fusion or steps.
         """
@@ -290,13 +290,13 @@ class Model:
         return f"Model({self.name!r} ({self.hash}), {self.meta.get('method')}, classes {classes}, on {self.device})"
 
     def _recorder(self, draws: ImageDraws, options: SamplingOptions) -> DrawRecorder:
-        """Of what is to be kept; a deterministic method has no noise, so its only step is at level 0."""
-        levels = []
+        """Of what is to be kept; a deterministic method has no noise, so its only step is at timestep 0."""
+        walked = []
         if options.keep_steps and self.method.generative:
-            levels = [t for t, _ in timesteps(self.method.schedule.T, self.method.sampling(None, options.steps)[1])]
+            walked = [t for t, _ in timesteps(self.method.schedule.T, self.method.sampling(None, options.steps)[1])]
         elif options.keep_steps:
-            levels = [0]
-        return DrawRecorder(draws.transform, self._values(), options.keep_draws * len(draws.seeds), levels)
+            walked = [0]
+        return DrawRecorder(draws.transform, self._values(), options.keep_draws * len(draws.seeds), walked)
 
     def _origin(self, image: Image, draws: ImageDraws, digests: Sequence[str]) -> dict[str, Any]:
         """What a prediction was computed from and by."""

@@ -1,4 +1,4 @@
-"""What an image as a whole shows: the way down of a U-Net, a mean over positions, and a linear layer."""
+"""A classifier of images: the encoder of a U-Net, a mean over positions, and a linear layer."""
 
 import torch.nn.functional as F
 from jaxtyping import Float

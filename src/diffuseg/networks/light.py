@@ -1,4 +1,4 @@
-"""An image looked at once, and a light network that turns its features and noise into a draw.
+"""A U-Net that runs once per image, and a light network that turns its features and noise into a draw.
 
 `FeaturePyramid` is the U-Net behind the image's encoder; it gives the features of its decoder at every resolution, narrowed to
 the few channels of the light part. `LightDecoder` goes from the coarsest of them to the finest, and is all that runs per draw

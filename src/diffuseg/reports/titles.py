@@ -1,4 +1,4 @@
-"""How measures and evaluations are called wherever they are shown, and what has to stand under their numbers."""
+"""Titles of measures and evaluations, and the notes under their numbers."""
 
 import string
 from typing import Any

@@ -1,4 +1,4 @@
-"""The data set itself: looked through first, then written aside and renamed, so that it is there whole or not at all."""
+"""The data set itself: files are surveyed first, then written to a temporary folder, which is renamed when it is complete."""
 
 import os
 import shutil

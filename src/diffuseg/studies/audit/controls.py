@@ -45,7 +45,7 @@ def draw_row(
 def controlled(method: MaskMethod, sampling: str, other: Int[Tensor, "*o"]) -> MaskMethod:
     """The same weights, shown noise or another case's noisy mask in place of x_t, or always the same latent.
 
-    The walk from level to level goes on as before: it is only hidden from the network.
+    The sampler walks its timesteps as before: x_t is only hidden from the network.
     """
     shown = copy.copy(method)
     if sampling == "noise":
