@@ -101,7 +101,13 @@ def is_map(value: Any, fits: Callable[[Any], object]) -> bool:
 
 
 def is_list(value: Any, fits: Callable[[Any], object], length: int | None = None) -> bool:
-    """Whether a value of JSON is a list, of this length, all of whose values fit."""
+    """Whether a value of JSON is a list, of this length, all of whose values fit.
+
+    Args:
+        value: Of JSON.
+        fits: Whether an item fits.
+        length: How many items it has; None: any number.
+    """
     values = cast("list[Any]", value)
     return isinstance(value, list) and length in (None, len(values)) and all(map(fits, values))
 
@@ -155,7 +161,13 @@ def warn_renamed(key: str, old: str, new: str) -> None:
 
 
 def current_name(cls: type, key: str, value: Any) -> tuple[str, Any] | None:
-    """Key and value by their present names; None for a setting that is gone."""
+    """Key and value by their present names; None for a setting that is gone.
+
+    Args:
+        cls: A dataclass, see the head of this file.
+        key: A present or former name.
+        value: Its value.
+    """
     aliases: dict[str, str] = getattr(cls, "aliases", {})
     new = aliases.get(f"{key}={value}", aliases.get(key, key))
     if not new:
@@ -165,7 +177,13 @@ def current_name(cls: type, key: str, value: Any) -> tuple[str, Any] | None:
 
 
 def replacement(cls: type, key: str, value: Any) -> str | None:
-    """The "key=value" used in place of a setting that is gone, "" for none; None for any other setting."""
+    """The "key=value" used in place of a setting that is gone, "" for none; None for any other setting.
+
+    Args:
+        cls: A dataclass, see the head of this file.
+        key: A name.
+        value: Its value.
+    """
     removed: dict[str, str] = getattr(cls, "removed", {})
     return removed.get(f"{key}={value}", removed.get(key))
 

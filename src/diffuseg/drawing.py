@@ -61,7 +61,14 @@ class View:
         axis.imshow(planes[0], cmap="gray", **span, aspect=self.aspect, origin=self.origin)
 
     def map(self, axis: Any, array: np.ndarray | None, colours: str, top: float) -> None:
-        """A map from 0 to top with its colour bar."""
+        """A map from 0 to top with its colour bar.
+
+        Args:
+            axis: Of matplotlib.
+            array: [*s]; None: the panel says that it is not there.
+            colours: Name of the colour map.
+            top: Value of its last colour.
+        """
         if array is None:
             axis.text(0.5, 0.5, "not there", ha="center", va="center", transform=axis.transAxes, fontsize=8)
             return

@@ -73,7 +73,7 @@ def convert(
         do = "Say what belongs together with --pairs CSV, or take the images alone with --images-only"
         raise UserError("no mask could be paired with an image by its name", file=source, do=do)
     found = survey(pairing, wishes)
-    _show_classes(found, empty_masks(pairing, threshold))
+    _show_classes(found, empty_masks(pairing))
     if dry_run:
         typer.echo("nothing is written (--dry-run)")
         return

@@ -31,7 +31,7 @@ def postprocess(
     from diffuseg.checkpoint import amend_meta, read_meta
     from diffuseg.inference.model import load
     from diffuseg.inference.sampling import SamplingOptions
-    from diffuseg.studies.postprocess import learn_postprocessing, table, write_found
+    from diffuseg.studies.postprocess import learn_postprocessing, table, write_postprocessing
 
     out = out or beside(model, "postprocessing")
     refuse_unwritable(out, model if store else None)
@@ -40,7 +40,7 @@ def postprocess(
         options = SamplingOptions(draws, steps, sampler, fuse=fuse.value)
         found = learn_postprocessing(loaded, dataset, options, fold, cases, bars.measured)
     console().print(table(found))
-    typer.echo(f"written: {write_found(found, loaded.hash, out)}")
+    typer.echo(f"written: {write_postprocessing(found, loaded.hash, out)}")
     kept = found.postprocessing
     typer.echo("no rule helps for certain" if kept is None else kept.announce(loaded.settings(options)))
     if not store or not Path(model).is_file():

@@ -255,6 +255,11 @@ def slice_stack(image: Float[Tensor, "c x y z"], plan: Plan, chosen: Sequence[in
 
     Channels are in the order (c0 z-1, c0 z, c0 z+1, c1 z-1, ...), m = c * (2 * context + 1); at the ends of the volume the
     last slice is repeated.
+
+    Args:
+        image: A volume on the grid.
+        plan: Its axis and context.
+        chosen: Numbers of slices; None: all.
     """
     return _slices(image, plan, range(image.shape[1 + plan.slice_axis]) if chosen is None else chosen)
 

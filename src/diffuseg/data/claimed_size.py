@@ -50,6 +50,12 @@ def most_values() -> int:
 def check_claim(file: Path, claim: Claim, held: int, ratio: float | int = 1) -> None:
     """Compare what a header claims with the limit, and with what its file can hold.
 
+    Args:
+        file: Its name in messages.
+        claim: What the header says.
+        held: Bytes of the file, or of its voxels where these are stored by themselves.
+        ratio: Bytes that one of them may become: 1 as stored, `DEFLATE` packed, `UNBOUNDED` where nothing is known.
+
     Raises:
         UserError: It claims more values than the limit, or more bytes than the file can hold.
     """
@@ -108,6 +114,11 @@ def open_unpacked(file: Path) -> Any:
 
 def read_to_end(stream: Any, file: Path, claimed: Claim) -> None:
     """Read what is left of a packed file, so that its checksum is verified.
+
+    Args:
+        stream: Of a file, after what was read; one that is not packed is left alone.
+        file: For messages.
+        claimed: What its header claims.
 
     Raises:
         UserError: It unpacks to far more than the header claims.

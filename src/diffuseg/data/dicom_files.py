@@ -60,7 +60,7 @@ TRAITS = {
     "ConvolutionKernel": "kernel",
 }
 HEADER = (
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "SeriesNumber",
+    "SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "SeriesNumber",
     "SeriesDescription", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "PixelSpacing",
     "ImagerPixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness", "SpacingBetweenSlices",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", *TRAITS,
@@ -81,7 +81,6 @@ class Slice:
 
     file: Path
     frame: int | None
-    instance: str
     series: str
     number: int | None
     description: str
@@ -269,7 +268,6 @@ def _slice(header: Any, file: Path, frame: int | None, places: list[Any], film: 
     return Slice(
         file=file,
         frame=frame,
-        instance=str(getattr(header, "SOPInstanceUID", file)),
         series=str(getattr(header, "SeriesInstanceUID", "")),
         number=None if number in (None, "") else int(number),
         description=" ".join(str(getattr(header, "SeriesDescription", "") or "").split()),

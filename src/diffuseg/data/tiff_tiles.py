@@ -40,7 +40,13 @@ def read(page: Any, file: Path) -> Num[np.ndarray, "..."]:
 
 
 def write(aside: Path, planes: Num[np.ndarray, "c h w"], colour: bool) -> None:
-    """Write planes: three of them as colours, several as planes of their own."""
+    """Write planes: three of them as colours, several as planes of their own.
+
+    Args:
+        aside: Where to.
+        planes: Of the picture.
+        colour: They are red, green and blue.
+    """
     import tifffile
 
     one = len(planes) == 1 and not colour

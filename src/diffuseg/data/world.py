@@ -60,7 +60,13 @@ def _intensities(values: Num[np.ndarray, " n"], name: str, how: str) -> dict[str
 
 
 def levels(image: Image, mask: np.ndarray, plan: Plan) -> dict[str, float]:
-    """How bright each class is: its mean less the median, as a share of the contrast. An inverted image has the other sign."""
+    """How bright each class is: its mean less the median, as a share of the contrast. An inverted image has the other sign.
+
+    Args:
+        image: As in its file.
+        mask: Label values [*s].
+        plan: Names the classes.
+    """
     found: dict[str, float] = {}
     for channel, values in zip(plan.channels, image.data, strict=True):
         low, middle, high = np.percentile(_some(values), (1, 50, 99)).tolist()
@@ -87,6 +93,11 @@ def _inside(values: Num[np.ndarray, "*s"], mask: Integer[np.ndarray, "*s"], valu
 
 def training_fingerprint(dataset: Dataset, cases: Sequence[str], plan: Plan) -> dict[str, Any]:
     """The range of each number over training cases, and of the volumes of the classes; cases that cannot be read are left out.
+
+    Args:
+        dataset: Holds the cases.
+        cases: Names of those to train on.
+        plan: Of the model.
 
     Returns:
         {"cases": n, "ranges": {name: [low, high]}, "volume_ml": {class: [low, high]}}, for the header of a checkpoint.

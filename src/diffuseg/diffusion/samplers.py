@@ -77,7 +77,13 @@ def ancestral(
 
 
 def in_blocks(compute: Callable[..., Tensor], first: Tensor, *others: Tensor | None) -> Tensor:
-    """What is computed for each value by itself, of states [n, k, *s]: a block of voxels at a time where they are large."""
+    """What is computed for each value by itself, of states [n, k, *s]: a block of voxels at a time where they are large.
+
+    Args:
+        compute: Is given a block of each state.
+        first: A state.
+        others: More of the same shape; None stays None.
+    """
     if first.device.type != "cpu" or not scratch.is_large(first.shape):
         return compute(first, *others)
     found = scratch.tensor(first.shape)
@@ -89,7 +95,11 @@ def in_blocks(compute: Callable[..., Tensor], first: Tensor, *others: Tensor | N
 def ddim(
     denoiser: Denoiser, x: Tensor, grid: Grid, schedule: NoiseSchedule, noise: Callable[[], Tensor], eta: float = 0.0
 ) -> Tensor:
-    """The deterministic member of the same family; arguments as of `ancestral`. A learned variance has no part in it."""
+    """The deterministic member of the same family; a learned variance has no part in it. Arguments are those of `ancestral`.
+
+    References:
+        Song et al. 2021, eq. 12.
+    """
     return ancestral(lambda x, t: ModelOutput(denoiser(x, t).x_0), x, grid, schedule, noise, eta)
 
 

@@ -78,7 +78,12 @@ class NoiseSchedule:
         return NoiseSchedule(ab / (ab + (1 - self.alpha_bar)))  # the inner brackets keep timestep 0 at exactly 1
 
     def at(self, t: Timestep, like: Tensor) -> Tensor:
-        """alpha_bar_t, shaped to multiply `like` [b, ...]; float32 at least."""
+        """alpha_bar_t, shaped to multiply `like` [b, ...]; float32 at least.
+
+        Args:
+            t: One for all elements, or [b].
+            like: What it is to multiply: its device, and its number of axes.
+        """
         dtype = torch.promote_types(like.dtype, torch.float32)
         if isinstance(t, int):
             return self.alpha_bar[t].to(like.device, dtype)
@@ -129,6 +134,11 @@ class NoiseSchedule:
 
         beta = 1 - ab_t / ab_s is the variance of the step upwards, beta~ = (1 - ab_s) / (1 - ab_t) beta that of the posterior,
         for neighbouring timesteps as for distant ones; v = 0 is beta~, v = 1 is beta.
+
+        Args:
+            t: The upper timestep.
+            s: The lower one.
+            v: In [0, 1].
 
         References:
             Nichol and Dhariwal 2021, eq. 15.

@@ -154,6 +154,11 @@ def calibration_record(calibration: Calibration, uncertainty_score: float, misma
     """What <case>.json says of it: was it applied, from how many cases was it learnt, does this case need review.
 
     `look_at` and `look_at_threshold` are the former names of `needs_review` and `review_threshold`.
+
+    Args:
+        calibration: Of the model.
+        uncertainty_score: Of the case.
+        mismatch: Why it is not applied; "" where it is.
     """
     if mismatch:
         reason = f"learnt with other settings: {mismatch}"

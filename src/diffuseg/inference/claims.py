@@ -52,6 +52,10 @@ class Claims:
         """The cases that this worker gets, each claimed while it is worked on.
 
         At the end it waits for those that others hold, as long as it takes to see that these are alive.
+
+        Args:
+            cases: Of the whole list, sorted.
+            out: Folder that all workers share.
         """
         place = out / PLACE / "claims"
         place.mkdir(parents=True, exist_ok=True)

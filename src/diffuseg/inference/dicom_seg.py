@@ -82,7 +82,15 @@ def refuse_dicom_out(
 
 
 def lacks_dicom(out: DicomOut | None, folder: Path, case: str, source: Path | Stack, probabilities: bool) -> bool:
-    """Whether a finished case has no DICOM of the kind that is asked for."""
+    """Whether a finished case has no DICOM of the kind that is asked for.
+
+    Args:
+        out: What is asked for; None: nothing.
+        folder: Of the results.
+        case: Its name.
+        source: What it was read from; of files that are not DICOM nothing is asked.
+        probabilities: Whether these are asked for.
+    """
     if out is None or not isinstance(source, Stack):
         return False
     there = record_of(folder, case).get("dicom", {}).get("kind") == out.kind
@@ -91,7 +99,15 @@ def lacks_dicom(out: DicomOut | None, folder: Path, case: str, source: Path | St
 
 
 def replace_dicom(prediction: Prediction, folder: Path, case: str, out: DicomOut | None, probabilities: bool) -> None:
-    """Write DICOM where it is asked for; what an earlier prediction wrote must not stay beside a new mask."""
+    """Write DICOM where it is asked for; what an earlier prediction wrote must not stay beside a new mask.
+
+    Args:
+        prediction: Of a DICOM series.
+        folder: Of the results.
+        case: Its name.
+        out: What is asked for; None: nothing.
+        probabilities: Whether these are asked for.
+    """
     for name in record_of(folder, case).get("dicom", {}).get("files", []):
         if name in dicom_names(case):
             folder.joinpath(name).unlink(missing_ok=True)

@@ -49,7 +49,13 @@ class Share(Protocol):
 
 
 def worklist(cases: Files, settings: dict[str, Any], division: str) -> dict[str, Any]:
-    """The list as it is written: names of the files of each case, what decides results, and how the list is divided."""
+    """The list as it is written: names of the files of each case, what decides results, and how the list is divided.
+
+    Args:
+        cases: Files by case.
+        settings: What decides a result, see `Model.settings`.
+        division: `Share.division`.
+    """
     return {"cases": {case: [p.name for p in cases[case]] for case in sorted(cases)}, "settings": settings, "divided": division}
 
 

@@ -293,7 +293,15 @@ class MaskDenoising(MaskMethod[DenoisingSettings]):
         return weighted(terms, c), detached(terms)
 
     def training_input(self, x_0: Tensor, t: Tensor, noise: Tensor, features: Features, rng: torch.Generator) -> Tensor:
-        """x_t ~ q(x_t | x_0), or recycled."""
+        """x_t ~ q(x_t | x_0), or recycled.
+
+        Args:
+            x_0: One-hot masks in [-1, 1], [b, k, *s].
+            t: Timesteps [b].
+            noise: Of the shape of x_0.
+            features: What `encode` made of the images.
+            rng: Source of randomness, on the CPU.
+        """
         x_t = self.schedule.q_sample(x_0, t, noise)
         denoiser = lambda x, T: self.predict_x0(x, T, features)
         return recycled_input(x_t, t, noise, self.schedule, self.config.recycle, denoiser, rng)

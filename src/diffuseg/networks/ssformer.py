@@ -41,7 +41,13 @@ class SpectralAttention(nn.Module):
     def affinity(
         self, query: Float[Tensor, "b c *s"], key: Float[Tensor, "b c *s"], time: Float[Tensor, "b d"]
     ) -> Complex[Tensor, "b n n"]:
-        """M, from frequencies of the key to frequencies of the query; its parts lie within [-1, 1]."""
+        """M, from frequencies of the key to frequencies of the query; its parts lie within [-1, 1].
+
+        Args:
+            query: Embedding whose frequencies ask.
+            key: Embedding whose frequencies answer.
+            time: Embedding of the timestep.
+        """
         q, k = self._spectrum(self.query(self.norm_query(query))), self._spectrum(self.key(self.norm_key(key)))
         if self.band is not None:
             gain = self.band(query.shape[2:], time)

@@ -117,16 +117,16 @@ class Comparison:
         where = None if images is None else Path(images)
         return cls(predictions, labels, where, Rule(empty, tolerance), truths, masks, pairs, *described, ignored_label(labels))
 
-    def asked(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """What `open` needs, as plain values: the same from whatever folder it was asked for."""
         folders = {"predictions": self.predictions, "labels": self.labels, "images": self.images}
         named = {name: folder and str(folder.resolve()) for name, folder in folders.items()}
         return named | {"empty": self.rule.empty, "tolerance": float(self.rule.tolerance)}
 
     @classmethod
-    def reopen(cls, asked: dict[str, Any]) -> "Comparison":
+    def reopen(cls, arguments: dict[str, Any]) -> "Comparison":
         """The comparison that was asked for, with the files that are there now."""
-        return cls.open(**asked)
+        return cls.open(**arguments)
 
 
 def measure_cases(comparison: Comparison, cases: Sequence[str]) -> tuple[list[Row], list[str]]:

@@ -25,7 +25,7 @@ def evaluate_shard(comparison: Comparison, out: Path, shard: Shard) -> list[str]
     Raises:
         UserError: Other shards in the folder are those of another comparison.
     """
-    asked = {"shards": shard.count, "asked": comparison.asked(), "cases": list(comparison.pairs)}
+    asked = {"shards": shard.count, "asked": comparison.arguments(), "cases": list(comparison.pairs)}
     for other in _files(out):
         _refuse_other(read_json(other), asked, other)
     cases = shard.of(list(comparison.pairs))

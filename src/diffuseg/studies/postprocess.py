@@ -170,7 +170,7 @@ def table(found: Found) -> Table:
     return text_table("Post-processing", header, rows, notes)
 
 
-def write_found(found: Found, model: str, out: Path) -> Path:
+def write_postprocessing(found: Found, model: str, out: Path) -> Path:
     """Write postprocessing.json into a folder; returns its path."""
     path = Path(out) / "postprocessing.json"
     plain: list[dict[str, Any]] = [

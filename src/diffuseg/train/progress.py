@@ -80,7 +80,14 @@ class Progress:
             self.complaints.print(f"Warning: {text}", highlight=False, markup=False, soft_wrap=True)
 
     def advance(self, step: int, seconds: float, log: dict[str, float], logged: bool) -> None:
-        """A step is done; its values are written down where they are to be `logged`."""
+        """A step is done; its values are written down where they are to be `logged`.
+
+        Args:
+            step: Number of the step.
+            seconds: Since the training began, those before a resume included.
+            log: Losses and rate by name.
+            logged: Whether they are written to log.csv.
+        """
         if not self.shown:
             return
         self.losses = ", ".join(f"{k.split('/')[0]} {v:.3f}" for k, v in log.items() if k.endswith("/loss")) or self.losses

@@ -28,6 +28,11 @@ FRAMES = 8  # so many frames count as one volume: masks of draws are flat, and d
 def encode(case: Case, layer: Layer, most: int) -> bytes:
     """A layer as a NIfTI file of at most about `most` voxels, whose description says so where it was thinned out.
 
+    Args:
+        case: Whose layer it is.
+        layer: What to show.
+        most: About how many voxels the file may hold.
+
     Raises:
         UserError: It does not lie on the grid of the mask, does not have the planes that the record names, or has label values
             that the record does not know.

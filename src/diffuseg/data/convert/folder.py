@@ -14,7 +14,7 @@ import numpy as np
 from diffuseg.atomic_io import write_csv, write_json
 from diffuseg.data import io
 from diffuseg.data.convert.colours import Colour
-from diffuseg.data.convert.meaning import Found, Meaning, binary, decide, look_at, recode
+from diffuseg.data.convert.meaning import Found, Meaning, binary, count_values, decide, recode
 from diffuseg.data.convert.pairing import Drawn, Pair, Pairing
 from diffuseg.data.convert.polygons import rasterise
 from diffuseg.data.convert.reading import Painted, onto_grid, read_painted, read_picture
@@ -78,7 +78,7 @@ def survey(pairing: Pairing, wishes: Wishes) -> Survey:
         for drawn in case.masks:
             painted = _painted(drawn, image)
             laid = replace(painted, image=replace(image, data=onto_grid(painted.image, image, drawn.path)))
-            look_at(laid, drawn.path, found, wishes.threshold)
+            count_values(laid, drawn.path, found, wishes.threshold)
     if len(dims) > 1:
         raise UserError("pictures and volumes are mixed", do="Convert them apart")
     if len(planes) > 1:
@@ -89,7 +89,7 @@ def survey(pairing: Pairing, wishes: Wishes) -> Survey:
     counts = Counter(what for case in pairing.pairs for what in {drawn.what for drawn in case.masks})
     missing = {what: len(pairing.pairs) - counts[what] for what in structures if counts[what] < len(pairing.pairs)}
     ending, copied = _ending(pairing, dims.pop(), kinds, planes)
-    return Survey(meaning, ending, copied, _channels(pairing, planes.pop(), dims), missing)
+    return Survey(meaning, ending, copied, _channels(pairing, planes.pop()), missing)
 
 
 def _structures(pairing: Pairing) -> list[str]:
@@ -141,7 +141,7 @@ def _ending(pairing: Pairing, dims: int, kinds: set[str], planes: set[int]) -> t
     return (".png" if fits else ".tif"), False
 
 
-def _channels(pairing: Pairing, planes: int, dims: set[int]) -> tuple[str, ...]:
+def _channels(pairing: Pairing, planes: int) -> tuple[str, ...]:
     if len(pairing.channels) == planes:
         return pairing.channels
     if planes == 3 and not pairing.channels:
@@ -209,9 +209,9 @@ def _mask(drawn: Sequence[Drawn], image: Image, meaning: Meaning) -> np.ndarray:
     for each in drawn:
         data = onto_grid(_painted(each, image).image, image, each.path)
         if meaning.structures:
-            labels = recode(data, meaning, each.path) * meaning.structures[each.what]
+            labels = recode(data, meaning) * meaning.structures[each.what]
         else:
-            labels = recode(data, meaning, each.path)
+            labels = recode(data, meaning)
         both = (labels > 0) & (result > 0) & (labels != result)
         if both.any() and not meaning.layered:
             names = {value: name for name, value in meaning.labels.items()}
@@ -271,7 +271,7 @@ def _aside(out: Path) -> Any:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def empty_masks(pairing: Pairing, threshold: float | None) -> str:
+def empty_masks(pairing: Pairing) -> str:
     """How many images have annotations that mark nothing, as a sentence; "" where all have some."""
     bare = [case.name for case in pairing.pairs if case.masks and all(drawn.shapes == () for drawn in case.masks)]
     return f"{pluralize(len(bare), 'image has', 'images have')} no mark: {few(bare)}" if bare else ""

@@ -63,7 +63,7 @@ class Meaning:
     rows: tuple[tuple[str, str, int, str], ...] = ()
 
 
-def look_at(painted: Painted, file: Path, found: Found, threshold: float | None) -> None:
+def count_values(painted: Painted, file: Path, found: Found, threshold: float | None) -> None:
     """Count what a mask holds."""
     data = painted.image.data
     if not np.isfinite(data).all():
@@ -313,7 +313,7 @@ def _colour(row: np.ndarray) -> Colour:
     return int(row[0]), int(row[1]), int(row[2])
 
 
-def recode(data: np.ndarray, meaning: Meaning, file: Path) -> np.ndarray:
+def recode(data: np.ndarray, meaning: Meaning) -> np.ndarray:
     """Planes [c, *s] of a mask as stored -> labels [*s]."""
     if meaning.threshold is not None:
         return np.where(binary(data, meaning.threshold), meaning.values.get(1, 1), 0).astype(np.int32)

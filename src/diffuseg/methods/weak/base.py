@@ -149,7 +149,14 @@ class WeakMethod(Method[Settings]):
             yield from maps
 
     def mean_map(self, image: Float[Tensor, "c *s"], y: int, name: str, steps: int) -> Float[Tensor, "*s"]:
-        """The raw map of class y, a function of the image alone: noise comes from fixed seeds."""
+        """The raw map of class y, a function of the image alone: noise comes from fixed seeds.
+
+        Args:
+            image: On the plan's grid.
+            y: Index of the class.
+            name: Kind of map.
+            steps: Of a draw.
+        """
         self.eval()
         self.refuse_slices(image)
         return torch.stack(list(self.maps(image, range(FIXED_DRAWS), y, name, steps))).mean(0)
@@ -185,7 +192,13 @@ class WeakMethod(Method[Settings]):
         return ImageLabel(label, "map", scores, FIXED_DRAWS * self.evaluations(name, steps) * (self.plan.classes - 1))
 
     def image_label(self, scores: Float[Tensor, " k"], by: str, evaluations: int) -> ImageLabel:
-        """The class with the highest score; with "present" the highest but for none of them."""
+        """The class with the highest score; with "present" the highest but for none of them.
+
+        Args:
+            scores: Of the classes, [k]; the highest wins.
+            by: What made them.
+            evaluations: Of the networks.
+        """
         label = 1 + int(scores[1:].argmax()) if by == "present" else int(scores.argmax())
         return ImageLabel(label, by, dict(zip(self.plan.names, scores.tolist(), strict=True)), evaluations)
 

@@ -121,6 +121,11 @@ def intensities(z: Float[np.ndarray, "*s"], image: Float[np.ndarray, "c *s"], la
 
     One Gaussian per channel inside, one in the AROUND voxels around, by expectation maximisation with the map's z as prior
     logit; at most MOST either way. Further away nothing is object. Where the intensities are the same it changes nothing.
+
+    Args:
+        z: Prior logit [*s] of the object.
+        image: Of the channels.
+        largest: Whether the object is the largest connected part of what z shows.
     """
     inside = largest_component(z > 0) if largest else z > 0
     near = np.asarray(scipy.ndimage.distance_transform_edt(~inside)) <= AROUND

@@ -174,7 +174,7 @@ def _trained(options: AuditOptions, record: dict[str, Any], row: Row, number: in
     from diffuseg.train.loop import TrainSettings, train
 
     wanted: Training = row.trainings[number]
-    out = options.out / "runs" / _folder(wanted, row, number)
+    out = options.out / "runs" / _folder(row, number)
     last = out / "last.safetensors"
     if not is_finished(last):
         train(TrainSettings(
@@ -184,7 +184,7 @@ def _trained(options: AuditOptions, record: dict[str, Any], row: Row, number: in
     return load_checkpoint(last)[0]
 
 
-def _folder(wanted: Training, row: Row, number: int) -> str:
+def _folder(row: Row, number: int) -> str:
     """Members of an ensemble are U-Nets, and the first of them is that of the row "unet"."""
     return row.name if row.sampling != "members" else "unet" if number == 0 else f"unet_{number}"
 

@@ -46,6 +46,11 @@ def controlled(method: MaskMethod, sampling: str, other: Int[Tensor, "*o"]) -> M
     """The same weights, shown noise or another case's noisy mask in place of x_t, or always the same latent.
 
     The sampler walks its timesteps as before: x_t is only hidden from the network.
+
+    Args:
+        method: Stays as it is.
+        sampling: "noise", "other_case" or "latent"; "": nothing is changed.
+        other: Mask of another case, class indices on its own grid.
     """
     shown = copy.copy(method)
     if sampling == "noise":
