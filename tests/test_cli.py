@@ -29,7 +29,7 @@ from diffuseg.data.synthetic import make_dataset
 from diffuseg.device import PrecisionName
 from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import Empty
-from diffuseg.inference.export import ETA
+from diffuseg.inference.export import ETA, FORMATS
 from diffuseg.inference.fusion import FUSIONS
 from diffuseg.inference.provenance import amounts
 from diffuseg.methods import METHODS
@@ -133,6 +133,9 @@ def test_names_that_help_lists_are_those_of_the_code():
     *first, last = get_args(PrecisionName)
     assert texts["train", "precision"] == f"{', '.join(first)} or {last}."
     assert texts["export", "sampler"] == f"{' or '.join(ETA)}."
+    assert texts["export", "fmt"] == f"{' or '.join(FORMATS)}."
+    assert texts["predict", "map_"] == f"Kind of saliency map ({label})."
+    assert texts["train", "labels"].startswith(f"Image-level labels for {label.replace(', ', ' and ')}:")
 
 
 def test_from_made_up_data_to_an_evaluation(tmp_path, checkpoint):

@@ -1,6 +1,7 @@
 """Numbers that the pages state are those of the code: each constant, its value, and the words of the page that says it."""
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,18 @@ def test_defaults_that_pages_state_are_those_of_the_settings():
     assert (ours.steps, ours.log_snr, ours.tau, paper.steps, paper.tau) == (3, (4.0, 1.0), 0.0, 10, 0.95)
     text = (DOCS / "methods/cdm.md").read_text()
     assert "(default; tau = 0, log-SNR 4, 2.5, 1)" in text and "(Algorithm 1; tau = 0.95)" in text
+
+
+def test_pages_that_list_methods_list_all_of_them():
+    from diffuseg.methods import METHODS
+
+    ours = {name: cls for name, cls in METHODS.items() if cls.__module__.startswith("diffuseg.")}
+    code = lambda text: sorted(re.findall(r"`(\w+)`", text))
+    table = (DOCS.parent / "README.md").read_text(encoding="utf-8").split("| `--method` |")[1].split("\n\n")[0]
+    assert code(" ".join(line.split("|")[1] for line in table.splitlines()[2:])) == sorted(ours)
+    exported = [name for name, cls in ours.items() if cls.supervision == "mask" and not cls.not_exportable]
+    which = (DOCS / "speed.md").read_text(encoding="utf-8").split("* **Which methods**:")[1].split("Refused")[0]
+    assert code(which) == sorted(exported)
+    draws = (DOCS / "training.md").read_text(encoding="utf-8").split("a prediction has 8 draws, of")[1].split(" 32")[0]
+    assert code(draws) == sorted(name for name, cls in ours.items() if cls.default_draws == 32)
+    assert {cls.default_draws for cls in ours.values()} == {8, 32}
