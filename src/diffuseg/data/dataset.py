@@ -101,7 +101,7 @@ def check(dataset: Dataset) -> list[str]:
 
 
 def patients(dataset: Dataset) -> tuple[dict[str, str], str]:
-    """The patient of each case, and the rule that told, as a sentence to print.
+    """The patient of each case, and the rule that decided, as a sentence to print.
 
     The first that is there decides: "patients" in dataset.json ({case: patient}); patients.csv with the columns case and
     patient; "patient_pattern" in dataset.json, a regular expression whose first group (or whole match) in the case's name
