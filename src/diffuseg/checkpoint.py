@@ -141,6 +141,8 @@ def amend_meta(path: Path, entries: dict[str, Any], measured: str) -> None:
     Written aside, then renamed. The hash of the file changes; the header's "amended" lists those that it had before.
 
     Args:
+        path: the file.
+        entries: key -> value of the header.
         measured: the hash of the model that the entries are about, of its weights or of the file.
 
     Raises:
@@ -184,6 +186,8 @@ def load_checkpoint(
     """The method with its weights (in evaluation mode), its plan, and its header.
 
     Args:
+        path: the file.
+        device: where the method goes.
         options: "key=value" for `Method.inference_settings`.
 
     Raises:

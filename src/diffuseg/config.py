@@ -54,7 +54,9 @@ def parse_stored(text: str, kinds: Mapping[str, Callable[[Any], object]], file: 
     """An object of JSON in the header of a file, which may be a stranger's.
 
     Args:
+        text: Of the header.
         kinds: What a value has to be, by key; of keys that are not there nothing is asked.
+        file: Its name in messages.
         required: Keys that have to be there.
 
     Raises:

@@ -118,7 +118,13 @@ class NoiseSchedule:
         sigma = eta sqrt((1 - ab_s) / (1 - ab_t)) sqrt(1 - ab_t / ab_s)
 
         Args:
-            v: in [0, 1], for s > 0 only: a learned variance, see `log_variance_ratio`. It scales the noise; the mean stays.
+            x_0: Clean data, or its prediction.
+            x_t: The state.
+            t: Its timestep.
+            s: A lower one.
+            eta: Scale of the noise, in [0, 1].
+            noise: ~ N(0, 1) of the shape of x_t.
+            v: In [0, 1], for s > 0 only: a learned variance, see `log_variance_ratio`. It scales the noise; the mean stays.
 
         References:
             Song et al. 2021, eqs. 12 and 16.

@@ -126,6 +126,8 @@ def clean(classes: Integer[np.ndarray, "*s"], rule: Rule, names: Sequence[str]) 
     """Class indices after one rule; the same array where nothing changes, which is never written to.
 
     Args:
+        classes: Class indices of a mask.
+        rule: What is done to which class.
         names: Of the classes by their index, background first.
     """
     from scipy import ndimage

@@ -135,6 +135,10 @@ def turns(
     """The cases that this process does: (case, number, cases). All of them where nothing is shared.
 
     Args:
+        cases: Files by case.
+        out: Folder of the results.
+        settings: What decides a result, see `Model.settings`.
+        share: Which cases are this process's; None: all.
         failed: (case, reason) of those that failed, which grows meanwhile.
     """
     if share is None:

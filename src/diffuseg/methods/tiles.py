@@ -58,7 +58,11 @@ class Tiling:
         """One denoising of the whole image: x0_hat (and v) [n, k, *shape], blended over the tiles.
 
         Args:
+            predict_x0: (x_t, t, features, z) of a tile -> `ModelOutput`.
+            x_t: States [n, k, *shape]; None of a method that has none.
+            t: Timestep of all of them.
             z: [n, nz], serves all tiles of a draw.
+            n: Number of draws.
         """
         m, plane = self.slices, self.plane
         state = None if x_t is None else self._split(x_t)

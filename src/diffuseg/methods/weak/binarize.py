@@ -89,6 +89,8 @@ def logistic_mask(
 
     Args:
         saliency: normalized.
+        settings: threshold, smoothing, and what else makes a mask of a map.
+        image: what the map is of.
         calibrated: whether it was normalized with a null threshold.
 
     Raises:

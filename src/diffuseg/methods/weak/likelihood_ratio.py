@@ -28,7 +28,12 @@ def likelihood_ratio(
     image, and the same noise with the other sign, so that what is odd in the noise cancels.
 
     Args:
+        contrast: the two conditions.
+        x_0: scaled images.
+        schedule: how noise grows.
+        noise: makes noise like x_0.
         steps: number of timesteps.
+        log_snr: first and last.
         support: standard deviation of the smoothing of R, in voxels; 0: the change alone, at each timestep of unit size.
 
     References:
