@@ -99,11 +99,7 @@ def in_mm(affine: np.ndarray, scale: float) -> np.ndarray:
 
 
 def nrrd_scale(units: str, file: Path | None) -> float:
-    """Millimetres per unit from NRRD's `space units`, such as '"mm" "mm" "mm"'.
-
-    Raises:
-        UserError: Units are unknown, or differ between axes.
-    """
+    """Millimetres per unit from NRRD's `space units`, such as '"mm" "mm" "mm"'; refuses unknown units and mixed ones."""
     named = {unit.strip().lower() for unit in units.replace('"', " ").split()} or {""}
     unknown = sorted(named - set(NRRD_MM))
     if unknown or len({NRRD_MM[unit] for unit in named}) > 1:

@@ -46,11 +46,7 @@ class FileContents(NamedTuple):
 
 
 def ending_of(path: Path | str) -> str:
-    """The supported ending of a file name, in lower case (".nii.gz").
-
-    Raises:
-        UserError: Any other ending.
-    """
+    """The supported ending of a file name, in lower case (".nii.gz"); a UserError refuses any other."""
     name = Path(path).name.lower()
     for ending in ENDINGS:
         if name.endswith(ending) and len(name) > len(ending):
@@ -148,8 +144,11 @@ def read_mask(path: Path | str) -> Image:
         _check_finite(data, file)
         odd = data[data != np.rint(data)]
         if odd.size:
-            what = f"a mask holds integers, this file {pluralize(odd.size, 'other value')} such as {odd.flat[0]:g}"
-            raise UserError(what, file=file, do="Was it resampled? Use nearest neighbours")
+            raise UserError(
+                f"a mask holds integers, this file {pluralize(odd.size, 'other value')} such as {odd.flat[0]:g}",
+                file=file,
+                do="Was it resampled? Use nearest neighbours",
+            )
     low, high = (int(data.min()), int(data.max())) if data.size else (0, 0)
     if not -(2**31) <= low <= high < 2**31:
         raise UserError(f"values from {low} to {high} are no labels", file=file)

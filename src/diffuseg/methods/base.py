@@ -142,11 +142,10 @@ class Method(nn.Module, ABC, Generic[Config]):
 
     @abstractmethod
     def loss(self, batch: Batch, phase: Phase, rng: torch.Generator) -> Loss:
-        """The scalar that a phase minimises, and what to log.
+        """The scalar that `phase`, one of `phases`, minimises, and what to log.
 
         Args:
             batch: Images [b, c, *s] and one-hot masks [b, k, *s], or labels [b], by `supervision`.
-            phase: One of `phases`.
             rng: Source of all randomness, on the CPU.
         """
 
@@ -230,13 +229,9 @@ class MaskMethod(Method[Config]):
 
     @abstractmethod
     def denoise(self, x_t: Float[Tensor, "b k *s"] | None, t: int, features: Any, z: Tensor | None) -> Float[Tensor, "b k *s"]:
-        """x0_hat in [-1, 1] from the noisy mask.
+        """x0_hat in [-1, 1] from the noisy mask at timestep t; x_t is None of a method that is not generative.
 
-        Args:
-            x_t: Noisy masks; None of a method that is not generative.
-            t: Timestep of all of them.
-            features: What `encode` made; those of one image serve the whole batch.
-            z: What `latent` made.
+        `features` are what `encode` made, those of one image for the whole batch, and `z` is what `latent` made.
         """
 
     def predict_x0(self, x_t: Tensor | None, t: int, features: Features, z: Tensor | None) -> ModelOutput:

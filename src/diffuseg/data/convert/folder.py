@@ -243,11 +243,7 @@ def _describe(folder: Path, cases: Sequence[Pair], found: Survey, name: str, peo
 
 
 def refuse_existing(out: Path) -> None:
-    """Check that nothing is at a place; an empty folder is nothing.
-
-    Raises:
-        UserError: Something is.
-    """
+    """Refuse a place where something is; an empty folder is nothing."""
     if os.path.lexists(out) and not (out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
         raise UserError("is there already, and nothing is overwritten", file=out, do="Choose another --out")
 
