@@ -112,7 +112,14 @@ def colours_of(values: Sequence[int]) -> dict[int, str]:
 
 
 def figure_of(rows: int, columns: int, inches: tuple[float, float], heights: Sequence[float] | None = None) -> tuple[Any, Any]:
-    """A figure that needs no screen and leaves the caller's pyplot alone; imported here because it takes a second."""
+    """A figure that needs no screen and leaves the caller's pyplot alone; imported here because it takes a second.
+
+    Args:
+        rows: Of panels.
+        columns: Of panels.
+        inches: Width and height.
+        heights: Of the rows, in proportion; None: equal.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=inches, layout="constrained")

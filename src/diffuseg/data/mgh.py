@@ -33,6 +33,12 @@ def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
 def write(aside: Path, planes: np.ndarray, like: Image, packed: bool) -> None:
     """Write planes [c, i, j, k] of uint8, int16, int32 or float32.
 
+    Args:
+        aside: Where to.
+        planes: Several are frames.
+        like: On whose grid.
+        packed: As .mgz.
+
     Raises:
         UserError: They are of a picture.
     """

@@ -105,7 +105,14 @@ class NoiseSchedule:
         return ab.sqrt() * x_0 + (1 - ab).sqrt() * noise
 
     def q_step(self, x_s: Tensor, s: Timestep, t: Timestep, noise: Tensor) -> Tensor:
-        """x_t ~ q(x_t | x_s) for s < t, for noise ~ N(0, 1) of the shape of x_s."""
+        """x_t ~ q(x_t | x_s).
+
+        Args:
+            x_s: Noisy data at timestep s.
+            s: Its timestep.
+            t: A higher one.
+            noise: ~ N(0, 1) of the shape of x_s.
+        """
         ratio = self.at(t, x_s) / self.at(s, x_s)
         return ratio.sqrt() * x_s + (1 - ratio).sqrt() * noise
 

@@ -26,6 +26,13 @@ def measure_case(run: Model, methods: Sequence[Method], row: Row, case: FullCase
     mean     Dice of the mean of the draws
     nll      of that mean, in the band round the true border, nats; NaN without a border
     changed  voxels on which two draws differ, mean over pairs, as a share of the object; 0 for a single draw
+
+    Args:
+        run: The model of the run: its sampler, device and number type.
+        methods: The weights of the row.
+        row: How they are drawn from.
+        case: What is measured.
+        other: The case whose mask some rows borrow.
     """
     options = SamplingOptions(row.draws, row.steps, run.method.default_sampler)
     draws = prepare(methods[0], case, options, run.device, run.precision)

@@ -69,7 +69,14 @@ def sampled_rows(method: Method, draws: int, steps: int) -> list[Row]:
 
 
 def trained_rows(record: dict[str, Any], method: Method, draws: int, steps: int) -> list[Row]:
-    """What has to be trained: `record` is the run.json of the run. The first one is the run once more."""
+    """What has to be trained; the first row is the run once more.
+
+    Args:
+        record: The run.json of the run.
+        method: Of the run.
+        draws: Of the run.
+        steps: Denoising steps of the run.
+    """
     name, seed = record["method"], record["seed"]
     recipe = tuple(f"train.{key}={json.dumps(value)}" for key, value in record["train"].items())
     own = tuple(f"{key}={json.dumps(value)}" for key, value in record["config"].items()) + recipe
