@@ -271,7 +271,7 @@ def test_the_references_stand_in_their_order_where_raters_disagree_as_a_whole() 
     assert resampled == pytest.approx((1 - 9 / 49) / 2 / 32, rel=0.8)
     assert (resampled_raters(raters, 7, 0).shape, one_rater(raters, 3, 2).sum()) == ((7, 9, 9), 3 * 49)
     assert held_out_rater(raters, maximum_dice) == 1
-    with pytest.raises(ValueError, match="held against"):
+    with pytest.raises(ValueError, match="compared with"):
         held_out_rater(raters[:1], ged)
 
 

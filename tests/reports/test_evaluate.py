@@ -211,7 +211,7 @@ def test_volume_intervals_are_held_against_the_truth(folders: tuple[Path, Path],
 
 def test_intervals_of_classes_that_the_labels_do_not_name_are_said(folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, labels = folders
-    said = "Predicted volume intervals of head, tail are held against no true volume"
+    said = "Predicted volume intervals of head, tail are compared with no true volume"
     for number in range(5):
         content = {"draws": 4, "volume_ml_90": {"head": [0, 9], "tail": [0, 9]}}
         (predictions / f"case_{number:04d}.json").write_text(json.dumps(content))
