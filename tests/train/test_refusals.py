@@ -103,6 +103,21 @@ def test_a_run_does_not_go_on_over_other_voxels(tmp_path, spoilt, plan, quick):
     assert call(*arguments, "--resume").exit_code == 0
 
 
+def test_a_run_does_not_go_on_without_its_state_or_best_checkpoint_or_over_an_edited_plan(tmp_path, data, plan, quick):
+    arguments, out = [*options(data, tmp_path / "out", steps=2), "--plan", plan], tmp_path / "out"
+    assert call(*arguments).exit_code == 0
+    for name, words in (("resume", "state of the run is not there"), ("best", "checkpoint that validated best")):
+        kept = (out / f"{name}.safetensors").read_bytes()
+        (out / f"{name}.safetensors").unlink()
+        refused(call(*arguments, "--resume"), f"{name}.safetensors", words, "Put it back")
+        (out / f"{name}.safetensors").write_bytes(kept)
+    written = json.loads((out / "plan.json").read_text())
+    (out / "plan.json").write_text(json.dumps(written | {"batch": 1, "reasons": {}}))
+    refused(call(*arguments, "--resume"), "plan.json", "--resume: batch changed")
+    (out / "plan.json").write_text(json.dumps(written))
+    assert call(*arguments, "--resume").exit_code == 0
+
+
 # arguments after those of a good training -> words of the line
 WISHES = {
     "--preset cdal/as_relesed": ("unknown preset 'cdal/as_relesed'", "cdal/as_released"),

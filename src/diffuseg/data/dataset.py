@@ -271,9 +271,15 @@ def _read_splits(dataset: Dataset) -> list[dict[str, list[str]]]:
         both = sorted({*train} & {*val})
         if both:
             raise UserError(f"fold {number} has cases in train and in val: {few(both)}", file=file)
-    left = sorted(known - {case for fold in content for side in ("train", "val") for case in fold[side]})
+    used = [{*fold["train"], *fold["val"]} for fold in content]
+    left = known.difference(*used)
     if left:
-        warn_once(file, f"{pluralize(len(left), 'case is', 'cases are')} in no fold, and not used: {few(left)}")
+        warn_once(file, f"{pluralize(len(left), 'case is', 'cases are')} in no fold, and not used: {few(sorted(left))}")
+    for number, cases in enumerate(used):
+        lacking = sorted(known - cases - left)
+        if lacking:
+            what = f"fold {number} neither learns from nor validates on {pluralize(len(lacking), 'case')} of other folds"
+            warn_once(file, f"{what}: {few(lacking)}")
     return [{"train": fold["train"], "val": fold["val"]} for fold in content]
 
 
