@@ -3,7 +3,7 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -53,6 +53,12 @@ def convert(
     from diffuseg.data.convert.polygons import find_annotations, read_annotations
 
     refuse_existing(out)
+    of_masks = {"--labels": labels, "--colours": colours, "--threshold": threshold is not None, "--pairs": pairs}
+    of_names = {"--channels": channels, "--several": several, "--annotations": annotations}
+    if images_only:
+        _refuse_idle(of_masks | of_names, "--images-only takes images and no masks")
+    if pairs:
+        _refuse_idle(of_names, "--pairs says which files belong together")
     table = read_colours(colours) if colours else None
     wishes = Wishes(_split(labels), table, threshold, _spacing(spacing))
     found_annotations = [] if images_only or pairs or annotations else find_annotations(source)
@@ -60,6 +66,8 @@ def convert(
         names = ", ".join(path.name for path in found_annotations)
         raise UserError(f"several files of annotations: {names}", file=source, do="Choose one with --annotations")
     marks = annotations or next(iter(found_annotations), None)
+    if marks:
+        _refuse_idle({"--channels": channels, "--several": several}, f"{marks.name} says what is marked in which image")
     if images_only:
         pairing = only_images(source)
     elif pairs:
@@ -72,6 +80,10 @@ def convert(
     if not pairing.pairs:
         do = "Say what belongs together with --pairs CSV, or take the images alone with --images-only"
         raise UserError("no mask could be paired with an image by its name", file=source, do=do)
+    if not any(path.name.lower().endswith((".npy", ".npz")) for case in pairing.pairs for path in case.images):
+        _refuse_idle({"--spacing": spacing}, "no image is an array (.npy, .npz), and other files say their voxel sizes")
+    if not pairing.several:
+        _refuse_idle({"--several": several}, "no image has several masks")
     found = survey(pairing, wishes)
     _show_classes(found, empty_masks(pairing))
     if dry_run:
@@ -84,6 +96,13 @@ def convert(
     write_dataset(out, pairing, found, wishes)
     what = "`diffuseg predict MODEL` takes its imagesTs" if found.meaning is None else f"next: diffuseg plan {out}"
     typer.echo(f"{out}: {pluralize(len(pairing.pairs), 'case')} written; {what}")
+
+
+def _refuse_idle(options: dict[str, Any], why: str) -> None:
+    """Refuse options that would do nothing."""
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UserError(f"{', '.join(given)}: {why}", do="Leave it out")
 
 
 def _split(text: str) -> tuple[str, ...]:
