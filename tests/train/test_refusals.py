@@ -268,6 +268,27 @@ def test_another_case_needs_a_batch_with_another_case(data, tmp_path):
         start(data, tmp_path, "cdal", "x_t=other_case", "recycle=0", "plan.batch=1")
 
 
+def test_a_plan_of_other_channels_or_classes_is_refused(tmp_path, spoilt, caplog):
+    file, written = spoilt / "dataset.json", json.loads((spoilt / "dataset.json").read_text())
+    for number in range(4):
+        image = spoilt / f"imagesTr/case_{number:03d}_0000.nii.gz"
+        image.with_name(image.name.replace("_0000", "_0001")).write_bytes(image.read_bytes())
+    file.write_text(json.dumps(written | {"channel_names": {"0": "T1", "1": "T2"}}))
+    start(spoilt, tmp_path / "one")
+    plan = tmp_path / "one/plan.json"
+    labels = {name if value else "clear": value for name, value in written["labels"].items()}
+    for change, words in (
+        ({"channel_names": {"0": "T2", "1": "T1"}}, "its channels are T2, T1, those of"),
+        ({"labels": labels}, "its labels"),
+        ({"labels": written["labels"] | {"ignore": 9}}, '"ignore" None'),
+    ):
+        file.write_text(json.dumps(written | {"channel_names": {"0": "T1", "1": "T2"}} | change))
+        refused(call(*options(spoilt, tmp_path / "two"), "--plan", plan), words)
+    file.write_text(json.dumps(written | {"channel_names": {"0": "T1", "1": "ADC"}}))
+    start(spoilt, tmp_path / "three", plan=plan)
+    assert "its channels are T1, ADC" in caplog.text and "in the same order?" in caplog.text
+
+
 def test_an_endless_time_is_refused(data, tmp_path):
     with pytest.raises(UserError, match="finite"):
         loop.train(settings(data, tmp_path / "run", steps=None, max_minutes=float("inf")))

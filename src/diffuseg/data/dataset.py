@@ -28,6 +28,7 @@ __all__ = [
     "load_raters",
     "open_dataset",
     "patients",
+    "refuse_other_channels",
     "splits",
 ]
 
@@ -177,6 +178,24 @@ def splits(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[dict[str, li
         }
         for fold in range(folds)
     ]
+
+
+def refuse_other_channels(dataset: Dataset, known: tuple[str, ...], whose: str) -> None:
+    """Refuse channels that cannot be those of a model or plan, by number or order; warn of other names.
+
+    Args:
+        dataset: Whose channels are looked at.
+        known: Those of the model or plan.
+        whose: What has these, for the message.
+
+    Raises:
+        UserError: Another number, or the same names in another order.
+    """
+    if dataset.channels != known:
+        what = f"its channels are {', '.join(dataset.channels)}, those of {whose} {', '.join(known)}"
+        if len(dataset.channels) != len(known) or sorted(dataset.channels) == sorted(known):
+            raise UserError(what, file=dataset.folder, do="Give images with these channels, in this order")
+        warn_once(dataset.folder, f"{what}: are these the same, in the same order?")
 
 
 def evenly_spaced(items: list[T], most: int) -> list[T]:
