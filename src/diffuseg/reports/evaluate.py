@@ -253,11 +253,10 @@ def _say_other_names(labels: dict[str, int], pairs: dict[str, Path]) -> None:
     for case, path in pairs.items():
         recorded = record_of(path.parent, case).get("labels")
         names = {value: name for name, value in recorded.items()} if isinstance(recorded, dict) else {}
-        odd = [
-            f"{value} is {names[value]!r} and here {name!r}" for name, value in labels.items() if names.get(value, name) != name
-        ]
+        odd = [value for name, value in labels.items() if value and names.get(value, name) != name]
         if odd:
-            warn_once(path.parent, f"its classes have other names than those of the labels: {few(odd)}; values are compared")
+            what = few(f"{value} is {names[value]!r} in its records" for value in odd)
+            warn_once(path.parent, f"classes have other names than in the labels, and values are compared: {what}")
             return
 
 
