@@ -60,8 +60,7 @@ def convert(
     wishes = Wishes(_split(labels), read_colours(colours) if colours else None, threshold, _spacing(spacing))
     found_annotations = [] if images_only or pairs or annotations else find_annotations(source)
     marks = annotations or _only(found_annotations, source)
-    of_names.pop("--annotations")
-    _refuse_idle(of_names if marks else {}, "annotations say what is marked in which image")
+    _refuse_idle(of_names | {"--annotations": None} if marks else {}, "annotations say what is marked in which image")
     if images_only:
         pairing = only_images(source)
     elif pairs:
