@@ -19,6 +19,7 @@ PAIRS = (
     ("\u043b\u0435\u0432\u0430\u044f", "\u043f\u0440\u0430\u0432\u0430\u044f"),
     ("n\u00f3dulo izquierdo", "n\u00f3dulo derecho"), ("nodule gauche", "nodule droit"), ("lesione sinistra", "lesione destra"),
     ("cisto_esquerdo", "cisto_direito"), ("LK_tumor", "RK_tumor"), ("tumor_sinister", "tumor_dexter"),
+    ("LEFTtumor", "RIGHTtumor"),
     ("HIPPO_L", "HIPPO_R"), ("hippoL", "hippoR"), ("linkernier", "rechternier"), ("femur_sin", "femur_dext"),
     ("balra", "jobbra"), ("αριστερό νεφρό", "δεξί νεφρό"), ("ляв", "десен"), ("أيسر", "أيمن"), ("שמאל", "ימין"),
     ("ซ้าย", "ขวา"), ("बायां", "दायां"), ("좌측", "우측"),
