@@ -36,8 +36,8 @@ def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, li
         limit: So many of its cases, evenly spread; 0: all.
 
     Raises:
-        UserError: Classes or channels are not the model's, there is no such fold, masks are not complete ("ignore"), or the model was
-            trained on one of the cases: on a file with the same bytes.
+        UserError: Classes or channels are not the model's, there is no such fold, masks are not complete ("ignore"), or the
+            model was trained on one of the cases: on a file with the same bytes.
     """
     refuse_other_kind(model, dataset)
     if dataset.ignore is not None:
