@@ -47,6 +47,27 @@ def test_what_is_asked_wrongly_is_one_line(source, tmp_path):
     assert lone.exit_code == 2 and "--pairs" in lone.stderr and "--images-only" in lone.stderr
 
 
+IDLE = {
+    "--images-only --labels a": ("--labels", "no masks"),
+    "--images-only --several raters --threshold 3": ("--several", "--threshold"),
+    "--several raters": ("--several", "no image has several masks"),
+    "--spacing 1,1": ("--spacing", "no image is an array"),
+    "--pairs p.csv --channels T1": ("--channels", "--pairs says"),
+    "--threshold 300": ("--threshold 300", "no values"),
+    "--threshold -1": ("--threshold -1", "all values"),
+    "--threshold nan": ("--threshold nan", "no values"),
+    "--labels ignore=255": ("labels need a background and further",),
+}
+
+
+@pytest.mark.parametrize("options", IDLE)
+def test_options_that_would_do_nothing_are_refused(source, tmp_path, options):
+    done = call("convert", source, "--out", tmp_path / "set", "--dry-run", *options.split())
+    assert done.exit_code == 2 and "nothing is written" not in done.stdout
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and all(text in last for text in IDLE[options]), last
+
+
 def test_a_plan_of_one_case_says_that_training_will_stop(source, tmp_path):
     for name in ("images/b.png", "masks/b.png"):
         (source / name).unlink()

@@ -22,9 +22,15 @@ def test_losses_of_logits_have_no_gradient_where_nobody_has_annotated():
     assert (gradient[..., 5:] == 0).all() and (gradient[..., :5] != 0).any()
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].supervision == "mask"])
-def test_a_batch_that_nobody_has_annotated_teaches_nothing(name):
-    method = build(name, "2d")
+LEARN_FROM_MASKS = [(name,) for name in METHODS if METHODS[name].supervision == "mask"]
+
+
+@pytest.mark.parametrize(
+    "built", [*LEARN_FROM_MASKS, ("medsegdiff", "calibration=1"), ("medsegdiff", "predict=x0")], ids=" ".join
+)
+def test_a_batch_that_nobody_has_annotated_teaches_nothing(built):
+    name, *options = built
+    method = build(name, "2d", *options)
     method.plan = replace(method.plan, ignore=99)
     made = make_batch(method)
     assert made.mask is not None
@@ -39,3 +45,18 @@ def test_a_batch_that_nobody_has_annotated_teaches_nothing(name):
                 p.grad.abs().max() for n in phase.modules for p in method.get_submodule(n).parameters() if p.grad is not None
             ]
             assert all(float(g) < 1e-7 for g in grads)
+
+
+def test_a_discriminator_sees_nothing_where_nobody_has_annotated():
+    """Real and fake are alike there: 0, of every pair and in every phase."""
+    method = build("cdal", "2d", "adversarial=1", "r1=1")
+    batch, seen = make_batch(method), []
+    assert batch.mask is not None and method.discriminator is not None
+    mask = batch.mask.clone()
+    mask[..., 5:] = 0
+    method.discriminator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for phase in method.phases:
+        method.loss(Batch(batch.image, mask, cases=batch.cases), phase, torch.Generator().manual_seed(0))
+        pairs = torch.cat([pair[:, : 2 * mask.shape[1]] for pair in seen])
+        assert seen and (pairs[..., 5:] == 0).all() and (pairs[..., :5] != 0).any(), phase.name
+        seen.clear()

@@ -21,7 +21,18 @@ SHAPE = (4, 5, 6)
 LABELS = {"background": 0, "head": 1, "tail": 2}
 
 
-UNANNOTATED = ("void", "unknown", "ignore_label", "edge ignored", "don't-care", "not_annotated", "Exclude", "unsure")
+UNANNOTATED = (
+    "void",
+    "unknown",
+    "ignore_label",
+    "edge ignored",
+    "don't-care",
+    "not_annotated",
+    "Exclude",
+    "unsure",
+    "border (exclude)",
+    "unlabelled part",
+)
 
 
 def save(path: Path, data: np.ndarray, affine=None) -> None:
@@ -332,6 +343,35 @@ def test_what_no_case_uses_is_named(folder, caplog):
     open_dataset(folder)
     for text in ("nobody.nii.gz", "z_0000.png", "numTraining is 17"):
         assert text in caplog.text
+
+
+def test_what_says_something_about_a_set_and_is_not_read_is_named(folder, caplog):
+    for name in ("splits.json", "patients.xlsx", ".b_0000.nii.gz", "._b_0000.nii.gz", "notes.txt"):
+        ((folder / "imagesTr" if name.startswith(".") else folder) / name).write_bytes(b"[]")
+    for ending, place in (("_0000.nii.gz", "imagesTr"), (".nii.gz", "labelsTr")):
+        (folder / place / f"B{ending}").write_bytes((folder / place / f"b{ending}").read_bytes())
+    describe(folder, ignore_label=255, training=[{"image": "a", "label": "b", "fold": 0}])
+    open_dataset(folder)
+    for text in ("patients.xlsx, splits.json are not read", ": .b_0000.nii.gz", "not read: 'ignore_label', 'fold'", "B and b"):
+        assert text in caplog.text
+    assert "._b" not in caplog.text and "notes" not in caplog.text
+
+
+def test_files_of_folds_and_patients_that_are_read_are_not_named(folder, caplog):
+    ids = [case.id for case in open_dataset(folder).cases]
+    (folder / "splits_final.json").write_text(json.dumps([{"train": ids[:1], "val": ids[1:]}]))
+    (folder / "patients.csv").write_text("case,patient\n" + "".join(f"{name},{name}\n" for name in ids))
+    splits(open_dataset(folder))
+    assert not caplog.text
+
+
+def test_cases_that_a_fold_leaves_out_are_named(folder, caplog):
+    ids = [case.id for case in open_dataset(folder).cases]
+    folds = [{"train": ids[:1], "val": ids[1:2]}, {"train": ids[:1], "val": ids[1:]}]
+    (folder / "splits_final.json").write_text(json.dumps(folds))
+    splits(open_dataset(folder))
+    assert f"fold 0 neither learns from nor validates on 1 case of other folds: {ids[2]}" in caplog.text
+    assert "fold 1" not in caplog.text
 
 
 def test_folders_and_pipes_that_no_case_uses_are_named(folder, caplog):

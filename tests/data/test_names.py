@@ -19,6 +19,10 @@ PAIRS = (
     ("\u043b\u0435\u0432\u0430\u044f", "\u043f\u0440\u0430\u0432\u0430\u044f"),
     ("n\u00f3dulo izquierdo", "n\u00f3dulo derecho"), ("nodule gauche", "nodule droit"), ("lesione sinistra", "lesione destra"),
     ("cisto_esquerdo", "cisto_direito"), ("LK_tumor", "RK_tumor"), ("tumor_sinister", "tumor_dexter"),
+    ("LEFTtumor", "RIGHTtumor"),
+    ("HIPPO_L", "HIPPO_R"), ("hippoL", "hippoR"), ("linkernier", "rechternier"), ("femur_sin", "femur_dext"),
+    ("balra", "jobbra"), ("αριστερό νεφρό", "δεξί νεφρό"), ("ляв", "десен"), ("أيسر", "أيمن"), ("שמאל", "ימין"),
+    ("ซ้าย", "ขวา"), ("बायां", "दायां"), ("좌측", "우측"),
 )  # fmt: skip
 
 
@@ -44,7 +48,22 @@ def test_two_names_that_differ_in_something_else_do_not():
 
 @pytest.mark.parametrize(
     "name",
-    ["tumor", "lesion", "liver lesion", "polyp", "sinus", "large cyst", "tumor_2", "renal tumor", "Lymphnode", "core"],
+    [
+        "tumor",
+        "lesion",
+        "liver lesion",
+        "polyp",
+        "sinus",
+        "large cyst",
+        "tumor_2",
+        "renal tumor",
+        "Lymphnode",
+        "core",
+        "bright lesion",
+        "upright",
+        "cleft lesion",
+        "leftover",
+    ],
 )
 def test_no_side_is_seen_where_there_is_none(name):
     assert side(name) is None
@@ -53,10 +72,12 @@ def test_no_side_is_seen_where_there_is_none(name):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [*((n, "ct") for n in ("CT", "ct_art", "CTscan", "CT1", "ct-hu", "CT_scan", "NCCT", "HU", "abdomenCT", "low dose CT",
-                           "computed tomography", "Computed_Tomography", "tomograf\u00eda computarizada", "CTportal", "CTPA")),
-     *((n, "mr") for n in ("T1", "T1w", "T1_Gd", "t2f", "FLAIR", "mri", "MR0", "T2star", "DWI b1000", "brainMRI")),
+                           "computed tomography", "Computed_Tomography", "tomograf\u00eda computarizada", "CTportal", "CTPA",
+                           "CTA", "4DCT", "TAC torax", "tc_abdome", "КТ")),
+     *((n, "mr") for n in ("T1", "T1w", "T1_Gd", "t2f", "FLAIR", "mri", "MR0", "T2star", "DWI b1000", "brainMRI", "T1c",
+                           "T1POST", "T2WI", "t2_tse", "MP2RAGE", "CT from MR")),
      *((n, "xray") for n in ("X-ray", "chestXray", "CXR", "x_ray")),
-     *((n, "") for n in ("Contrast", "actin", "direct", "grey", "red", "PET/CT", "SPECT/CT", "OCT", "section",
+     *((n, "") for n in ("Contrast", "actin", "direct", "grey", "red", "PET/CT", "SPECT/CT", "OCT", "section", "Tc-99m", "T",
                              "single photon emission computed tomography"))],
 )  # fmt: skip
 def test_what_a_picture_was_taken_with_is_a_word_of_its_channel(name, kind):

@@ -266,6 +266,12 @@ def test_files_are_grouped_into_cases(tmp_path, channels, there, cases):
     assert all(list(paths) == sorted(paths) for paths in found.values())
 
 
+@pytest.mark.parametrize(("channels", "files", "said"), [(1, 2, True), (2, 4, True), (2, 2, False), (1, 9, False)])
+def test_channels_that_a_model_does_not_have_are_said_to_be_images_of_their_own(tmp_path, caplog, channels, files, said):
+    find_cases([touch(tmp_path, *(f"p_{n:04d}.png" for n in range(files)))], channels)
+    assert ("each is taken for an image of its own" in caplog.text) == said
+
+
 def test_files_and_folders_may_be_mixed_and_named_twice(tmp_path):
     touch(tmp_path, "x/a_0001.nii.gz", "x/a_0000.nii.gz", "y/b.nii")
     found = find_cases([tmp_path / "x" / "a_0001.nii.gz", tmp_path / "x", tmp_path / "y" / "b.nii"], 2)

@@ -19,6 +19,7 @@ from diffuseg.inference.model import load
 from diffuseg.inference.sampling import draw_seed
 from diffuseg.methods import METHODS
 from diffuseg.types import Image
+from tests.contract.test_methods import build
 from tests.inference.oracle import Certain, make_model, make_plan
 
 THREE = {"background": 0, "near": 2, "far": 700}
@@ -163,6 +164,14 @@ def test_a_deterministic_method_is_asked_once(caplog, monkeypatch):
     for idle in ({"steps": 0}, {"steps": 3}, {"sampler": "ddim"}, {"sampler": "nothing"}, {"fuse": "staple"}):
         with pytest.raises(UserError, match=f"{next(iter(idle))}.*deterministic"):
             make_model(method=Certain).predict(image, **idle)
+
+
+def test_a_method_of_one_step_has_no_sampler():
+    method = build("ssn", "2d")
+    assert method.sampling(None, None) == method.sampling(method.default_sampler, 1) == (method.default_sampler, 1)
+    for sampler, words in (("ddim", "one step, whatever the sampler"), ("nothing", "unknown sampler")):
+        with pytest.raises(UserError, match=words):
+            method.sampling(sampler, None)
 
 
 def test_steps_and_sampler_reach_the_method_and_the_record():

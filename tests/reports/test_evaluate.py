@@ -383,3 +383,38 @@ def test_names_that_a_spreadsheet_takes_for_formulas_are_read_back_exactly(tmp_p
     with (tmp_path / "out" / "cases.csv").open(newline="") as file:
         assert {row["case"] for row in csv.DictReader(file)} == {name}
     assert Evaluation.load(tmp_path / "out").cases == [name]
+
+
+def records(predictions: Path, labels: dict[str, int]) -> None:
+    """As `predict` writes them, as far as classes go."""
+    for number in range(5):
+        (predictions / f"case_{number:04d}.json").write_text(json.dumps({"labels": labels}))
+
+
+def test_a_class_that_two_values_call_so_is_refused_and_other_names_are_said(folders, caplog):
+    records(folders[0], LABELS | {"head": 4, "tail": 1})
+    with pytest.raises(UserError, match=r"none of 5 cases.*'head' has the value 4 in its record, and 1 in the labels"):
+        evaluate(*folders, None)
+    records(folders[0], {"bg": 0, "caput": 1, "tail": 4})
+    assert evaluate(*folders, None).labels == {"head": 1, "tail": 4}
+    assert "values are compared: 1 is 'caput' in its records" in caplog.text and "bg" not in caplog.text
+
+
+def test_empty_masks_of_which_nothing_says_the_classes_are_refused(folders):
+    predictions, labels = folders
+    (labels.parent / "dataset.json").unlink()
+    for path in (*predictions.iterdir(), *labels.iterdir()):
+        put(path, 0 * mask(0))
+    with pytest.raises(UserError, match=r"labelsTr: no mask.*which classes there are.*dataset\.json would name"):
+        evaluate(*folders, None)
+
+
+def test_a_case_of_which_nobody_has_annotated_a_voxel_is_no_case(folders):
+    predictions, labels = folders
+    described = json.loads((labels.parent / "dataset.json").read_text())
+    (labels.parent / "dataset.json").write_text(json.dumps(described | {"labels": LABELS | {"ignore": 9}}))
+    put(labels / "case_0002.nii.gz", 9 + 0 * mask(0))
+    for empty in ("nan", "one", "zero"):
+        found = evaluate(predictions, labels, None, empty)
+        assert "case_0002" not in found.cases and len(found.cases) == 4
+        assert any("case_0002" in fault and "nobody has annotated" in fault for fault in found.summary["faults"])

@@ -1,12 +1,15 @@
 """Starting from a checkpoint: what fits is kept, the rest is new, the cases of both trainings are remembered."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffuseg.checkpoint import read_meta, weights_hash
+from diffuseg.checkpoint import read_meta, save_checkpoint, weights_hash
+from diffuseg.errors import UserError
 from diffuseg.train import loop
-from diffuseg.train.finetune import history
+from diffuseg.train.finetune import history, start_from
 from tests.train.tiny import call, options, refused, settings, start
 
 
@@ -59,3 +62,11 @@ def test_cases_of_the_first_training_are_those_of_the_second_too(base):
 def test_a_checkpoint_of_which_nothing_fits_is_refused(tmp_path, data, base):
     result = call(*options(data, tmp_path / "next", "concat", "plan.widths=6,12"), "--from", base)
     refused(result, base.name, "no weight fits")
+
+
+def test_channels_in_another_order_are_refused(tmp_path, data, base):
+    meta, method = read_meta(base), start(data, tmp_path / "next").method
+    save_checkpoint(tmp_path / "two.safetensors", method, meta | {"plan": meta["plan"] | {"channels": ["T1", "T2"]}})
+    method.plan = replace(method.plan, channels=("T2", "T1"))
+    with pytest.raises(UserError, match="its channels are T1, T2, here T2, T1"):
+        start_from(method, tmp_path / "two.safetensors")

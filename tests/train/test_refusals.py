@@ -103,6 +103,21 @@ def test_a_run_does_not_go_on_over_other_voxels(tmp_path, spoilt, plan, quick):
     assert call(*arguments, "--resume").exit_code == 0
 
 
+def test_a_run_does_not_go_on_without_its_state_or_best_checkpoint_or_over_an_edited_plan(tmp_path, data, plan, quick):
+    arguments, out = [*options(data, tmp_path / "out", steps=2), "--plan", plan], tmp_path / "out"
+    assert call(*arguments).exit_code == 0
+    for name, words in (("resume", "state of the run is not there"), ("best", "checkpoint that validated best")):
+        kept = (out / f"{name}.safetensors").read_bytes()
+        (out / f"{name}.safetensors").unlink()
+        refused(call(*arguments, "--resume"), f"{name}.safetensors", words, "Put it back")
+        (out / f"{name}.safetensors").write_bytes(kept)
+    written = json.loads((out / "plan.json").read_text())
+    (out / "plan.json").write_text(json.dumps(written | {"batch": 1, "reasons": {}}))
+    refused(call(*arguments, "--resume"), "plan.json", "--resume: batch changed")
+    (out / "plan.json").write_text(json.dumps(written))
+    assert call(*arguments, "--resume").exit_code == 0
+
+
 # arguments after those of a good training -> words of the line
 WISHES = {
     "--preset cdal/as_relesed": ("unknown preset 'cdal/as_relesed'", "cdal/as_released"),
@@ -251,6 +266,27 @@ def test_what_would_be_ignored_or_go_wrong_in_silence_is_refused(data, tmp_path,
 def test_another_case_needs_a_batch_with_another_case(data, tmp_path):
     with pytest.raises(UserError, match="a batch of one has no other case"):
         start(data, tmp_path, "cdal", "x_t=other_case", "recycle=0", "plan.batch=1")
+
+
+def test_a_plan_of_other_channels_or_classes_is_refused(tmp_path, spoilt, caplog):
+    file, written = spoilt / "dataset.json", json.loads((spoilt / "dataset.json").read_text())
+    for number in range(4):
+        image = spoilt / f"imagesTr/case_{number:03d}_0000.nii.gz"
+        image.with_name(image.name.replace("_0000", "_0001")).write_bytes(image.read_bytes())
+    file.write_text(json.dumps(written | {"channel_names": {"0": "T1", "1": "T2"}}))
+    start(spoilt, tmp_path / "one")
+    plan = tmp_path / "one/plan.json"
+    labels = {name if value else "clear": value for name, value in written["labels"].items()}
+    for change, words in (
+        ({"channel_names": {"0": "T2", "1": "T1"}}, "its channels are T2, T1, those of"),
+        ({"labels": labels}, "its labels"),
+        ({"labels": written["labels"] | {"ignore": 9}}, '"ignore" None'),
+    ):
+        file.write_text(json.dumps(written | {"channel_names": {"0": "T1", "1": "T2"}} | change))
+        refused(call(*options(spoilt, tmp_path / "two"), "--plan", plan), words)
+    file.write_text(json.dumps(written | {"channel_names": {"0": "T1", "1": "ADC"}}))
+    start(spoilt, tmp_path / "three", plan=plan)
+    assert "its channels are T1, ADC" in caplog.text and "in the same order?" in caplog.text
 
 
 def test_an_endless_time_is_refused(data, tmp_path):

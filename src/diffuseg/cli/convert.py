@@ -3,7 +3,7 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -53,13 +53,14 @@ def convert(
     from diffuseg.data.convert.polygons import find_annotations, read_annotations
 
     refuse_existing(out)
-    table = read_colours(colours) if colours else None
-    wishes = Wishes(_split(labels), table, threshold, _spacing(spacing))
+    of_names = {"--channels": channels, "--several": several, "--annotations": annotations}
+    of_masks = {"--labels": labels, "--colours": colours, "--threshold": threshold is not None, "--pairs": pairs} | of_names
+    _refuse_idle(of_masks if images_only else {}, "--images-only takes images and no masks")
+    _refuse_idle(of_names if pairs else {}, "--pairs says which files belong together")
+    wishes = Wishes(_split(labels), read_colours(colours) if colours else None, threshold, _spacing(spacing))
     found_annotations = [] if images_only or pairs or annotations else find_annotations(source)
-    if len(found_annotations) > 1:
-        names = ", ".join(path.name for path in found_annotations)
-        raise UserError(f"several files of annotations: {names}", file=source, do="Choose one with --annotations")
-    marks = annotations or next(iter(found_annotations), None)
+    marks = annotations or _only(found_annotations, source)
+    _refuse_idle(of_names | {"--annotations": None} if marks else {}, "annotations say what is marked in which image")
     if images_only:
         pairing = only_images(source)
     elif pairs:
@@ -72,6 +73,8 @@ def convert(
     if not pairing.pairs:
         do = "Say what belongs together with --pairs CSV, or take the images alone with --images-only"
         raise UserError("no mask could be paired with an image by its name", file=source, do=do)
+    _refuse_idle({"--spacing": spacing} if not _has_arrays(pairing) else {}, "no image is an array, and others say their sizes")
+    _refuse_idle({"--several": several} if not pairing.several else {}, "no image has several masks")
     found = survey(pairing, wishes)
     _show_classes(found, empty_masks(pairing))
     if dry_run:
@@ -84,6 +87,24 @@ def convert(
     write_dataset(out, pairing, found, wishes)
     what = "`diffuseg predict MODEL` takes its imagesTs" if found.meaning is None else f"next: diffuseg plan {out}"
     typer.echo(f"{out}: {pluralize(len(pairing.pairs), 'case')} written; {what}")
+
+
+def _refuse_idle(options: dict[str, Any], why: str) -> None:
+    """Refuse options that would do nothing."""
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UserError(f"{', '.join(given)}: {why}", do="Leave it out")
+
+
+def _only(annotations: list[Path], source: Path) -> Path | None:
+    if len(annotations) > 1:
+        names = ", ".join(path.name for path in annotations)
+        raise UserError(f"several files of annotations: {names}", file=source, do="Choose one with --annotations")
+    return next(iter(annotations), None)
+
+
+def _has_arrays(pairing: "Pairing") -> bool:
+    return any(path.suffix.lower() in (".npy", ".npz") for case in pairing.pairs for path in case.images)
 
 
 def _split(text: str) -> tuple[str, ...]:

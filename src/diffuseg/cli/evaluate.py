@@ -49,6 +49,8 @@ def evaluate(
 
     Exit code 3: some cases could not be compared, the others were.
     """
+    if images is not None and out is None:
+        raise UserError("--images: pictures are drawn where there is a page", do="Give --out too, or leave it out")
     if images is not None and not images.is_dir():
         raise UserError("no such folder", file=images)
     if shard is not None:

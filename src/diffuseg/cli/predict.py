@@ -140,6 +140,8 @@ def predict(
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.inference.several import load_models, models_and_inputs
 
+    if no_prob and prob_dtype is not ProbType.float32:
+        raise UserError(f"--prob-dtype {prob_dtype.value} and --no-prob: no probabilities are written", do="Leave one out")
     share = read_share(shard, overwrite)
     options = SamplingOptions(
         draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror, postprocess=not no_postprocess,

@@ -28,6 +28,7 @@ __all__ = [
     "load_raters",
     "open_dataset",
     "patients",
+    "refuse_other_channels",
     "splits",
 ]
 
@@ -179,6 +180,24 @@ def splits(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[dict[str, li
     ]
 
 
+def refuse_other_channels(dataset: Dataset, known: tuple[str, ...], whose: str) -> None:
+    """Refuse channels that cannot be those of a model or plan, by number or order; warn of other names.
+
+    Args:
+        dataset: Whose channels are looked at.
+        known: Those of the model or plan.
+        whose: What has these, for the message.
+
+    Raises:
+        UserError: Another number, or the same names in another order.
+    """
+    if dataset.channels != known:
+        what = f"its channels are {', '.join(dataset.channels)}, those of {whose} {', '.join(known)}"
+        if len(dataset.channels) != len(known) or sorted(dataset.channels) == sorted(known):
+            raise UserError(what, file=dataset.folder, do="Give images with these channels, in this order")
+        warn_once(dataset.folder, f"{what}: are these the same, in the same order?")
+
+
 def evenly_spaced(items: list[T], most: int) -> list[T]:
     """At most so many of the items, evenly spread, the first and the last among them; with `most` 0 all of them."""
     if not 0 < most < len(items):
@@ -271,9 +290,15 @@ def _read_splits(dataset: Dataset) -> list[dict[str, list[str]]]:
         both = sorted({*train} & {*val})
         if both:
             raise UserError(f"fold {number} has cases in train and in val: {few(both)}", file=file)
-    left = sorted(known - {case for fold in content for side in ("train", "val") for case in fold[side]})
+    used = [{*fold["train"], *fold["val"]} for fold in content]
+    left = known.difference(*used)
     if left:
-        warn_once(file, f"{pluralize(len(left), 'case is', 'cases are')} in no fold, and not used: {few(left)}")
+        warn_once(file, f"{pluralize(len(left), 'case is', 'cases are')} in no fold, and not used: {few(sorted(left))}")
+    for number, cases in enumerate(used):
+        lacking = sorted(known - cases - left)
+        if lacking:
+            what = f"fold {number} neither learns from nor validates on {pluralize(len(lacking), 'case')} of other folds"
+            warn_once(file, f"{what}: {few(lacking)}")
     return [{"train": fold["train"], "val": fold["val"]} for fold in content]
 
 

@@ -2,7 +2,7 @@
 
 NIfTI has a unit of length, and up to three accounts of its grid: the sform, the qform, and the voxel sizes (pixdim). The sform
 is followed where it has a code, else the qform, as nibabel does; programs on ITK's side may follow the qform. Where two of them
-differ by more than rounding, a warning names the file and how far they are apart. NRRD may name units too.
+differ by more than rounding, a warning names the file and how far they are apart. NRRD and MetaImage may name units too.
 """
 
 import logging
@@ -18,9 +18,9 @@ from diffuseg.text import by
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # of NIfTI's units of length: none said, metre, millimetre, micrometre
-NRRD_MM = {
-    "": 1.0, "mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "millimetre": 1.0, "cm": 10.0, "centimeter": 10.0, "m": 1000.0,
-    "meter": 1000.0, "meters": 1000.0, "um": 0.001, "µm": 0.001, "μm": 0.001, "micron": 0.001, "microns": 0.001,
+UNITS_MM = {  # by the names in headers of NRRD and MetaImage
+    "": 1.0, "?": 1.0, "mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "millimetre": 1.0, "cm": 10.0, "centimeter": 10.0,
+    "m": 1000.0, "meter": 1000.0, "meters": 1000.0, "um": 0.001, "µm": 0.001, "μm": 0.001, "micron": 0.001, "microns": 0.001,
     "micrometer": 0.001, "micrometers": 0.001, "nm": 1e-6, "nanometer": 1e-6,
 }  # fmt: skip
 LARGEST, SMALLEST = 100.0, 1e-6  # mm: nothing is imaged with larger or smaller voxels
@@ -98,13 +98,13 @@ def in_mm(affine: np.ndarray, scale: float) -> np.ndarray:
     return affine if scale == 1 else np.diag([scale, scale, scale, 1.0]) @ affine
 
 
-def nrrd_scale(units: str, file: Path | None) -> float:
-    """Millimetres per unit from NRRD's `space units`, such as '"mm" "mm" "mm"'; refuses unknown units and mixed ones."""
+def unit_in_mm(units: str, file: Path | None) -> float:
+    """Millimetres per unit named in a header, for all axes or each, '"mm" "mm" "mm"'; refuses unknown units and mixed ones."""
     named = {unit.strip().lower() for unit in units.replace('"', " ").split()} or {""}
-    unknown = sorted(named - set(NRRD_MM))
-    if unknown or len({NRRD_MM[unit] for unit in named}) > 1:
+    unknown = sorted(named - set(UNITS_MM))
+    if unknown or len({UNITS_MM[unit] for unit in named}) > 1:
         raise UserError(f"its units of length are {', '.join(sorted(named))}", file=file, do="Store lengths in mm")
-    return NRRD_MM[named.pop()]
+    return UNITS_MM[named.pop()]
 
 
 def check_sizes(affine: np.ndarray, file: Path | None) -> None:

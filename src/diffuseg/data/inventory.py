@@ -1,7 +1,10 @@
 """Files in the folders of a data set that are not used are named, so that no case is lost in silence."""
 
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from diffuseg.data.geometry import warn_once
 from diffuseg.data.io import ENDINGS, VOLUMES, case_of, ending_of
@@ -24,6 +27,10 @@ NOTES = (
     ".raw",
     ".zraw",
 )  # beside images, the last two of a .mhd
+
+
+UNREAD = ("validation", "ignore_label", "ignore_index", "regions_class_order", "patient", "fold", "folds", "splits")
+TELLING = re.compile(r".*(split|fold|patient|subject|participant).*\.(json|csv|tsv|txt|pkl|xlsx|ya?ml)", re.I)
 
 
 def refuse_dangling(paths: Sequence[Path]) -> None:
@@ -65,11 +72,40 @@ def name_unused(folder: Path, used: Iterable[Path], why: str) -> None:
         return
     files = list(used)
     taken, folders = {path.resolve() for path in files}, {parent for path in files for parent in path.parents}
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith(".") or _is_hidden_image(path))
     left = [path for path in entries if path.resolve() not in taken and path not in folders and not _is_note(path)]
     if left:
         names = [f"{path.name}/" if path.is_dir() else path.name for path in left]
         warn_once(folder, f"{pluralize(len(left), 'file is', 'files are')} not used, {why}: {few(names)}")
+
+
+def name_unread(folder: Path, cases: Iterable[str], extra: dict[str, Any]) -> None:
+    """Warn of what says something about a data set and is not read: files of folds and patients by other names, keys of
+    dataset.json, and names of cases that many a file system takes for one.
+    """
+    read = {"splits_final.json"} | (set() if "patients" in extra else {"patients.csv"})
+    files = sorted(path.name for path in folder.iterdir() if TELLING.fullmatch(path.name) and path.name not in read)
+    if files:
+        known = "folds are those of splits_final.json, patients those of dataset.json or else patients.csv"
+        warn_once(folder, f"{few(files)} {'is' if len(files) == 1 else 'are'} not read: {known}")
+    keys = [key for key in UNREAD if extra.get(key)]
+    listed = extra.get("training")
+    keys += ["fold"] if isinstance(listed, list) and any(isinstance(one, dict) and "fold" in one for one in listed) else []
+    if keys:
+        warn_once(folder / "dataset.json", f"not read: {few(map(repr, keys))}")
+    alike = defaultdict(list)
+    for case in cases:
+        alike[case.casefold()].append(case)
+    twins = [" and ".join(names) for names in alike.values() if len(names) > 1]
+    if twins:
+        warn_once(
+            folder, f"cases that differ in upper and lower case alone, which many a file system takes for one: {few(twins)}"
+        )
+
+
+def _is_hidden_image(path: Path) -> bool:
+    """Whether a hidden file is an image, as some programs leave while they copy; those of macOS (._x) are none."""
+    return path.name.lower().endswith(ENDINGS) and not path.name.startswith("._")
 
 
 def _is_note(path: Path) -> bool:

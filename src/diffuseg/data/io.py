@@ -145,7 +145,7 @@ def read_mask(path: Path | str) -> Image:
         odd = data[data != np.rint(data)]
         if odd.size:
             raise UserError(
-                f"a mask holds integers, this file {pluralize(odd.size, 'other value')} such as {odd.flat[0]:g}",
+                f"a mask holds integers, this file {pluralize(odd.size, 'other value')} such as {odd.flat[0]}",
                 file=file,
                 do="Was it resampled? Use nearest neighbours",
             )

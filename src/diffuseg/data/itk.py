@@ -1,5 +1,6 @@
 """NRRD and MetaImage by SimpleITK, the extra `diffuseg[itk]`."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,14 @@ ENDINGS = (SLICER, ".nrrd", ".mha", ".mhd")
 VOXELS_IN = re.compile(r"^\s*(?:data ?file:|ElementDataFile\s*[=:])\s*(.+?)\s*$", re.I | re.M)
 PACKED = re.compile(r"^encoding:(?!\s*raw)|^\s*CompressedData\s*[=:]\s*T", re.I | re.M)
 AXES = re.compile(r"^\s*NDims\s*[=:]?[ \t]*(.*?)\s*$", re.I | re.M)  # of a MetaImage; what is no small number ends the process
+SIZES = re.compile(r"^\s*(?:spacings:|Element(?:Spacing|Size)\s*[=:])\s*(.+?)\s*$", re.I | re.M)
+VECTORS = re.compile(r"^space ?directions:\s*(.+?)\s*$", re.I | re.M)
+UNITS = re.compile(r"^\s*(?:(?:space ?)?units:|DistanceUnits\s*[=:])[ \t]*(.*?)\s*$", re.I | re.M)
+ENDS = re.compile(r"^axis ?(?:mins|maxs):", re.I | re.M)
+WORLD = re.compile(
+    r"^space:\s*(?:(?:right|left)-(?:anterior|posterior)-superior(?:-time)?|[RL][AP]ST?)\s*$|^\s*(?:TransformMatrix|Orientation|"
+    r"Rotation)\s*[=:]", re.I | re.M,
+)  # fmt: skip
 FARTHEST = 1e15  # of what lies in a header of geometry: the decomposition of a matrix of larger numbers does not end
 
 
@@ -38,7 +47,31 @@ def sitk() -> Any:
 def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Voxels [c, *s] as stored, and voxel -> RAS mm [4, 4]."""
     check_header(file)
-    return contents(sitk().ReadImage(str(file)), file)
+    data, affine = contents(sitk().ReadImage(str(file)), file)
+    return data, geometry.in_mm(affine, _scale(header_of(file), affine, data.ndim - 1, file))
+
+
+def _scale(head: str, affine: np.ndarray, axes: int, file: Path) -> float:
+    """Millimetres per unit of length of a header; SimpleITK does not look at units, and makes up sizes that are not there."""
+    vectors, sizes = VECTORS.search(head), [size for found in SIZES.findall(head) for size in _numbers(found)]
+    if any(not size > 0 for size in sizes):
+        raise UserError(f"voxel sizes {' x '.join(f'{size:g}' for size in sizes)} in its header", file=file, do="Mend them")
+    if vectors and vectors[1].count("(") < axes:
+        what = f"its header says a direction of {vectors[1].count('(')} of {axes} axes"
+        raise UserError(what, file=file, do="Mend its space directions")
+    if ENDS.search(head) and not vectors and not sizes:
+        raise UserError("its voxel sizes are said by axis mins and maxs alone", file=file, do="Store spacings")
+    if not vectors and not sizes:
+        geometry.warn_once(file, "its header says no voxel sizes: 1 mm is assumed")
+    elif axes == 3 and not WORLD.search(head):
+        geometry.warn_once(file, "its header does not say which way is left: its axes are taken for those of LPS")
+    named = UNITS.search(head)
+    return geometry.unit_in_mm(named[1].encode("latin-1").decode("utf-8", "ignore") if named else "", file)
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers of a line; what is none counts as one that is none."""
+    return [float(one) if re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", one, re.I) else math.nan for one in text.split()]
 
 
 def contents(image: Any, file: Path | None) -> tuple[np.ndarray, np.ndarray]:
@@ -53,12 +86,15 @@ def contents(image: Any, file: Path | None) -> tuple[np.ndarray, np.ndarray]:
     data = sitk().GetArrayFromImage(image)  # [k, j, i] and components last
     components = image.GetNumberOfComponentsPerPixel()
     data = data.T if components > 1 else data.T[None]
-    affine = np.eye(4)
-    affine[:dims, :dims] = np.array(image.GetDirection()).reshape(dims, dims) * image.GetSpacing()
+    affine, turn = np.eye(4), np.array(image.GetDirection()).reshape(dims, dims)
+    affine[:dims, :dims] = turn * image.GetSpacing()
+    stretch = np.linalg.norm(turn, axis=0)
+    if (np.abs(stretch - 1) > geometry.SAME).any():
+        by = lambda sizes: " x ".join(f"{size:.4g}" for size in sizes)
+        what = f"its directions are not of length 1, so that voxels of {by(image.GetSpacing())} mm"
+        geometry.warn_once(file, f"{what} are {by(stretch * image.GetSpacing())} mm apart; volumes and distances depend on it")
     affine[:dims, 3] = image.GetOrigin()
-    key = "NRRD_space units"
-    scale = geometry.nrrd_scale(image.GetMetaData(key), file) if image.HasMetaDataKey(key) else 1.0
-    return data, geometry.in_mm(LPS_TO_RAS @ affine, scale)
+    return data, LPS_TO_RAS @ affine
 
 
 def write(aside: Path, planes: np.ndarray, like: Image) -> None:

@@ -11,7 +11,8 @@ from diffuseg.errors import UserError
 IGNORE = "ignore"  # nnU-Net's name for voxels that nobody has annotated
 ALIKE = (
     "void", "unannotated", "not annotated", "unlabelled", "unlabeled", "not labelled", "not labeled", "dont care", "don't care",
-    "do not care", "unknown", "undefined", "unsure", "uncertain", "unclear", "exclude", "excluded", "na", "n/a", "invalid",
+    "do not care", "unknown", "undefined", "unsure", "not sure", "uncertain", "unclear", "exclude", "excluded", "na",
+    "n/a", "invalid",
 )  # fmt: skip
 BACKGROUND = ("background", "bg", "backgr", "back", "unlabelled", "unlabeled", "other", "others", "rest", "none", "nothing",
               "outside", "clear", "healthy", "control", "empty", "air", "void", "unknown", "normal", "hintergrund", "fond",
@@ -76,7 +77,8 @@ def _classes_and_ignore(extra: dict[str, Any], file: Path) -> tuple[dict[str, in
 def _alike(name: str) -> bool:
     """Whether a label means by its name that nobody has annotated its voxels."""
     plain = " ".join(re.split(r"[\W_]+(?!t\b)", name.strip().lower())).strip()
-    return plain in ALIKE or name.strip().lower() in ALIKE or any(word.startswith("ignor") for word in words(name))
+    somewhere = any(word.startswith(("ignor", "exclud", "unannotat", "unlabel")) for word in words(name))
+    return plain in ALIKE or name.strip().lower() in ALIKE or somewhere
 
 
 def _by_name(extra: dict[str, Any], file: Path) -> dict[str, int]:

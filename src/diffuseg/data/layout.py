@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.data.geometry import warn_once
-from diffuseg.data.inventory import name_unused, refuse_dangling, refuse_twins
+from diffuseg.data.inventory import name_unread, name_unused, refuse_dangling, refuse_twins
 from diffuseg.data.io import CONVERTED, ENDINGS, LOSSLESS, case_of, ending_of
 from diffuseg.data.label_values import ignore_value, label_values
 from diffuseg.data.raters import rater_count, rater_files
@@ -205,6 +205,7 @@ def _name_what_is_left(folder: Path, cases: list[Case], extra: dict[str, Any], m
         why = "as no case has this name and ending" if name == "imagesTr" else "as no image belongs to them"
         for place in {folder / name, *(path.parent for path in files)} if files else ():
             name_unused(place, [*images, *labels], why)
+    name_unread(folder, [case.id for case in cases], extra)
     listed = extra.get("training")
     if isinstance(listed, list) and listed and "channel_names" in extra and len(listed) != len(cases):
         what = f'"training" lists {pluralize(len(listed), "case")}, but the files of imagesTr are used, {len(cases)}'

@@ -5,37 +5,34 @@ import unicodedata
 from collections.abc import Iterable
 from itertools import zip_longest
 
-LEFT = {"left", "lhs", "lh", "lt", "l", "lk", "lul", "lll", "lewy", "lewa", "vanster", "venstre"}
+LEFT = {"left", "lhs", "lh", "lt", "l", "lk", "lul", "lll", "lewy", "lewa", "vanster", "venstre", "balra"}
 LEFT |= {"links", "linke", "linker", "linkes", "gauche", "izquierda", "izquierdo", "izq", "esquerda", "esquerdo"}
 LEFT |= {"sinistra", "sinistro", "sinister", "sinistrum", "sin"}
-RIGHT = {"right", "rhs", "rh", "rt", "r", "rk", "rul", "rml", "rll", "prawy", "prawa", "hoger", "hoyre"}
+RIGHT = {"right", "rhs", "rh", "rt", "r", "rk", "rul", "rml", "rll", "prawy", "prawa", "hoger", "hoyre", "hojre", "jobbra"}
 RIGHT |= {"rechts", "rechte", "rechter", "rechtes", "droite", "droit", "derecha", "derecho", "der", "direita", "direito"}
-RIGHT |= {"destra", "destro", "dexter", "dextra", "dextrum", "dex"}
+RIGHT |= {"destra", "destro", "dexter", "dextra", "dextrum", "dex", "dext"}
 LONG = ("left", "right", "links", "rechts", "gauche", "droite", "izquierd", "derech", "sinistr", "destr", "sinister", "dexter",
-        "esquerd", "direit")  # fmt: skip
+        "esquerd", "direit", "linker", "rechter")  # fmt: skip
+OTHERS = {"bright", "upright", "copyright", "cleft", "leftover", "leftovers", "brightness"}  # that have such a word inside
 PAIRS = (  # too short or common to count alone: they do where two names differ in nothing else
     ("l", "r"), ("li", "re"), ("sx", "dx"), ("sin", "dx"), ("sn", "dx"), ("s", "d"), ("os", "od"), ("as", "ad"), ("g", "d"),
     ("e", "d"), ("esq", "dir"), ("iz", "de"), ("sol", "sag"), ("bal", "jobb"), ("vasen", "oikea"), ("v", "h"),
     ("stang", "drept"),
     ("stanga", "dreapta"), ("leva", "prava"), ("levy", "pravy"), ("lewe", "prawe"), ("kiri", "kanan"), ("trai", "phai"),
 )  # fmt: skip
-LEFT_LETTERS = (
-    "\u5de6",
-    "\uc67c",
-    "\uc88c",
-    "\u043b\u0435\u0432",
-    "\u043b\u0456\u0432",
-)  # Chinese and Japanese, Korean, Cyrillic
-RIGHT_LETTERS = ("\u53f3", "\uc624\ub978", "\uc6b0\uce21", "\u043f\u0440\u0430\u0432")
+# Chinese and Japanese, Korean, Cyrillic, Greek, Arabic, Hebrew, Thai, Hindi, without accents
+LEFT_LETTERS = ("左", "왼", "좌", "лев", "лів", "ляв", "αριστερ", "يسار", "يسر", "שמאל", "ซาย", "बाय")
+RIGHT_LETTERS = ("右", "오른", "우측", "прав", "десен", "дясн", "δεξι", "يمين", "يمن", "ימין", "ขวา", "दाय")
 SPOT = r"lesion|tumou?r|nodule?|metasta|polyp|cyst|cancer|infarct|haemorrhage|hemorrhage|kidney|lung|breast|hippocampus|eye"
-CT = {"ct", "hu", "hus", "cta", "ctpa", "cect", "ncct", "cbct", "ldct", "hrct", "msct", "mdct", "dect", "qct", "ctscan", "tdm",
-      "hounsfield", "tomodensitometry", "tomodensitometrie"}  # fmt: skip
+CT = {"ct", "hu", "hus", "cta", "ctpa", "cect", "ncct", "cbct", "ldct", "hrct", "msct", "mdct", "dect", "qct", "kvct", "mvct",
+      "rtct", "dct", "ctscan", "tdm", "tac", "tc", "кт", "hounsfield", "tomodensitometry", "tomodensitometrie"}  # fmt: skip
 TOMOGRAPHY = r"comput\w*[\W_]*(axial[\W_]*)?tomogra|tomogra\w*[\W_]*(axial[\W_]*)?comput|computertomogra"
-EMISSION = {"pet", "spect", "suv", "emission"}
+EMISSION = {"pet", "spect", "suv", "emission", "99"}  # the last of 99mTc
 MR = {
-    "mr", "mri", "mra", "t1", "t1w", "t1c", "t1ce", "t1gd", "t1n", "t2", "t2w", "t2f", "t2star", "flair", "pd", "pdw", "dwi",
-    "adc", "swi", "irm", "mrt", "bold", "fmri", "dti", "mprage",
+    "mr", "mri", "mra", "mrcp", "flair", "pd", "pdw", "dwi", "adc", "swi", "irm", "mrt", "bold", "fmri", "dti", "mprage",
+    "mp2rage", "stir", "dce", "dixon", "bssfp", "lge", "qsm", "asl", "pwi", "мрт",
 }  # fmt: skip
+WEIGHTED = r"t[12][a-z]{0,4}"  # T1, T1w, t1ce, T2star, T1post
 XRAY = {"xray", "cxr", "radiograph", "dx", "cr", "dr", "mammo", "mammography", "mammogram", "rx", "xr", "roentgen"}
 
 
@@ -64,15 +61,15 @@ def side(name: str) -> str | None:
     Long words count inside of a longer one too ("lefttumor", "leftsided"), short ones only as a word of their own.
     """
     found = {"left" for word in words(name) if word in LEFT} | {"right" for word in words(name) if word in RIGHT}
-    for word in words(name):
+    for word in set(words(name)) - OTHERS:
         for stem in LONG:
             if word.startswith(stem) or word.endswith(stem):
                 found.add("left" if any(known.startswith(stem) for known in LEFT) else "right")
         spot = re.fullmatch(rf"([lr])?({SPOT})s?([lr])?", word)
         found |= {{"l": "left", "r": "right"}[letter] for letter in (spot.group(1, 3) if spot else ()) if letter}
-    composed = unicodedata.normalize("NFC", name).lower()
-    found |= {"left" for letters in LEFT_LETTERS if letters in composed}
-    found |= {"right" for letters in RIGHT_LETTERS if letters in composed}
+    plain = _without_accents(name).lower()
+    found |= {"left" for letters in LEFT_LETTERS if _without_accents(letters) in plain}
+    found |= {"right" for letters in RIGHT_LETTERS if _without_accents(letters) in plain}
     return min(found) if found else None
 
 
@@ -96,12 +93,12 @@ def is_ct(name: str) -> bool:
     """Whether a channel holds Hounsfield units by its name: a word of CT, in a name that is not one of PET, SPECT or MR."""
     found = set(words(name))
     spelt = re.search(TOMOGRAPHY, _without_accents(name).lower()) or re.search(r"(?<![A-Za-z])CT[a-z]", name)
-    return bool(found & CT or spelt) and not found & (EMISSION | MR)
+    return bool(found & CT or spelt) and not found & EMISSION and not is_mr(name)
 
 
 def is_mr(name: str) -> bool:
     """Whether a channel is magnetic resonance by its name."""
-    return bool(set(words(name)) & MR) or any(word.startswith(("mri", "flair")) for word in words(name))
+    return any(word in MR or word.startswith(("mri", "flair")) or re.fullmatch(WEIGHTED, word) for word in words(name))
 
 
 def is_xray(name: str) -> bool:

@@ -20,6 +20,7 @@ from diffuseg.blocks import blocks
 from diffuseg.data import tiff_tiles
 from diffuseg.data.claimed_size import DEFLATE, UNBOUNDED, Claim, check_claim
 from diffuseg.errors import UserError
+from diffuseg.text import pluralize
 
 LOSSLESS = (".png", ".tiff", ".tif")
 CONTENTS = ("PNG", "JPEG", "MPO")  # of what is named so; some telephones write the last as .jpg
@@ -27,7 +28,7 @@ LOSSY = (".jpeg", ".jpg")
 RATIOS = {"PNG": 8 * DEFLATE, "JPEG": 2048}  # 1 bit becomes 8; a bit or more for every block of 64, in three colours
 PLAIN = ("NONE", "DEFLATE", "ADOBE_DEFLATE", "PACKBITS")  # compressions that tifffile reads by itself
 PILLOW = ("bool", "uint8", "uint16", "int16", "int32", "float32")  # what it decodes as stored
-GREY = ("L", "I;16", "I;16B", "I", "F")
+GREY = ("1", "L", "I;16", "I;16B", "I", "F")
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters comes as an exception
 
@@ -116,8 +117,11 @@ def _read_tiff(file: Path, mask: bool) -> np.ndarray:
             raise UserError(f"{number} pages in one file", file=file, do="Store volumes as .nii.gz")
         if mask and "JPEG" in page.compression.name:
             raise UserError("a mask in a lossy format has no exact values", file=file, do="Store it without JPEG")
-        grey = page.photometric.name in ("MINISBLACK", "MINISWHITE")
-        if page.compression.name in PLAIN and page.bitspersample not in (2, 4) and (grey or page.photometric.name == "RGB"):
+        _check_stored(page, file)
+        known = page.photometric.name in ("MINISBLACK", "MINISWHITE", "RGB")
+        # The predictor is one of deflate and LZW; tifffile would apply it to others too.
+        plain = page.compression.name in PLAIN and (page.predictor == 1 or "DEFLATE" in page.compression.name)
+        if plain and known and page.bitspersample not in (2, 4):
             return _planes(page, file)
         if page.dtype is None or page.dtype.name not in PILLOW:
             raise UserError(f"pixels of type {page.dtype} are read uncompressed or deflated only", file=file, do="Store it so")
@@ -128,6 +132,18 @@ def _read_tiff(file: Path, mask: bool) -> np.ndarray:
         if picture.mode != "P" and len(planes) != samples - alpha:
             raise UserError(f"{len(planes)} of {samples} channels can be read", file=file, do="Store it deflated")
         return planes
+
+
+def _check_stored(page: Any, file: Path) -> None:
+    """Refuse a page whose pixels two decoders would make two things of."""
+    if page.fillorder != 1:
+        raise UserError("its bits are stored in reverse (FillOrder 2)", file=file, do="Store it without")
+    if page.photometric.name == "YCBCR" and "JPEG" not in page.compression.name:
+        raise UserError("pictures of kind YCbCr are not supported", file=file, do="Convert it to grey or RGB")
+    empty = sum(not count for count in page.databytecounts)
+    if empty:
+        what = f"{empty} of its {pluralize(len(page.databytecounts), 'strip is', 'strips are')} empty"
+        raise UserError(f"broken or truncated: {what}", file=file, do="Copy or export it again")
 
 
 def _without_display(raw: bytes, page: Any) -> bytes:
@@ -168,15 +184,20 @@ def _decode(picture: Any, file: Path, mask: bool, bits: int = 8) -> np.ndarray:
     stored = [str(tile[3][0] if isinstance(tile[3], tuple) else tile[3]) for tile in picture.tile]
     if picture.mode not in GREY and any(";16" in pixels for pixels in stored):
         raise UserError("16-bit colour is read from uncompressed or deflated .tif only", file=file, do="Store it as such")
-    if picture.mode == "1":
-        return np.asarray(picture, np.uint8)[None]
     if picture.mode == "P" and mask:
         return np.asarray(picture)[None]
     if picture.mode == "P":
+        _check_palette(picture, file)
         picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
-    array = np.asarray(picture)
+    array = np.asarray(picture, np.uint8 if picture.mode == "1" else None)
+    if picture.mode == "L":
+        array = array // _few_bits(stored, bits)
+    clear = picture.info.get("transparency")
+    if clear is not None and not mask and picture.mode in (*GREY, "RGB"):  # one level or colour that a PNG does not show
+        shown = (array != np.array(bool(clear) if picture.mode == "1" else clear)).reshape(*array.shape[:2], -1).any(-1)
+        _refuse_transparency(shown.astype(np.uint8) * 255, file)
     if picture.mode in GREY:
-        return (array // _few_bits(stored, bits) if picture.mode == "L" else array)[None]
+        return array[None]
     array = np.moveaxis(array, -1, 0)
     if picture.mode in ("LA", "RGBA"):
         _refuse_transparency(array[-1], file)
@@ -184,6 +205,12 @@ def _decode(picture: Any, file: Path, mask: bool, bits: int = 8) -> np.ndarray:
     if picture.mode == "RGB":
         return array
     raise UserError(f"pictures of kind {picture.mode} are not supported", file=file, do="Convert it to grey or RGB")
+
+
+def _check_palette(picture: Any, file: Path) -> None:
+    colours, most = len(picture.palette.palette) // len(picture.palette.mode), int(np.asarray(picture).max(initial=0))
+    if most >= colours:
+        raise UserError(f"colour {most} of its palette is used, which has {colours}", file=file, do="Copy or export it again")
 
 
 def _refuse_transparency(alpha: np.ndarray, file: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from diffuseg.atomic_io import check_writable
 from diffuseg.data import io
 from diffuseg.data.dicom_series import Stack
+from diffuseg.data.geometry import warn_once
 from diffuseg.data.inventory import name_unused, refuse_dangling
 from diffuseg.data.layout import list_files, read_json
 from diffuseg.data.outputs import BEFORE, KEPT, PREVIEW, is_record, sidecar_name, without_results
@@ -23,7 +24,7 @@ from diffuseg.inference.prediction import ending_for, save
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.inference.series import dicom_cases
 from diffuseg.inference.worklist import Share, turns
-from diffuseg.text import few
+from diffuseg.text import few, pluralize
 
 _log = logging.getLogger("diffuseg")
 
@@ -77,6 +78,9 @@ def find_cases(
             groups = {stem: tuple(parts[number] for number in sorted(parts))}
         else:
             groups = {io.case_of(path, ending): (path,) for path in parts.values()}
+            if {0, 1} <= set(parts) <= set(range(8)):  # more than that are cases that are numbered
+                what = f"each is taken for an image of its own, as the model has {pluralize(channels, 'channel')}"
+                warn_once(None, f"{few(sorted(path.name for path in parts.values()))}: {what}")
         for case, paths in groups.items():
             if case in found:
                 raise UserError(f"the same case as {found[case][0]}", file=paths[0], do="Give one of them at a time")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffuseg.checkpoint import seen_in
-from diffuseg.data.dataset import Dataset, evenly_spaced, open_dataset, patients, splits
+from diffuseg.data.dataset import Dataset, evenly_spaced, open_dataset, patients, refuse_other_channels, splits
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model
 
@@ -36,10 +36,10 @@ def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, li
         limit: So many of its cases, evenly spread; 0: all.
 
     Raises:
-        UserError: Classes are not the model's, there is no such fold, masks are not complete ("ignore"), or the model was
-            trained on one of the cases: on a file with the same bytes.
+        UserError: Classes or channels are not the model's, there is no such fold, masks are not complete ("ignore"), or the
+            model was trained on one of the cases: on a file with the same bytes.
     """
-    refuse_other_classes(model, dataset)
+    refuse_other_kind(model, dataset)
     if dataset.ignore is not None:
         what = 'its label "ignore" says that masks are not complete: this measure needs complete ones'
         raise UserError(what, file=dataset.folder / "dataset.json", do="`diffuseg evaluate` measures what is annotated")
@@ -81,8 +81,8 @@ def validation_set(model: Model, folder: Path, fold: int | None = None, limit: i
     return ValidationSet(dataset, fold, names, [patient_of[name] for name in names])
 
 
-def refuse_other_classes(model: Model, dataset: Dataset) -> None:
-    """Check that the labels of a data set, names and values, are those that the model learnt.
+def refuse_other_kind(model: Model, dataset: Dataset) -> None:
+    """Check that the labels of a data set, names and values, and its channels are those that the model learnt.
 
     Raises:
         UserError: They are not.
@@ -91,3 +91,4 @@ def refuse_other_classes(model: Model, dataset: Dataset) -> None:
         text = lambda labels: ", ".join(f"{name} = {value}" for name, value in labels.items())
         what = f"its classes are {text(dataset.labels)}, those of the model {text(model.plan.labels)}"
         raise UserError(what, file=dataset.folder, do="Give the data set of the training, or one with the same labels")
+    refuse_other_channels(dataset, model.plan.channels, "the model")

@@ -16,7 +16,7 @@ from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset, evenly_spaced, open_dataset
 from diffuseg.data.labels import read_labels
 from diffuseg.errors import UserError
-from diffuseg.inference.folds import cases_of, own_fold, refuse_other_classes
+from diffuseg.inference.folds import cases_of, own_fold, refuse_other_kind
 from diffuseg.inference.model import Model, load
 from diffuseg.methods.weak.base import SaliencyCalibration, WeakMethod
 
@@ -55,7 +55,7 @@ def calibrate_checkpoints(
         model = load(checkpoint, device, options)
         if model.method.supervision == "mask":
             raise UserError("this model learnt from masks: it has no maps to compare", file=checkpoint)
-        refuse_other_classes(model, dataset)
+        refuse_other_kind(model, dataset)
         step = model.meta.get("steps_trained")
         if step not in made:
             known = read_labels(dataset, labels) if known is None else known

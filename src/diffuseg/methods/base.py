@@ -196,6 +196,9 @@ class Method(nn.Module, ABC, Generic[Config]):
             if steps not in (None, 1):
                 raise UserError(f"steps {steps}: this method is deterministic, it has one", do="Leave it out")
             return self.default_sampler, 1
+        if self.schedule.T == 1 and sampler not in (None, self.default_sampler) and sampler in SAMPLERS:
+            what = f"sampler {sampler!r}: this method draws in one step, whatever the sampler"
+            raise UserError(what, do="Leave it out")
         name, n = sampler or self.default_sampler, self.default_steps if steps is None else steps
         check_sampling(self.schedule, n, name)
         return name, n

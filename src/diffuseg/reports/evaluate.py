@@ -14,6 +14,7 @@ import numpy as np
 
 from diffuseg.atomic_io import check_writable
 from diffuseg.data.dataset import patients
+from diffuseg.data.geometry import warn_once
 from diffuseg.data.io import ending_of, grid_fault, read_mask
 from diffuseg.data.label_values import label_values
 from diffuseg.data.layout import Case, Dataset, read_json
@@ -114,6 +115,7 @@ class Comparison:
             what = f"there is no prediction for any of {pluralize(len(truths), 'mask')} in {labels}"
             raise UserError(what, file=predictions, do=f"Expected names such as {_expected(truths)}")
         described = _description(labels, truths, pairs)
+        _say_other_names(described[0], pairs)
         where = None if images is None else Path(images)
         return cls(predictions, labels, where, Rule(empty, tolerance), truths, masks, pairs, *described, ignored_label(labels))
 
@@ -231,6 +233,9 @@ def _description(
         except UserError:
             continue  # it becomes a fault where its case is compared
     labels = _recorded_labels(pairs, values) or {str(value): value for value in sorted(values)}
+    if len(labels) < 2:
+        what = "no mask, predicted or true, holds another value than 0, and no dataset.json says which classes there are"
+        raise UserError(what, file=labels_dir, do=f"Are these the masks? {description} would name the classes")
     return labels, alone, "over cases, each taken for a patient of its own"
 
 
@@ -241,6 +246,27 @@ def _recorded_labels(pairs: dict[str, Path], values: set[int]) -> dict[str, int]
     if not isinstance(first, dict) or not all(type(value) is int for value in first.values()):
         return None
     return first if all(labels == first for labels in named) and values <= {0, *first.values()} else None
+
+
+def _say_other_names(labels: dict[str, int], pairs: dict[str, Path]) -> None:
+    """Warn where dataset.json calls a value otherwise than the records of the predictions do: masks are compared by value."""
+    for case, path in pairs.items():
+        recorded = record_of(path.parent, case).get("labels")
+        names = {value: name for name, value in recorded.items()} if isinstance(recorded, dict) else {}
+        odd = [value for name, value in labels.items() if value and names.get(value, name) != name]
+        if odd:
+            what = few(f"{value} is {names[value]!r} in its records" for value in odd)
+            warn_once(path.parent, f"classes have other names than in the labels, and values are compared: {what}")
+            return
+
+
+def _refuse_exchanged(labels: dict[str, int], path: Path, case: str) -> None:
+    """Refuse a prediction whose record gives a class of this name another value: two classes would be taken for each other."""
+    recorded = record_of(path.parent, case).get("labels")
+    for name, value in recorded.items() if isinstance(recorded, dict) else ():
+        if labels.get(name, value) != value:
+            what = f"{name!r} has the value {value!r} in its record, and {labels[name]} in the labels"
+            raise UserError(what, file=path, do="Give a class one value in both")
 
 
 def _compare(
@@ -257,6 +283,7 @@ def _compare(
     fault = grid_fault(raters, prediction)
     if fault is not None:
         raise UserError(f"its {fault} (of {truth_paths[0]})", file=path, do="Predictions must lie on the grid of the masks")
+    _refuse_exchanged(labels, path, case)
     raters, prediction, known = _annotated(raters, prediction, ignore)
     for mask, file in (*zip(raters.data, truth_paths, strict=True), (prediction.data, path)):
         odd = sorted(set(np.unique(mask).tolist()) - set(labels.values()))
@@ -274,6 +301,8 @@ def _compare(
 def _annotated(truth: Image, prediction: Image, ignore: int | None) -> tuple[Image, Image, bool]:
     """Both masks with background where nobody has annotated, and whether everything is annotated."""
     ignored = np.zeros(truth.shape, bool) if ignore is None else (truth.data == ignore).any(0)
+    if ignored.all():
+        raise UserError("nobody has annotated any voxel of it", file=truth.source, do="Leave it out")
     if not ignored.any():
         return truth, prediction, True
     blank = lambda mask: replace(mask, data=np.where(ignored, 0, mask.data))

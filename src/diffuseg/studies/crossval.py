@@ -8,7 +8,7 @@ from diffuseg.checkpoint import image_digest, read_meta
 from diffuseg.data.dataset import Case, Dataset, open_dataset
 from diffuseg.errors import UserError
 from diffuseg.inference.folder import Callbacks, FolderResult, predict_folder
-from diffuseg.inference.folds import refuse_other_classes
+from diffuseg.inference.folds import refuse_other_kind
 from diffuseg.inference.model import load
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.inference.several import checkpoints, refuse_other_kinds
@@ -71,7 +71,7 @@ def cross_validate(
     by_id = {case.id: case for case in data.cases}
     for file in files:
         model = load(file, device, set)
-        refuse_other_classes(model, data)
+        refuse_other_kind(model, data)
         images = [path for case, own in chosen.items() if own == file for path in by_id[case].images]
         if images:
             _add(found.result, predict_folder(model, images, Path(out), options, overwrite, callbacks=callbacks))

@@ -19,7 +19,7 @@ from diffuseg.data import io
 from diffuseg.data.dataset import Case, Dataset, open_dataset, patients, splits
 from diffuseg.data.labels import TABLE, read_labels
 from diffuseg.errors import UserError
-from diffuseg.inference.folds import refuse_other_classes
+from diffuseg.inference.folds import refuse_other_kind
 from diffuseg.inference.model import Model
 from diffuseg.inference.prediction import ending_for
 from diffuseg.inference.sampling import SamplingOptions
@@ -89,7 +89,7 @@ def pseudo_label(
         raise UserError("is not empty", file=out, do="Choose another --out")
     dataset = open_dataset(folder, masks=False)
     label_of = _label_names(dataset, labels)
-    refuse_other_classes(model, dataset)
+    refuse_other_kind(model, dataset)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         aside, rows = Path(scratch) / "made", []

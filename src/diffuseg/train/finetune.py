@@ -24,7 +24,10 @@ def start_from(method: Method, checkpoint: Path) -> None:
     Raises:
         UserError: No weight of the checkpoint fits.
     """
-    read_meta(checkpoint)  # refuses what is no checkpoint
+    before = read_meta(checkpoint)["plan"].get("channels", [])  # refuses what is no checkpoint
+    if sorted(before) == sorted(method.plan.channels) and list(before) != list(method.plan.channels):
+        what = f"its channels are {', '.join(before)}, here {', '.join(method.plan.channels)}"
+        raise UserError(what, file=checkpoint, do="Name the channels in its order: weights of each would meet those of another")
     own, stored = method.state_dict(), load_file(checkpoint)
     kept = {name: stored[name].to(value) for name, value in own.items() if name in stored and stored[name].shape == value.shape}
     if not any(value.ndim > 1 for value in kept.values()):  # a bias that fits is chance

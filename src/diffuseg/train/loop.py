@@ -77,6 +77,10 @@ def train(settings: TrainSettings) -> Path:
 def _restore(state: TrainState, scalars: dict[str, Any]) -> None:
     """Go on where the run was; runs of earlier versions say less."""
     state.step, state.seconds, state.best = scalars["step"], scalars["seconds"], scalars["best"]
+    best = state.settings.out / "best.safetensors"
+    if math.isfinite(state.best) and not best.exists():
+        do = "Put it back, or train in another --out"
+        raise UserError(f"--resume: the checkpoint that validated best, {state.best:.4f}, is not there", file=best, do=do)
     state.waiting, state.due, state.bounds = scalars.get("waiting", 0), scalars.get("due", False), scalars.get("bounds")
     if state.bounds is not None and state.settings.max_minutes is not None:
         names, patches = tuple(state.bounds["cases"]), state.bounds["patches"]

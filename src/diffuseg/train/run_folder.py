@@ -71,6 +71,7 @@ def reserve_folder(
     if settings.start is not None and previous.get("from") in known_as(settings.start):
         record["from"] = previous["from"]
     before, now = _comparable(previous, method_config), _comparable(record, method_config)
+    _refuse_edited_plan(out / "plan.json", previous, method_config)
     former = _refuse_fewer_steps(previous.get("steps"), settings, plan)
     if former is not None:
         before["steps"] = now["steps"]
@@ -82,6 +83,16 @@ def reserve_folder(
         longer = [*kept.get("lengthened", []), {"from": former, "to": settings.steps}]
         write_json(file, kept | {"steps": settings.steps, "lengthened": longer})
     return former
+
+
+def _refuse_edited_plan(file: Path, previous: dict[str, Any], method_config: Any) -> None:
+    """Refuse a plan.json that somebody has edited: the run goes on with the plan that it was started with, in run.json."""
+    if file.exists():
+        there, before = (_comparable({"plan": plan}, method_config)["plan"] for plan in (read_json(file), previous["plan"]))
+        odd = [key for key in before if isinstance(there, dict) and there.get(key) != before[key]]
+        if odd:
+            do = "Put them back; another plan is that of another run: --plan with another --out"
+            raise UserError(f"--resume: {few(odd)} changed since the run was started", file=file, do=do)
 
 
 def _refuse_fewer_steps(before: int | None, settings: TrainSettings, plan: Plan) -> int | None:

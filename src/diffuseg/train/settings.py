@@ -71,6 +71,10 @@ def check_options(settings: TrainSettings) -> None:
     if settings.resume and not (settings.out / "run.json").exists():
         do = "Give the --out of a run, or leave out --resume to begin one"
         raise UserError("--resume: there is no run here to go on with", file=settings.out, do=do)
+    state, last = settings.out / "resume.safetensors", settings.out / "last.safetensors"
+    if settings.resume and last.exists() and not state.exists():
+        do = "Put it back, or train in another --out: here, what was learnt would be lost"
+        raise UserError("--resume: the state of the run is not there", file=state, do=do)
 
 
 def check_config(config: TrainConfig) -> None:

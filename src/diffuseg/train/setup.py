@@ -3,13 +3,14 @@
 import copy
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from diffuseg.config import from_dict, override, to_dict
 from diffuseg.data.batches import Batches
-from diffuseg.data.dataset import Dataset, check_patient_leakage, open_dataset, splits
+from diffuseg.data.dataset import Dataset, check_patient_leakage, open_dataset, refuse_other_channels, splits
 from diffuseg.data.labels import check_labels, read_labels
 from diffuseg.data.plan import Plan, check_plan, fingerprint, load_plan, make_plan
 from diffuseg.data.world import training_fingerprint
@@ -156,6 +157,7 @@ def _plan(settings: TrainSettings, dataset: Dataset, preset: dict[str, Any], ove
     """The plan of a file with the overrides put in; or made from the data, where later decisions follow the overrides."""
     if settings.plan is not None:
         given = load_plan(settings.plan)
+        _refuse_other_set(given, dataset, settings.plan)
         plan = override(from_dict(Plan, to_dict(given) | preset), overrides)
         changed = [key for key, value in vars(plan).items() if value != getattr(given, key)]
         plan = replace(plan, reasons=plan.reasons | dict.fromkeys(changed, "as asked for"))
@@ -172,6 +174,16 @@ def _plan(settings: TrainSettings, dataset: Dataset, preset: dict[str, Any], ove
             plan = make_plan(dataset, measured, **chosen)
     check_plan(plan)
     return plan
+
+
+def _refuse_other_set(plan: Plan, dataset: Dataset, file: Path) -> None:
+    """Refuse a plan that was made for other classes or channels than those of the data set."""
+    for what, own, there in (("labels", plan.labels, dataset.labels), ('"ignore"', plan.ignore, dataset.ignore)):
+        if own != there:
+            raise UserError(
+                f"its {what} {own}, and those of {dataset.folder} {there}", file=file, do="Make a plan of this data set"
+            )
+    refuse_other_channels(dataset, plan.channels, str(file))
 
 
 def _labels(settings: TrainSettings, dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, int] | None:

@@ -18,6 +18,7 @@ from diffuseg.data.convert.meaning import Found, Meaning, binary, count_values, 
 from diffuseg.data.convert.pairing import Drawn, Pair, Pairing
 from diffuseg.data.convert.polygons import rasterise
 from diffuseg.data.convert.reading import Painted, onto_grid, read_painted, read_picture
+from diffuseg.data.label_values import label_values
 from diffuseg.data.pictures import LOSSY
 from diffuseg.errors import UserError
 from diffuseg.text import few, pluralize
@@ -85,11 +86,21 @@ def survey(pairing: Pairing, wishes: Wishes) -> Survey:
         raise UserError(f"images have {' or '.join(map(str, sorted(planes)))} channels", do="Grey and colour apart")
     meaning = None
     if any(case.masks for case in pairing.pairs):
+        _check_threshold(found, wishes.threshold)
         meaning = decide(found, structures, wishes.labels, wishes.colours, wishes.threshold, pairing.named)
+        label_values({"labels": meaning.labels}, Path("--labels"))
     counts = Counter(what for case in pairing.pairs for what in {drawn.what for drawn in case.masks})
     missing = {what: len(pairing.pairs) - counts[what] for what in structures if counts[what] < len(pairing.pairs)}
     ending, copied = _ending(pairing, dims.pop(), kinds, planes)
     return Survey(meaning, ending, copied, _channels(pairing, planes.pop()), missing)
+
+
+def _check_threshold(found: Found, threshold: float | None) -> None:
+    """Refuse a threshold on one side of which there is nothing."""
+    counts = [found.values[side] for side in (0, 1)]
+    if threshold is not None and not all(counts):
+        what = f"--threshold {threshold:g}: {'all' if counts[1] else 'no'} values of the masks are at least that"
+        raise UserError(what, do="Choose one between those of background and foreground")
 
 
 def _structures(pairing: Pairing) -> list[str]:
