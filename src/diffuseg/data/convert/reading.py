@@ -11,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from diffuseg.data import io, itk, pictures
+from diffuseg.data import geometry, io, itk, pictures
 from diffuseg.data.claimed_size import DEFLATE, Claim, check_claim
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -251,19 +251,24 @@ def _array_image(array: np.ndarray, path: Path, spacing: Sequence[float]) -> Ima
 
 def _other_volume(path: Path) -> Image:
     """A volume in two files, .nhdr or .hdr."""
-    if path.name.lower().endswith(".nhdr"):
-        return Image(*_attempt(path, lambda: itk.read(path)), source=path)
+    read = itk.read if path.name.lower().endswith(".nhdr") else _read_analyze
+    planes, affine = _attempt(path, lambda: read(path))
+    if planes.dtype.kind not in "iuf" or planes.ndim not in (3, 4) or not planes.size:
+        what = f"voxels of type {planes.dtype} and shape {planes.shape} are no image"
+        raise UserError(what, file=path, do="Store it as .nii.gz")
+    geometry.check_sizes(affine, path)
+    return Image(planes, affine, source=path)
 
-    def load() -> Image:
-        image: Any = nib.load(path)
-        shape = tuple(int(n) for n in image.shape)
-        voxels = Path(image.file_map["image"].filename)
-        check_claim(path, Claim(shape, image.get_data_dtype().itemsize), voxels.stat().st_size)
-        data = np.asanyarray(image.dataobj)
-        data = data[..., 0] if data.ndim == 4 and data.shape[3] == 1 else data
-        return Image(np.moveaxis(data, 3, 0) if data.ndim == 4 else data[None], np.asarray(image.affine, np.float64), path)
 
-    return _attempt(path, load)
+def _read_analyze(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Planes [c, *s] as stored, and voxel -> RAS mm [4, 4]."""
+    image: Any = nib.load(path)
+    shape = tuple(int(n) for n in image.shape)
+    voxels = Path(image.file_map["image"].filename)
+    check_claim(path, Claim(shape, image.get_data_dtype().itemsize), voxels.stat().st_size)
+    data = np.asanyarray(image.dataobj)
+    data = data.reshape(*shape[:3], *(n for n in shape[3:] if n != 1))
+    return np.moveaxis(data, 3, 0) if data.ndim == 4 else data[None], np.asarray(image.affine, np.float64)
 
 
 def _slicer(path: Path) -> Painted:
