@@ -134,6 +134,17 @@ def _write(path: Path, weights: dict[str, torch.Tensor], header: dict[str, Any])
     write_tensors(path, weights, {"format": FORMAT, "diffuseg": json.dumps(header)})
 
 
+def copy_without_names(path: Path, to: Path) -> None:
+    """Write a checkpoint again with the hashes of its cases and not their names, which may be those of people.
+
+    Raises:
+        UserError: not a checkpoint of ours.
+    """
+    header = read_meta(path)
+    cases = {side: header[side] for side in ("training_cases", "validation_cases") if side in header}
+    _write(to, load_file(path), header | {side: {one: one for one in sorted(of.values())} for side, of in cases.items()})
+
+
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file; aside, then renamed. Refuses a place that cannot be written, or is full."""
     with atomic_path(path) as aside:

@@ -36,6 +36,8 @@ ORDER = (  # as one meets them
     "merge",
     "view",
     "export",
+    "push",
+    "pull",
     "pseudo-label",
     "calibrate-saliency",
     "border",  # the former name of that
