@@ -52,7 +52,7 @@ def convert(
     from diffuseg.data.convert.pairing import only_images, pair, read_pairs
     from diffuseg.data.convert.polygons import find_annotations, read_annotations
 
-    refuse_existing(out)
+    refuse_existing(out, source)
     table = read_colours(colours) if colours else None
     wishes = Wishes(_split(labels), table, threshold, _spacing(spacing))
     found_annotations = [] if images_only or pairs or annotations else find_annotations(source)
@@ -82,7 +82,11 @@ def convert(
             raise UserError("nothing is written yet: there is no terminal to ask at", do="Look at the above, and say --yes")
         typer.confirm(f"Write {pluralize(len(pairing.pairs), 'case')} to {out}?", abort=True)
     write_dataset(out, pairing, found, wishes)
-    what = "`diffuseg predict MODEL` takes its imagesTs" if found.meaning is None else f"next: diffuseg plan {out}"
+    what = (
+        "`diffuseg predict MODEL` takes its imagesTs"
+        if found.meaning is None
+        else f"next: diffuseg plan {out}, or at once diffuseg train {out} --out RUN"
+    )
     typer.echo(f"{out}: {pluralize(len(pairing.pairs), 'case')} written; {what}")
 
 

@@ -242,8 +242,10 @@ def _describe(folder: Path, cases: Sequence[Pair], found: Survey, name: str, peo
     write_json(folder / "dataset.json", content)  # last: without it nothing looks finished
 
 
-def refuse_existing(out: Path) -> None:
-    """Refuse a place where something is; an empty folder is nothing."""
+def refuse_existing(out: Path, source: Path | None = None) -> None:
+    """Refuse a place where something is, an empty folder is nothing; and one in the source, which would be read with it."""
+    if source is not None and out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"lies in {source}, which is left as it is", file=out, do="Choose an --out beside it")
     if os.path.lexists(out) and not (out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
         raise UserError("is there already, and nothing is overwritten", file=out, do="Choose another --out")
 
