@@ -16,10 +16,10 @@ from diffuseg.evaluation.metrics import dice, hd95, nsd
 from diffuseg.evaluation.statistics import bootstrap_mean
 from diffuseg.reports.case_pictures import case_pictures
 from diffuseg.reports.evaluate import evaluate
-from diffuseg.reports.titles import notes
 from diffuseg.reports.evaluation import Evaluation
 from diffuseg.reports.page import write_page
 from diffuseg.reports.tables import evaluation_table
+from diffuseg.reports.titles import notes
 from diffuseg.types import Image
 from tests.inference.oracle import make_model
 
