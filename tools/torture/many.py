@@ -1,4 +1,4 @@
-"""A folder of many cases of which some are broken: a mask for each of the others, a reason by name for each of these, code 3."""
+"""A folder of many cases of which some are broken: a mask for each of the others, a reason for each of these, code 3."""
 
 import json
 import random

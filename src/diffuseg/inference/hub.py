@@ -2,45 +2,23 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.resources import as_file, files
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from diffuseg.atomic_io import atomic_write
 from diffuseg.checkpoint import copy_without_names, load_checkpoint
 from diffuseg.errors import UserError
+from diffuseg.inference.card import card_of
 from diffuseg.inference.info import describe
-from diffuseg.inference.model import packaged
-from diffuseg.inference.several import BEST, checkpoints
-from diffuseg.text import pluralize
+from diffuseg.inference.several import BEST, checkpoint_file
 
 T = TypeVar("T")
 WEIGHTS, CARD = "model.safetensors", "README.md"  # there; here they are called as those of a run
 LARGEST = 2**33  # bytes that are fetched, at most
 
-MODEL_CARD = """---
-license: other
-library_name: diffuseg
-tags: [image-segmentation, medical]
----
-# {name}
-
-**For research only. Not a medical device: no decision about a patient may rest on it.**
-
-    diffuseg pull {repo}
-    diffuseg predict {folder} SCAN --out results
-
-| | |
-|---|---|
-| method | `{method}`, {dims}-D |
-| channels | {channels} |
-| classes | {classes} |
-| trained on | {cases} of "{dataset}", {steps} steps |
-| validation | {validation} |
-| licence of the data | {data_licence} |
-"""
+USAGE = """    diffuseg pull {repo}
+    diffuseg predict {folder} SCAN --out results"""
 
 
 def push(model: str, repo: str, card: Path | None = None, public: bool = False) -> str:
@@ -59,14 +37,11 @@ def push(model: str, repo: str, card: Path | None = None, public: bool = False) 
         UserError: No such model or card, or the hub refuses.
     """
     api = _hub().HfApi()
-    with _file_of(model) as file, tempfile.TemporaryDirectory() as place:
+    with checkpoint_file(model) as file, tempfile.TemporaryDirectory() as place:
         load_checkpoint(file)  # nothing is published that could not be pulled
-        found = card or (file.with_suffix(".md") if file.with_suffix(".md").is_file() else None)
-        if found is not None and not found.is_file():
-            raise UserError("no such file", file=found)
         copy_without_names(file, Path(place) / WEIGHTS)
-        text = model_card(file, repo) if found is None else found.read_text(encoding="utf-8")
-        atomic_write(Path(place) / CARD, text)
+        usage = USAGE.format(repo=repo, folder=repo.rpartition("/")[2])
+        atomic_write(Path(place) / CARD, card_of(file, usage, card))
         address = _asked(repo, lambda: api.create_repo(repo, private=not public, exist_ok=True))
         message = f"diffuseg {describe(file)['method']}"
         _asked(repo, lambda: api.upload_folder(repo_id=repo, folder_path=place, commit_message=message))
@@ -108,33 +83,6 @@ def pull(repo: str, out: Path | None = None, revision: str | None = None) -> Pat
                 shutil.move(Path(place) / name, made / Path(BEST).with_suffix(ending))
         made.rename(out)
     return out / BEST
-
-
-def model_card(file: Path, repo: str) -> str:
-    """A model card from the header of a checkpoint."""
-    about = describe(file)
-    training, validation = about["training"], about["training"]["validation"] or {}
-    known = {key: f"{value:.3f}" for key, value in validation.items() if isinstance(value, float)}
-    return MODEL_CARD.format(
-        name=about["name"], repo=repo, folder=repo.rpartition("/")[2], method=about["method"],
-        dims=about["plan"]["dims"], channels=", ".join(about["channels"]), classes=", ".join(about["classes"]),
-        cases=pluralize(training["training_cases"] or 0, "case"), dataset=training["dataset"], steps=training["steps"],
-        validation=", ".join(f"{key} {value}" for key, value in known.items()) or "unknown", data_licence=about["licence"],
-    )  # fmt: skip
-
-
-@contextmanager
-def _file_of(model: str) -> Iterator[Path]:
-    found: Sequence[Path] = checkpoints(model)
-    if len(found) > 1:
-        raise UserError(f"{len(found)} models", file=model, do="Push one of them, or each into a repository of its own")
-    if found:
-        yield found[0]
-    elif model in packaged():
-        with as_file(files("diffuseg") / "models" / f"{model}.safetensors") as file:
-            yield file
-    else:
-        raise UserError("neither a checkpoint, nor a run, nor the name of a packaged model", file=model)
 
 
 def _hub() -> Any:
