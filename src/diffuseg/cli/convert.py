@@ -82,11 +82,9 @@ def convert(
             raise UserError("nothing is written yet: there is no terminal to ask at", do="Look at the above, and say --yes")
         typer.confirm(f"Write {pluralize(len(pairing.pairs), 'case')} to {out}?", abort=True)
     write_dataset(out, pairing, found, wishes)
-    what = (
-        "`diffuseg predict MODEL` takes its imagesTs"
-        if found.meaning is None
-        else f"next: diffuseg plan {out}, or at once diffuseg train {out} --out RUN"
-    )
+    what = "`diffuseg predict MODEL` takes its imagesTs"
+    if found.meaning is not None:
+        what = f"next: diffuseg plan {out}, or at once diffuseg train {out} --out RUN"
     typer.echo(f"{out}: {pluralize(len(pairing.pairs), 'case')} written; {what}")
 
 
