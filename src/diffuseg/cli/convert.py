@@ -49,25 +49,17 @@ def convert(
     """Make a data set of images and masks as people have them; shows first what belongs together, overwrites nothing."""
     from diffuseg.data.convert.colours import read_colours
     from diffuseg.data.convert.folder import Wishes, empty_masks, refuse_existing, survey, write_dataset
-    from diffuseg.data.convert.pairing import only_images, pair, read_pairs
-    from diffuseg.data.convert.polygons import find_annotations, read_annotations
+    from diffuseg.data.convert.pairing import only_images, read_pairs
 
     refuse_existing(out, source)
     table = read_colours(colours) if colours else None
     wishes = Wishes(_split(labels), table, threshold, _spacing(spacing))
-    found_annotations = [] if images_only or pairs or annotations else find_annotations(source)
-    if len(found_annotations) > 1:
-        names = ", ".join(path.name for path in found_annotations)
-        raise UserError(f"several files of annotations: {names}", file=source, do="Choose one with --annotations")
-    marks = annotations or next(iter(found_annotations), None)
     if images_only:
         pairing = only_images(source)
     elif pairs:
         pairing = read_pairs(pairs, source)
-    elif marks:
-        pairing = read_annotations(marks, source)
     else:
-        pairing = pair(source, _split(channels), several.value if several else None)
+        pairing = _paired(source, annotations, labels, channels, several)
     _show_pairs(pairing, source, len(pairing.pairs) if dry_run else SHOWN)
     if not pairing.pairs:
         do = "Say what belongs together with --pairs CSV, or take the images alone with --images-only"
@@ -86,6 +78,24 @@ def convert(
     if found.meaning is not None:
         what = f"next: diffuseg plan {out}, or at once diffuseg train {out} --out RUN"
     typer.echo(f"{out}: {pluralize(len(pairing.pairs), 'case')} written; {what}")
+
+
+def _paired(source: Path, annotations: Path | None, labels: str, channels: str, several: Several | None) -> "Pairing":
+    """What belongs together by annotations that are given or lie there, by DICOM's references, or by names."""
+    from diffuseg.data.convert.dicom import pair_dicom
+    from diffuseg.data.convert.pairing import find_files, pair
+    from diffuseg.data.convert.polygons import find_annotations, read_annotations
+    from diffuseg.data.dicom import holds_series
+
+    found = [annotations] if annotations else find_annotations(source)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"several files of annotations: {names}", file=source, do="Choose one with --annotations")
+    if found:
+        return read_annotations(found[0], source)
+    if source.is_dir() and not find_files(source) and holds_series(source):
+        return pair_dicom(source, [part.partition("=")[0] for part in _split(labels)])
+    return pair(source, _split(channels), several.value if several else None)
 
 
 def _split(text: str) -> tuple[str, ...]:

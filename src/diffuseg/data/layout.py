@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.config import parse_json
+from diffuseg.data.dicom_files import holds_dicom
 from diffuseg.data.geometry import warn_once
 from diffuseg.data.inventory import name_unused, refuse_dangling, refuse_twins
 from diffuseg.data.io import CONVERTED, ENDINGS, LOSSLESS, case_of, ending_of
@@ -180,7 +181,7 @@ def read_json(path: Path) -> Any:
 def _no_dataset(folder: Path) -> UserError:
     """What to do about a folder without dataset.json; one of images and masks can be made a data set."""
     names = [name.lower() for _, _, found in itertools.islice(os.walk(folder), 1000) for name in found]
-    if any(name.endswith(ENDINGS + CONVERTED) for name in names):
+    if any(name.endswith(ENDINGS + CONVERTED) for name in names) or holds_dicom(folder):
         command = f"diffuseg convert {shlex.quote(str(folder))} --out {shlex.quote(f'{folder.resolve().name}_dataset')}"
         do = f"This is a folder of images, no data set: `{command}` makes one"
     else:

@@ -17,7 +17,7 @@ from diffuseg.data.convert.colours import Colour
 from diffuseg.data.convert.meaning import Found, Meaning, binary, count_values, decide, recode
 from diffuseg.data.convert.pairing import Drawn, Pair, Pairing
 from diffuseg.data.convert.polygons import rasterise
-from diffuseg.data.convert.reading import Painted, onto_grid, read_painted, read_picture
+from diffuseg.data.convert.reading import Painted, attempt, onto_grid, read_painted, read_picture
 from diffuseg.data.pictures import LOSSY
 from diffuseg.errors import UserError
 from diffuseg.text import few, pluralize
@@ -111,6 +111,8 @@ def _image(case: Pair, wishes: Wishes) -> Image:
 
 
 def _painted(drawn: Drawn, image: Image) -> Painted:
+    if (read := drawn.read) is not None:
+        return Painted(Image(attempt(drawn.path, lambda: read(image))[None], image.affine))
     if drawn.shapes is not None:
         if image.dims != 2:
             raise UserError("annotations are of pictures, this image is a volume", file=image.source)
@@ -174,7 +176,8 @@ def write_dataset(out: Path, pairing: Pairing, found: Survey, wishes: Wishes) ->
         write_csv(folder / "sources.csv", rows)
         if found.meaning is not None:
             cases = list(pairing.pairs) if everyone_is_test else train
-            _describe(folder, cases, found, wishes.name or out.resolve().name, len(people))
+            known = {case.name: pairing.patients[case.name] for case in cases if pairing.patients}
+            _describe(folder, cases, found, wishes.name or out.resolve().name, len(people), known)
 
 
 def _write_case(folder: Path, tail: str, case: Pair, found: Survey, wishes: Wishes, people: list[str]) -> None:
@@ -222,7 +225,7 @@ def _mask(drawn: Sequence[Drawn], image: Image, meaning: Meaning) -> np.ndarray:
     return result
 
 
-def _describe(folder: Path, cases: Sequence[Pair], found: Survey, name: str, people: int) -> None:
+def _describe(folder: Path, cases: Sequence[Pair], found: Survey, name: str, people: int, known: dict[str, str]) -> None:
     assert found.meaning is not None
     parts = {split: [case.name for case in cases if case.split == split] for split in ("train", "val")}
     if parts["train"] and parts["val"]:
@@ -236,6 +239,8 @@ def _describe(folder: Path, cases: Sequence[Pair], found: Survey, name: str, peo
     }
     if people:
         content["raters"] = people
+    if known:
+        content["patients"] = known
     patients = {case.name.split("_")[0] for case in cases}
     if all(patient.startswith("sub-") for patient in patients):
         content["patient_pattern"] = "^(sub-[^_]+)"
