@@ -49,7 +49,7 @@ def pair_dicom(source: Path, wanted: Sequence[str] = ()) -> Pairing:
     files = dicom_files(source)
     with lenient():
         marks = [each for file in files if (each := attempt(file, partial(_marks, file))) is not None]
-    stacks = [stack for stack in find_stacks(source, files=files)[0] if stack.dims == 3 and not stack.localizer]
+    stacks = [stack for stack in find_stacks(source)[0] if stack.dims == 3 and not stack.localizer]
     drawn: dict[int, list[Drawn]] = defaultdict(list)
     lost = []
     for each in marks:
@@ -69,7 +69,7 @@ def pair_dicom(source: Path, wanted: Sequence[str] = ()) -> Pairing:
     bare = tuple(stack.place for number, stack in enumerate(stacks) if not drawn.get(number))
     patients = _patients({names[number]: stack for number, stack in enumerate(stacks)})
     ordered = tuple(sorted(pairs, key=lambda pair: pair.name))
-    return Pairing(ordered, several="structures", without_mask=bare, without_image=tuple(lost), patients=patients)
+    return Pairing(ordered, without_mask=bare, without_image=tuple(lost), patients=patients)
 
 
 def _marks(file: Path) -> Marks | None:

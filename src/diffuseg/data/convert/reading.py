@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from diffuseg.data import geometry, io, itk, pictures
 from diffuseg.data.claimed_size import DEFLATE, Claim, check_claim
+from diffuseg.data.convert.analyze import read_analyze
 from diffuseg.data.dicom import read_dicom
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
@@ -260,24 +260,13 @@ def _array_image(array: np.ndarray, path: Path, spacing: Sequence[float]) -> Ima
 
 def _other_volume(path: Path) -> Image:
     """A volume in two files, .nhdr or .hdr."""
-    read = itk.read if path.name.lower().endswith(".nhdr") else _read_analyze
+    read = itk.read if path.name.lower().endswith(".nhdr") else read_analyze
     planes, affine = attempt(path, lambda: read(path))
     if planes.dtype.kind not in "iuf" or planes.ndim not in (3, 4) or not planes.size:
         what = f"voxels of type {planes.dtype} and shape {planes.shape} are no image"
         raise UserError(what, file=path, do="Store it as .nii.gz")
     geometry.check_sizes(affine, path)
     return Image(planes, affine, source=path)
-
-
-def _read_analyze(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Planes [c, *s] as stored, and voxel -> RAS mm [4, 4]."""
-    image: Any = nib.load(path)
-    shape = tuple(int(n) for n in image.shape)
-    voxels = Path(image.file_map["image"].filename)
-    check_claim(path, Claim(shape, image.get_data_dtype().itemsize), voxels.stat().st_size)
-    data = np.asanyarray(image.dataobj)
-    data = data.reshape(*shape[:3], *(n for n in shape[3:] if n != 1))
-    return np.moveaxis(data, 3, 0) if data.ndim == 4 else data[None], np.asarray(image.affine, np.float64)
 
 
 def _slicer(path: Path) -> Painted:
