@@ -239,13 +239,13 @@ def test_every_option_of_train_reaches_the_loop(tmp_path, monkeypatch):
     done = call(
         *("train", "set", "--out", "run", "--method", "unet", "--fold", 3, "--plan", "p.json", "--max-minutes", 2.5),
         *("--preset", "cdal/cxr", "--set", "T=2", "--set", "train.ema=0.9", "--resume", "--seed", 7, "--device", "cpu"),
-        *("--precision", "bf16", "--val-every", 50, "--steps", 9, "--labels", "l.csv", "--patience", 4),
+        *("--precision", "bf16", "--val-every", 50, "--steps", 9, "--labels", "l.csv", "--patience", 4, "--log-to", "wandb"),
     )
     assert done.exit_code == 0 and "best.safetensors" in done.stdout
     assert seen == [
         loop.TrainSettings(
             Path("set"), "unet", Path("run"), 3, Path("p.json"), 9, 2.5, "cdal/cxr", ["T=2", "train.ema=0.9"],
-            True, 7, "cpu", "bf16", 50, Path("l.csv"), None, 4,
+            True, 7, "cpu", "bf16", 50, Path("l.csv"), None, 4, ["wandb"],
         )
     ]  # fmt: skip
     call("train", "set", "--out", "run")
@@ -326,6 +326,11 @@ def test_a_fault_of_several_lines_is_printed_as_one(monkeypatch):
 
     monkeypatch.setattr(loop, "train", fails)
     assert call("train", "set", "--out", "run").stderr == "error: a.nii.gz: first second\n"
+
+
+def test_what_the_machine_refuses_is_one_line_too(monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda settings: Path("é" * 300).read_text())
+    refused(call("train", "set", "--out", "run"), "File name too long", "--verbose")
 
 
 def test_the_command_itself(tmp_path):

@@ -41,6 +41,7 @@ def test_what_is_asked_wrongly_is_one_line(source, tmp_path):
     out = tmp_path / "set"
     refused(call("convert", source, "--out", out, "--spacing", "1,x"), "--spacing 1,x")
     refused(call("convert", source / "none", "--out", out), "no such folder")
+    refused(call("convert", source, "--out", source / "set"), "left as it is", "beside it")
     only = call("convert", source / "images", "--out", out, "--images-only", "--yes")
     assert only.exit_code == 0 and sorted(path.name for path in (out / "imagesTs").iterdir())[0] == "a_0000.png"
     lone = call("convert", source / "masks", "--out", tmp_path / "no", "--yes")

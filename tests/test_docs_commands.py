@@ -111,7 +111,7 @@ def test_commands_options_and_choices_exist(page, line):
     context.resilient_parsing = False
     for option, values in re.findall(r"(--[\w-]+) ([\w.-]+(?:\|[\w.-]+)+)", line):
         for value in values.split("|"):
-            options[option].process_value(context, value)
+            options[option].process_value(context, [value] if options[option].multiple else value)
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,25 @@
 import io
 import json
 import struct
+import tracemalloc
 import zipfile
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from diffuseg.checkpoint import FORMAT, load_checkpoint, read_meta
+from diffuseg.checkpoint import FORMAT, load_checkpoint, read_meta, write_tensors
 from diffuseg.config import to_dict
 from diffuseg.data.convert.reading import read_painted, read_picture
+from diffuseg.data.dataset import open_dataset
 from diffuseg.data.io import read_image
+from diffuseg.data.layout import read_json
+from diffuseg.data.plan import check_plan
+from diffuseg.data.region import _mask_file
+from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS
 from tests.inference.oracle import make_plan
@@ -133,6 +141,95 @@ def test_a_slicer_segmentation_whose_fields_say_nonsense_is_refused(tmp_path, fi
     (tmp_path / "x.seg.nrrd").write_bytes(f"{head}Segment0_Name:=a\n{field}\n\n".encode() + bytes(12))
     with pytest.raises(UserError, match=r"x\.seg\.nrrd"):
         read_painted(tmp_path / "x.seg.nrrd", (3, 2, 2))
+
+
+NRRD = "NRRD0004\ntype: uint8\ndimension: 3\nspace: left-posterior-superior\nsizes: 3 2 2\n{}\nencoding: raw\n{}\n"
+
+
+@pytest.mark.parametrize("name", ["x.nrrd", "x.nhdr"])
+def test_a_long_line_of_an_nrrd_header_is_refused_before_it_ends_the_library(tmp_path, name):
+    text = NRRD.format("space directions: (1,0,0) (0,1,0) (0,0" + "x" * 1000, "data file: x.raw\n" if name == "x.nhdr" else "")
+    (tmp_path / "x.raw").write_bytes(bytes(12))
+    (tmp_path / name).write_bytes(text.encode() + bytes(12))
+    with pytest.raises(UserError, match="a line of 10"):
+        read_picture(tmp_path / name)
+
+
+def test_long_lines_that_a_header_of_slicer_has_are_read(tmp_path):
+    segments = "".join(f"Note{n}:={'t' * 2000}\n" for n in range(50)) + "Segment1_Name:=last\nSegment1_LabelValue:=1\n"
+    text = NRRD.format("space directions: (1,0,0) (0,1,0) (0,0,1)", "kinds: domain domain domain\n" + segments)
+    (tmp_path / "x.seg.nrrd").write_bytes(text.encode() + bytes([1] * 12))
+    assert "last" in (read_painted(tmp_path / "x.seg.nrrd", (3, 2, 2)).names or {}).values()
+
+
+@pytest.mark.parametrize(("shape", "read"), [((3, 2, 2), (3, 2, 2)), ((3, 2, 2, 1), (3, 2, 2)), ((3, 2, 2, 1, 2), None)])
+def test_an_analyze_file_is_a_volume_or_refused(tmp_path, shape, read):
+    nib.save(nib.AnalyzeImage(np.ones(shape, np.int16), np.eye(4)), tmp_path / "x.img")
+    if read:
+        assert read_picture(tmp_path / "x.hdr").shape == read
+    else:
+        assert read_picture(tmp_path / "x.hdr").data.shape == (2, 3, 2, 2)
+    nib.save(nib.AnalyzeImage(np.ones((3, 2, 2, 2, 2), np.int16), np.eye(4)), tmp_path / "y.img")
+    with pytest.raises(UserError, match=r"y\.hdr.*no image"):
+        read_picture(tmp_path / "y.hdr")
+
+
+def test_half_a_character_in_json_is_refused_where_it_is_read(tmp_path):
+    """It could not be written again, into the record of a resumed run say; a whole one in two halves can."""
+    path = tmp_path / "x.json"
+    path.write_text('{"name": "\\ud83d\\ude00"}')
+    assert read_json(path) == {"name": "\U0001f600"}
+    path.write_text('{"name": ["\\ud83d"]}')
+    with pytest.raises(UserError, match=r"x\.json.*JSON"):
+        read_json(path)
+
+
+def test_axes_that_a_plan_mirrors_are_looked_at_one_by_one():
+    """However many axes it claims, no list of them is made."""
+    tracemalloc.start()
+    with pytest.raises(UserError, match="dims is 2 or 3"):
+        check_plan(make_plan(patch=(8, 8, 8), widths=(4, 8), dims=10**6, flips=(0,)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**6
+
+
+def test_names_that_no_disk_could_hold_are_files_that_are_missing(tmp_path):
+    make_dataset(tmp_path, cases=2, shape=(8, 8, 8))
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    description |= {
+        "training": [{"image": f"{'é' * 300}.nii.gz", "label": "x.nii.gz"}],
+        "modality": description.pop("channel_names"),
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="missing"):
+        open_dataset(tmp_path)
+    with pytest.raises(UserError, match="neither a box nor a file"):
+        _mask_file("9" * 300)
+
+
+def test_a_full_disk_is_a_refusal_of_checkpoints_and_states_too(tmp_path, monkeypatch):
+    """The error of the library that writes tensors is none of the machine's."""
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("diffuseg.checkpoint.save_file", full)
+    with pytest.raises(UserError, match=r"x\.safetensors: cannot be written.*No space left"):
+        write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(3)}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_made_up_volume_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    def half(image, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nib, "save", half)
+    with pytest.raises(UserError, match="No space left"):
+        make_dataset(tmp_path, cases=1, shape=(8, 8, 8))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_packed_array_cannot_claim_more_than_its_bytes_hold(tmp_path):

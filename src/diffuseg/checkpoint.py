@@ -131,8 +131,27 @@ def save_checkpoint(path: Path, method: Method, meta: dict[str, Any], dtype: tor
 
 
 def _write(path: Path, weights: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+    write_tensors(path, weights, {"format": FORMAT, "diffuseg": json.dumps(header)})
+
+
+def copy_without_names(path: Path, to: Path) -> None:
+    """Write a checkpoint again with the hashes of its cases and not their names, which may be those of people.
+
+    Raises:
+        UserError: not a checkpoint of ours.
+    """
+    header = read_meta(path)
+    cases = {side: header[side] for side in ("training_cases", "validation_cases") if side in header}
+    _write(to, load_file(path), header | {side: {one: one for one in sorted(of.values())} for side, of in cases.items()})
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file; aside, then renamed. Refuses a place that cannot be written, or is full."""
     with atomic_path(path) as aside:
-        save_file(weights, aside, metadata={"format": FORMAT, "diffuseg": json.dumps(header)})
+        try:
+            save_file(tensors, aside, metadata=metadata)
+        except SafetensorError as error:  # a full disk, say
+            raise OSError(str(error)) from None
 
 
 def amend_meta(path: Path, entries: dict[str, Any], measured: str) -> None:

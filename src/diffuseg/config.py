@@ -63,10 +63,22 @@ def parse_stored(text: str, kinds: Mapping[str, Callable[[Any], object]], file: 
         UserError: It is no JSON, no object, lacks a key, or has a value of another kind.
     """
     try:
-        content: Any = json.loads(text)
+        content: Any = parse_json(text)
     except (ValueError, RecursionError, TypeError) as error:
         raise UserError(f"its header cannot be read as JSON ({str(error)[:100]})", file=file) from None
     check_stored(content, kinds, file, required)
+    return content
+
+
+def parse_json(text: str, **how: Any) -> Any:
+    """JSON of which every text can be written to a file again; `how` as in json.loads.
+
+    Raises:
+        ValueError: It is no JSON, or a text in it has half a character (a surrogate by itself).
+    """
+    content: Any = json.loads(text, **how)
+    if "\\ud" in text.lower():
+        json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogateescape")
     return content
 
 

@@ -19,6 +19,7 @@ from diffuseg.reports.evaluate import evaluate
 from diffuseg.reports.evaluation import Evaluation
 from diffuseg.reports.page import write_page
 from diffuseg.reports.tables import evaluation_table
+from diffuseg.reports.titles import notes
 from diffuseg.types import Image
 from tests.inference.oracle import make_model
 
@@ -276,6 +277,7 @@ def test_pictures_of_another_lossless_ending_are_found(tmp_path: Path) -> None:
     result = evaluate(tmp_path / "p", tmp_path / "l", tmp_path / "out")
     assert result.labels == {"255": 255}
     assert result.rows[0].score.values["dice"] == pytest.approx(0.8) and result.rows[0].score.values["hd95"] == 1.0
+    assert any("1 mm is a pixel" in note for note in notes(result))
 
 
 def test_the_truth_of_several_raters_is_their_majority(folders: tuple[Path, Path], tmp_path: Path) -> None:

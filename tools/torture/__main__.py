@@ -1,6 +1,6 @@
 """Run the parts, print a line for each kind, and keep the figures in benchmarks/results/torture.json.
 
-    python -m tools.torture [files] [texts] [kills] [disk] [viewer] [--quick] [--only WORD]
+    python -m tools.torture [files] [texts] [kills] [disk] [many] [viewer] [--quick] [--only WORD]
 
 Everything is a function of the seed but the moments of the kills, which are shares of the time that the work takes here.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks.score import RESULTS, environment, replaced
-from tools.torture import disk, files, kills, texts, viewer
+from tools.torture import disk, files, kills, many, texts, viewer
 from tools.torture.child import Tally
 
 FILE = RESULTS / "torture.json"
@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[bool, Path, str], Iterable[Tally]]] = {  # the last a
     "texts": lambda quick, work, only: texts.run(10 if quick else 2000, work, only),
     "kills": lambda quick, work, only: kills.run(2 if quick else 20, work, only),
     "disk": lambda quick, work, only: disk.run(work, only),
+    "many": lambda quick, work, only: many.run(40 if quick else 1000, work, only),
     "viewer": lambda quick, work, only: viewer.run(50 if quick else 500, work),
 }
 

@@ -10,6 +10,7 @@ import random
 import resource
 import signal
 import subprocess
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -122,6 +123,8 @@ def _call(arguments: list[str], pipe: int, limit: int | None) -> None:
         app(arguments)
     except SystemExit as end:
         status = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 

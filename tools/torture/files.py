@@ -1,11 +1,13 @@
 """Broken image files: each is read as an image and as a mask, or refused in a sentence."""
 
 import contextlib
+import functools
 import gzip
 import io
 import itertools
 import random
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ import numpy as np
 import PIL.Image
 import tifffile
 
-from diffuseg.data.convert.reading import read_painted, read_picture
+from diffuseg.data.convert.dicom import pair_dicom
+from diffuseg.data.convert.reading import attempt, read_painted, read_picture
 from diffuseg.data.io import read_image, read_mask
 from diffuseg.errors import UserError
 from tools.torture.child import Tally, torture
@@ -40,8 +43,10 @@ def _trial(kind: str, samples: list[dict[str, bytes]], seed: int) -> Callable[[i
         sample[victim] = broken(sample[victim], rng)
         for name, content in sample.items():
             (place / name).write_bytes(content)
-        image = place if kind == "DICOM" else place / next(iter(sample))
-        if kind.startswith("convert"):
+        image = place if "DICOM" in kind else place / next(iter(sample))
+        if kind == "convert DICOM":
+            marked(image)
+        elif kind.startswith("convert"):
             convert(image)
         else:
             read(image, kind not in ("DICOM", "JPEG"))
@@ -77,6 +82,18 @@ def convert(path: Path) -> None:
         return
     with contextlib.suppress(UserError):
         read_painted(path, image.shape)
+
+
+def marked(folder: Path) -> None:
+    """Read series with what SEG and RTSTRUCT mark on them."""
+    found = pair_dicom(folder)
+    for case in found.pairs:
+        image = read_picture(case.images[0])
+        for drawn in case.masks:
+            mask = attempt(drawn.path, functools.partial(drawn.read, image)) if drawn.read else None
+            assert mask is not None and mask.shape == image.shape and set(np.unique(mask)) <= {0, 1}
+    if not found.pairs:
+        raise UserError("nothing is marked")
 
 
 def _voxels(dtype: Any, *channels: int) -> np.ndarray:
@@ -196,6 +213,24 @@ def _dicom() -> list[dict[str, bytes]]:
     return samples
 
 
+def _marked_dicom() -> list[dict[str, bytes]]:
+    """A series with a segmentation of either kind, and with contours; these are broken, and the series sometimes."""
+    from tests.data import dicom_phantom as made
+    from tests.data.test_convert_dicom import mark, region
+
+    phantom, samples, rng = made.Phantom(made.blocks((12, 10, 3))), [], random.Random(0)
+    for kind in ("binary", "labelmap", "contours"):
+        with tempfile.TemporaryDirectory() as place, mock.patch("uuid.uuid4", lambda: uuid.UUID(int=rng.getrandbits(128))):
+            made.write_series(Path(place), phantom)
+            if kind == "contours":
+                region(Path(place), phantom, [("a", 1, [(1, 1), (8, 1), (8, 7)]), ("b", 2, [(2, 2), (5, 2), (5, 6)])])
+            else:
+                mark(Path(place), kind)
+            files = sorted(Path(place).iterdir(), key=lambda path: path.name.startswith("IM"))
+            samples.append({path.name: path.read_bytes() for path in files})
+    return samples
+
+
 def _bytes(dataset: Any) -> bytes:
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
@@ -213,6 +248,7 @@ KINDS: dict[str, Callable[[], list[dict[str, bytes]]]] = {
     "TIFF": lambda: _pictures(".tif"),
     "JPEG": lambda: _pictures(".jpg"),
     "DICOM": _dicom,
+    "convert DICOM": _marked_dicom,
     "convert .npy": lambda: _arrays(False),
     "convert .npz": lambda: _arrays(True),
     "convert .bmp .gif .webp .ppm": _further_pictures,

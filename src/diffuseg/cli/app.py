@@ -1,5 +1,6 @@
 """What all commands share: the application, its exit codes, and where it prints."""
 
+import errno
 import logging
 import os
 import signal
@@ -35,6 +36,8 @@ ORDER = (  # as one meets them
     "merge",
     "view",
     "export",
+    "push",
+    "pull",
     "pseudo-label",
     "calibrate-saliency",
     "border",  # the former name of that
@@ -70,7 +73,7 @@ class Commands(TyperGroup):
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; UserError exits with 2, Ctrl-C with 130, SIGTERM with 143, each with one line and no traceback."""
+        """Run the command; UserError and OSError exit with 2, Ctrl-C with 130, SIGTERM with 143: one line, no traceback."""
         level, resources = _level.set(0), ExitStack()
         _until_the_end.set(resources)
         try:
@@ -80,6 +83,14 @@ class Commands(TyperGroup):
             if _level.get() > 0:
                 traceback.print_exc()
             complain(f"error: {fault}")
+            raise typer.Exit(USER_ERROR) from None
+        except OSError as error:  # of the machine: a disk that is full, a name that is too long
+            if error.errno == errno.EPIPE:  # whoever reads the output has seen enough
+                raise
+            if _level.get() > 0:
+                traceback.print_exc()
+            place = f"{error.filename}: " if error.filename else ""
+            complain(f"error: {place}{error.strerror or error}; --verbose tells where")
             raise typer.Exit(USER_ERROR) from None
         except KeyboardInterrupt as signalled:
             ended = isinstance(signalled, Terminated)

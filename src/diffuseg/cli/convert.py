@@ -49,26 +49,20 @@ def convert(
     """Make a data set of images and masks as people have them; shows first what belongs together, overwrites nothing."""
     from diffuseg.data.convert.colours import read_colours
     from diffuseg.data.convert.folder import Wishes, empty_masks, refuse_existing, survey, write_dataset
-    from diffuseg.data.convert.pairing import only_images, pair, read_pairs
-    from diffuseg.data.convert.polygons import find_annotations, read_annotations
+    from diffuseg.data.convert.pairing import only_images, read_pairs
 
-    refuse_existing(out)
+    refuse_existing(out, source)
     of_names = {"--channels": channels, "--several": several, "--annotations": annotations}
     of_masks = {"--labels": labels, "--colours": colours, "--threshold": threshold is not None, "--pairs": pairs} | of_names
     _refuse_idle(of_masks if images_only else {}, "--images-only takes images and no masks")
     _refuse_idle(of_names if pairs else {}, "--pairs says which files belong together")
     wishes = Wishes(_split(labels), read_colours(colours) if colours else None, threshold, _spacing(spacing))
-    found_annotations = [] if images_only or pairs or annotations else find_annotations(source)
-    marks = annotations or _only(found_annotations, source)
-    _refuse_idle(of_names | {"--annotations": None} if marks else {}, "annotations say what is marked in which image")
     if images_only:
         pairing = only_images(source)
     elif pairs:
         pairing = read_pairs(pairs, source)
-    elif marks:
-        pairing = read_annotations(marks, source)
     else:
-        pairing = pair(source, _split(channels), several.value if several else None)
+        pairing = _paired(source, annotations, labels, channels, several)
     _show_pairs(pairing, source, len(pairing.pairs) if dry_run else SHOWN)
     if not pairing.pairs:
         do = "Say what belongs together with --pairs CSV, or take the images alone with --images-only"
@@ -85,7 +79,9 @@ def convert(
             raise UserError("nothing is written yet: there is no terminal to ask at", do="Look at the above, and say --yes")
         typer.confirm(f"Write {pluralize(len(pairing.pairs), 'case')} to {out}?", abort=True)
     write_dataset(out, pairing, found, wishes)
-    what = "`diffuseg predict MODEL` takes its imagesTs" if found.meaning is None else f"next: diffuseg plan {out}"
+    what = "`diffuseg predict MODEL` takes its imagesTs"
+    if found.meaning is not None:
+        what = f"next: diffuseg plan {out}, or at once diffuseg train {out} --out RUN"
     typer.echo(f"{out}: {pluralize(len(pairing.pairs), 'case')} written; {what}")
 
 
@@ -96,11 +92,25 @@ def _refuse_idle(options: dict[str, Any], why: str) -> None:
         raise UserError(f"{', '.join(given)}: {why}", do="Leave it out")
 
 
-def _only(annotations: list[Path], source: Path) -> Path | None:
-    if len(annotations) > 1:
-        names = ", ".join(path.name for path in annotations)
+def _paired(source: Path, annotations: Path | None, labels: str, channels: str, several: Several | None) -> "Pairing":
+    """What belongs together by annotations that are given or lie there, by DICOM's references, or by names."""
+    from diffuseg.data.convert.dicom import pair_dicom
+    from diffuseg.data.convert.pairing import find_files, pair
+    from diffuseg.data.convert.polygons import find_annotations, read_annotations
+    from diffuseg.data.dicom import holds_series
+
+    found = [annotations] if annotations else find_annotations(source)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
         raise UserError(f"several files of annotations: {names}", file=source, do="Choose one with --annotations")
-    return next(iter(annotations), None)
+    by_name = {"--channels": channels, "--several": several}
+    if found:
+        _refuse_idle(by_name, "annotations say what is marked in which image")
+        return read_annotations(found[0], source)
+    if source.is_dir() and not find_files(source) and holds_series(source):
+        _refuse_idle(by_name, "DICOM says what belongs to which series")
+        return pair_dicom(source, [part.partition("=")[0] for part in _split(labels)])
+    return pair(source, _split(channels), several.value if several else None)
 
 
 def _has_arrays(pairing: "Pairing") -> bool:

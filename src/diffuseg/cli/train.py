@@ -54,6 +54,9 @@ def train(
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many validations without a better one.", show_default="never")
     ] = None,
+    log_to: Annotated[
+        list[str] | None, typer.Option(help="Send the curves, no images and no names, to wandb or mlflow too; repeatable.")
+    ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
 ) -> None:
     """Train a method on one fold; under torchrun the same command trains on several GPUs and nodes."""
@@ -63,7 +66,7 @@ def train(
     settings = TrainSettings(
         dataset=dataset, method=method, out=out, labels=labels, fold=_fold(fold), plan=plan, steps=steps,
         max_minutes=max_minutes, preset=preset, set=set_ or [], resume=resume, start=start, seed=seed, device=device,
-        precision=precision, validate_every=val_every, patience=patience,
+        precision=precision, validate_every=val_every, patience=patience, log_to=log_to or (),
     )  # fmt: skip
     with timing.profile(typer.echo if profile else None):
         if fold != ALL:

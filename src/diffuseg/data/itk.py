@@ -27,6 +27,8 @@ WORLD = re.compile(
     r"^space:\s*(?:(?:right|left)-(?:anterior|posterior)-superior(?:-time)?|[RL][AP]ST?)\s*$|^\s*(?:TransformMatrix|Orientation|"
     r"Rotation)\s*[=:]", re.I | re.M,
 )  # fmt: skip
+FIELD = re.compile(r"^(?!#|content:)(?!.*:=).{900,}$", re.M)  # of an NRRD; its library ends the process over a wrong one of 980
+HEADER = 2**22  # bytes of a header, at most: a segmentation of a hundred structures has as many kilobytes
 FARTHEST = 1e15  # of what lies in a header of geometry: the decomposition of a matrix of larger numbers does not end
 
 
@@ -119,7 +121,7 @@ def itk_image(planes: np.ndarray, like: Image) -> Any:
 def header_of(file: Path) -> str:
     """The text of a header."""
     with file.open("rb") as stream:
-        head = stream.read(2**16).decode("latin-1").replace("\r\n", "\n")
+        head = stream.read(HEADER).decode("latin-1").replace("\r\n", "\n")
     end = re.search(r"\n\n" if head.startswith("NRRD") else r"ElementDataFile.*\n?", head)
     return head[: end.end()] if end else head
 
@@ -134,6 +136,11 @@ def check_header(file: Path) -> None:
     for axes in AXES.findall(head):
         if not re.fullmatch(r"[1-9]", axes):
             raise UserError(f"its header says NDims = {axes[:20]}", file=file, do="Copy or export it again")
+    if head.startswith("NRRD") and len(head) == HEADER:
+        raise UserError(f"its header does not end within {HEADER} bytes", file=file, do="Copy or export it again")
+    if head.startswith("NRRD") and (long := FIELD.search(head)):
+        what = f"its header has a line of {len(long[0])} characters, {long[0][:20]}..."
+        raise UserError(what, file=file, do="Copy or export it again")
     reader.SetFileName(str(file))
     reader.ReadImageInformation()
     geometry_of = (*reader.GetDirection(), *reader.GetSpacing(), *reader.GetOrigin())

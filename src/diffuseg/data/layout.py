@@ -5,7 +5,6 @@ Only names are looked at here, not a voxel. A fault in a folder is one UserError
 
 import csv
 import itertools
-import json
 import os
 import re
 import shlex
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffuseg.config import parse_json
+from diffuseg.data.dicom_files import holds_dicom
 from diffuseg.data.geometry import warn_once
 from diffuseg.data.inventory import name_unread, name_unused, refuse_dangling, refuse_twins
 from diffuseg.data.io import CONVERTED, ENDINGS, LOSSLESS, case_of, ending_of
@@ -170,7 +171,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file; one that is missing, broken or has a key twice is refused by a UserError."""
     try:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
-        return json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, path))
+        return parse_json(text, object_pairs_hook=lambda pairs: _once(pairs, path))
     except FileNotFoundError:
         raise UserError("no such file", file=path) from None
     except (ValueError, OSError, RecursionError) as error:
@@ -180,7 +181,7 @@ def read_json(path: Path) -> Any:
 def _no_dataset(folder: Path) -> UserError:
     """What to do about a folder without dataset.json; one of images and masks can be made a data set."""
     names = [name.lower() for _, _, found in itertools.islice(os.walk(folder), 1000) for name in found]
-    if any(name.endswith(ENDINGS + CONVERTED) for name in names):
+    if any(name.endswith(ENDINGS + CONVERTED) for name in names) or holds_dicom(folder):
         command = f"diffuseg convert {shlex.quote(str(folder))} --out {shlex.quote(f'{folder.resolve().name}_dataset')}"
         do = f"This is a folder of images, no data set: `{command}` makes one"
     else:
@@ -273,7 +274,7 @@ def _rated_cases(folder: Path, images: dict[str, tuple[Path, ...]], ending: str,
 
 def _class_folders(images: Path, labels: dict[str, int]) -> list[Path]:
     """The folders of imagesTr that are named after classes, or imagesTr itself."""
-    return [images / name for name in labels if (images / name).is_dir()] or [images]
+    return [images / name for name in labels if os.path.isdir(images / name)] or [images]
 
 
 def _bare_cases(folders: list[Path], images: list[dict[str, tuple[Path, ...]]]) -> list[Case]:
@@ -298,7 +299,7 @@ def _listed_cases(folder: Path, listed: list[Any], file: Path, masks: bool) -> l
         if image.name.startswith("."):
             continue
         named = [str(path.relative_to(folder) if path.is_relative_to(folder) else path) for path in paths]
-        lacking += [name for name, path in zip(named, paths, strict=True) if not path.is_file()]
+        lacking += [name for name, path in zip(named, paths, strict=True) if not os.path.isfile(path)]  # any text at all
         cases.append(Case(case_of(image, ending_of(image)), (image,), paths[1] if masks else None))
     if lacking:
         raise UserError(f"files that it lists are missing: {few(lacking)}", file=file)

@@ -188,7 +188,7 @@ def check_plan(plan: Plan) -> None:
         ),
         "batch": (0 < plan.batch <= 10**5, "is at least 1, and 100000 at most"),
         "steps": (0 < plan.steps <= 10**12, "is at least 1, and 10^12 at most"),
-        "flips": (set(plan.flips) <= set(range(plan.dims)), f"are axes of the patch, 0 to {plan.dims - 1}"),
+        "flips": (all(0 <= axis < plan.dims for axis in plan.flips), f"are axes of the patch, 0 to {plan.dims - 1}"),
         "labels": (
             plan.classes > 1 and min(plan.labels.values()) == 0,
             "need a background, 0, at least one more, and none below 0",

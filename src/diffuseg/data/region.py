@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -63,7 +64,7 @@ def box_of(text: str, image: Image, plan: Plan, transform: GridTransform) -> Box
 
 
 def _mask_file(text: str) -> Path:
-    if not Path(text).is_file():
+    if not os.path.isfile(text):  # False of any text that is no name of a file
         raise UserError(f"--region {text}: neither a box nor a file", do=_FORM)
     return Path(text)
 

@@ -16,12 +16,13 @@ Head and tail have the same intensity, and the border between them is jittered a
 image never sees: no model can know it exactly, and an honest uncertainty is high there and nowhere else inside the organ.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8, UInt16
 from numpy.random import Generator
+
+from diffuseg.atomic_io import atomic_path, write_json
 
 BRIGHT, GREY, FLUID, DISTRACTOR, ORGAN = range(5)
 # One row per channel: T1-like, T2-like (fluid bright), and proton-density-like (little contrast).
@@ -82,8 +83,9 @@ def make_pictures(folder: Path | str, cases: int = 12, size: int = 128, seed: in
     for index in range(cases):
         name = f"tissue_{index:03d}"
         image, mask = picture(seed, index, size)
-        Image.fromarray(image).save(folder / "imagesTr" / f"{name}_0000.png")
-        Image.fromarray(mask).save(folder / "labelsTr" / f"{name}.png")
+        for pixels, file in ((image, f"imagesTr/{name}_0000.png"), (mask, f"labelsTr/{name}.png")):
+            with atomic_path(folder / file) as aside:
+                Image.fromarray(pixels).save(aside)
     _describe(folder, "synthetic-nuclei", ("R", "G", "B"), {"background": 0, "nucleus": 1}, ".png", cases)
     return folder
 
@@ -250,7 +252,8 @@ def _nifti(nib, data: np.ndarray, affine: np.ndarray, path: Path) -> None:
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
-    nib.save(image, path)
+    with atomic_path(path) as aside:
+        nib.save(image, aside)
 
 
 def _describe(folder: Path, name: str, channels: tuple[str, ...], labels: dict[str, int], ending: str, cases: int) -> None:
@@ -262,4 +265,4 @@ def _describe(folder: Path, name: str, channels: tuple[str, ...], labels: dict[s
         "numTraining": cases,
         "file_ending": ending,
     }
-    (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n")
+    write_json(folder / "dataset.json", description)

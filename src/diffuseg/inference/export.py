@@ -76,7 +76,7 @@ def export(model: Model, out: Path, fmt: str = "onnx", options: SamplingOptions 
     """
     method = _exportable(model)
     if fmt not in FORMATS:
-        raise UserError(f"--format {fmt}: not known", do=f"Known: {', '.join(FORMATS)}")
+        raise UserError(f"--format {fmt}: not known", do=f"Known: {', '.join(FORMATS)}, monai")
     chosen = model.resolve(options or SamplingOptions())
     steps = affine_steps(method, chosen.steps or 1, chosen.sampler or method.default_sampler) if method.generative else []
     was = method.training, next(method.parameters()).device

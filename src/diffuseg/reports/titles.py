@@ -65,6 +65,8 @@ def notes(evaluation: Evaluation) -> list[str]:
         f"Tolerance of NSD {summary['nsd_tolerance_mm']:g} mm.",
         f"95 % intervals {summary.get('interval', {}).get('over', 'over cases')}.",
     ]
+    if summary.get("pictures"):
+        lines.append("Pictures have no scale: 1 mm is a pixel, 1 ml are 1000 pixels.")
     if summary.get("truth", "the mask") != "the mask":
         lines.append(f"The truth is {summary['truth']}.")
     labelled = f"of {pluralize(summary['labelled'], 'labelled case')} " if "labelled" in summary else ""

@@ -18,6 +18,7 @@ from diffuseg.methods import Method, Phase
 from diffuseg.text import pluralize
 from diffuseg.timing import timed
 from diffuseg.train.interrupt import Interrupt, Stopped
+from diffuseg.train.loggers import Loggers
 from diffuseg.train.progress import Progress
 from diffuseg.train.run_folder import remember_unread
 from diffuseg.train.settings import TrainConfig, TrainSettings
@@ -50,7 +51,8 @@ def train(settings: TrainSettings) -> Path:
     if settings.resume and resume_file.exists():
         _restore(state, load_state(resume_file, state.method, state.average, state.optimisers))
     kept = (state.step, state.due)
-    with Progress(settings.out, kept, state.steps, settings.max_minutes, state.processes.is_first) as progress:
+    loggers = Loggers(settings.log_to, state.told)
+    with Progress(settings.out, kept, state.steps, settings.max_minutes, state.processes.is_first, loggers) as progress:
         progress.note(f"{settings.method} on {state.processes.device}, {state.precision.reason}")
         _announce(state, progress)
         try:

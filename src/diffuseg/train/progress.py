@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a bar or lines with the time left, a CSV, TensorBoard if it is there, and pictures."""
+"""What a training shows while it runs: a bar or lines with the time left, a CSV, curves for other programs, and pictures."""
 
 import csv
 import io
@@ -17,6 +17,7 @@ from diffuseg.atomic_io import atomic_write
 from diffuseg.errors import UserError
 from diffuseg.pulse import Pulse, duration, watching
 from diffuseg.text import pluralize
+from diffuseg.train.loggers import Loggers
 
 WRITTEN = 10.0  # seconds of training after which log.csv is brought up to date
 
@@ -34,14 +35,16 @@ class _Bar(rich.progress.Progress):
 class Progress:
     """Bar on the terminal, `log.csv` in the run's folder, `validation.png` after each validation.
 
-    Where TensorBoard is installed, `tensorboard/` holds the same curves.
+    The same numbers go to `loggers`, see `train/loggers.py`, which are opened when it is entered.
 
     Without a terminal a line tells the first step, each tenth, and what is new after a minute. On resuming at step n, what
     was written beyond n is dropped, so that curves continue as if nothing had happened; `kept` is n, and whether the
     validation at step n is to be done again. Only the first process of several shows or writes anything.
     """
 
-    def __init__(self, out: Path, kept: tuple[int, bool], steps: int, minutes: float | None, shown: bool) -> None:
+    def __init__(
+        self, out: Path, kept: tuple[int, bool], steps: int, minutes: float | None, shown: bool, loggers: Loggers
+    ) -> None:
         self.out, self.step, self.shown, self.minutes, self.steps = out, kept[0], shown, minutes, steps
         self.losses, self.score, self.now = "", "", "validating"
         self.console, self.complaints = Console(), Console(stderr=True)
@@ -54,20 +57,21 @@ class Progress:
         self.saliency_task: Any = None
         self.pulse, self.tiles, self.written = Pulse(), Pulse(), 0.0
         self.rows: list[dict[str, Any]] = _read(out / "log.csv", *kept) if shown else []
-        self.board: Any = None
+        self.loggers = loggers
 
     def __enter__(self) -> "Progress":
         if self.shown:
-            self.board = _board(self.out / "tensorboard", self.step)
+            self.loggers.open(self.out, self.step, self.warn)
             self.bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self.shown:
             self.bar.stop()
-            self.write()
-            if self.board is not None:
-                self.board.close()
+            try:
+                self.write()
+            finally:
+                self.loggers.close(failed=kind is not None)
 
     def note(self, text: str) -> None:
         """One line for the user."""
@@ -93,7 +97,7 @@ class Progress:
         self.losses = ", ".join(f"{k.split('/')[0]} {v:.3f}" for k, v in log.items() if k.endswith("/loss")) or self.losses
         if logged:
             self.rows.append({"step": step, "seconds": round(seconds, 1)} | log)
-            self._draw(log, step)
+            self.loggers.log(log, step)
             if len(self.rows) == 1 or seconds - self.written >= WRITTEN:
                 self.written = seconds
                 self.write()
@@ -144,7 +148,7 @@ class Progress:
         self.score = f"{result} at step {step}"
         self.bar.below = self._state()
         row = {f"validation/{key}": value for key, value in result.values.items()}
-        self._draw(row, step)
+        self.loggers.log(row, step)
         self.rows.append({"step": step, "seconds": round(seconds, 1)} | row)
         self.write()
         self.note(f"step {step}: validation {result} ({pluralize(result.cases, 'case')})")
@@ -164,23 +168,7 @@ class Progress:
         writer.writeheader()
         writer.writerows(self.rows)
         atomic_write(self.out / "log.csv", text.getvalue())
-        if self.board is not None:
-            self.board.flush()
-
-    def _draw(self, values: dict[str, float], step: int) -> None:
-        """The same numbers for TensorBoard."""
-        if self.board is not None:
-            for key, value in values.items():
-                self.board.add_scalar(key, value, step)
-
-
-def _board(folder: Path, step: int) -> Any:
-    """What writes curves for TensorBoard, those beyond a step dropped; None where it is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=step + 1)
+        self.loggers.flush()
 
 
 def _read(path: Path, step: int, again: bool) -> list[dict[str, Any]]:

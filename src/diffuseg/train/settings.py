@@ -1,15 +1,20 @@
 """The options of a training, and what of them can be refused before any work."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffuseg.errors import UserError
+from diffuseg.train.loggers import Logger, check_loggers
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The options of `diffuseg train`. `set` holds key=value strings for method, plan ("plan.") and training ("train.")."""
+    """The options of `diffuseg train`. `set` holds key=value strings for method, plan ("plan.") and training ("train.").
+
+    `log_to` holds names, "wandb" or "mlflow", or objects as in `train/loggers.py`.
+    """
 
     dataset: Path
     method: str
@@ -28,6 +33,7 @@ class TrainSettings:
     labels: Path | None = None
     start: Path | None = None
     patience: int | None = None
+    log_to: Sequence[str | Logger] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ def check_options(settings: TrainSettings) -> None:
         raise UserError("--val-every is at least 1")
     if settings.patience is not None and settings.patience < 1:
         raise UserError("--patience is at least 1 validation")
+    check_loggers(settings.log_to)
     if settings.resume and not (settings.out / "run.json").exists():
         do = "Give the --out of a run, or leave out --resume to begin one"
         raise UserError("--resume: there is no run here to go on with", file=settings.out, do=do)

@@ -67,6 +67,13 @@ class TrainState:
         """Whether the training goes on, as far as --patience is concerned."""
         return self.settings.patience is None or self.waiting < self.settings.patience
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What services are told of the training: how it is done, and not on what."""
+        asked, configs = self.settings, {"": self.method.config, "train.": self.config}
+        settings = {prefix + key: value for prefix, config in configs.items() for key, value in to_dict(config).items()}
+        return {"method": asked.method, "fold": asked.fold, "seed": asked.seed, "steps": asked.steps} | settings
+
 
 def set_up(settings: TrainSettings) -> TrainState:
     """Everything that `train` works with.

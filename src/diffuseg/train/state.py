@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffuseg.atomic_io import atomic_path
+from diffuseg.checkpoint import write_tensors
 from diffuseg.config import is_count, is_list, is_number, parse_stored
 from diffuseg.errors import UserError
 
@@ -56,8 +55,7 @@ def save_state(path: Path, model: nn.Module, average: nn.Module, optimisers: Opt
             tensors |= {
                 f"optimiser/{name}/{index}/{k}": torch.as_tensor(v).detach().cpu().contiguous() for k, v in entries.items()
             }
-    with atomic_path(path) as aside:
-        save_file(tensors, aside, metadata={"scalars": json.dumps(scalars)})
+    write_tensors(path, tensors, {"scalars": json.dumps(scalars)})
 
 
 def load_state(path: Path, model: nn.Module, average: nn.Module, optimisers: Optimisers) -> dict[str, Any]:

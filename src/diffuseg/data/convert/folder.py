@@ -17,7 +17,7 @@ from diffuseg.data.convert.colours import Colour
 from diffuseg.data.convert.meaning import Found, Meaning, binary, count_values, decide, recode
 from diffuseg.data.convert.pairing import Drawn, Pair, Pairing
 from diffuseg.data.convert.polygons import rasterise
-from diffuseg.data.convert.reading import Painted, onto_grid, read_painted, read_picture
+from diffuseg.data.convert.reading import Painted, attempt, onto_grid, read_painted, read_picture
 from diffuseg.data.label_values import label_values
 from diffuseg.data.pictures import LOSSY
 from diffuseg.errors import UserError
@@ -122,6 +122,8 @@ def _image(case: Pair, wishes: Wishes) -> Image:
 
 
 def _painted(drawn: Drawn, image: Image) -> Painted:
+    if (read := drawn.read) is not None:
+        return Painted(Image(attempt(drawn.path, lambda: read(image))[None], image.affine))
     if drawn.shapes is not None:
         if image.dims != 2:
             raise UserError("annotations are of pictures, this image is a volume", file=image.source)
@@ -185,7 +187,8 @@ def write_dataset(out: Path, pairing: Pairing, found: Survey, wishes: Wishes) ->
         write_csv(folder / "sources.csv", rows)
         if found.meaning is not None:
             cases = list(pairing.pairs) if everyone_is_test else train
-            _describe(folder, cases, found, wishes.name or out.resolve().name, len(people))
+            known = {case.name: pairing.patients[case.name] for case in cases if pairing.patients}
+            _describe(folder, cases, found, wishes.name or out.resolve().name, len(people), known)
 
 
 def _write_case(folder: Path, tail: str, case: Pair, found: Survey, wishes: Wishes, people: list[str]) -> None:
@@ -233,7 +236,7 @@ def _mask(drawn: Sequence[Drawn], image: Image, meaning: Meaning) -> np.ndarray:
     return result
 
 
-def _describe(folder: Path, cases: Sequence[Pair], found: Survey, name: str, people: int) -> None:
+def _describe(folder: Path, cases: Sequence[Pair], found: Survey, name: str, people: int, known: dict[str, str]) -> None:
     assert found.meaning is not None
     parts = {split: [case.name for case in cases if case.split == split] for split in ("train", "val")}
     if parts["train"] and parts["val"]:
@@ -247,14 +250,18 @@ def _describe(folder: Path, cases: Sequence[Pair], found: Survey, name: str, peo
     }
     if people:
         content["raters"] = people
+    if known:
+        content["patients"] = known
     patients = {case.name.split("_")[0] for case in cases}
     if all(patient.startswith("sub-") for patient in patients):
         content["patient_pattern"] = "^(sub-[^_]+)"
     write_json(folder / "dataset.json", content)  # last: without it nothing looks finished
 
 
-def refuse_existing(out: Path) -> None:
-    """Refuse a place where something is; an empty folder is nothing."""
+def refuse_existing(out: Path, source: Path | None = None) -> None:
+    """Refuse a place where something is, an empty folder is nothing; and one in the source, which would be read with it."""
+    if source is not None and out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"lies in {source}, which is left as it is", file=out, do="Choose an --out beside it")
     if os.path.lexists(out) and not (out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
         raise UserError("is there already, and nothing is overwritten", file=out, do="Choose another --out")
 

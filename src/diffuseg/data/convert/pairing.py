@@ -7,16 +7,19 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from diffuseg.data.convert.names import READER, Named, read_name
 from diffuseg.data.io import CONVERTED, ENDINGS
 from diffuseg.data.layout import read_table
 from diffuseg.errors import UserError
 from diffuseg.text import few, pluralize
+from diffuseg.types import Image
 
 READ = tuple(sorted({*ENDINGS, *CONVERTED, ".bmp"}, key=len, reverse=True))
 Several = Literal["parts", "structures", "raters"]
@@ -33,12 +36,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One mask, or what annotations say of one class: `what` names the structure, `rater` the person."""
+    """One mask, or what annotations say of one class: `what` names the structure, `rater` the person.
+
+    `read` gives the mask on the voxels of its image, where the file by itself does not.
+    """
 
     path: Path
     what: str = ""
     rater: str = ""
     shapes: tuple[Shape, ...] | None = None
+    read: Callable[[Image], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class Pairing:
         named: What the names say that all masks are of, "lesion"; "" where they do not.
         without_mask: Images that no mask belongs to.
         without_image: Masks that no image belongs to.
+        patients: Case -> patient, where files tell.
     """
 
     pairs: tuple[Pair, ...]
@@ -70,6 +78,7 @@ class Pairing:
     named: str = ""
     without_mask: tuple[Path, ...] = ()
     without_image: tuple[Path, ...] = ()
+    patients: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_files(source: Path) -> list[tuple[Path, str]]:
@@ -104,7 +113,7 @@ def pair(source: Path, channels: Sequence[str] = (), several: Several | None = N
         raise UserError("no such folder", file=source)
     files = find_files(source)
     if not files:
-        do = f"It is looked for {' '.join(sorted(READ))} at any depth; a DICOM folder is another matter: see `diffuseg --help`"
+        do = f"It is looked for {' '.join(sorted(READ))}, and DICOM, at any depth"
         raise UserError("there is no image in this folder", file=source, do=do)
     found = _pair(files, source, channels, several, numbered=False)
     if not found.pairs:  # names may end in the number of a channel

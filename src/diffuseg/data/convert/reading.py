@@ -3,16 +3,17 @@
 import re
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
-from diffuseg.data import io, itk, pictures
+from diffuseg.data import geometry, io, itk, pictures
 from diffuseg.data.claimed_size import DEFLATE, Claim, check_claim
+from diffuseg.data.convert.analyze import read_analyze
+from diffuseg.data.dicom import read_dicom
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
 from diffuseg.types import Image
@@ -20,6 +21,7 @@ from diffuseg.types import Image
 ARRAYS = (".npy", ".npz")
 PICTURES = (*pictures.LOSSLESS, *pictures.LOSSY, ".bmp", ".gif", ".webp", ".ppm", ".pgm")
 IN_NPZ = {"image": ("image", "img", "data", "x", "arr_0"), "mask": ("mask", "label", "labels", "seg", "gt", "y", "arr_0")}
+KNOWN = (*ARRAYS, *PICTURES, *io.ENDINGS, ".nhdr", ".hdr")  # all else is DICOM
 FEW = 8  # channels of an array, at most
 
 
@@ -58,10 +60,12 @@ def read_picture(path: Path, spacing: Sequence[float] = ()) -> Image:
         UserError: It cannot be read, or is a segmentation of 3D Slicer.
     """
     name = path.name.lower()
+    if path.is_dir() or not name.endswith(KNOWN):
+        return attempt(path, lambda: _whole(read_dicom(path)))
     if name.endswith(ARRAYS):
         return _array_image(_array(path, "image"), path, spacing)
     if name.endswith(PICTURES) and not name.endswith(pictures.LOSSLESS + pictures.LOSSY):
-        return Image(_attempt(path, lambda: _other_picture(path)[0]), source=path)
+        return Image(attempt(path, lambda: _other_picture(path)[0]), source=path)
     if name.endswith((".nhdr", ".hdr")):
         return _other_volume(path)
     if io.ending_of(path) == itk.SLICER:
@@ -91,16 +95,17 @@ def read_painted(path: Path, shape: Sequence[int]) -> Painted:
             raise UserError(f"its shape {array.shape} is not that of the image, {tuple(shape)}", file=path)
         return Painted(Image(array, source=path), geometry=False)
     if name.endswith(PICTURES):
-        return _attempt(path, lambda: _painted_picture(path))
+        return attempt(path, lambda: _painted_picture(path))
     if name.endswith((".nhdr", ".hdr")):
         return Painted(_other_volume(path))
     if name.endswith(itk.SLICER):
-        return _attempt(path, lambda: _slicer(path))  # its fields are text that anyone may have written
+        return attempt(path, lambda: _slicer(path))  # its fields are text that anyone may have written
     return Painted(io.read_planes(path))
 
 
-def _attempt(path: Path, read: Any) -> Any:
-    if path.stat().st_size == 0:
+def attempt(path: Path, read: Callable[[], Any]) -> Any:
+    """What is read of a file; whatever a decoder raises over a broken one is a refusal."""
+    if path.is_file() and path.stat().st_size == 0:
         raise UserError("the file is empty (0 bytes)", file=path, do="Copy or export it again")
     try:
         return read()
@@ -112,10 +117,14 @@ def _attempt(path: Path, read: Any) -> Any:
 
 
 def _planes_as_image(path: Path) -> Image:
-    image = io.read_image(path)  # float32 holds what pictures store; a palette gives its colours
-    kind = np.uint8 if image.data.max() <= 255 else np.uint16
-    whole = image.data.min() >= 0 and image.data.max() < 2**16 and bool((image.data == np.rint(image.data)).all())
-    return replace(image, data=image.data.astype(kind)) if whole else image
+    return _whole(io.read_image(path))  # float32 holds what pictures store; a palette gives its colours
+
+
+def _whole(image: Image) -> Image:
+    """Whole numbers as such, in the fewest bits."""
+    low, high = image.data.min(), image.data.max()
+    kind = next((k for k in (np.uint8, np.uint16, np.int16) if np.iinfo(k).min <= low and high <= np.iinfo(k).max), None)
+    return replace(image, data=image.data.astype(kind)) if kind and (image.data == np.rint(image.data)).all() else image
 
 
 def _painted_picture(path: Path) -> Painted:
@@ -219,7 +228,7 @@ def _array(path: Path, role: str) -> np.ndarray:
         with np.load(path, allow_pickle=False) as arrays:
             return arrays[found[0]]
 
-    array = _attempt(path, load)
+    array = attempt(path, load)
     if array.dtype.kind not in "iufb" or not 2 <= array.ndim <= 4 or not array.size:
         raise UserError(f"an array of {array.dtype} with shape {array.shape} is no image", file=path)
     return array
@@ -251,19 +260,13 @@ def _array_image(array: np.ndarray, path: Path, spacing: Sequence[float]) -> Ima
 
 def _other_volume(path: Path) -> Image:
     """A volume in two files, .nhdr or .hdr."""
-    if path.name.lower().endswith(".nhdr"):
-        return Image(*_attempt(path, lambda: itk.read(path)), source=path)
-
-    def load() -> Image:
-        image: Any = nib.load(path)
-        shape = tuple(int(n) for n in image.shape)
-        voxels = Path(image.file_map["image"].filename)
-        check_claim(path, Claim(shape, image.get_data_dtype().itemsize), voxels.stat().st_size)
-        data = np.asanyarray(image.dataobj)
-        data = data[..., 0] if data.ndim == 4 and data.shape[3] == 1 else data
-        return Image(np.moveaxis(data, 3, 0) if data.ndim == 4 else data[None], np.asarray(image.affine, np.float64), path)
-
-    return _attempt(path, load)
+    read = itk.read if path.name.lower().endswith(".nhdr") else read_analyze
+    planes, affine = attempt(path, lambda: read(path))
+    if planes.dtype.kind not in "iuf" or planes.ndim not in (3, 4) or not planes.size:
+        what = f"voxels of type {planes.dtype} and shape {planes.shape} are no image"
+        raise UserError(what, file=path, do="Store it as .nii.gz")
+    geometry.check_sizes(affine, path)
+    return Image(planes, affine, source=path)
 
 
 def _slicer(path: Path) -> Painted:
