@@ -8,12 +8,26 @@ from typing import Annotated
 import typer
 
 from diffuseg import __version__
-from diffuseg.cli import convert, crossval, data, evaluate, export, info, merge, postprocess, predict, pseudo, train, view
+from diffuseg.cli import (
+    convert,
+    crossval,
+    data,
+    evaluate,
+    export,
+    info,
+    merge,
+    postprocess,
+    predict,
+    pseudo,
+    serve,
+    train,
+    view,
+)
 from diffuseg.cli.app import app
 
 __all__ = [
     "app", "convert", "crossval", "data", "evaluate", "export", "info", "main", "merge", "postprocess", "predict",
-    "pseudo", "train", "view",
+    "pseudo", "serve", "train", "view",
 ]  # fmt: skip
 
 

@@ -33,6 +33,7 @@ ORDER = (  # as one meets them
     "crossval",
     "predict",
     "merge",
+    "serve",
     "view",
     "export",
     "pseudo-label",
