@@ -54,6 +54,12 @@ def train(
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many validations without a better one.", show_default="never")
     ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="Elements of a batch; auto: as many as fit into the GPU.", show_default="the plan's")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Translate the networks with torch.compile first; needs a C++ compiler.")
+    ] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
 ) -> None:
     """Train a method on one fold; under torchrun the same command trains on several GPUs and nodes."""
@@ -63,7 +69,7 @@ def train(
     settings = TrainSettings(
         dataset=dataset, method=method, out=out, labels=labels, fold=_fold(fold), plan=plan, steps=steps,
         max_minutes=max_minutes, preset=preset, set=set_ or [], resume=resume, start=start, seed=seed, device=device,
-        precision=precision, validate_every=val_every, patience=patience,
+        precision=precision, validate_every=val_every, patience=patience, batch=batch, compile=compiled,
     )  # fmt: skip
     with timing.profile(typer.echo if profile else None):
         if fold != ALL:
