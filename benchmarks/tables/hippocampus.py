@@ -201,10 +201,12 @@ def speed() -> str:
     rows.append(["whole training of cDAL", f"{trained['cdal'] / trained['unet']:.2f}", whole])
     where = content["environment"]
     note = f"\n{where['threads']} threads, {where['precision']}."
-    others = {
-        _machine(row["environment"]) for row in content["rows"] if "environment" in row and "distributional" in row["what"]
-    }
-    note += "".join(f" Rows of `distributional`: {other}." for other in sorted(others))
+    later: dict[str, set[str]] = {}
+    for row in content["rows"]:
+        if "environment" in row:
+            of = "of `distributional`" if "distributional" in row["what"] else "after these"
+            later.setdefault(of, set()).add(_machine(row["environment"]))
+    note += "".join(f" Rows {of}: {other}." for of, others in later.items() for other in sorted(others))
     return grid(["measured", "ratio", "of what to what"], rows) + note + "\n"
 
 

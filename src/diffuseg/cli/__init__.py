@@ -2,6 +2,7 @@
 
 import ctypes
 import io
+import os
 import sys
 from typing import Annotated
 
@@ -33,6 +34,7 @@ __all__ = [
 
 def main() -> None:
     """What `diffuseg` calls."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep, as others may need the processor
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show stops nothing

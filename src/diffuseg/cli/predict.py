@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffuseg import timing
-from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, beside, complain, console, refuse_unwritable
+from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, beside, complain, console, import_nibabel_alone, refuse_unwritable
 from diffuseg.cli.as_json import JSON, print_json
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
@@ -134,6 +134,7 @@ def predict(
     shard: ShardOption = None,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
+    import_nibabel_alone()
     from diffuseg.config import warn_renamed
     from diffuseg.inference.claims import read_share
     from diffuseg.inference.folder import Callbacks, predict_folder
