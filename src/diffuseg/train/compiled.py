@@ -31,5 +31,6 @@ def compile_networks(method: Method, batch: int, precision: Precision, device: t
         raise
     except Exception as error:
         fault = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise UserError(f"--compile does not work here: {type(error).__name__}: {fault}", do="Leave out --compile") from error
+        do = "Leave out --compile; after one that was killed, empty the cache of torch.compile (TORCHINDUCTOR_CACHE_DIR)"
+        raise UserError(f"--compile does not work here: {type(error).__name__}: {fault}", do=do) from error
     return names
