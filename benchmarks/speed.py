@@ -89,10 +89,12 @@ def drawing(only: str = "") -> list[dict[str, Any]]:
     return [{"what": what, "ratio": times[what] / times["unet"], "means": means, "seconds": times[what]} for what in tasks]
 
 
-def training() -> list[dict[str, Any]]:
+def training(only: str = "") -> list[dict[str, Any]]:
     """A training step (all phases but the lazy R1) in bf16 against float32, and in float32 compiled or with less memory."""
     rows = []
     for name in ("unet", "cdal"):
+        if only not in name:
+            continue
         ways = {"fp32": step(name), "bf16": step(name, bf16=True)}
         ways |= {"compiled": step(name, compiled=True), "checkpointing": step(name, checkpointing=True)}
         times = seconds(ways, rounds=3, clock=time.process_time)
@@ -132,12 +134,12 @@ def step(name: str, bf16: bool = False, compiled: bool = False, checkpointing: b
     return task
 
 
-def exported() -> list[dict[str, Any]]:
+def exported(only: str = "") -> list[dict[str, Any]]:
     """An image by the exported graphs and the example for onnxruntime, against PyTorch, for methods that can be exported."""
     image, device = torch.randn(1, 36, 50, 35), torch.device("cpu")
     example = SimpleNamespace(**runpy.run_path(str(EXAMPLE)))
     rows = []
-    for name, draws, steps in EXPORTED:
+    for name, draws, steps in (row for row in EXPORTED if only in row[0]):
         method = build(name)
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(Path(folder) / "model.safetensors", method, {"name": f"made/{name}"})
@@ -168,7 +170,7 @@ def _session(path: Path) -> Any:
     return onnxruntime.InferenceSession(path, options)
 
 
-def starting() -> list[dict[str, Any]]:
+def starting(only: str = "") -> list[dict[str, Any]]:
     """The answer to --help against the bare start of Python."""
     run = lambda *arguments: lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
     times = seconds({"help": run("-m", "diffuseg.cli", "--help"), "python": run("-c", "pass")})
@@ -185,7 +187,7 @@ def first_mask(scan: str) -> list[dict[str, Any]]:
     for _ in range(3):
         with tempfile.TemporaryDirectory() as out:
             arguments = ("predict", "hippocampus", scan, "--out", out, "--overwrite")
-            spinning = ("-c", "from diffuseg.cli import app; app()", *arguments)
+            spinning = ("-c", "import diffuseg.cli as c; c.keep_freed_memory(); c.app()", *arguments)
             tasks = {"mask": ("-m", "diffuseg.cli", *arguments), "spinning": spinning, "torch": ("-c", "import torch")}
             for name, asked in tasks.items():
                 process = subprocess.Popen([sys.executable, *asked], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -206,8 +208,8 @@ PARTS = {"drawing": drawing, "training": training, "starting": starting, "export
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="a method: measure its draws alone and keep the other rows")
-    parser.add_argument("--part", choices=PARTS, help="measure this part alone and keep the other rows")
+    parser.add_argument("--only", help="a method: measure it alone, its draws or another part, and keep the other rows")
+    parser.add_argument("--part", choices=PARTS, default=None, help="measure this part alone and keep the other rows")
     parser.add_argument("--first-mask", metavar="SCAN", help="measure from the start to its mask alone and keep the other rows")
     asked = parser.parse_args()
     chosen, scan, file = asked.only, asked.first_mask, RESULTS / "speed.json"
@@ -216,7 +218,7 @@ if __name__ == "__main__":
         write(file, {"rows": rows})
     else:
         before = json.loads(file.read_text())
-        found = first_mask(scan) if scan else drawing(chosen) if chosen else PARTS[asked.part]()
+        found = first_mask(scan) if scan else PARTS[asked.part or "drawing"](chosen or "")
         rows = [row | {"environment": environment()} for row in found]
         before["rows"] = replaced(before["rows"], rows, ("what",))
         file.write_text(json.dumps(before, indent=1) + "\n")

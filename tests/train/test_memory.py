@@ -104,6 +104,7 @@ def test_where_nothing_can_be_compiled_it_is_refused(data, tmp_path, monkeypatch
 
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: setattr(self, "forward", broken))
     refused(call(*options(data, tmp_path / "run"), "--compile"), "--compile does not work here", "no C++ compiler")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_trial_leaves_no_trace(data, tmp_path):

@@ -99,13 +99,13 @@ def set_up(settings: TrainSettings) -> TrainState:
     average = copy.deepcopy(method).requires_grad_(False)
     if config.checkpointing:
         recompute_blocks(method)
+    if settings.compile:
+        names = compile_networks(method, plan.batch, precision, processes.device)
+        notes += (f"compiled: {', '.join(names)}",)
     lengthened = None
     if processes.is_first:  # one for all: a second would find the folder taken
         lengthened = reserve_folder(settings, plan, method_config, config, fold, labels, digests)
     processes.barrier()
-    if settings.compile:
-        names = compile_networks(method, plan.batch, precision, processes.device)
-        notes += (f"compiled: {', '.join(names)}",)
     return TrainState(
         settings=settings,
         config=config,
