@@ -145,9 +145,8 @@ def predict(
         raise UserError(f"--prob-dtype {prob_dtype.value} and --no-prob: no probabilities are written", do="Leave one out")
     share = read_share(shard, overwrite)
     options = SamplingOptions(
-        draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror, postprocess=not no_postprocess,
-        region=region,
-    )  # fmt: skip
+        draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror,
+        postprocess=not no_postprocess, region=region)  # fmt: skip
     models, inputs = models_and_inputs([model, *map(str, inputs)])
     loaded = load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
     if sampler and loaded.method.supervision == "image_label":
