@@ -6,24 +6,37 @@ Things to compare take turns, and the ratio is that of their fastest rounds: wha
 import argparse
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from benchmarks.score import RESULTS, environment, replaced, write
+from diffuseg.checkpoint import save_checkpoint
 from diffuseg.config import override
 from diffuseg.data.plan import Plan
-from diffuseg.device import choose_precision
+from diffuseg.device import Precision, choose_precision
+from diffuseg.inference.export import export
+from diffuseg.inference.model import load
+from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.methods import METHODS, Method
+from diffuseg.text import pluralize
+from diffuseg.train.compiled import compile_networks
+from diffuseg.train.memory import recompute_blocks
 from diffuseg.types import Batch
 
 PLAN = Plan("made", ("MR",), {"background": 0, "anterior": 1, "posterior": 2}, ".nii.gz", patch=(40, 56, 40))
 ROUNDS = 7
+EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "onnx_predict.py"
+EXPORTED = [("unet", 1, None), ("ssn", 2, None), ("concat", 2, 2), ("cdal", 2, 2), ("distributional", 2, 1)]
 
 
 DRAWN = [  # (what, method, --set, draws, steps)
@@ -45,14 +58,16 @@ def build(name: str, settings: list[str] | None = None) -> Method:
     return METHODS[name](PLAN, override(METHODS[name].config_class(), settings or []))
 
 
-def seconds(tasks: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
+def seconds(
+    tasks: dict[str, Callable[[], Any]], rounds: int = ROUNDS, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """The fastest of some rounds of each task, after one to warm up; tasks take turns."""
     found: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(rounds + 1):
         for name, task in tasks.items():
-            started = time.perf_counter()
+            started = clock()
             task()
-            found[name].append(time.perf_counter() - started)
+            found[name].append(clock() - started)
     return {name: min(times[1:]) for name, times in found.items()}
 
 
@@ -74,20 +89,31 @@ def drawing(only: str = "") -> list[dict[str, Any]]:
     return [{"what": what, "ratio": times[what] / times["unet"], "means": means, "seconds": times[what]} for what in tasks]
 
 
-def training() -> list[dict[str, Any]]:
-    """A training step (all phases but the lazy R1) in bf16 against float32."""
+def training(only: str = "") -> list[dict[str, Any]]:
+    """A training step (all phases but the lazy R1) in bf16 against float32, and in float32 compiled or with less memory."""
     rows = []
     for name in ("unet", "cdal"):
-        times = seconds({dtype: step(name, dtype == "bf16") for dtype in ("fp32", "bf16")}, rounds=3)
-        means = "float32 time over bf16 time: above 1, bf16 is faster"
+        if only not in name:
+            continue
+        ways = {"fp32": step(name), "bf16": step(name, bf16=True)}
+        ways |= {"compiled": step(name, compiled=True), "checkpointing": step(name, checkpointing=True)}
+        times = seconds(ways, rounds=3, clock=time.process_time)
+        means = "processor time in float32 over that in bf16: above 1, bf16 is faster"
         row = {"what": f"training step of {name} in bf16", "ratio": times["fp32"] / times["bf16"], "means": means}
         rows.append(row | {"seconds": times["bf16"], "seconds_fp32": times["fp32"]})
+        for way, option in {"compiled": "--compile", "checkpointing": "--set train.checkpointing=true"}.items():
+            row = {"what": f"training step of {name} with `{option}`", "ratio": times[way] / times["fp32"]}
+            rows.append(row | {"means": "processor time, over that without it", "seconds": times[way]})
     return rows
 
 
-def step(name: str, bf16: bool) -> Callable[[], None]:
+def step(name: str, bf16: bool = False, compiled: bool = False, checkpointing: bool = False) -> Callable[[], None]:
     """One training step of a method on a made-up batch of two."""
     method = build(name)
+    if checkpointing:
+        recompute_blocks(method)
+    if compiled:
+        compile_networks(method, 2, choose_precision(torch.device("cpu"), "fp32"), torch.device("cpu"))
     mask = torch.zeros(2, PLAN.classes, *PLAN.patch)
     mask[:, 0] = 1
     batch = Batch(torch.randn(2, 1, *PLAN.patch), mask)
@@ -108,7 +134,43 @@ def step(name: str, bf16: bool) -> Callable[[], None]:
     return task
 
 
-def starting() -> list[dict[str, Any]]:
+def exported(only: str = "") -> list[dict[str, Any]]:
+    """An image by the exported graphs and the example for onnxruntime, against PyTorch, for methods that can be exported."""
+    image, device = torch.randn(1, 36, 50, 35), torch.device("cpu")
+    example = SimpleNamespace(**runpy.run_path(str(EXAMPLE)))
+    rows = []
+    for name, draws, steps in (row for row in EXPORTED if only in row[0]):
+        method = build(name)
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(Path(folder) / "model.safetensors", method, {"name": f"made/{name}"})
+            options = SamplingOptions(draws=draws, steps=steps)
+            export(load(Path(folder) / "model.safetensors", "cpu"), Path(folder), "onnx", options)
+            sessions = {path.stem: _session(path) for path in Path(folder).glob("*.onnx")}
+            example.segment.__globals__["onnxruntime"] = SimpleNamespace(InferenceSession=lambda path, s=sessions: s[path.stem])
+
+            def eager(precision: Precision, method: Method = method, n: int = draws, steps: int | None = steps) -> None:
+                with precision.autocast(device):
+                    list(method.draw(image, range(n), steps=steps))
+
+            tasks = {which: partial(eager, choose_precision(device, which)) for which in ("fp32", "auto")}
+            tasks["onnx"] = partial(example.segment, folder, image.numpy())
+            times = seconds(tasks, rounds=3, clock=time.process_time)
+        means = f"processor time, over PyTorch in float32; over that of `predict` here {times['onnx'] / times['auto']:.2f}"
+        what = f"{pluralize(draws, 'draw')} of {name} by onnxruntime"
+        rows.append({"what": what, "ratio": times["onnx"] / times["fp32"], "means": means, "seconds": times["onnx"]})
+    return rows
+
+
+def _session(path: Path) -> Any:
+    """A graph that is loaded, on as many threads as PyTorch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options)
+
+
+def starting(only: str = "") -> list[dict[str, Any]]:
     """The answer to --help against the bare start of Python."""
     run = lambda *arguments: lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
     times = seconds({"help": run("-m", "diffuseg.cli", "--help"), "python": run("-c", "pass")})
@@ -117,12 +179,17 @@ def starting() -> list[dict[str, Any]]:
 
 
 def first_mask(scan: str) -> list[dict[str, Any]]:
-    """Processor time from nothing to the first mask of the packaged model, and that of importing torch, taking turns."""
-    spent: dict[str, list[float]] = {"mask": [], "torch": []}
+    """Processor time from nothing to the first mask of the packaged model, and that of importing torch, taking turns.
+
+    Without the command's `main` threads that wait for each other spin, as OpenMP has it.
+    """
+    spent: dict[str, list[float]] = {"mask": [], "spinning": [], "torch": []}
     for _ in range(3):
         with tempfile.TemporaryDirectory() as out:
-            arguments = ("-m", "diffuseg.cli", "predict", "hippocampus", scan, "--out", out)
-            for name, asked in {"mask": arguments, "torch": ("-c", "import torch")}.items():
+            arguments = ("predict", "hippocampus", scan, "--out", out, "--overwrite")
+            spinning = ("-c", "import diffuseg.cli as c; c.keep_freed_memory(); c.app()", *arguments)
+            tasks = {"mask": ("-m", "diffuseg.cli", *arguments), "spinning": spinning, "torch": ("-c", "import torch")}
+            for name, asked in tasks.items():
                 process = subprocess.Popen([sys.executable, *asked], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 _, status, usage = os.wait4(process.pid, 0)
                 process.returncode = os.waitstatus_to_exitcode(status)
@@ -132,20 +199,26 @@ def first_mask(scan: str) -> list[dict[str, Any]]:
     mask, torch_alone = min(spent["mask"]), min(spent["torch"])
     means = f"processor time, over that of `import torch` alone: {mask:.1f} s and {torch_alone:.1f} s on this machine"
     what = "`diffuseg predict hippocampus SCAN`, one scan"
-    return [{"what": what, "ratio": mask / torch_alone, "means": means, "seconds": mask}]
+    rows = [{"what": what, "ratio": mask / torch_alone, "means": means, "seconds": mask}]
+    spun, means = min(spent["spinning"]), "processor time, over that of threads which sleep while they wait; a busy machine"
+    return [*rows, {"what": "the same with threads that spin", "ratio": spun / mask, "means": means, "seconds": spun}]
 
+
+PARTS = {"drawing": drawing, "training": training, "starting": starting, "exported": exported}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="a method: measure its draws alone and keep the other rows")
+    parser.add_argument("--only", help="a method: measure it alone, its draws or another part, and keep the other rows")
+    parser.add_argument("--part", choices=PARTS, default=None, help="measure this part alone and keep the other rows")
     parser.add_argument("--first-mask", metavar="SCAN", help="measure from the start to its mask alone and keep the other rows")
     asked = parser.parse_args()
     chosen, scan, file = asked.only, asked.first_mask, RESULTS / "speed.json"
-    if chosen is None and scan is None:
-        rows = drawing() + training() + starting()
+    if chosen is None and scan is None and asked.part is None:
+        rows = [row for part in PARTS.values() for row in part()]
         write(file, {"rows": rows})
     else:
-        found, before = first_mask(scan) if scan else drawing(chosen), json.loads(file.read_text())
+        before = json.loads(file.read_text())
+        found = first_mask(scan) if scan else PARTS[asked.part or "drawing"](chosen or "")
         rows = [row | {"environment": environment()} for row in found]
         before["rows"] = replaced(before["rows"], rows, ("what",))
         file.write_text(json.dumps(before, indent=1) + "\n")

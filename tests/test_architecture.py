@@ -8,7 +8,7 @@ import diffuseg
 ROOT = Path(diffuseg.__file__).parent
 ORDER = (  # from the ground up; what stands in one line does not import one another
     {"errors", "py"},
-    {"text", "config", "atomic_io", "types", "scratch", "blocks", "timing", "pulse"},
+    {"text", "config", "atomic_io", "types", "scratch", "blocks", "timing", "pulse", "loopback"},
     {"device", "diffusion", "networks", "evaluation", "drawing"},
     {"data"},
     {"methods"},

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from nibabel import nifti1
 from rich.console import Console
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 import diffuseg
 from diffuseg.checkpoint import save_checkpoint
 from diffuseg.cli import app
-from diffuseg.cli.app import beside
+from diffuseg.cli.app import beside, import_nibabel_alone
 from diffuseg.cli.evaluate import EmptyRule
 from diffuseg.cli.predict import Fuse
 from diffuseg.cli.progress import ProgressBars
@@ -81,7 +82,14 @@ def test_predict_imports_what_it_needs_alone(checkpoint, tmp_path):
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "scan.nii.gz")
     unneeded = ("matplotlib", "monai", "tifffile", "SimpleITK", "highdicom", "pandas", "tensorboard", "onnx", "sympy")
     unneeded += tuple(f"scipy.{part}" for part in ("stats", "ndimage", "optimize", "spatial", "special", "linalg", "sparse"))
-    unneeded += ("torch._inductor", "torch.utils.tensorboard", "diffuseg.train", "diffuseg.reports", "diffuseg.viewer")
+    unneeded += (
+        "pydicom",
+        "torch._inductor",
+        "torch.utils.tensorboard",
+        "diffuseg.train",
+        "diffuseg.reports",
+        "diffuseg.viewer",
+    )
     places = [str(checkpoint), str(tmp_path / "scan.nii.gz"), "--out", str(tmp_path / "out")]
     arguments = ["predict", *places, "--draws", "1", "--steps", "1"]
     code = (
@@ -92,6 +100,24 @@ def test_predict_imports_what_it_needs_alone(checkpoint, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert (tmp_path / "out" / "scan.nii.gz").is_file()
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("said", [None, "ACTIVE"])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(monkeypatch, said):
+    """Before torch is imported, which is when it is read; that it has not been is held above."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", said or "")
+    if said is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    found = []
+    monkeypatch.setattr("diffuseg.cli.app", lambda **options: found.append(os.environ["OMP_WAIT_POLICY"]))
+    diffuseg.cli.main()
+    assert found == [said or "PASSIVE"]
+
+
+def test_nibabel_that_somebody_else_imported_stays_as_it_is():
+    """Here it found pydicom, which knows what a DICOM extension of a NIfTI file says."""
+    import_nibabel_alone()
+    assert nifti1.have_dicom and sys.modules["pydicom"] is not None
 
 
 def test_help_and_version():

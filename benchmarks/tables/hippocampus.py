@@ -193,19 +193,18 @@ def _cell(row: dict[str, Any], key: str, bar: dict[str, Any]) -> str:
 def speed() -> str:
     """Ratios within one run."""
     content = load("speed")
-    rows = [[r["what"], f"{r['ratio']:.2f}", r["means"]] for r in content["rows"]]
-    steps = {r["what"].split()[3]: r["seconds_fp32"] for r in content["rows"] if "seconds_fp32" in r}
-    rows.append(["training step of cDAL", f"{steps['cdal'] / steps['unet']:.2f}", "over one of the U-Net, both in float32"])
+    machines = [_machine(row.get("environment", content["environment"])) for row in content["rows"]]
+    letters = {machine: "abcdefgh"[n] for n, machine in enumerate(dict.fromkeys(machines))}
+    on = [letters[machine] for machine in machines]
+    rows = [[r["what"], f"{r['ratio']:.2f}", r["means"], at] for r, at in zip(content["rows"], on, strict=True)]
+    steps = {r["what"].split()[3]: (r["seconds_fp32"], n) for n, r in enumerate(content["rows"]) if "seconds_fp32" in r}
+    (cdal, n), (unet, _) = steps["cdal"], steps["unet"]
+    rows.append(["training step of cDAL", f"{cdal / unet:.2f}", "over one of the U-Net, both in float32", on[n]])
     trained = {row["method"]: row["training_seconds"] for row in load("hippocampus_fold0")["rows"] if not row["what"]}
     whole = "over that of the U-Net, as many steps: the trainings on the page of results"
-    rows.append(["whole training of cDAL", f"{trained['cdal'] / trained['unet']:.2f}", whole])
-    where = content["environment"]
-    note = f"\n{where['threads']} threads, {where['precision']}."
-    others = {
-        _machine(row["environment"]) for row in content["rows"] if "environment" in row and "distributional" in row["what"]
-    }
-    note += "".join(f" Rows of `distributional`: {other}." for other in sorted(others))
-    return grid(["measured", "ratio", "of what to what"], rows) + note + "\n"
+    rows.append(["whole training of cDAL", f"{trained['cdal'] / trained['unet']:.2f}", whole, ""])
+    notes = "; ".join(f"{letter}: {machine}" for machine, letter in letters.items())
+    return grid(["measured", "ratio", "of what to what", "on"], rows) + f"\n{notes}.\n"
 
 
 def _machine(environment: dict[str, Any]) -> str:

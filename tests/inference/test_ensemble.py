@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffuseg.inference.ensemble import Ensemble, interval
+from diffuseg.inference.ensemble import Ensemble, interval, winners
 
 
 def collect(draws) -> Ensemble:
@@ -39,6 +39,14 @@ def test_streaming_equals_numpy_on_the_stack(n, k, sharpness, seed):
     assert min(values.min() for values in found.values()) >= 0
     hard = stack.argmax(1)
     assert ensemble.counts == [[int((mask == c).sum()) for c in range(k)] for mask in hard]
+
+
+@given(k=st.integers(1, 5), levels=st.integers(1, 4), seed=st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_of_equal_classes_the_first_one_wins_as_in_argmax(k, levels, seed):
+    p = torch.from_numpy(np.random.default_rng(seed).integers(0, levels, (k, 4, 5)).astype(np.float32))
+    wanted = torch.nn.functional.one_hot(torch.from_numpy(p.numpy().argmax(0)), k).movedim(-1, 0)
+    assert torch.equal(winners(p), wanted.bool())
 
 
 def test_one_draw_has_no_variance_and_tells_nothing_by_disagreement():

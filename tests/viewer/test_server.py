@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 
 from diffuseg.cli import app
 from diffuseg.errors import UserError
+from diffuseg.loopback import serve
 from diffuseg.viewer.cases import find_cases
 from diffuseg.viewer.page import SCRIPTS
-from diffuseg.viewer.server import Shown, open_server, serve
+from diffuseg.viewer.server import Shown, open_server
 from diffuseg.viewer.voxels import SERVED, encode
 
 
@@ -183,7 +184,7 @@ def test_the_word_is_not_among_the_arguments_of_a_browser(volumes, monkeypatch):
         opened.append((door, file, stat.S_IMODE(file.parent.stat().st_mode), file.read_text()))
 
     monkeypatch.setattr("webbrowser.open", browse)
-    monkeypatch.setattr("diffuseg.viewer.server.serve", lambda server, on_ready: (on_ready(), server.server_close()))
+    monkeypatch.setattr("diffuseg.loopback.serve", lambda server, on_ready: (on_ready(), server.server_close()))
     done = CliRunner().invoke(app, ["view", str(volumes)])
     address = done.stdout.split()[0]
     ((door, file, mode, content),) = opened

@@ -2,23 +2,40 @@
 
 import ctypes
 import io
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from diffuseg import __version__
-from diffuseg.cli import convert, crossval, data, evaluate, export, hub, info, merge, postprocess, predict, pseudo, train, view
+from diffuseg.cli import (
+    convert,
+    crossval,
+    data,
+    evaluate,
+    export,
+    hub,
+    info,
+    merge,
+    postprocess,
+    predict,
+    pseudo,
+    serve,
+    train,
+    view,
+)
 from diffuseg.cli.app import app
 
 __all__ = [
     "app", "convert", "crossval", "data", "evaluate", "export", "hub", "info", "main", "merge", "postprocess", "predict",
-    "pseudo", "train", "view",
+    "pseudo", "serve", "train", "view",
 ]  # fmt: skip
 
 
 def main() -> None:
     """What `diffuseg` calls."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep, as others may need the processor
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show stops nothing

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -34,6 +35,7 @@ ORDER = (  # as one meets them
     "crossval",
     "predict",
     "merge",
+    "serve",
     "view",
     "export",
     "push",
@@ -184,6 +186,20 @@ def refuse_unwritable(out: Path, model: str | None) -> None:
     check_writable(out)
     if model is not None and Path(model).is_file():
         check_writable(model, file=True)
+
+
+def import_nibabel_alone() -> None:
+    """Import nibabel without the pydicom that it finds: part of every start, for a NIfTI extension that nothing here reads.
+
+    For a process of ours alone: where nibabel is somebody else's too, it stays as it is. DICOM is read by pydicom all the same.
+    """
+    if "nibabel" in sys.modules or "pydicom" in sys.modules:
+        return
+    sys.modules["pydicom"] = None  # type: ignore[assignment]
+    try:
+        import nibabel  # noqa: F401
+    finally:
+        del sys.modules["pydicom"]
 
 
 def console(stderr: bool = False) -> "Console":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffuseg import timing
-from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, beside, complain, console, refuse_unwritable
+from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, beside, complain, console, import_nibabel_alone, refuse_unwritable
 from diffuseg.cli.as_json import JSON, print_json
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
@@ -134,6 +134,7 @@ def predict(
     shard: ShardOption = None,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
+    import_nibabel_alone()
     from diffuseg.config import warn_renamed
     from diffuseg.inference.claims import read_share
     from diffuseg.inference.folder import Callbacks, predict_folder
@@ -144,9 +145,8 @@ def predict(
         raise UserError(f"--prob-dtype {prob_dtype.value} and --no-prob: no probabilities are written", do="Leave one out")
     share = read_share(shard, overwrite)
     options = SamplingOptions(
-        draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror, postprocess=not no_postprocess,
-        region=region,
-    )  # fmt: skip
+        draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror,
+        postprocess=not no_postprocess, region=region)  # fmt: skip
     models, inputs = models_and_inputs([model, *map(str, inputs)])
     loaded = load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
     if sampler and loaded.method.supervision == "image_label":

@@ -57,6 +57,12 @@ def train(
     log_to: Annotated[
         list[str] | None, typer.Option(help="Send the curves, no images and no names, to wandb or mlflow too; repeatable.")
     ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="Elements of a batch; auto: as many as fit into the GPU.", show_default="the plan's")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Translate the networks with torch.compile first; needs a C++ compiler.")
+    ] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
 ) -> None:
     """Train a method on one fold; under torchrun the same command trains on several GPUs and nodes."""
@@ -66,7 +72,7 @@ def train(
     settings = TrainSettings(
         dataset=dataset, method=method, out=out, labels=labels, fold=_fold(fold), plan=plan, steps=steps,
         max_minutes=max_minutes, preset=preset, set=set_ or [], resume=resume, start=start, seed=seed, device=device,
-        precision=precision, validate_every=val_every, patience=patience, log_to=log_to or (),
+        precision=precision, validate_every=val_every, patience=patience, log_to=log_to or (), batch=batch, compile=compiled,
     )  # fmt: skip
     with timing.profile(typer.echo if profile else None):
         if fold != ALL:

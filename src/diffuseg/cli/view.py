@@ -44,7 +44,8 @@ def view(
         return
     import webbrowser
 
-    from diffuseg.viewer.server import doorway, open_server, serve
+    from diffuseg.loopback import serve
+    from diffuseg.viewer.server import doorway, open_server
 
     server, address = open_server(cases, port)
     with server, doorway(address) if browser else nullcontext() as door:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffuseg import scratch
@@ -88,10 +88,9 @@ class Ensemble:
             self._squares[part] += (before * (p - mean)).sum(0)
             expected = self._expected[part]
             expected += (_entropy(p) - expected) / self.draws
-        chosen = p.argmax(0, keepdim=True)
-        votes = self._votes[:, part]
-        votes += torch.zeros_like(p, dtype=votes.dtype).scatter_(0, chosen, 1)
-        return torch.bincount(chosen.flatten(), minlength=len(p))
+        won, votes = winners(p), self._votes[:, part]
+        votes += won
+        return won.flatten(1).sum(1)
 
     @property
     def mean(self) -> Float[Tensor, "k *s"]:
@@ -123,6 +122,16 @@ class Ensemble:
             pairs = sum(int((v[part].long() * (v[part].long() - 1)).sum()) for part in blocks(v.shape))
             found.append(pairs / ((self.draws - 1) * total) if self.draws > 1 and total else None)
         return found
+
+
+def winners(p: Float[Tensor, "k *s"]) -> Bool[Tensor, "k *s"]:
+    """Where each class is the largest, the first of equal ones: the one-hot argmax, which takes a processor longer."""
+    won, largest = torch.empty(p.shape, dtype=torch.bool, device=p.device), p.amax(0)
+    left = torch.ones_like(largest, dtype=torch.bool)
+    for k, each in enumerate(p):
+        won[k] = (each == largest) & left
+        left &= ~won[k]
+    return won
 
 
 def interval(values: list[float], confidence: float = 0.9) -> tuple[float, float]:

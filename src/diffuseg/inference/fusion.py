@@ -23,6 +23,7 @@ from torch import Tensor
 from diffuseg import scratch
 from diffuseg.blocks import blocks, largest
 from diffuseg.errors import UserError
+from diffuseg.inference.ensemble import winners
 
 TIE = 1e-3  # what a mean probability counts against one vote: enough to decide between equals, and nothing else
 
@@ -67,8 +68,7 @@ class Vote(Fusion):
         if self.draws == 1:
             self._counts = scratch.tensor(probability.shape, probability.device, np.int16)
         for part in blocks(probability.shape[1:]):
-            p = probability[:, part]
-            self._counts[:, part] += torch.zeros_like(p, dtype=torch.int16).scatter_(0, p.argmax(0, keepdim=True), 1)
+            self._counts[:, part] += winners(probability[:, part])
 
     def shares(self, mean: Float[Tensor, "k *s"]) -> Float[Tensor, "k *s"]:
         labels = scratch.tensor(mean.shape[1:], mean.device, np.uint8 if len(mean) < 256 else np.int16)

@@ -27,13 +27,17 @@ Loss = tuple[Tensor, dict[str, float | Tensor]]  # the scalar to minimise, and w
 
 @dataclass(frozen=True)
 class Phase:
-    """One optimisation step of the loop: the submodules it trains, how often it runs, and its learning rate."""
+    """One optimisation step of the loop: the submodules it trains, how often it runs, and its learning rate.
+
+    twice  its loss holds gradients, which are differentiated once more
+    """
 
     name: str
     modules: tuple[str, ...]
     learning_rate: float
     every: int = 1
     betas: tuple[float, float] = (0.9, 0.99)
+    twice: bool = False
 
 
 def setting(default: Any, low: int | float, high: int | float = inf) -> Any:

@@ -124,7 +124,7 @@ class CDAL(MaskMethod[CDALSettings]):
             return phases
         every, rate, modules = c.discriminator_every, c.discriminator_learning_rate, ("discriminator",)
         adversary = (Phase("discriminator", modules, rate, every, c.betas),)
-        penalty = (Phase("r1", modules, rate, every * c.r1_every, c.betas),) if c.r1 else ()
+        penalty = (Phase("r1", modules, rate, every * c.r1_every, c.betas, twice=True),) if c.r1 else ()
         return adversary + penalty + phases
 
     def check_training(self) -> None:

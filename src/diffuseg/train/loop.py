@@ -14,7 +14,6 @@ from torch import Tensor
 from diffuseg.checkpoint import save_checkpoint
 from diffuseg.errors import UserError
 from diffuseg.inference.saliency_calibration import calibrate_checkpoints
-from diffuseg.methods import Method, Phase
 from diffuseg.text import pluralize
 from diffuseg.timing import timed
 from diffuseg.train.interrupt import Interrupt, Stopped
@@ -24,6 +23,7 @@ from diffuseg.train.run_folder import remember_unread
 from diffuseg.train.settings import TrainConfig, TrainSettings
 from diffuseg.train.setup import TrainState, set_up
 from diffuseg.train.state import load_state, save_state
+from diffuseg.train.trial import train_only
 from diffuseg.train.validate import HeldOut, Result, bounded, validate
 from diffuseg.types import Batch
 
@@ -91,6 +91,8 @@ def _restore(state: TrainState, scalars: dict[str, Any]) -> None:
 
 def _announce(state: TrainState, progress: Progress) -> None:
     """What the training learns from, and how a resumed one goes on."""
+    for note in state.notes:
+        progress.note(note)
     learns, looks = len(state.batches.cases), len(state.validation.chosen)
     progress.note(f"{pluralize(learns, 'case')} to learn from, {looks} of {len(state.validation.cases)} to validate on")
     if state.lengthened is not None and state.step:
@@ -184,7 +186,7 @@ def step(state: TrainState, batch: Batch, done: float) -> dict[str, float]:
     for index, phase in enumerate(state.method.phases):
         if state.step % phase.every:
             continue
-        _train_only(state.method, phase)
+        train_only(state.method, phase.modules)
         seed = _seed(state.settings.seed, state.step, index, state.processes.rank)
         rng = torch.Generator().manual_seed(seed)
         torch.manual_seed(_seed(seed))  # what dropout uses: a resumed run shall drop the same
@@ -218,12 +220,6 @@ def _not_finite(state: TrainState, what: str) -> UserError:
     fp32 = "Give --precision fp32, lower" if state.precision.dtype != torch.float32 else "Lower"
     do = f"{fp32} the learning rate, or look for odd images; --resume goes on from the last good state"
     return UserError(f"{what} at step {state.step + 1}", do=do)
-
-
-def _train_only(method: Method, phase: Phase) -> None:
-    """Gradients reach exactly the modules that the phase names."""
-    for name, module in method.named_children():
-        module.requires_grad_(name in phase.modules)
 
 
 def _average_gradients(state: TrainState, parameters: list[torch.nn.Parameter]) -> None:

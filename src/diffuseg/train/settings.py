@@ -34,6 +34,8 @@ class TrainSettings:
     start: Path | None = None
     patience: int | None = None
     log_to: Sequence[str | Logger] = ()
+    batch: str | None = None
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class TrainConfig:
     warmup     steps over which the learning rate rises
     floor      last learning rate as a share of the first (cosine)
     save_every steps between resume points
+    checkpointing     compute features again for the gradients instead of keeping them: less memory, more time, the same result
     validation_cases  how many cases of the fold a validation during training looks at, spread evenly; 0 for all
     """
 
@@ -56,6 +59,7 @@ class TrainConfig:
     save_every: int = 200
     log_every: int = 10
     validation_cases: int = 16
+    checkpointing: bool = False
 
 
 def check_options(settings: TrainSettings) -> None:
@@ -75,6 +79,8 @@ def check_options(settings: TrainSettings) -> None:
     if settings.patience is not None and settings.patience < 1:
         raise UserError("--patience is at least 1 validation")
     check_loggers(settings.log_to)
+    if settings.batch is not None and settings.batch != "auto" and not settings.batch.isdecimal():
+        raise UserError(f"--batch {settings.batch}: expected a number, or auto")
     if settings.resume and not (settings.out / "run.json").exists():
         do = "Give the --out of a run, or leave out --resume to begin one"
         raise UserError("--resume: there is no run here to go on with", file=settings.out, do=do)

@@ -19,8 +19,10 @@ from diffuseg.errors import UserError
 from diffuseg.inference.dicom_codes import check_codes, read_codes
 from diffuseg.methods import METHODS, Method
 from diffuseg.methods.presets import PRESETS, method_of, preset_of
+from diffuseg.train.compiled import compile_networks
 from diffuseg.train.distributed import Processes, join_processes
 from diffuseg.train.finetune import history, start_from
+from diffuseg.train.memory import AUTO, batch_that_fits, recompute_blocks
 from diffuseg.train.precision import training_precision
 from diffuseg.train.run_folder import digests_of_files, name_in, name_twins, reserve_folder
 from diffuseg.train.settings import TrainConfig, TrainSettings, check_config, check_options
@@ -38,6 +40,7 @@ class TrainState:
     waiting     validations since that one
     due         a validation was begun, or should have been, and is not done
     bounds      which cases a training by the clock validates on, and whether patches of them; None before the first validation
+    notes       what the set-up has to say
     lengthened  the steps that a resumed run had been started with, where it is to have more now
     """
 
@@ -61,6 +64,7 @@ class TrainState:
     due: bool = False
     bounds: dict[str, Any] | None = None
     lengthened: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def patient(self) -> bool:
@@ -98,7 +102,13 @@ def set_up(settings: TrainSettings) -> TrainState:
     if method.generative:
         method.sampling(None, None)
     precision = processes.broadcast(training_precision(method, processes.device, settings.precision))
+    plan, notes = _batch(settings, method, precision, processes, plan)
     average = copy.deepcopy(method).requires_grad_(False)
+    if config.checkpointing:
+        recompute_blocks(method)
+    if settings.compile:
+        names = compile_networks(method, plan.batch, precision, processes.device)
+        notes += (f"compiled: {', '.join(names)}",)
     lengthened = None
     if processes.is_first:  # one for all: a second would find the folder taken
         lengthened = reserve_folder(settings, plan, method_config, config, fold, labels, digests)
@@ -117,6 +127,7 @@ def set_up(settings: TrainSettings) -> TrainState:
         meta=provenance | fingerprint_of(processes, dataset, fold["train"], plan),
         steps=_steps(settings, plan),
         lengthened=lengthened,
+        notes=notes,
     )
 
 
@@ -137,6 +148,20 @@ def _open_data(settings: TrainSettings) -> tuple[Dataset, dict[str, list[str]], 
     return dataset, fold, _labels(settings, dataset, fold)
 
 
+def _batch(
+    settings: TrainSettings, method: Method, precision: Precision, processes: Processes, plan: Plan
+) -> tuple[Plan, tuple[str, ...]]:
+    """The plan with the batch of --batch auto, and a line about it; a resumed run keeps its own."""
+    if settings.batch != AUTO:
+        return plan, ()
+    if settings.resume:
+        batch = load_plan(settings.out / "plan.json").batch
+    else:
+        batch = processes.broadcast(batch_that_fits(method, precision, processes.device))
+    method.plan = replace(plan, batch=batch, reasons=plan.reasons | {"batch": "the largest that fits into the GPU"})
+    return method.plan, (f"batch of {batch}: the largest that fits",)
+
+
 def _steps(settings: TrainSettings, plan: Plan) -> int:
     """Steps of the training: as asked for, without end where a time is given, else the plan's."""
     if settings.steps is not None:
@@ -150,7 +175,8 @@ def _configure(settings: TrainSettings, dataset: Dataset) -> tuple[Plan, Any, Tr
     method_config = from_dict(METHODS[settings.method].config_class, preset.get("config", {}))
     config = from_dict(TrainConfig, preset.get("train", {}))
     overrides: dict[str, list[str]] = {"plan": [], "train": [], "": []}
-    for assignment in settings.set:
+    batch = [] if settings.batch in (None, AUTO) else [f"plan.batch={settings.batch}"]
+    for assignment in [*settings.set, *batch]:
         group, dot, rest = assignment.partition(".")
         if dot and group in overrides and "=" not in group:
             overrides[group].append(rest)

@@ -1,0 +1,44 @@
+"""The command that keeps a model loaded: `serve`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffuseg.cli.app import app
+from diffuseg.cli.predict import Fuse, ProbType, SameDraws, SameFuse, SameSampler, SameSteps
+
+
+@app.command()
+def serve(
+    model: Annotated[list[str], typer.Argument(metavar="MODEL", help="As in predict.")],
+    folder: Annotated[
+        Path | None, typer.Option(help="Images in it may be asked for by their paths.", show_default="images are sent")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 0,
+    draws: SameDraws = None,
+    steps: SameSteps = None,
+    sampler: SameSampler = None,
+    fuse: SameFuse = Fuse.mean,
+    seed: Annotated[int, typer.Option(help="As in predict.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+    no_prob: Annotated[bool, typer.Option("--no-prob", help="As in predict.")] = False,
+    prob_dtype: Annotated[ProbType, typer.Option(help="As in predict.")] = ProbType.float32,
+) -> None:
+    """Keep a model loaded and segment images that are sent to it over HTTP, on this machine alone.
+
+    It prints its ADDRESS. POST an image to ADDRESS/predict?name=scan.nii.gz and get a zip of what predict would write.
+    """
+    from diffuseg.inference.sampling import SamplingOptions
+    from diffuseg.inference.serve import Served, open_service
+    from diffuseg.inference.several import checkpoints, load_models
+    from diffuseg.loopback import serve as answer
+
+    loaded = load_models([str(path) for name in model for path in checkpoints(name) or [name]], device)
+    options = SamplingOptions(draws, steps, sampler, seed, fuse.value)
+    server, address = open_service(Served(loaded, options, folder, not no_prob, prob_dtype.value), port)
+
+    def ready() -> None:
+        typer.echo(f"{address}  answers with {loaded.name} ({loaded.hash}) to this machine alone; Ctrl-C ends it")
+
+    answer(server, ready)
