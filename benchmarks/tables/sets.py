@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.tables.grid import called, change, grid, load, network_calls, scored
+from benchmarks.tables.grid import called, change, ends, grid, load, network_calls, scored
 
 
 def thyroid() -> str:
@@ -29,11 +29,12 @@ def _beside(name: str) -> str:
     """Each row with its interval, its difference to the U-Net of the first seed, and what it costs."""
     found = load(name)["rows"]
     bar = next((row for row in found if row["method"] == "unet" and not row.get("what")), None)
-    rows = [[*_named(row), scored(row), _less(row, bar), *_cost(row, bar)] for row in found]
+    rows = [[*_named(row), scored(row), _less(row, bar), _gap(row), *_cost(row, bar)] for row in found]
     cost = ["network calls", "s per image", "parameters", "training steps", "training time over the U-Net's"]
     where = f"{found[0]['cases']} validation cases of fold {found[0]['fold']}"
     cases = f"\n{where}; last weights. Times are of the processor, one thread.\n"
-    return grid(["method", "steps", "draws", "Dice [95 % CI]", "minus the U-Net's [95 % CI, paired]", *cost], rows) + cases
+    quality = ["Dice [95 % CI]", "minus the U-Net's [95 % CI, paired]", "Dice of draw and truth, minus that of two draws"]
+    return grid(["method", "steps", "draws", *quality, *cost], rows) + cases
 
 
 def _named(row: dict[str, Any]) -> list[str]:
@@ -48,6 +49,11 @@ def _less(row: dict[str, Any], bar: dict[str, Any] | None) -> str:
     mine, its = row["dice_per_case"], bar["dice_per_case"]
     cases = sorted(case for case in its if its[case] is not None and mine[case] is not None)
     return change([mine[case] for case in cases], [its[case] for case in cases])
+
+
+def _gap(row: dict[str, Any]) -> str:
+    """How far the draws are from being as unlike one another as they are unlike the truth."""
+    return ends(row["agreement"]["gap"]) if row.get("agreement") else "-"
 
 
 def _cost(row: dict[str, Any], bar: dict[str, Any] | None) -> list[str]:

@@ -42,13 +42,15 @@ def test_rows_are_paired_with_the_unet_of_the_first_seed_and_cost_what_they_cost
         row("medsegdiff", [0.6, 0.7, None, 0.9], 250.0, "1000 levels", 80),
         row("distributional", [0.5, 0.6, 0.7, 0.8], 300.0, calls=32),
     ]
+    rows[3]["agreement"] = {"gap": {"mean": -0.03, "low": -0.05, "high": 0.01}}
     keep("thyroid_fold0", {"rows": rows})
     table = thyroid()
     found = {line[0]: line for line in cells(table)}
     assert found["`unet`"][1] == "-" and found["`unet`"][4] == "-"
     assert found["`unet`, seed 1"][4].startswith("+0.200 [") and found["`medsegdiff`, 1000 levels"][4].startswith("+0.100 [")
     assert found["`distributional`"][4].startswith("+0.000 [")
-    assert [line[5] for line in found.values()] == ["1", "1", "80", "1 and 32 light"]
+    assert [line[6] for line in found.values()] == ["1", "1", "80", "1 and 32 light"]
+    assert [line[5] for line in found.values()] == ["-", "-", "-", "-0.030 [-0.050, 0.010]"]
     assert [line[-1] for line in found.values()] == ["2.00", "1.00", "2.50", "3.00"]
     assert "4 validation cases of fold 0; last weights." in table
 
