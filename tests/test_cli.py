@@ -159,7 +159,7 @@ def test_names_that_help_lists_are_those_of_the_code():
     *first, last = get_args(PrecisionName)
     assert texts["train", "precision"] == f"{', '.join(first)} or {last}."
     assert texts["export", "sampler"] == f"{' or '.join(ETA)}."
-    assert texts["export", "fmt"] == f"{' or '.join(FORMATS)}."
+    assert texts["export", "fmt"] == f"{', '.join(FORMATS)}, or monai: a bundle."
     assert texts["predict", "map_"] == f"Kind of saliency map ({label})."
     assert texts["train", "labels"].startswith(f"Image-level labels for {label.replace(', ', ' and ')}:")
 
