@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # torch first and exactly: anything that resolves it later would fetch another build.
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
-# half the usual widths and a higher rate: minutes are few; on a busy machine five of them have to do
-SMALL := --set plan.widths=8,16,32,64 --set learning_rate=3e-3 --set train.validation_cases=4
+# half the usual widths and higher rates: minutes are few; on a busy machine five of them have to do
+SMALL := --set plan.widths=8,16,32,64 --set train.validation_cases=4
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 .PHONY: demo test test-all test-slow coverage mutants evidence torture golden lint types check tables docs package clean
@@ -24,10 +24,12 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(INSTALL) --editable ".[docs]"
 	@touch $@
 
-demo: $(VENV)/.installed   ## synthetic volumes, three to five minutes of training, prediction, evaluation, one page
+demo: $(VENV)/.installed   ## synthetic volumes, a U-Net and draws from it in two to five minutes, prediction, evaluation, one page
 	rm -rf demo
 	$(BIN)/diffuseg demo-data demo/data --cases 40
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/diffuseg train demo/data --method distributional --out demo/run --steps 300 --max-minutes 5 $(SMALL)
+	$(BIN)/diffuseg train demo/data --method unet --out demo/unet --steps 200 --max-minutes 2 --set learning_rate=3e-3 $(SMALL)
+	$(BIN)/diffuseg train demo/data --method distributional --from demo/unet/last.safetensors --out demo/run --steps 150 --max-minutes 3 \
+		--set learning_rate=2e-3 $(SMALL)
 	$(BIN)/diffuseg predict demo/run/best.safetensors demo/data/imagesTs --out demo/predictions
 	$(BIN)/diffuseg evaluate demo/predictions demo/data/labelsTs --out demo/evaluation
 

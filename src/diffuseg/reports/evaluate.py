@@ -13,9 +13,10 @@ from typing import Any, get_args
 import numpy as np
 
 from diffuseg.atomic_io import check_writable
+from diffuseg.data import pictures
 from diffuseg.data.dataset import patients
 from diffuseg.data.geometry import warn_once
-from diffuseg.data.io import LOSSLESS, ending_of, grid_fault, read_mask
+from diffuseg.data.io import ending_of, grid_fault, read_mask
 from diffuseg.data.label_values import label_values
 from diffuseg.data.layout import Case, Dataset, read_json
 from diffuseg.data.outputs import SIDECAR, record_of
@@ -171,7 +172,7 @@ def summary_of(comparison: Comparison, rows: list[Row], faults: list[str], folde
         **_rules(comparison.rule.empty, comparison.rule.tolerance, truths, comparison.over),
         "seen": _seen(measured),
         "unheld_intervals": _unheld(measured, comparison.classes, comparison.labels),
-        **({"pictures": True} if all(path.name.lower().endswith(LOSSLESS) for path in measured.values()) else {}),
+        **({"pictures": True} if all(path.name.lower().endswith(pictures.LOSSLESS) for path in measured.values()) else {}),
         **summarise(rows),
         "labels": comparison.classes,
         "folders": _folders(comparison.predictions, comparison.labels, comparison.images),
