@@ -24,7 +24,7 @@ from diffuseg.checkpoint import save_checkpoint
 from diffuseg.cli import app
 from diffuseg.cli.app import beside, import_nibabel_alone
 from diffuseg.cli.evaluate import EmptyRule
-from diffuseg.cli.predict import Fuse
+from diffuseg.cli.predict import Fuse, _found
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.data.synthetic import make_dataset
 from diffuseg.device import PrecisionName
@@ -318,6 +318,20 @@ def test_predict_says_what_it_found(tmp_path, data, checkpoint):
     assert done.stderr.startswith("1/1 case_002\n") and "in the training" not in done.stdout
     quiet = call(*asked, "--out", tmp_path / "quiet", "-q")
     assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "") and (tmp_path / "quiet" / "case_002.json").exists()
+
+
+def test_three_classes_are_shown_however_narrow_the_terminal_is(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    names = ["anterior", "posterior", "left", "right", "tail"]
+    record = {"volume_ml": dict.fromkeys(names, 1.0), "volume_ml_90": {}, "draws": 1, "seen_in": "training"}
+    told = lambda number: _found("a", record | {"volume_ml": dict.fromkeys(names[:number], 1.0)})
+    assert told(3) == "a: anterior 1 ml, posterior 1 ml, left 1 ml; this image was in the training of the model"
+    assert told(5).startswith("a: anterior 1 ml, posterior 1 ml, left 1 ml, and 2 more;")
+
+
+def test_an_input_that_is_not_there_is_said_before_the_model_is_looked_at(tmp_path):
+    done = call("predict", tmp_path / "no.safetensors", tmp_path / "nofolder", "--out", tmp_path / "out")
+    assert done.exit_code == 2 and "nofolder: no such file or folder" in " ".join(done.stderr.split()), done.stderr
 
 
 def test_pictures_are_measured_in_pixels_or_mm2():

@@ -291,6 +291,7 @@ def test_files_and_folders_may_be_mixed_and_named_twice(tmp_path):
             "no image in this folder. There are some in imagesTs: name the folder",
         ),
         ([], ["x/a.nii.gz"], "no such file"),
+        ([], ["nofolder"], "no such file or folder"),
         (["x/a.doc"], ["x/a.doc"], "ending is not known"),
         (["x/a.nii.gz", "y/a.nii.gz"], ["x", "y"], "the same case"),
         (["x/a.png", "x/a.tif"], ["x"], "the same case"),

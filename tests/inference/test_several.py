@@ -117,6 +117,9 @@ def test_leading_arguments_that_are_models_or_runs_are_models(run, tmp_path):
     assert models_and_inputs(["hippocampus", "a.nii"]) == (["hippocampus"], [Path("a.nii")])
     with pytest.raises(UserError, match="all arguments are models"):
         models_and_inputs(folds)
+    for model in (*folds, str(run), "hippocampus"):
+        with pytest.raises(UserError, match=r"scans: neither a checkpoint, .*\. The model comes first: `diffuseg"):
+            models_and_inputs(["scans", model])
 
 
 def test_the_command_takes_several_folds(run, tmp_path):

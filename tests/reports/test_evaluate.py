@@ -139,6 +139,21 @@ def test_what_is_written_beside_a_mask_is_no_prediction(folders: tuple[Path, Pat
     assert evaluate(*folders, tmp_path / "out").summary == before
 
 
+def test_folders_that_are_given_the_other_way_round_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, labels = folders
+    for name in ("entropy", "expected_entropy", "prob_head"):  # beside a mask they are no labelled case
+        put(predictions / f"case_0000_{name}.nii.gz", np.zeros((12, 11, 10), np.float32))
+    put(predictions / "no_case_prob.nii.gz", mask(9))
+    result = evaluate(labels, predictions, None)
+    assert result.summary["labelled"] == 6 and result.summary["missing"] == ["no_case_prob"]
+    record = {"model": "m", "draws": 2, "seed": 0, "steps": 2, "sampler": "ddim"}
+    (predictions / "case_0000.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"predictions: the two folders look swapped.*`diffuseg evaluate PREDICTIONS LABELS`"):
+        evaluate(labels, predictions, tmp_path / "out")
+    assert evaluate(predictions, labels, None).summary["labelled"] == 5 and not list(tmp_path.glob("out/*"))
+    assert evaluate(predictions, predictions, None).summary["labelled"] == 6  # records in both: two predictions are compared
+
+
 def test_a_faulty_case_is_named_and_the_others_are_kept(folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, _ = folders
     put(predictions / "case_0000.nii.gz", mask(0)[:-1])

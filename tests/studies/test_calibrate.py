@@ -172,7 +172,11 @@ def test_a_prediction_is_tempered_and_widened_and_its_mask_stays(measured, data)
     assert wide["organ"][0] < raw["organ"][0] <= raw["organ"][1] < wide["organ"][1]
     said = found.provenance["calibration"]
     assert said["applied"] and said["temperature"] == measured.calibration.temperature and said["cases"] == 24
-    assert "24 validation cases" in found.provenance["volume_note"]
+    assert "in volume_ml_90 adjusted as 24 validation cases" in found.provenance["volume_note"]
+    narrower = {"organ": measured.calibration.widening["organ"] | {"margin": -0.1}}
+    asked = measured.calibration.settings | {"options": {}}
+    said = dataclasses.replace(measured.calibration, widening=narrower).announce(asked)
+    assert "intervals of organ adjusted, " in said and "widen" not in said
     assert not {"calibration", "look_at", "volume_ml_90_raw"} & set(plain.provenance)
 
 

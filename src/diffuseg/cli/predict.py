@@ -94,8 +94,7 @@ DicomOption = Annotated[
     typer.Option(help="Of DICOM, also write SEG (of this kind), fractional SEG and SR.", show_default="none"),
 ]
 CodesOption = Annotated[
-    Path | None,
-    typer.Option(help="JSON with DICOM codes per class, or dataset.json.", show_default="the model's, or tissue"),
+    Path | None, typer.Option(help="JSON with DICOM codes per class, or dataset.json.", show_default="the model's, or tissue")
 ]
 
 
@@ -137,7 +136,7 @@ def predict(
     import_nibabel_alone()
     from diffuseg.config import warn_renamed
     from diffuseg.inference.claims import read_share
-    from diffuseg.inference.folder import Callbacks, predict_folder
+    from diffuseg.inference.folder import Callbacks, predict_folder, refuse_missing
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.inference.several import load_models, models_and_inputs
 
@@ -148,6 +147,7 @@ def predict(
         draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror,
         postprocess=not no_postprocess, region=region)  # fmt: skip
     models, inputs = models_and_inputs([model, *map(str, inputs)])
+    refuse_missing(inputs)
     loaded = load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
     if sampler and loaded.method.supervision == "image_label":
         warn_renamed("--sampler", f"--sampler {sampler}", f"--map {loaded.method.sampling(sampler, None)[0]}")
@@ -222,13 +222,13 @@ def tell(result: "FolderResult", out: Path) -> None:
 
 
 def _found(case: str, record: dict[str, Any]) -> str:
-    """One line about a finished case: volumes with their intervals, as many classes as fit, and whether a training met it."""
+    """One line about a finished case: volumes of three classes, or as many as fit, and whether a training met it."""
     from diffuseg.inference.provenance import amounts
 
     met = record.get("seen_in") in ("training", "validation")
     seen = f"; this image was in the {record['seen_in']} of the model" if met else ""
     room, found = console().width - len(case) - len(seen) - len(", and 99 more: "), amounts(record)
-    shown = [text for n, text in enumerate(found) if n == 0 or len(", ".join(found[: n + 1])) <= room]
+    shown = [text for n, text in enumerate(found) if n < 3 or len(", ".join(found[: n + 1])) <= room]
     more = f", and {len(found) - len(shown)} more" if len(shown) < len(found) else ""
     return f"{case}: {', '.join(shown)}{more}{seen}"
 

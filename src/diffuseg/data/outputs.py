@@ -10,6 +10,7 @@
 """
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ BEFORE: dict[str, Any] = {"fuse": "mean", "label": None, "options": {}}  # what 
 KEPT = ("draws", "steps")  # what is written only where it is asked for
 PREVIEW = "preview"
 SIDECAR = re.compile(
-    r".+_((prob|entropy|expected_entropy|mutual_information|variance)(_.+)?|draws|steps|preview)"
+    r"(.+?)_((prob|entropy|expected_entropy|mutual_information|variance)(_.+)?|draws|steps|preview)"
 )  # beside a mask
 
 
@@ -66,6 +67,12 @@ def record_of(folder: Path, case: str) -> dict[str, Any]:
     except UserError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def is_sidecar(name: str, cases: Collection[str]) -> bool:
+    """Whether a name without its ending is that of a file beside the mask of one of these cases."""
+    match = SIDECAR.fullmatch(name)
+    return match is not None and match[1] in cases
 
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:

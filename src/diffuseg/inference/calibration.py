@@ -23,7 +23,7 @@ class Calibration:
     """A temperature, a margin per class, a threshold, and what they were learnt from.
 
     temperature  of the mean probability of the draws
-    widening     class -> how its 90 % volume interval is widened; classes with too few cases are not in it
+    widening     class -> how its 90 % volume interval is adjusted, mostly widened; classes with too few cases are not in it
     threshold    the uncertainty score above which a case needs review; at most `fraction` of the calibration cases do
     settings     draws, steps, sampler and fuse that it was learnt with: with others it says nothing
     dataset, fold, cases, patients   validation cases that it was learnt from, and how many patients they are of
@@ -59,10 +59,10 @@ class Calibration:
         mismatch = self.mismatch(settings)
         if mismatch:
             return f"calibration not applied: learnt with {mismatch}; ask for the same, or calibrate your own model again"
-        widened = f"intervals of {', '.join(self.widening)} widened, " if self.widening else ""
+        adjusted = f"intervals of {', '.join(self.widening)} adjusted, " if self.widening else ""
         few = f"at most {self.fraction:.0%} of those cases were"
         look = f"a case is marked for review by a person where its draws expect a Dice below {1 - self.threshold:.3f} ({few})"
-        return f"calibrated on {self.where}: temperature {self.temperature:.3f}, {widened}{look}"
+        return f"calibrated on {self.where}: temperature {self.temperature:.3f}, {adjusted}{look}"
 
     def temper(self, probability: Float[np.ndarray, "k *s"]) -> Float[np.ndarray, "k *s"]:
         """Probabilities with this temperature, in single precision; the largest of a voxel stays the largest."""
@@ -72,10 +72,10 @@ class Calibration:
         return found
 
     def widen(self, intervals: dict[str, list[float]]) -> dict[str, list[float]]:
-        """Intervals [low, high] in ml by class, widened; those of classes that are not known are left as they are."""
-        return {name: self._widened(name, *ends) for name, ends in intervals.items()}
+        """Intervals [low, high] in ml by class, adjusted; those of classes that are not known are left as they are."""
+        return {name: self._adjusted(name, *ends) for name, ends in intervals.items()}
 
-    def _widened(self, name: str, low: float, high: float) -> list[float]:
+    def _adjusted(self, name: str, low: float, high: float) -> list[float]:
         if name not in self.widening:
             return [low, high]
         ends = from_dict(ConformalMargin, self.widening[name]).apply(np.array([low]), np.array([high]))
@@ -115,7 +115,7 @@ def calibration_of(record: dict[str, Any]) -> str | None:
 def apply_calibration(
     calibration: Calibration, probability: Float[np.ndarray, "k *s"], record: dict[str, Any]
 ) -> Float[np.ndarray, "k *s"]:
-    """Tempered probabilities; the record of a prediction gets wider intervals and says whether it needs review.
+    """Tempered probabilities; the record of a prediction gets adjusted intervals and says whether it needs review.
 
     With other settings than those it was learnt with, probabilities stay and the record says why.
 
@@ -131,8 +131,8 @@ def apply_calibration(
     if calibration.widening:
         raw, names = record["volume_ml_90"], ", ".join(calibration.widening)
         record["volume_ml_90"], record["volume_ml_90_raw"] = calibration.widen(raw), raw
-        wider = f"in volume_ml_90 widened as {calibration.where} ask for ({names})"
-        record["volume_note"] += f" (volume_ml_90_raw), {wider}"
+        adjusted = f"in volume_ml_90 adjusted as {calibration.where} ask for ({names})"
+        record["volume_note"] += f" (volume_ml_90_raw), {adjusted}"
     return calibration.temper(probability)
 
 

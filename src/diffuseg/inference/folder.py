@@ -198,12 +198,22 @@ def _needs_review(out: Path, cases: Sequence[str]) -> list[tuple[str, float]]:
     return sorted(found, key=lambda item: -item[1])
 
 
+def refuse_missing(inputs: Sequence[Path]) -> None:
+    """Look for inputs that are not there.
+
+    Raises:
+        UserError: There is one, or a link to nowhere.
+    """
+    for item in inputs:
+        refuse_dangling([item])
+        if not (item.is_dir() or item.is_file()):
+            raise UserError("no such file or folder", file=item)
+
+
 def _files(item: Path) -> list[Path]:
+    refuse_missing([item])
     if not item.is_dir():
         io.ending_of(item)
-        refuse_dangling([item])
-        if not item.is_file():
-            raise UserError("no such file or folder", file=item)
         return [item]
     images = _images(item)
     if not images:

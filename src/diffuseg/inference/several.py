@@ -21,6 +21,7 @@ from diffuseg.methods import METHODS
 from diffuseg.text import pluralize
 
 BEST = "best.safetensors"
+NO_MODEL = "neither a checkpoint, nor a run, nor the name of a packaged model"
 
 
 def checkpoints(item: Path | str, name: str = BEST) -> list[Path]:
@@ -55,23 +56,29 @@ def checkpoint_file(model: Path | str) -> Iterator[Path]:
         with as_file(files("diffuseg") / "models" / f"{model}.safetensors") as file:
             yield file
     else:
-        raise UserError("neither a checkpoint, nor a run, nor the name of a packaged model", file=model)
+        raise UserError(NO_MODEL, file=model)
 
 
 def models_and_inputs(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
     """What of MODEL... INPUT... is a model: the first argument, and all after it that are checkpoints or runs.
 
     Raises:
-        UserError: There is no input left.
+        UserError: There is no input left, or the first is no model and a later one is.
     """
-    models = [str(path) for path in checkpoints(arguments[0])] or [arguments[0]]
-    rest = list(arguments[1:])
+    first, *rest = arguments
+    models = [str(path) for path in checkpoints(first)] or [first]
+    if models == [first] and not _is_model(first) and any(map(_is_model, rest)):
+        raise UserError(NO_MODEL, file=first, do="The model comes first: `diffuseg predict MODEL IMAGES`")
     while rest and (found := checkpoints(rest[0])):
         models += map(str, found)
         rest.pop(0)
     if not rest:
         raise UserError("all arguments are models", do="Name the images after them")
     return models, [Path(item) for item in rest]
+
+
+def _is_model(argument: str) -> bool:
+    return bool(checkpoints(argument)) or argument in packaged()
 
 
 def load_models(paths: Sequence[Path | str], device: str | None = None, options: Sequence[str] = ()) -> Model:

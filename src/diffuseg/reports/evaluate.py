@@ -25,7 +25,7 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import Empty, Grid, Rule, measure
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES
 from diffuseg.reports.evaluation import Evaluation, Row, summarise
-from diffuseg.reports.folders import ignored_label, images_beside, masks_in, truths_in
+from diffuseg.reports.folders import ignored_label, images_beside, masks_in, refuse_swapped, truths_in
 from diffuseg.text import few, pluralize
 from diffuseg.types import Image
 
@@ -111,6 +111,7 @@ class Comparison:
         predictions, labels = Path(predictions), Path(labels)
         _check_rules(empty, tolerance)
         truths, masks = truths_in(labels), masks_in(predictions)
+        refuse_swapped(predictions, labels, truths)
         pairs = {case: path for case, path in masks.items() if case in truths}
         if not pairs:
             what = f"there is no prediction for any of {pluralize(len(truths), 'mask')} in {labels}"

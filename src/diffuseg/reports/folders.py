@@ -1,11 +1,13 @@
 """Where the files of an evaluation are: masks of predictions, masks of raters, images."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from diffuseg.data.inventory import refuse_twins
 from diffuseg.data.io import ENDINGS, LOSSLESS, case_of, ending_of, grid_fault, read_image
 from diffuseg.data.label_values import ignore_value
 from diffuseg.data.layout import list_files, read_json
+from diffuseg.data.outputs import is_sidecar, records
 from diffuseg.data.raters import rater_count, rater_files
 from diffuseg.errors import UserError
 from diffuseg.types import Image
@@ -29,6 +31,8 @@ def masks_in(folder: Path) -> dict[str, Path]:
 def truths_in(folder: Path) -> dict[str, tuple[Path, ...]]:
     """The masks of each case: those of its raters, if there are any and dataset.json beside the folder tells of them.
 
+    What `predict` writes beside a mask is the mask of no case.
+
     Raises:
         UserError: There is no such folder, or no mask in it.
     """
@@ -36,7 +40,25 @@ def truths_in(folder: Path) -> dict[str, tuple[Path, ...]]:
     extra = read_json(description) if description.is_file() else {}
     raters = rater_count(extra, description) if isinstance(extra, dict) else 0
     rated = rater_files(list_files(folder), LOSSLESS[0], raters) if raters else {}
-    return dict(sorted(rated.items())) or {case: (path,) for case, path in masks_in(folder).items()}
+    masks = {} if rated else masks_in(folder)
+    return dict(sorted(rated.items())) or {case: (path,) for case, path in masks.items() if not is_sidecar(case, masks)}
+
+
+def refuse_swapped(predictions: Path, labels: Path, truths: Collection[str]) -> None:
+    """Refuse labels that `predict` has written, where the predictions are of no model: it is the other way round.
+
+    Args:
+        predictions: Folder with predicted masks.
+        labels: Folder with masks of the same names.
+        truths: Cases that there is a mask of in `labels`.
+
+    Raises:
+        UserError: There are records of predictions beside the labels, and none beside the predictions.
+    """
+    if set(records(labels)) & set(truths) and not records(predictions):
+        what = f"the two folders look swapped: the records of `predict` lie here, and none in {predictions}"
+        do = "The predictions come first: `diffuseg evaluate PREDICTIONS LABELS`. To measure against these, copy only masks"
+        raise UserError(what, file=labels, do=do)
 
 
 def ignored_label(labels_dir: Path) -> int | None:
