@@ -75,3 +75,14 @@ def test_a_plan_of_one_case_says_that_training_will_stop(source, tmp_path):
     assert call("convert", source, "--out", tmp_path / "one", "--yes").exit_code == 0
     planned = call("plan", tmp_path / "one", "--out", tmp_path / "plan.json")
     assert planned.exit_code == 0 and "validation needs cases of at least 2 patients" in planned.stderr
+
+
+def test_a_value_that_may_be_a_slip_is_told(source, tmp_path):
+    (source / "masks/d.png").rename(source / "masks/c.png")
+    for kind in ("images", "masks"):
+        data = np.array(PIL.Image.open(source / kind / "a.png"))
+        data[6, 7] = 128
+        PIL.Image.fromarray(data).save(source / kind / "e.png")
+    told = call("convert", source, "--out", tmp_path / "set", "--yes")
+    assert told.exit_code == 0 and "Warning: value 128 is in 1 of 4 masks only: masks/e.png." in told.stderr, told.output
+    assert "Warning" not in call("convert", source, "--out", tmp_path / "named", "--yes", "--labels", "slip,organ").stderr

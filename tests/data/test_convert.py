@@ -194,6 +194,25 @@ def test_masks_that_say_nothing_are_refused_with_the_reason(tmp_path):
     refused(lambda: survey(pair(tmp_path / "v"), Wishes()), "probability", "--threshold")
 
 
+def test_a_value_of_few_masks_is_said_and_very_many_values_need_names(tmp_path):
+    for number in range(12):
+        picture(tmp_path / f"images/p{number:02d}.png")
+        picture(tmp_path / f"masks/p{number:02d}.png", 255 * TRUTH)
+    look = lambda **wishes: survey(pair(tmp_path), Wishes(**wishes)).strays
+    assert look() == ()
+    slip = 255 * TRUTH
+    slip[4, 4] = 128
+    picture(tmp_path / "masks/p03.png", slip)
+    assert look() == ("value 128 is in 1 of 12 masks only: masks/p03.png",)
+    assert look(labels=("slip=128", "organ=255")) == look(threshold=128.0) == ()
+    picture(tmp_path / "masks/p05.png", slip)
+    assert look() == ()  # in a sixth of the masks
+    many = np.arange(120, dtype=np.uint8).reshape(SIZE)
+    picture(tmp_path / "masks/p03.png", many)
+    refused(look, "122 different values", "More than 64 values need --labels")
+    assert survey(pair(tmp_path), Wishes(labels=tuple(f"c{n}" for n in range(121)))).meaning
+
+
 @pytest.mark.parametrize("kind", ["json", "csv", "rgb csv"])
 def test_colours_by_a_table(tmp_path, kind):
     colour = np.zeros((*SIZE, 3), np.uint8)

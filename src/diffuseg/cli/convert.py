@@ -172,5 +172,9 @@ def _show_classes(found: "Survey", unmarked: str) -> None:
     typer.echo(f"channels: {', '.join(found.channels)}; images {'copied as' if found.copied else 'written as'} {found.ending}")
     if unmarked:
         typer.echo(f"{unmarked}; taken as empty masks")
+    for stray in found.strays[:SHOWN]:
+        complain(f"Warning: {stray}. It becomes a class; --labels names the classes that are meant")
+    if len(found.strays) > SHOWN:
+        complain(f"Warning: {len(found.strays) - SHOWN} more values are in as few masks")
     for what, number in found.missing.items():
         complain(f"{what}: {pluralize(number, 'case has', 'cases have')} no mask of it, and is taken as without it")

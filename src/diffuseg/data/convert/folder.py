@@ -24,6 +24,9 @@ from diffuseg.errors import UserError
 from diffuseg.text import few, pluralize
 from diffuseg.types import Image
 
+RARE = 0.1  # share of the masks; a value that no more of them hold is rare, as is one of a single mask
+ENOUGH = 4  # masks, before anything of them is called rare
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -54,6 +57,7 @@ class Survey:
         copied: Whether images are copied as they are.
         channels: Their names.
         missing: Structure -> number of cases without a mask of it.
+        strays: Values that hardly any mask holds, a sentence each; none where classes are named.
     """
 
     meaning: Meaning | None
@@ -61,6 +65,7 @@ class Survey:
     copied: bool
     channels: tuple[str, ...]
     missing: dict[str, int] = field(default_factory=dict)
+    strays: tuple[str, ...] = ()
 
 
 def survey(pairing: Pairing, wishes: Wishes) -> Survey:
@@ -70,6 +75,7 @@ def survey(pairing: Pairing, wishes: Wishes) -> Survey:
         UserError: A file is broken, grids differ, or masks do not say what they mean.
     """
     found, kinds, planes, dims = Found(), set(), set(), set()
+    held: list[tuple[Path, set[int]]] = []
     structures = _structures(pairing)
     for case in pairing.pairs:
         image = _image(case, wishes)
@@ -79,7 +85,9 @@ def survey(pairing: Pairing, wishes: Wishes) -> Survey:
         for drawn in case.masks:
             painted = _painted(drawn, image)
             laid = replace(painted, image=replace(image, data=onto_grid(painted.image, image, drawn.path)))
+            before = found.values.copy()
             count_values(laid, drawn.path, found, wishes.threshold)
+            held.append((drawn.path, {value for value, count in found.values.items() if count != before[value]}))
     if len(dims) > 1:
         raise UserError("pictures and volumes are mixed", do="Convert them apart")
     if len(planes) > 1:
@@ -92,7 +100,26 @@ def survey(pairing: Pairing, wishes: Wishes) -> Survey:
     counts = Counter(what for case in pairing.pairs for what in {drawn.what for drawn in case.masks})
     missing = {what: len(pairing.pairs) - counts[what] for what in structures if counts[what] < len(pairing.pairs)}
     ending, copied = _ending(pairing, dims.pop(), kinds, planes)
-    return Survey(meaning, ending, copied, _channels(pairing, planes.pop()), missing)
+    asked = structures or wishes.labels or wishes.colours or found.colours or found.planes or found.names
+    strays = () if asked else _strays(held)
+    return Survey(meaning, ending, copied, _channels(pairing, planes.pop()), missing, strays)
+
+
+def _strays(held: Sequence[tuple[Path, set[int]]]) -> tuple[str, ...]:
+    """Values that hardly any mask holds: each would become a class of its own, and may be a slip of a pen.
+
+    Args:
+        held: The values of each mask, with its file.
+    """
+    files: dict[int, list[Path]] = {}
+    for path, values in held:
+        for value in sorted(values):
+            files.setdefault(value, []).append(path)
+    rare = {value: paths for value, paths in sorted(files.items()) if len(paths) <= max(1, RARE * len(held))}
+    if len(held) < ENOUGH or len(files) - len(rare) < 2:  # there is no common class that they could be slips of
+        return ()
+    named = {value: few("/".join(path.parts[-2:]) for path in paths) for value, paths in rare.items()}
+    return tuple(f"value {value} is in {len(rare[value])} of {len(held)} masks only: {names}" for value, names in named.items())
 
 
 def _check_threshold(found: Found, threshold: float | None) -> None:

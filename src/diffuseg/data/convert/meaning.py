@@ -248,8 +248,7 @@ def _by_plane(found: Found, labels: Sequence[str]) -> Meaning:
     planes = tuple(range(0 if complete else 1, number + 1))
     all_names = {"background": 0} | {name: value for value, name in enumerate(names, 1)}
     by_value = {value: name for name, value in all_names.items()}
-    total = Counter({n: c for n, c in found.values.items()})
-    rows = [(f"plane {n}", by_value[v], v, _share(found.values[n], total)) for n, v in enumerate(planes)]
+    rows = [(f"plane {n}", by_value[v], v, _share(found.values[n], found.values)) for n, v in enumerate(planes)]
     return Meaning(all_names, planes=planes, rows=(*rows,))
 
 
@@ -262,8 +261,9 @@ def _by_value(found: Found, labels: Sequence[str], threshold: float | None, sing
     others = [value for value in values if value != back]
     if not others:
         raise UserError(f"all masks hold the value {values[0]} alone: nothing is marked in any", do="Is it the right folder?")
-    if len(values) > 256:
-        raise UserError(f"masks hold {len(values)} different values, too many for classes", do="Are these the images?")
+    if len(values) > (256 if labels or found.names else 64):
+        do = "Are these the images? More than 64 values need --labels"
+        raise UserError(f"masks hold {len(values)} different values, too many for classes", do=do)
     if given:
         names = {value: name for name, value in given.items()}
         unknown = [v for v in others if v not in names]
