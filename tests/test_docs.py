@@ -26,3 +26,10 @@ def test_every_heading_that_is_linked_to_exists():
     for page in PAGES:
         for anchor in re.findall(r"README\.md#([\w-]+)", page.read_text()):
             assert anchor in anchors, f"{page}: {anchor}"
+
+
+def test_all_that_read_the_file_names_of_predict_are_in_their_row():
+    rows = (ROOT / "docs" / "architecture.md").read_text().splitlines()
+    row = next(line for line in rows if line.startswith("| a file name of predict |"))
+    readers = [path for path in (ROOT / "src").rglob("*.py") if "from diffuseg.data.outputs import" in path.read_text()]
+    assert readers and [path.name for path in readers if f"{path.name}`" not in row] == []
