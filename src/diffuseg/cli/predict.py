@@ -143,8 +143,7 @@ def predict(
     if no_prob and prob_dtype is not ProbType.float32:
         raise UserError(f"--prob-dtype {prob_dtype.value} and --no-prob: no probabilities are written", do="Leave one out")
     share = read_share(shard, overwrite)
-    options = SamplingOptions(
-        draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror,
+    options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror,
         postprocess=not no_postprocess, region=region)  # fmt: skip
     models, inputs = models_and_inputs([model, *map(str, inputs)])
     refuse_missing(inputs)
