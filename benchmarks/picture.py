@@ -51,7 +51,7 @@ def picture(folder: Path, case: str, labels: Path, shown: str) -> bytes:
         axis.set_axis_off()
     line[-2].set_title(f"probability of {shown}", fontsize=10)
     _volumes(
-        line[-1], record, {name: float((truth.data[0] == value).sum()) * image_ml(truth) for name, value in classes.items()}
+        line[-1], record, {name: float((truth.data[0] == value).sum()) * truth.voxel_ml for name, value in classes.items()}
     )
     return png_of(figure)
 
