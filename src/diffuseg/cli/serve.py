@@ -31,10 +31,10 @@ def serve(
     """
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.inference.serve import Served, open_service
-    from diffuseg.inference.several import checkpoints, load_models
+    from diffuseg.inference.several import load_models, model_paths
     from diffuseg.loopback import serve as answer
 
-    loaded = load_models([str(path) for name in model for path in checkpoints(name) or [name]], device)
+    loaded = load_models([path for name in model for path in model_paths(name)], device)
     options = SamplingOptions(draws, steps, sampler, seed, fuse.value)
     server, address = open_service(Served(loaded, options, folder, not no_prob, prob_dtype.value), port)
 

@@ -11,6 +11,7 @@ from diffuseg.data import geometry
 from diffuseg.data.claimed_size import DEFLATE, Claim, check_claim
 from diffuseg.data.geometry import LPS_TO_RAS
 from diffuseg.errors import UserError
+from diffuseg.text import by
 from diffuseg.types import Image
 
 SLICER = ".seg.nrrd"  # segmentations of 3D Slicer
@@ -57,7 +58,7 @@ def _scale(head: str, affine: np.ndarray, axes: int, file: Path) -> float:
     """Millimetres per unit of length of a header; SimpleITK does not look at units, and makes up sizes that are not there."""
     vectors, sizes = VECTORS.search(head), [size for found in SIZES.findall(head) for size in _numbers(found)]
     if any(not size > 0 for size in sizes):
-        raise UserError(f"voxel sizes {' x '.join(f'{size:g}' for size in sizes)} in its header", file=file, do="Mend them")
+        raise UserError(f"voxel sizes {by(sizes)} in its header", file=file, do="Mend them")
     if vectors and vectors[1].count("(") < axes:
         what = f"its header says a direction of {vectors[1].count('(')} of {axes} axes"
         raise UserError(what, file=file, do="Mend its space directions")
@@ -92,7 +93,6 @@ def contents(image: Any, file: Path | None) -> tuple[np.ndarray, np.ndarray]:
     affine[:dims, :dims] = turn * image.GetSpacing()
     stretch = np.linalg.norm(turn, axis=0)
     if (np.abs(stretch - 1) > geometry.SAME).any():
-        by = lambda sizes: " x ".join(f"{size:.4g}" for size in sizes)
         what = f"its directions are not of length 1, so that voxels of {by(image.GetSpacing())} mm"
         geometry.warn_once(file, f"{what} are {by(stretch * image.GetSpacing())} mm apart; volumes and distances depend on it")
     affine[:dims, 3] = image.GetOrigin()

@@ -40,6 +40,11 @@ def checkpoints(item: Path | str, name: str = BEST) -> list[Path]:
     return [fold / name for fold in folds if (fold / name).is_file()]
 
 
+def model_paths(name: str) -> list[str]:
+    """What `load_models` takes for one argument: the checkpoints that it means, or itself, as it may name a packaged model."""
+    return [str(path) for path in checkpoints(name)] or [name]
+
+
 @contextmanager
 def checkpoint_file(model: Path | str) -> Iterator[Path]:
     """The file of one model: a checkpoint, that of a run, or that of a packaged model.
@@ -66,7 +71,7 @@ def models_and_inputs(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
         UserError: There is no input left, or the first is no model and a later one is.
     """
     first, *rest = arguments
-    models = [str(path) for path in checkpoints(first)] or [first]
+    models = model_paths(first)
     if models == [first] and not _is_model(first) and any(map(_is_model, rest)):
         raise UserError(NO_MODEL, file=first, do="The model comes first: `diffuseg predict MODEL IMAGES`")
     while rest and (found := checkpoints(rest[0])):
