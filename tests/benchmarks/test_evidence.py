@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def said(text: str) -> list[list[str]]:
-    return commands(Row.of(text), Path("/data"), Path("/work"), Path("/results"))
+    return commands(Row.of(text), Path("/data"), Path("/trained"), Path("/results"))
 
 
 def options(command: list[str]) -> dict[str, list[str]]:
@@ -68,7 +68,7 @@ def test_a_row_measures_the_weights_that_it_has_just_trained(text):
                 folder, _, file = word.rpartition("=")[2].rpartition("/")
                 assert file == "last.safetensors" and folder in trained
         if command[0] == "cp":
-            assert command[1].startswith("/work/") and command[2].startswith("/results/")
+            assert command[1].startswith("/trained/") and command[2].startswith("/results/")
         elif command[0] not in evidence.COMMANDS:
             assert command[1] == "/data" and asked["--out"][0].startswith("/results/")
     assert len({tuple(command) for command in made}) == len(made)
