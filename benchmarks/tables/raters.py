@@ -22,15 +22,23 @@ def raters_quality() -> str:
     rows = []
     for row in load("lidc_raters")["rows"]:
         mean = row["mean"]
-        measures = [mean["dice"], mean["dice_fused"], mean["ece_band"], row["aurc"]]
+        measures = [mean["dice"], mean["dice_fused"], mean["ece_band"], mean.get("ece_band_calibrated"), row["aurc"]]
         calls = row["evaluations_per_draw"] * row["n"] if row["dropout"] or row["method"] != "unet" else len(row["models"])
         shown = network_calls(row["method"], calls)
-        rows.append([row["name"], *map(ends, measures), shown, f"{sum(row['training_steps'])}"])
+        rows.append(
+            [
+                row["name"],
+                *("-" if entry is None else ends(entry) for entry in measures),
+                shown,
+                f"{sum(row['training_steps'])}",
+            ]
+        )
     head = [
         "draws of",
         "Dice of the mean's mask",
         "Dice of `--fuse dice`",
         "ECE in the band",
+        "the same, if draws were the readers",
         "AURC, by doubt",
         "network calls",
     ]

@@ -117,7 +117,7 @@ def test_a_model_that_is_the_raters_reaches_the_closed_form(measured, data):
         assert "ged_32" not in scores and case.raters == (RATERS, int((~raters.any((1, 2))).sum()))
         majority = fuse_raters(raters.astype(int)) == 1
         assert case.mean["dice"] == dice(raters.mean(0) > 0.5, majority, "one")  # of equal probabilities, background
-        assert case.mean["ece"] == pytest.approx(0, abs=1e-6) and case.mean["ece_band"] == pytest.approx(0, abs=1e-6)
+        assert [case.mean[key] for key in ("ece", "ece_band", "ece_band_calibrated")] == pytest.approx([0, 0, 0], abs=1e-6)
 
 
 def test_each_rater_drawn_once_is_perfect_by_every_score(data):
@@ -156,6 +156,28 @@ def test_draws_are_those_that_predict_makes(data):
     ones = [model.predict(image, draws=k, seed=3).probability * k for k in range(1, 6)]
     by_hand = [(b - a).argmax(0) for a, b in zip([0 * ones[0], *ones], ones, strict=False)]
     assert (drawn == np.stack(by_hand)).mean() > 0.99  # differences of float32
+
+
+def squares(rng: np.random.Generator, number: int, spread: float) -> np.ndarray:
+    """Masks [number, 24, 24] of squares whose half width is 6 on average."""
+    far = np.abs(np.indices((24, 24)) - 11.5).max(0)
+    return np.stack([far < 6 + spread * rng.normal() for _ in range(number)]).astype(np.int64)
+
+
+def test_the_ece_of_a_calibrated_model_is_what_its_own_draws_leave_of_it():
+    """Readers like the draws: the two are alike, and far above 0, by chance alone. Readers who spread more: they are not."""
+    rng, alike, apart = np.random.default_rng(0), [], []
+    for number in range(60):
+        draws = squares(rng, 64, 1.5)
+        mean = np.stack([(draws == k).mean(0) for k in range(2)]).astype(np.float32)
+        for spread, kept in ((1.5, alike), (4.5, apart)):
+            found = score_case("a", "p", draws, mean, squares(rng, 4, spread), (1.0, 1.0), seed=number).mean
+            kept.append((found["ece_band"], found["ece_band_calibrated"]))
+    real, calibrated = np.mean(alike, axis=0)
+    assert abs(real - calibrated) < 0.02 < 0.07 < calibrated
+    assert np.subtract(*np.nanmean(apart, axis=0)) > 0.08
+    few = score_case("a", "p", draws[:3], mean, squares(rng, 4, 1.5), (1.0, 1.0)).mean
+    assert np.isnan(few["ece_band_calibrated"])
 
 
 MASKS = hnp.arrays(np.int64, (4, 3, 4), elements=st.integers(0, 2))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from diffuseg.checkpoint import versions
 from diffuseg.data.dataset import Dataset, load_raters, open_dataset, patients
@@ -66,8 +66,9 @@ class MultiRaterScores:
     single   against one rater at a time, mean over raters: "draws", as many as there are other raters, and "raters", the
              others; "ged" and "iou". Without another rater NaN
     mean     of the mean probability: "dice" (of its mask, against the majority; mean of classes), "ece" and "ece_band"
-             (against all raters together; band: near the border that any of them drew) and "uncertainty_score"; and
-             "dice_fused", Dice of the mask that `predict --fuse dice` makes of the draws
+             (against all raters together; band: near the border that any of them drew) and "uncertainty_score";
+             "ece_band_calibrated", the same of a model whose draws are the raters; and "dice_fused", Dice of the mask that
+             `predict --fuse dice` makes of the draws
     raters   number of masks, and how many of them are empty
     """
 
@@ -195,19 +196,41 @@ def score_case(
         sources[name] = {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}
     majority, mask = fuse_raters(raters), mean.argmax(0)
     overlap = lambda mask: float(np.mean([dice(mask == k, majority == k, "one") for k in labels]))
-    p, truth = np.repeat(mean[:, None], len(raters), axis=1), raters.astype(np.int64)
-    near = np.any([band(rater, spacing) for rater in raters], axis=0)
+    everywhere = np.ones(mask.shape, bool)
     uncertainty = expected_dice_loss(mean, mask)
     of_mean = {
         "dice": overlap(mask),
         "dice_fused": overlap(best_overlap(draws, len(mean))),
-        "ece": ece(p, truth),
-        "ece_band": ece(p, truth, np.repeat(near[None], len(raters), axis=0)),
+        "ece": _ece(mean, raters, everywhere),
+        "ece_band": _ece(mean, raters, _near(raters, spacing)),
+        "ece_band_calibrated": _ece_if_calibrated(mean, draws, len(raters), spacing),
         "uncertainty_score": uncertainty,
         "doubt": uncertainty,  # its former name
     }
     empty = int((~raters.any(tuple(range(1, raters.ndim)))).sum())
     return MultiRaterScores(case, patient, (len(raters), empty), sources, _single(draws, raters, labels), of_mean)
+
+
+def _ece(mean: Maps, raters: Raters, where: Bool[np.ndarray, "*s"]) -> float:
+    """ECE of the mean probability against all raters together; each voxel counts once for each of them."""
+    everyone = (len(raters), *where.shape)
+    return ece(np.repeat(mean[:, None], len(raters), axis=1), raters.astype(np.int64), np.broadcast_to(where, everyone))
+
+
+def _near(raters: Raters, spacing: Steps) -> Bool[np.ndarray, "*s"]:
+    return np.any([band(rater, spacing) for rater in raters], axis=0)
+
+
+def _ece_if_calibrated(mean: Maps, draws: Draws, raters: int, spacing: Steps) -> float:
+    """ECE near the borders where as many draws stand for the raters: what a case of so few voxels and raters leaves above 0.
+
+    Draws that are raters are exactly calibrated. Their share in the mean, 1/n each, makes this a little too low. Mean over
+    REPEATS disjoint sets of draws; NaN with fewer draws than raters, or where no set has a border.
+    """
+    sets = [draws[i : i + raters] for i in range(0, len(draws) - raters + 1, raters)][:REPEATS]
+    every = [_ece(mean, people, _near(people, spacing)) for people in sets]
+    found = [value for value in every if np.isfinite(value)]
+    return float(np.mean(found)) if found else np.nan
 
 
 def summarise(cases: Sequence[MultiRaterScores]) -> dict[str, Any]:
