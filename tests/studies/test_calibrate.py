@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from diffuseg.checkpoint import amend_meta, image_digest, model_hash, read_meta, save_checkpoint
 from diffuseg.cli import app
-from diffuseg.data.dataset import open_dataset, splits
+from diffuseg.data.dataset import load_image, open_dataset, splits
 from diffuseg.data.io import write
 from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
@@ -71,6 +71,47 @@ def put(folder: Path, cases: int, flipped: str = "", patients: int | None = None
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return put(tmp_path_factory.mktemp("sure") / "data", 25)
+
+
+def predicted(model, images: list[Image], folder: Path, draws: int = 2) -> Path:
+    for number, image in enumerate(images):
+        model.predict(image, SamplingOptions(draws=draws), calibrate=False).save(folder, f"new_{number}")
+    return folder
+
+
+def shifted(data: Path, by: float) -> list[Image]:
+    """The calibration images, each probability moved towards 1 (by > 0) or 0."""
+    dataset = open_dataset(data)
+    images = [load_image(dataset, case) for case in dataset.cases[1:]]
+    return [dataclasses.replace(image, data=np.clip(image.data + by, 20, 980).astype(np.float32)) for image in images]
+
+
+def test_images_like_the_calibration_cases_change_no_interval(data, measured, tmp_path):
+    model = make_model(method=Sure)
+    like = predicted(model, shifted(data, 0), tmp_path / "same")
+    found = measure_calibration(model, data, SamplingOptions(draws=2), like=like).calibration
+    assert found.effective_cases == pytest.approx(24, abs=0.1) and measured.calibration.effective_cases is None
+    assert found.widening == measured.calibration.widening and "worth 24 cases" in found.where
+    assert found.temperature == measured.calibration.temperature
+
+
+def test_cases_like_other_images_count_more_until_too_few_do(data, measured, tmp_path):
+    model = make_model(method=Sure)
+    near = predicted(model, shifted(data, 4), tmp_path / "near")
+    found = measure_calibration(model, data, SamplingOptions(draws=2), like=near).calibration
+    assert 10 < found.effective_cases < 23.5
+    far = predicted(model, shifted(data, 300), tmp_path / "far")
+    with pytest.raises(UserError, match="too unlike 24 calibration cases"):
+        measure_calibration(model, data, SamplingOptions(draws=2), like=far)
+
+
+def test_predictions_of_other_draws_or_too_few_are_refused(data, tmp_path):
+    model = make_model(method=Sure)
+    with pytest.raises(UserError, match="fewer than two predictions"):
+        measure_calibration(model, data, SamplingOptions(draws=2), like=tmp_path)
+    other = predicted(model, shifted(data, 0)[:2], tmp_path / "other", draws=3)
+    with pytest.raises(UserError, match="draws 2, now 3"):
+        measure_calibration(model, data, SamplingOptions(draws=2), like=other)
 
 
 @pytest.fixture(scope="module")

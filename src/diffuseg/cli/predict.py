@@ -297,6 +297,10 @@ def calibrate(
     cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
     store: Annotated[bool, typer.Option(help="Write what is learnt into the checkpoint, beside its weights.")] = True,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="Predictions of the images it will be used on, another scanner's say: cases like these count more."),
+    ] = None,
 ) -> None:
     """Learn a temperature, honest volume intervals and which cases a human should look at; predict then uses them."""
     from diffuseg.checkpoint import amend_meta
@@ -310,7 +314,7 @@ def calibrate(
     loaded = load(model, device)
     with ProgressBars(console(stderr=True)) as bars:
         options = SamplingOptions(draws, steps, sampler, fuse=fuse.value)
-        found = measure_calibration(loaded, dataset, options, fold, cases, bars.measured)
+        found = measure_calibration(loaded, dataset, options, fold, cases, bars.measured, like)
     console().print(*tables(found), sep="\n")
     for path in write_calibration(found, loaded.hash, out):
         typer.echo(f"written: {path}")

@@ -4,6 +4,7 @@ Draws of a model agree more, or less, than they should. On calibration cases, ea
 it would have to be widened to contain the truth; a quantile of these scores widens the interval of every new case. If new
 cases are like the calibration cases (exchangeable with them), the truth is inside with probability 1 - alpha or more,
 whatever the model is like: over cases, not for each kind of case. Romano et al., Conformalized Quantile Regression (2019).
+Cases of another kind: calibration cases like them count more (`shift.importance_weights`; Tibshirani et al. 2019).
 """
 
 import math
@@ -15,6 +16,7 @@ import numpy as np
 import scipy  # its parts are imported where they are used first
 from jaxtyping import Bool, Float
 
+from diffuseg.evaluation.shift import Weights
 from diffuseg.evaluation.statistics import group_folds
 
 Volumes = Float[np.ndarray, " n"]
@@ -67,13 +69,19 @@ class Coverage(NamedTuple):
 
 
 def calibrate_interval(
-    low: Volumes, high: Volumes, truth: Volumes, alpha: float = 0.1, smallest: float = SMALLEST
+    low: Volumes,
+    high: Volumes,
+    truth: Volumes,
+    alpha: float = 0.1,
+    smallest: float = SMALLEST,
+    weights: Weights | None = None,
 ) -> ConformalMargin:
     """The margin by which intervals [low, high] of volumes contain the truth in 1 - alpha of cases.
 
     Score of a case: max(low - truth, truth - high) over the middle of its interval. The margin is the
     ceil((n + 1)(1 - alpha))-th smallest of the n scores; infinite where that is more than n, that is with fewer than
-    1 / alpha - 1 cases.
+    1 / alpha - 1 cases. With weights it is the smallest score up to which the weights of the cases are 1 - alpha of all, the
+    new case's among these (eq. 7 of Tibshirani et al. 2019, one weight for all new cases).
 
     Args:
         low: In ml, of cases that the model was not trained on; so are `high` and `truth`.
@@ -81,6 +89,7 @@ def calibrate_interval(
         truth: True volumes.
         alpha: The part of cases that may be outside.
         smallest: Added to volumes before they divide, in ml.
+        weights: What the cases count; None: all the same.
 
     Raises:
         ValueError: There is no case, or alpha, smallest or a volume is out of range.
@@ -90,9 +99,11 @@ def calibrate_interval(
         raise ValueError("a true volume of 0 ml or more is needed for each of the intervals, and at least one")
     if not (0 < alpha < 1 and smallest > 0):
         raise ValueError(f"alpha in (0, 1) and a smallest volume above 0 ml are needed, not {alpha} and {smallest}")
-    scores = np.sort(np.maximum(low - truth, truth - high) / ((low + high) / 2 + smallest))
-    rank = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)
-    margin = float(scores[rank - 1]) if rank <= len(scores) else math.inf
+    scores = np.maximum(low - truth, truth - high) / ((low + high) / 2 + smallest)
+    cases, new = (np.ones(len(scores)), 1.0) if weights is None else (weights.cases, weights.new)
+    order = np.argsort(scores)
+    enough = np.cumsum(cases[order]) >= (1 - alpha) * (cases.sum() + new) - 1e-9
+    margin = float(scores[order][enough.argmax()]) if enough.any() else math.inf
     return ConformalMargin(margin, "relative", alpha, smallest, len(scores))
 
 

@@ -27,6 +27,7 @@ class Calibration:
     threshold    the uncertainty score above which a case needs review; at most `fraction` of the calibration cases do
     settings     draws, steps, sampler and fuse that it was learnt with: with others it says nothing
     dataset, fold, cases, patients   validation cases that it was learnt from, and how many patients they are of
+    effective_cases   how many these are worth for intervals, if they were weighted to be like other images
     """
 
     temperature: float
@@ -38,6 +39,7 @@ class Calibration:
     fold: int
     cases: int
     patients: int
+    effective_cases: float | None = None
 
     @property
     def id(self) -> str:
@@ -48,7 +50,8 @@ class Calibration:
     def where(self) -> str:
         """What it was learnt from, as text."""
         patients = "" if self.patients == self.cases else f" of {pluralize(self.patients, 'patient')}"
-        return f"{pluralize(self.cases, 'validation case')}{patients} (fold {self.fold} of {self.dataset})"
+        like = "" if self.effective_cases is None else f"; weighted for other images, worth {self.effective_cases:g} cases"
+        return f"{pluralize(self.cases, 'validation case')}{patients} (fold {self.fold} of {self.dataset}{like})"
 
     def mismatch(self, settings: dict[str, Any]) -> str:
         """Which of the settings of a prediction are not those it was learnt with; "" if it fits."""

@@ -41,11 +41,13 @@ from diffuseg.evaluation.conformal import (
 )
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.selective import rejection, threshold_for_fraction
+from diffuseg.evaluation.shift import Weights
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean, group_folds, paired_difference
 from diffuseg.inference.calibration import SETTINGS, Calibration
 from diffuseg.inference.folds import validation_set
 from diffuseg.inference.model import Model
 from diffuseg.inference.sampling import SamplingOptions
+from diffuseg.studies.likeness import features, predictions_like, weights_for
 from diffuseg.text import pluralize
 from diffuseg.types import Image
 
@@ -101,6 +103,7 @@ def measure_calibration(
     fold: int | None = None,
     limit: int = 0,
     on_case: Callable[[int, int], None] | None = None,
+    like: Path | None = None,
 ) -> Measured:
     """Calibrate for the settings that `predict` would use, on validation cases of a fold; the model is not changed.
 
@@ -111,15 +114,20 @@ def measure_calibration(
         fold: None: the one the model was validated on.
         limit: So many cases, spread evenly; 0: all.
         on_case: Called with (done, cases) after each case.
+        like: A folder of predictions of the images that the model will be used on: cases like these count more for the
+            intervals.
 
     Raises:
-        UserError: What `Model.settings` and `validation_cases` refuse, cases of a single patient, or without any border.
+        UserError: What `Model.settings`, `validation_cases` and `weights_for` refuse, cases of a single patient, or without any
+            border.
     """
     options = model.resolve(options or SamplingOptions())
     dataset, fold, names, groups = validation_set(model, folder, fold, limit)
     if len(set(groups)) < 2:
         what = f"{pluralize(len(names), 'case')} of one patient"
         raise UserError(what, do="Calibration needs at least two patients in the fold")
+    settings = model.settings(options)
+    new = None if like is None else predictions_like(like, model.hash, settings)
     cases, voxel = _score_cases(model, dataset, names, options, on_case)
     if not any(len(case.voxels["band"][1]) for case in cases):
         raise UserError("no case has anything but background", file=folder, do="There is nothing to calibrate on")
@@ -128,9 +136,9 @@ def measure_calibration(
     scores, diagrams = _scores(cases, temperatures, groups), _diagrams(cases, temperatures)
     how = _how(len(names), len(set(groups)))
     temperature, how["temperature"] = _accepted(temperature, scores, how["temperature"])
-    coverage, widening = _intervals(cases, groups, voxel)
+    weights = None if new is None else weights_for(_features(cases, voxel), new, voxel, ALPHA)
+    coverage, widening = _intervals(cases, groups, voxel, weights)
     risk, uncertainty = np.array([case.risk for case in cases]), np.array([case.uncertainty_score for case in cases])
-    settings = model.settings(options)
     calibration = Calibration(
         temperature=1.0 if temperature is None else round(temperature, 5),
         widening={name: asdict(wider) for name, wider in widening.items() if math.isfinite(wider.margin)},
@@ -141,12 +149,9 @@ def measure_calibration(
         fold=fold,
         cases=len(names),
         patients=len(set(groups)),
+        effective_cases=None if weights is None else round(weights.effective, 1),
     )
-    per_case = {
-        name: {"patient": patient, "risk": case.risk, "uncertainty_score": case.uncertainty_score,
-               "doubt": case.uncertainty_score, "temperature": own}
-        for name, patient, case, own in zip(names, groups, cases, temperatures, strict=True)
-    }  # fmt: skip
+    per_case = _per_case(names, groups, cases, temperatures)
     selective = rejection(risk, uncertainty, groups, FRACTION)
     return Measured(calibration, scores, coverage, selective, diagrams, per_case, how)
 
@@ -188,6 +193,22 @@ def _voxels(probability: np.ndarray, raters: np.ndarray, wheres: Sequence[np.nda
     """Probabilities [k, v] and classes [v] of some voxels, those of all raters one after the other."""
     each = [sample(probability, rater, where, VOXELS // len(raters)) for rater, where in zip(raters, wheres, strict=True)]
     return np.concatenate([p for p, _ in each], axis=1), np.concatenate([t for _, t in each])
+
+
+def _per_case(
+    names: Sequence[str], groups: Sequence[str], cases: Sequence[CaseScores], temperatures: Sequence[float]
+) -> dict[str, dict[str, Any]]:
+    rows = zip(names, groups, cases, temperatures, strict=True)
+    return {
+        name: {"patient": patient, "risk": case.risk, "uncertainty_score": case.uncertainty_score,
+               "doubt": case.uncertainty_score, "temperature": own}
+        for name, patient, case, own in rows
+    }  # fmt: skip
+
+
+def _features(cases: Sequence[CaseScores], voxel: float) -> np.ndarray:
+    ends = [{name: (case.low[name], case.high[name]) for name in case.low} for case in cases]
+    return np.stack([features(own, case.uncertainty_score, voxel) for own, case in zip(ends, cases, strict=True)])
 
 
 def _temperature(cases: Sequence[CaseScores]) -> float | None:
@@ -245,14 +266,17 @@ def _diagrams(cases: list[CaseScores], temperatures: list[float]) -> dict[str, R
 
 
 def _intervals(
-    cases: list[CaseScores], groups: list[str], voxel: float
+    cases: list[CaseScores], groups: list[str], voxel: float, weights: Weights | None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, ConformalMargin]]:
-    """By class: coverage before and after, and the margin from all cases; `voxel` in ml, the largest there is."""
+    """By class: coverage before and after, and the margin from all cases; `voxel` in ml, the largest there is.
+
+    Coverage is that of these cases, which count alike; weights are for cases of another kind, whose truth nobody knows.
+    """
     coverage, widening = {}, {}
     folds = 2 if len(set(groups)) >= HALVES else None
     for name in cases[0].truth:
         low, high, truth = (np.array([getattr(case, end)[name] for case in cases]) for end in ("low", "high", "truth"))
-        widening[name] = calibrate_interval(low, high, truth, ALPHA, smallest=voxel)
+        widening[name] = calibrate_interval(low, high, truth, ALPHA, smallest=voxel, weights=weights)
         crossed = cross_coverage(low, high, truth, ALPHA, smallest=voxel, groups=groups, folds=folds)
         expected = expected_coverage(len(set(groups)), ALPHA)
         sides = {"raw": _coverage(interval_coverage(low, high, truth), groups), "widened": _coverage(crossed, groups)}
