@@ -31,12 +31,12 @@ MEAN = (
 
 def main(asked: argparse.Namespace) -> None:
     """Measure row after row and write the results after each; rows of that name that are there are replaced."""
-    results = json.loads(asked.out.read_text()) if asked.out.exists() else {"rows": []}
     for text, dropout in [(text, False) for text in asked.rows] + [(text, True) for text in asked.dropout]:
         name, _, paths = text.rpartition("=")  # a name may hold settings
         models = [load(path, "cpu") for path in paths.split(",")]
         found = measured(models, asked, dropout)
         row = {"name": name, "what": asked.what} | described(models, found, dropout)
+        results = json.loads(asked.out.read_text()) if asked.out.exists() else {"rows": []}  # another run may have written
         results["rows"] = replaced(results["rows"], [row], ("name", "what"))
         write(
             asked.out, results | {key: found.summary[key] for key in ("dataset", "fold", "cases", "patients", "empty", "rule")}
