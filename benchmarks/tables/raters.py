@@ -1,15 +1,18 @@
-"""LIDC: draws against four readers."""
+"""LIDC: draws against four readers. Tables of one row per method show the first training of each; `raters_seeds` shows all."""
 
 from typing import Any
 
+import numpy as np
+
 from benchmarks.tables.grid import change, ends, grid, load, network_calls
 
+SEED = ", seed "  # followed by its number in the name of a row
 PEOPLE = {"one rater, copied": "one_rater", "raters drawn with replacement": "resampled_raters"}
 
 
 def raters() -> str:
     """Draws against the raters of LIDC: methods, what raters reach, and what knows nothing of shapes."""
-    found = load("lidc_raters")["rows"]
+    found = _first()
     plain = _plain(found)
     rows = [[row["name"], *_against(row["draws"])] for row in found]
     rows.append(["softmax of the U-Net, each pixel by itself", *_against(plain["pixelwise"])])
@@ -20,25 +23,17 @@ def raters() -> str:
 def raters_quality() -> str:
     """The mean probability of the draws, and the masks made of them, against the same raters."""
     rows = []
-    for row in load("lidc_raters")["rows"]:
+    for row in _first():
         mean = row["mean"]
-        measures = [mean["dice"], mean["dice_fused"], mean["ece_band"], mean.get("ece_band_calibrated"), row["aurc"]]
+        measures = [mean["dice"], mean["dice_fused"], mean["ece_band"], row["aurc"]]
         calls = row["evaluations_per_draw"] * row["n"] if row["dropout"] or row["method"] != "unet" else len(row["models"])
         shown = network_calls(row["method"], calls)
-        rows.append(
-            [
-                row["name"],
-                *("-" if entry is None else ends(entry) for entry in measures),
-                shown,
-                f"{sum(row['training_steps'])}",
-            ]
-        )
+        rows.append([row["name"], *map(ends, measures), shown, f"{sum(row['training_steps'])}"])
     head = [
         "draws of",
         "Dice of the mean's mask",
         "Dice of `--fuse dice`",
         "ECE in the band",
-        "the same, if draws were the readers",
         "AURC, by doubt",
         "network calls",
     ]
@@ -47,7 +42,7 @@ def raters_quality() -> str:
 
 def raters_differences() -> str:
     """Each diffusion model against the bars, case by case, patients as units."""
-    found = load("lidc_raters")["rows"]
+    found = _first()
     plain, several = _plain(found), next((row for row in found if len(row["models"]) > 1), None)
     bars = {"softmax of the U-Net": plain["per_case"]["pixelwise"]}
     bars |= {several["name"]: several["per_case"]["draws"]} if several else {}
@@ -73,12 +68,39 @@ def raters_differences() -> str:
 def raters_agreement() -> str:
     """Whether draws agree with a rater as they do with one another, where it was measured."""
     keys = ("dice_draw_rater", "dice_draw_draw", "dice_gap")
-    rows = [
-        [row["name"], *(ends(row["draws"][key]) for key in keys)]
-        for row in load("lidc_raters")["rows"]
-        if keys[2] in row["draws"]
-    ]
+    rows = [[row["name"], *(ends(row["draws"][key]) for key in keys)] for row in _first() if keys[2] in row["draws"]]
     return grid(["draws of", "Dice, draw and rater", "Dice, two draws", "difference"], rows)
+
+
+def raters_seeds() -> str:
+    """Trainings that differ in the seed alone, one by one; and the mean of the seeds against that of the U-Nets."""
+    found, rows = load("lidc_raters")["rows"], []
+    plain = [row for row in found if row["name"].partition(SEED)[0] == _plain(found)["name"]]
+    for name in dict.fromkeys(row["name"].partition(SEED)[0] for row in found if SEED in row["name"]):
+        seeds = [row for row in found if row["name"].partition(SEED)[0] == name]
+        each = lambda values, digits=3: ", ".join(f"{value:.{digits}f}" for value in values)
+        cells = [each(row["draws"][key]["mean"] for row in seeds) for key in ("ged_16", "hm_iou")]
+        gaps = [row["draws"]["dice_gap"]["mean"] for row in seeds if "dice_gap" in row["draws"]]
+        own = [row["mean"]["ece_band_calibrated"]["mean"] for row in seeds if "ece_band_calibrated" in row["mean"]]
+        against = _paired(seeds[0], *(_over_seeds(rows, "dice_fused") for rows in (seeds, plain)))
+        drawn = seeds[0]["method"] != "unet"
+        cells += [each(gaps) if drawn else "-", each(row["mean"]["ece_band"]["mean"] for row in seeds)]
+        rows.append([name, *cells, each(own) if drawn else "-", against if drawn else "-"])
+    head = [
+        "training",
+        "GED-16",
+        "HM-IoU",
+        "Dice, draw and rater, minus two draws",
+        "ECE in the band",
+        "the same, if draws were the readers",
+        "Dice of `--fuse dice`, minus the U-Net's, means over seeds",
+    ]
+    return grid(head, rows)
+
+
+def _over_seeds(rows: list[dict[str, Any]], key: str) -> list[float]:
+    """Mean over the trainings, case by case."""
+    return np.mean([row["per_case"]["mean"][key] for row in rows], axis=0).tolist()
 
 
 def raters_controls() -> str:
@@ -93,6 +115,10 @@ def raters_controls() -> str:
         rows.append([row["name"], *(ends(row["draws"][key]) for key in ("ged_16", "hm_iou", "dice_gap")), *cells])
     less = [f"{what}, minus the first's" for what in ("GED-16", "HM-IoU", "Dice of `--fuse dice`")]
     return grid(["training", "GED-16", "HM-IoU", "Dice, draw and rater, minus two draws", *less], rows)
+
+
+def _first() -> list[dict[str, Any]]:
+    return [row for row in load("lidc_raters")["rows"] if SEED not in row["name"]]
 
 
 def _plain(rows: list[dict[str, Any]]) -> dict[str, Any]:
