@@ -90,6 +90,30 @@ class View:
             if (plane == value).any():
                 axis.contour(x, y, plane == value, levels=[0.5], colors=[colour], linestyles=style, linewidths=1.3)
 
+    def letters(self, axis: Any, affine: np.ndarray) -> None:
+        """The letters of the patient's sides at the borders of the slice of a volume: R, L, A, P, S, I.
+
+        Args:
+            axis: Of matplotlib.
+            affine: [4, 4], from voxels to mm that grow to the patient's right, to the front and to the head.
+        """
+        if not self.volume:
+            return
+        from matplotlib.patheffects import withStroke
+        from nibabel.orientations import aff2axcodes
+
+        right, up = aff2axcodes(affine)[:2]
+        other = dict(zip("RLAPSI", "LRPAIS", strict=True))
+        rim = {
+            "color": "#ffd933",
+            "fontsize": 8,
+            "weight": "bold",
+            "path_effects": [withStroke(linewidth=2, foreground="black")],
+        }
+        places = ((0.05, 0.5, other.get(right)), (0.95, 0.5, right), (0.5, 0.95, up), (0.5, 0.05, other.get(up)))
+        for x, y, letter in places:
+            axis.text(x, y, letter or "", transform=axis.transAxes, ha="center", va="center", **rim)
+
     def frame(self, axis: Any) -> None:
         """Where the other panels look, if they do not show all of it."""
         left, right, bottom, top = self.window

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import re
 import subprocess
@@ -13,6 +14,7 @@ import PIL.Image
 import pytest
 
 from diffuseg.data.io import write
+from diffuseg.drawing import View, figure_of
 from diffuseg.reports.case_pictures import case_pictures, read_with_maps
 from diffuseg.reports.evaluate import evaluate
 from diffuseg.reports.evaluation import Evaluation
@@ -162,6 +164,35 @@ def test_odd_shapes_and_empty_masks_are_drawn(shape: tuple[int, ...], empty: boo
         png = drawn(image, labels, labels * 0, flat, spacing=[1.0, 2.0, 5.0][: len(shape)])
         assert pixels(png).std() > 0
     assert pixels(validation_figure([{"image": flat, "truth": labels, "draws": [labels], "entropy": flat, "title": "t"}])).size
+
+
+@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+@pytest.mark.parametrize("signs", itertools.product((1, -1), repeat=2))
+def test_letters_say_where_the_patient_lies(order: tuple[int, ...], signs: tuple[int, int]) -> None:
+    """One voxel to the right of the panel, or up, is a step in the world: the letter there names its direction."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag([2.0, 3.0, 4.0])[list(order)] * [*signs, 1]
+    affine[:3, 3] = 5, -60, 7
+    view = View(truth(), truth(), (2.0, 3.0, 4.0))
+    axis = figure_of(1, 1, (2.0, 2.0))[1][0, 0]
+    view.letters(axis, affine)
+    at = {text.get_position(): text.get_text() for text in axis.texts}
+    west, east = (min(at, key=lambda p: p[0]), max(at, key=lambda p: p[0]))
+    south, north = (min(at, key=lambda p: p[1]), max(at, key=lambda p: p[1]))
+    origin = affine @ [4, 4, 4, 1]
+    for step, towards, away in (([1, 0, 0, 0], east, west), ([0, 1, 0, 0], north, south)):
+        way = (affine @ (np.array([4, 4, 4, 1]) + step) - origin)[:3]
+        world = int(np.abs(way).argmax())
+        pair = ("LR", "PA", "IS")[world]
+        assert at[towards] == pair[int(way[world] > 0)] and at[away] == pair[int(way[world] < 0)]
+
+
+def test_letters_are_on_the_picture_of_a_volume_alone() -> None:
+    image = np.zeros(SHAPE, np.float32)
+    plain, lettered = (drawn(image, truth(), truth(), affine=affine) for affine in (None, np.eye(4)))
+    assert amount(lettered, "#ffd933") > amount(plain, "#ffd933") + 10
+    flat = [drawn(image[..., 7], truth()[..., 7], truth()[..., 7], affine=affine) for affine in (None, np.eye(4))]
+    assert flat[0] == flat[1]
 
 
 def test_validation_shows_each_draw() -> None:

@@ -35,8 +35,16 @@ document.body.append(Object.assign(document.createElement("pre"), { id: "told", 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no chromium here")]
 
 
-def browse(folder, tmp_path, drive: str, labels=None) -> dict:
-    """What a script that is run at the end of the exported page tells; nothing may be loaded, and nothing go wrong."""
+def browse(folder, tmp_path, drive: str, labels=None, remarks: bool = False) -> dict:
+    """What a script that is run at the end of the exported page tells; nothing may be loaded, and nothing go wrong.
+
+    Args:
+        folder: Of the results.
+        tmp_path: Where the page goes.
+        drive: JavaScript that puts what it finds into `told`.
+        labels: Folder of the truth.
+        remarks: Whether the page may have something to remark.
+    """
     path = tmp_path / "one.html"
     write_page(find_cases(folder, labels=labels), path)
     start, _, rest = path.read_text(encoding="utf-8").partition("<body>")
@@ -45,7 +53,7 @@ def browse(folder, tmp_path, drive: str, labels=None) -> dict:
     command = [BROWSER, *OPTIONS, f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     told = json.loads(html.unescape(re.search(r'<pre id="told">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
-    assert not told["blocked"] and not told["errors"] and not told["remarks"]
+    assert not told["blocked"] and not told["errors"] and bool(told["remarks"]) == remarks
     assert all(name.startswith(("data:", "blob:")) for name in told["loaded"])
     return told
 
@@ -181,6 +189,31 @@ def test_keys_work_wherever_the_focus_is_and_the_list_of_them_is_in_view(picture
     assert told["played"] == [True] * 4 and told["help"] == [True] * 3 and told["closed"]
 
 
+def test_borders_enclose_the_voxels_of_their_class(pictures, tmp_path):
+    """Closed lines along the edges of voxels: the area within is their number, the length that of edges to anything else."""
+    planes = [np.random.default_rng(i).integers(0, 3, (7, 9)) for i in range(3)]
+    planes += [np.ones((2, 3), int), np.eye(3, dtype=int), np.zeros((2, 2), int)]
+    told = browse(
+        pictures,
+        tmp_path,
+        """
+        const lines = (rows, value) => borders({ values: rows.flat(), size: [rows[0].length, rows.length] }, value);
+        told.lines = PLANES.map((rows) => [1, 2].map((value) => lines(rows, value)));
+        """.replace("PLANES", json.dumps([plane.tolist() for plane in planes])),
+    )
+    for plane, found in zip(planes, told["lines"], strict=True):
+        for value, lines in zip((1, 2), found, strict=True):
+            inside = np.pad(plane == value, 1)
+            edges = sum((inside != np.roll(inside, 1, axis)).sum() for axis in (0, 1))
+            assert sum(len(line) for line in lines) == edges
+            area = 0.0
+            for line in lines:
+                here, there = np.array(line), np.roll(line, -1, 0)
+                assert (np.abs(there - here).sum(1) == 1).all(), "each step goes along one edge"
+                area += (here[:, 0] * there[:, 1] - there[:, 0] * here[:, 1]).sum() / 2
+            assert area == (plane == value).sum()
+
+
 def test_outlines_of_truth_and_mask_lie_over_another_layer(pictures, tmp_path):
     """The border of the truth is black and white; that of the mask, above it, has the colours of its classes."""
     (tmp_path / "truth").mkdir()
@@ -192,31 +225,114 @@ def test_outlines_of_truth_and_mask_lie_over_another_layer(pictures, tmp_path):
         pictures,
         tmp_path,
         """
+        const { canvas } = stage;
+        const seen = () => {
+          const pixel = (x, y) => [...canvas.getContext("2d").getImageData(10 + 20 * x, 10 + 20 * y, 1, 1).data].slice(0, 3);
+          const [columns, rows] = stage.size().map((n) => [...Array(n).keys()]);
+          // the middle of the edge between a pixel and the next one to the right, and the middle of each pixel
+          const [edges, middles] = [1, 0.5].map((at) => rows.map((y) => columns.map((x) => pixel(x + at, y + 0.5))));
+          return { edges, middles };
+        };
+        stage.place = () => ({ scale: 20, left: 10, top: 10 }); // edges lie between pixels of the screen, which lines fill
+        setSmooth(false);
+        setWindow(-10, 30); // nothing is black or white by itself
+        setOutline("truth", false);
         await chooseLayer("");
+        told.plain = seen();
+        await setOutline("truth", true);
         told.layers = overlays().map((one) => one.key);
-        told.truth = [...stage.over];
+        told.truth = seen();
         await setOutline("mask", true);
-        told.both = [...stage.over];
+        told.both = seen();
         await chooseLayer("prob0");
         told.parts = parts.map((part) => [part.about.key, part.style]);
         """,
         tmp_path / "truth",
     )
     assert "truth" in told["layers"] and told["parts"] == [["prob0", "fill"], ["truth", "dashes"], ["mask", "outline"]]
-    shown = np.array(told["truth"]).reshape(*mask.shape, 4)
-    border = np.zeros(mask.shape, bool)
-    border[2:10, 4:15] = True
-    border[3:9, 5:14] = False
-    np.testing.assert_array_equal(shown[..., 3] > 0, border)
-    assert {tuple(pixel) for pixel in shown[border]} == {(0, 0, 0, 255), (255, 255, 255, 255)}
-    both = np.array(told["both"]).reshape(*mask.shape, 4)
-    padded = np.pad(mask, 1, constant_values=-1)
-    neighbours = [
-        padded[1 + a : 1 + a + mask.shape[0], 1 + b : 1 + b + mask.shape[1]] for a, b in ((0, 1), (1, 0), (0, -1), (-1, 0))
-    ]
-    edge = (mask != 0) & np.any([other != mask for other in neighbours], axis=0)
-    for number, value in enumerate(sorted(LABELS.values())[1:]):
-        colour = [int(OKABE_ITO[number][i : i + 2], 16) for i in (1, 3, 5)]
-        here = both[edge & (mask == value)]
-        np.testing.assert_array_equal(here, np.broadcast_to([*colour, 255], here.shape))
-    np.testing.assert_array_equal(both[..., 3] > 0, border | edge)
+    seen = {key: {kind: np.array(rows) for kind, rows in told[key].items()} for key in ("plain", "truth", "both")}
+    between = lambda labels: labels[:, :-1] != labels[:, 1:]
+    for key in ("truth", "both"):
+        np.testing.assert_array_equal(seen[key]["middles"], seen["plain"]["middles"])  # lines leave the pixels free
+    changed = (seen["truth"]["edges"] != seen["plain"]["edges"]).any(-1)[:, :-1]
+    assert not changed[~between(truth)].any() and changed[between(truth)].all()
+    shades = seen["truth"]["edges"][:, :-1][between(truth)]
+    assert (np.ptp(shades, axis=-1) == 0).all() and {0, 255} <= set(shades[:, 0].tolist())
+    classes = {value: [int(OKABE_ITO[i][n : n + 2], 16) for n in (1, 3, 5)] for i, value in enumerate((2, 5))}
+    rows, columns = np.nonzero(between(mask))
+    for row, column in zip(rows, columns, strict=True):
+        neighbours = [classes[value] for value in mask[row, column : column + 2].tolist() if value]
+        assert seen["both"]["edges"][row, column].tolist() in neighbours
+
+
+def test_marks_lie_where_the_voxels_are_seen_and_letters_where_the_body_is(volumes, tmp_path):
+    """A single voxel is painted: in every plane its colour fills the place that lines are drawn around."""
+    place = [3, 1, 2]
+    told = browse(
+        volumes,
+        tmp_path,
+        """
+        const place = PLACE;
+        const { size, affine } = stage.grid;
+        const stored = new Uint8Array(size[0] * size[1] * size[2]);
+        stored[place[0] + size[0] * (place[1] + size[1] * place[2])] = 1;
+        const mm = affine.map((row) => row[3] + place.reduce((sum, v, i) => sum + row[i] * v, 0));
+        stage.nv.scene.crosshairPos = stage.nv.mm2frac(mm, 0, true);
+        stage.smooth(false);
+        const { gl } = stage.nv;
+        told.views = [true, false].map((mirror) => {
+          setMirror(mirror);
+          stage.show([{ size: [...size.slice(0, 3), 1], stored, kind: "labels", style: "fill", frame: 0 }], [[255, 0, 0]], 1);
+          stage.nv.drawScene();
+          return stage.tiles().map((tile) => {
+            const [left, top, width, height] = tile.frame.map(Math.round);
+            const pixels = new Uint8Array(4 * width * height);
+            gl.readPixels(left, gl.canvas.height - top - height, width, height, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
+            const [xs, ys] = [[], []];
+            for (let i = 0; i < width * height; i++) {
+              if (pixels[4 * i] < 200 || pixels[4 * i + 1] > 50) continue;
+              xs.push(left + (i % width));
+              ys.push(top + height - 1 - Math.floor(i / width));
+            }
+            const box = [Math.min(...xs), Math.min(...ys), Math.max(...xs) + 1, Math.max(...ys) + 1];
+            return { axis: tile.axis, slice: tile.slice, box, ...tile.place, letters: sides(tile) };
+          });
+        });
+        """.replace("PLACE", json.dumps(place)),
+    )
+    letters = {2: ["R", "L", "A", "P"], 0: ["R", "L", "S", "I"], 1: ["P", "A", "S", "I"]}  # by the file's axis across the plane
+    for mirrored, tiles in zip((True, False), told["views"], strict=True):
+        assert sorted(tile["axis"] for tile in tiles) == [0, 1, 2]
+        for tile in tiles:
+            u, v = np.delete(place, tile["axis"])
+            origin, right, down = (np.array(tile[key]) for key in ("origin", "right", "down"))
+            corners = [origin + (u + a) * right + (v + b) * down for a in (-0.5, 0.5) for b in (-0.5, 0.5)]
+            assert tile["slice"] == place[tile["axis"]]
+            np.testing.assert_allclose(tile["box"], [*np.min(corners, 0), *np.max(corners, 0)], atol=1.5)
+            west, east, *rest = letters[tile["axis"]]
+            turned = not mirrored and tile["axis"] != 1
+            assert tile["letters"] == ([east, west] if turned else [west, east]) + rest
+
+
+def test_no_image_stands_under_the_name_of_another_case(volumes, tmp_path):
+    """What of a case cannot be shown is said; its neighbours stay within reach of the keys."""
+    (volumes / "b.json").write_text("{}")
+    told = browse(
+        volumes,
+        tmp_path,
+        """
+        const press = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+        const canvases = () => ["volume", "marks"].map((id) => getComputedStyle($(id)).visibility);
+        const seen = () => [$("name").textContent, ...canvases(), $("read").textContent.trim() !== ""];
+        told.first = seen();
+        await chooseCase(1);
+        ["w", "r", "s", "ArrowUp", "+", "1", "0", "v"].forEach(press);
+        told.second = seen();
+        press("p");
+        while ($("stage").className) await new Promise((done) => setTimeout(done, 20));
+        told.again = seen();
+        """,
+        remarks=False,
+    )
+    assert told["first"] == told["again"] == ["a", "visible", "visible", True]
+    assert told["second"] == ["b", "hidden", "hidden", False]

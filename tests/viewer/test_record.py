@@ -163,3 +163,9 @@ def test_no_word_of_the_page_is_known_to_its_makers_alone(volumes):
     shown = json.dumps([case.describe() for case in find_cases(volumes)]) + text("page.html")
     for word in ("doubt", "levels", "look_at", "looked at", "noise level"):
         assert word not in shown.lower(), word
+
+
+def test_a_file_that_is_gone_is_named_once(volumes):
+    """Both classes have their probabilities in it."""
+    (volumes / "a_prob.nii.gz").unlink()
+    assert find_cases(volumes, only="a")[0].faults == ("a_prob.nii.gz is not in the folder.",)

@@ -10,6 +10,7 @@ import numpy as np
 from diffuseg.data.io import ending_of, read_mask
 from diffuseg.data.layout import list_files
 from diffuseg.data.outputs import record_of, sidecar_name, stored_as_one
+from diffuseg.data.pictures import LOSSLESS
 from diffuseg.data.raters import fuse_raters, read_raters
 from diffuseg.errors import UserError
 from diffuseg.reports.evaluation import Evaluation
@@ -97,7 +98,11 @@ def _picture(evaluations: Sequence[Evaluation], case: str, dice: Sequence[float]
         folder = one.summary.get("folders", {}).get("images")
         if image is None and folder:
             image = _readable(image_of(Path(folder), case), mask)
-    return cases_figure(None if image is None else image.data, fuse_raters(truth.data), rows, truth.spacing, labels, title)
+    voxels = None if image is None else image.data
+    affine = (
+        None if truth.source is not None and ending_of(truth.source) in LOSSLESS else truth.affine
+    )  # stacks of pictures have no sides
+    return cases_figure(voxels, fuse_raters(truth.data), rows, truth.spacing, labels, title, affine)
 
 
 def _readable(file: Path | None, mask: Image) -> Image | None:

@@ -61,6 +61,7 @@ def cases_figure(
     spacing: Sequence[float] | None = None,
     labels: dict[str, int] | None = None,
     title: str = "",
+    affine: np.ndarray | None = None,
 ) -> bytes:
     """One case as one or several predictions have it, as PNG: a line each, beside the truth, in one window of one slice.
 
@@ -73,6 +74,7 @@ def cases_figure(
         spacing: In mm per axis; gives the proportions.
         labels: Class -> value, for the legend.
         title: Stands above all of it.
+        affine: [4, 4], voxels to mm (RAS+); puts the letters of the patient's sides on the image.
 
     Raises:
         ValueError: There is no row at all.
@@ -94,6 +96,8 @@ def cases_figure(
         view.background(line[5], image, pale=True)
         _differences(view, line[5], truth, row["mask"])
         view.frame(line[0])
+        if affine is not None:
+            view.letters(line[0], affine)
         for axis in line[1:]:
             view.zoom(axis)
         line[0].set_ylabel(row["title"], fontsize=9)

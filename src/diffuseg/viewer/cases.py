@@ -173,7 +173,7 @@ def _case(folder: Path, name: str, record: dict[str, Any], images: Path | None, 
         *_kept(folder, name, ending, record),
     ]
     inside = [layer for layer in layers if layer.file.is_file() and layer.file.resolve().is_relative_to(folder.resolve())]
-    faults += [f"{layer.file.name} is not in the folder." for layer in layers if layer not in inside]
+    faults += dict.fromkeys(f"{layer.file.name} is not in the folder." for layer in layers if layer not in inside)
     image = _image(folder, name, record, images)
     if image is None:
         where = f"{name} or {name}_0000 in the folder of --images" if images else _named(record)

@@ -17,7 +17,9 @@ const data = {
   },
 
   async ask(address) {
-    const answer = await fetch(address);
+    const answer = await fetch(address).catch(() => {
+      throw new Error("Nothing answers any more: `diffuseg view` has ended. Start it again, and open the address that it names.");
+    });
     if (!answer.ok) throw new Error(await answer.text());
     return answer;
   },
@@ -56,15 +58,19 @@ const data = {
     return made;
   },
 
-  /* The voxel whose middle is nearest to a place in mm. */
-  voxel({ affine, size }, mm) {
+  /* A place in mm in voxels, whose middles are whole numbers. */
+  place({ affine }, mm) {
     const [a, b, c] = [0, 1, 2].map((column) => affine.map((row) => row[column]));
     const cross = (u, v) => [u[1] * v[2] - u[2] * v[1], u[2] * v[0] - u[0] * v[2], u[0] * v[1] - u[1] * v[0]];
     const dot = (u, v) => u[0] * v[0] + u[1] * v[1] + u[2] * v[2];
     const from = affine.map((row, i) => mm[i] - row[3]);
     const volume = dot(a, cross(b, c));
-    const place = [cross(b, c), cross(c, a), cross(a, b)].map((normal) => dot(normal, from) / volume);
-    return place.map((v, axis) => Math.min(Math.max(Math.round(v), 0), size[axis] - 1));
+    return [cross(b, c), cross(c, a), cross(a, b)].map((normal) => dot(normal, from) / volume);
+  },
+
+  /* The voxel whose middle is nearest to a place in mm. */
+  voxel(grid, mm) {
+    return data.place(grid, mm).map((v, axis) => Math.min(Math.max(Math.round(v), 0), grid.size[axis] - 1));
   },
 
   /* The same grid without anything on it, for cases whose image was not found. */

@@ -43,13 +43,13 @@ const KEYS = [
   ["m, t", "outline of the mask, of the truth", { m: () => turnOutline("mask"), t: () => turnOutline("truth") }],
   ["←, →", "previous, next draw or step", { ArrowLeft: () => turn(-1), ArrowRight: () => turn(1) }],
   ["space", "play through them, stop", { " ": play }],
-  ["↑, ↓", "next, previous slice", { ArrowUp: () => stage.slice(1, state.view), ArrowDown: () => stage.slice(-1, state.view) }],
+  ["↑, ↓", "next, previous slice", { ArrowUp: () => stage?.slice(1, state.view), ArrowDown: () => stage?.slice(-1, state.view) }],
   ["+, -", "opacity", { "+": () => setOpacity(state.opacity + 0.1), "-": () => setOpacity(state.opacity - 0.1) }],
   ["v", "view: all, one plane, 3-D", { v: nextView }],
-  ["r", "left of the patient on the right, or on the left", { r: () => stage.mirror() }],
+  ["r", "left of the patient on the right, or on the left", { r: () => setMirror(!state.mirror) }],
   ["i", "image in 3-D solid, or faint", { i: () => setSolid(!state.solid) }],
   ["s", "smooth, or voxels as they are", { s: () => setSmooth(!state.smooth) }],
-  ["w", "reset the window", { w: () => setWindow(state.window.low, state.window.high) }],
+  ["w", "reset the window", { w: () => resetWindow() }],
   ["?", "this list", { "?": toggleHelp }],
   ["click, drag", "move the cross; turn the 3-D; move a picture", null],
   ["right drag", "level and window of the image", null],
@@ -59,7 +59,7 @@ const KEYS = [
 const ACTIONS = Object.assign({}, ...KEYS.map(([, , actions]) => actions));
 
 function pressed(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || !stage) return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
   // only what was reached with Tab has keys of its own: a slider its arrows, a box and a button the space; a choice of layers none
   const native = { range: ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"], checkbox: [" "], button: [" "] };
   if (native[event.target.type]?.includes(event.key) || (event.target.tagName === "SUMMARY" && event.key === " ")) return;

@@ -2,7 +2,7 @@
 /* The page: which case, which layer, how it is shown. What is drawn, and how, is the business of a stage. */
 
 const $ = (id) => document.getElementById(id);
-const state = { cases: [], number: -1, key: "mask", frames: {}, opacity: 0.6, tops: {}, view: "four", smooth: true, solid: false, window: null, outlines: { mask: false, truth: true } };
+const state = { cases: [], number: -1, key: "mask", frames: {}, opacity: 0.6, tops: {}, view: "four", smooth: true, solid: false, mirror: true, window: null, outlines: { mask: false, truth: true } };
 let stages = {}; // "volume" and "picture", opened when they are first needed
 let stage = null;
 let parts = []; // what lies over the image, the lowest first
@@ -30,6 +30,7 @@ async function openStage(kind) {
     throw new Error("Volumes cannot be shown: this browser offers no WebGL 2.");
   }
   $("volume").hidden = kind !== "volume";
+  $("marks").hidden = kind !== "volume";
   $("picture").hidden = kind !== "picture";
   const told = { read: (...where) => ((last = where), showRead()), windowed: (low, high) => showWindow(low, high) };
   stages[kind] ??= await { volume: Volumes, picture: Pictures }[kind].open($(kind), told);
@@ -46,6 +47,10 @@ async function chooseCase(number) {
   parts = [];
   last = [];
   kept = new Map();
+  state.window = null;
+  stage = null;
+  showRead();
+  $("stage").className = "blank"; // nothing of another case stands under the name of this one
   const one = current();
   $("name").textContent = one.case;
   document.title = `${one.case} - diffuseg view`;
@@ -55,22 +60,28 @@ async function chooseCase(number) {
   showRecord(one);
   if (!overlays().some((found) => found.key === state.key)) state.key = overlays()[0]?.key ?? "";
   showLayers();
-  if (!one.layers.length) return;
-  await busy(mine, async () => {
-    const buffer = await loadImage(one, number);
-    if (mine !== loading) return;
-    stage = await openStage(one.picture ? "picture" : "volume");
-    await stage.image(buffer);
-    const { low, high, slope, inter, remark, stored } = data.read(buffer);
-    await stage.centre(await loaded("mask"));
-    state.window = { low, high, ...range(stored, slope, inter) };
-    if (remark) addRemark(remark);
-    setWindow(low, high);
-    stage.smooth(state.smooth);
-    stage.view(state.view);
-    for (const only of [...$("views").children, $("solid").parentElement]) only.hidden = one.picture;
-    if (mine === loading) await drawLayer(mine);
-  });
+  $("frames").hidden = true;
+  for (const only of [...$("views").children, $("solid").parentElement, $("mirror").parentElement]) only.hidden = one.picture;
+  if (one.layers.length) await busy(mine, () => showCase(one, number, mine));
+}
+
+async function showCase(one, number, mine) {
+  const buffer = await loadImage(one, number);
+  const mask = overlays().some((found) => found.key === "mask") ? await loaded("mask").catch(() => null) : null; // drawLayer says why
+  if (mine !== loading) return;
+  const opened = await openStage(one.picture ? "picture" : "volume");
+  await opened.image(buffer);
+  if (mine !== loading) return;
+  stage = opened;
+  if (mask) stage.centre(mask);
+  const { low, high, slope, inter, remark, stored } = data.read(buffer);
+  state.window = { low, high, ...range(stored, slope, inter) };
+  if (remark) addRemark(remark);
+  setWindow(low, high);
+  stage.smooth(state.smooth);
+  stage.view(state.view);
+  await drawLayer(mine);
+  if (mine === loading) $("stage").classList.remove("blank");
 }
 
 async function loadImage(one, number) {
@@ -81,7 +92,7 @@ async function loadImage(one, number) {
       addRemark(fault.message);
     }
   }
-  return data.empty(await data.layer(number, "mask"));
+  return data.empty(await data.layer(number, overlays()[0].key));
 }
 
 function range(stored, slope, inter) {
@@ -208,23 +219,22 @@ async function drawLayer(mine) {
 const filled = () => parts.find((part) => part.style === "fill");
 
 function showLegend(one) {
-  if (!one) return $("legend").replaceChildren();
-  if (one.kind === "labels") {
-    return $("legend").replaceChildren(...current().classes.map((item) => {
-      const entry = element("span");
-      const swatch = element("i");
-      swatch.style.background = item.colour;
-      entry.append(swatch, item.name);
-      return entry;
-    }));
-  }
+  const coloured = one?.kind === "labels" || outlined().some(([key]) => key === "mask");
+  $("legend").replaceChildren(...(coloured ? current().classes : []).map((item) => {
+    const entry = element("span");
+    const swatch = element("i");
+    swatch.style.background = item.colour;
+    entry.append(swatch, item.name);
+    return entry;
+  }));
+  if (one?.kind !== "scale") return;
   const bar = element("canvas", "", { width: 256, height: 1 });
   const pixels = new ImageData(256, 1);
   SHADES.forEach((colour, i) => pixels.data.set(colour.map(Math.round), 4 * i));
   bar.getContext("2d").putImageData(pixels, 0, 0);
   const ends = element("span", "", { className: "ends" });
   ends.append(element("span", "0"), element("span", "", { id: "legend-top" }));
-  $("legend").replaceChildren(bar, ends);
+  $("legend").append(bar, ends);
 }
 
 function setFrame(number) {
@@ -266,7 +276,11 @@ function showTop(one, share) {
 
 function setWindow(low, high) {
   showWindow(low, high);
-  stage.window(low, high);
+  stage?.window(low, high);
+}
+
+function resetWindow() {
+  if (state.window) setWindow(state.window.low, state.window.high);
 }
 
 function showWindow(low, high) {
@@ -299,6 +313,12 @@ function setSmooth(on) {
   state.smooth = on;
   $("smooth").checked = on;
   stage?.smooth(on);
+}
+
+function setMirror(on) {
+  state.mirror = on;
+  $("mirror").checked = on;
+  if (!current()?.picture) stage?.mirror(on);
 }
 
 /* What lies under the cross or the mouse. */
@@ -334,7 +354,8 @@ function listen() {
   $("width").addEventListener("input", windowFromSliders);
   $("solid").addEventListener("change", () => setSolid($("solid").checked));
   $("smooth").addEventListener("change", () => setSmooth($("smooth").checked));
-  $("reset").addEventListener("click", () => setWindow(state.window.low, state.window.high));
+  $("reset").addEventListener("click", resetWindow);
+  $("mirror").addEventListener("change", () => setMirror($("mirror").checked));
   $("play").addEventListener("click", play);
   $("help").addEventListener("click", toggleHelp);
   $("close-help").addEventListener("click", toggleHelp);
@@ -368,4 +389,7 @@ async function begin() {
   document.body.dataset.ready = "true";
 }
 
-begin().catch((fault) => addRemark(fault.message));
+begin().catch((fault) => {
+  $("name").textContent = "Nothing to show";
+  addRemark(fault.message);
+});

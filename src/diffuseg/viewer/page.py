@@ -14,7 +14,16 @@ from diffuseg.text import pluralize
 from diffuseg.viewer.cases import Case
 from diffuseg.viewer.voxels import EXPORTED, encode
 
-SCRIPTS = ("niivue", "data", "paint", "volumes", "pictures", "keys", "page")  # in the order in which they need each other
+SCRIPTS = (
+    "niivue",
+    "data",
+    "paint",
+    "lines",
+    "volumes",
+    "pictures",
+    "keys",
+    "page",
+)  # in the order in which they need each other
 LARGEST = 2**28  # bytes of a page that browsers still open reliably
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
 

@@ -1,13 +1,11 @@
 "use strict";
-/* Layers and outlines as colours: one [r, g, b, a] for each voxel of the image, the same for volumes and pictures.
+/* A layer as colours: one [r, g, b, a] for each voxel of the image, the same for volumes and pictures.
    A part is what `data.read` gives of a layer, with kind, style ("fill", "outline", "dashes"), frame, and share, where its scale ends. */
 
 function paint(out, size, parts, colours, opacity) {
   out.fill(0);
   for (const part of parts) {
-    const values = onGrid(part, size);
-    if (part.style === "fill") fill(out, values, shades(part, colours, opacity));
-    else outline(out, values, size, part, colours);
+    if (part.style === "fill") fill(out, onGrid(part, size), shades(part, colours, opacity));
   }
   return out;
 }
@@ -45,35 +43,5 @@ function fill(out, values, table) {
   for (let i = 0; i < values.length; i++) {
     const from = 4 * values[i];
     for (let c = 0; c < 4; c++) out[4 * i + c] = table[from + c];
-  }
-}
-
-/* The border voxels of each class: in its colour, or dashed in black and white, which shows on every image. */
-function outline(out, values, size, part, colours) {
-  const [nx, ny, nz] = size;
-  const wide = nz > 1 ? 1 : Math.max(1, Math.round(Math.max(nx, ny) / 500)); // a large picture is shrunk on the screen
-  const thin = Math.min(...part.spacing);
-  // where slices are thick, the border within them is what counts
-  const axes = [[1, nx], [nx, ny], [nx * ny, nz]].map(([step, n], axis) => ({ step, n, axis })).filter(({ n, axis }) => n > 1 && part.spacing[axis] < 2 * thin);
-  const at = [0, 0, 0];
-  const border = (i, value) => axes.some(({ step, n, axis }) => {
-    for (let by = 1; by <= wide; by++) {
-      if (at[axis] < by || at[axis] + by >= n || values[i - by * step] !== value || values[i + by * step] !== value) return true;
-    }
-    return false;
-  });
-  for (let i = 0; i < values.length; i++) {
-    const value = values[i];
-    if (!value) continue;
-    at[0] = i % nx;
-    at[1] = Math.floor(i / nx) % ny;
-    at[2] = Math.floor(i / (nx * ny));
-    if (!border(i, value)) continue;
-    const white = Math.floor((at[0] + at[1] + at[2]) / (2 * wide)) % 2 ? 255 : 0;
-    const [r, g, b] = part.style === "dashes" ? [white, white, white] : colours[value - 1];
-    out[4 * i] = r;
-    out[4 * i + 1] = g;
-    out[4 * i + 2] = b;
-    out[4 * i + 3] = 255;
   }
 }

@@ -4,7 +4,7 @@
 class Pictures {
   static async open(canvas, told) {
     const stage = new Pictures();
-    Object.assign(stage, { canvas, told, zoom: 1, shift: [0, 0], over: null, smoothed: true });
+    Object.assign(stage, { canvas, told, zoom: 1, shift: [0, 0], over: null, lined: [], colours: [], smoothed: true });
     stage.paper = document.createElement("canvas");
     new ResizeObserver(() => stage.draw()).observe(canvas);
     stage.listen();
@@ -13,13 +13,14 @@ class Pictures {
 
   async image(buffer) {
     this.picture = data.read(buffer);
-    Object.assign(this, { low: this.picture.low, high: this.picture.high, zoom: 1, shift: [0, 0], over: null });
+    Object.assign(this, { low: this.picture.low, high: this.picture.high, zoom: 1, shift: [0, 0], over: null, lined: [] });
     this.paint();
   }
 
   show(parts, colours, opacity) {
     const [width, height] = this.picture.size;
     this.over = paint(new Uint8ClampedArray(4 * width * height), [width, height, 1], parts, colours, opacity);
+    Object.assign(this, { lined: parts.filter((part) => part.style !== "fill"), colours });
     this.paint();
   }
 
@@ -87,6 +88,8 @@ class Pictures {
     const { scale, left, top } = this.place();
     pen.imageSmoothingEnabled = this.smoothed;
     pen.drawImage(this.paper, left, top, scale * this.paper.width, scale * this.paper.height);
+    const place = { origin: [left + scale / 2, top + scale / 2], right: [scale, 0], down: [0, scale] };
+    for (const part of this.lined) stroke(pen, bordersIn(part, this.picture.size, 2, 0), place, part.style, this.colours, ratio);
   }
 
   read(event) {

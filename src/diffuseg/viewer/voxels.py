@@ -94,11 +94,15 @@ def _classes(planes: np.ndarray, case: Case, layer: Layer) -> np.ndarray:
     values = np.array(sorted(case.record["labels"].values()))
     if len(values) > 256:
         raise UserError(f"not shown: {len(values)} classes, the page has room for 256", file=layer.file)
-    found = np.searchsorted(values, planes).clip(max=len(values) - 1)
-    odd = planes[values[found] != planes]
-    if odd.size:
-        raise UserError(f"label value {odd.flat[0]} is not in the record", file=layer.file)
-    return found.astype(np.uint8)
+    small = planes.dtype == np.uint8
+    met = np.arange(256, dtype=np.uint8) if small else planes  # of bytes it is enough to look up each value once
+    found = np.searchsorted(values, met).clip(max=len(values) - 1)
+    known, found = values[found] == met, found.astype(np.uint8)
+    if small:
+        known, found = known[planes], found[planes]
+    if not known.all():
+        raise UserError(f"label value {planes[~known].flat[0]} is not in the record", file=layer.file)
+    return found
 
 
 def _window(planes: np.ndarray) -> tuple[float, float]:
