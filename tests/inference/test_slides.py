@@ -18,7 +18,7 @@ from diffuseg.inference.model import Model
 from diffuseg.inference.provenance import amounts
 from diffuseg.methods import METHODS
 from diffuseg.methods.base import MaskConfig, MaskMethod
-from tests.data.slide_phantom import GLASS, HEIGHT, SQUARE, WIDTH, picture, write_slide
+from tests.data.slide_phantom import GLASS, HEIGHT, WIDTH, picture, write_slide
 from tests.inference.oracle import make_model
 from tests.test_cli import call, refused
 
@@ -27,7 +27,7 @@ TISSUE[32:224, 64:128] = TISSUE[160:224, 64:256] = True
 
 
 def plan(**changes) -> Plan:
-    known = {"dims": 2, "orientation": None, "patch": (64, 64), "widths": (4, 4), "normalisation": ("unit",) * 3}
+    known = {"dims": 2, "orientation": None, "patch": (96, 96), "widths": (4, 4), "normalisation": ("unit",) * 3}
     known |= {"intensity": ({"low": 0.0, "high": 255.0},) * 3, "flips": (0, 1)}
     return Plan("made", ("R", "G", "B"), {"background": 0, "red": 1}, ".tif", **(known | changes))
 
@@ -81,7 +81,7 @@ def test_where_there_is_tissue_nothing_is_different_bit_for_bit(slide, options):
 
 def test_what_is_passed_over_is_background_for_sure(slide):
     found = model().predict(slide, magnification=20, draws=2, steps=2, keep_draws=True, keep_steps=True)
-    away = (slice(300, None), slice(320, None))  # farther from tissue than a tile
+    away = (slice(330, None), slice(360, None))  # farther from tissue than a tile
     assert (found.probability[0][away] == 1).all() and (found.probability[1][away] == 0).all()
     assert not found.mask[away].any() and not found.uncertainty["entropy"][away].any()
     assert not found.draws[:, *away].any() and not found.steps[:, *away].any()

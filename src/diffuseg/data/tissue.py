@@ -5,7 +5,6 @@ It leans towards tissue: glass that is taken for tissue costs time, and tissue t
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from scipy import ndimage
 
 SIDE = 2048  # pixels of the longer side of a thumbnail, at most
 FAINT, STRONG = 10, 15  # of 255: less saturation alone is never tissue, and more always is
@@ -19,6 +18,8 @@ def find_tissue(thumbnail: UInt8[np.ndarray, "3 h w"]) -> Bool[np.ndarray, "h w"
     Args:
         thumbnail: Red, green and blue.
     """
+    from scipy import ndimage
+
     smooth = np.stack([ndimage.uniform_filter(plane.astype(np.float32), 3) for plane in thumbnail])
     bright, low = smooth.max(0), smooth.min(0)
     saturation = np.rint(255 * (bright - low) / np.maximum(bright, 1)).astype(np.uint8)

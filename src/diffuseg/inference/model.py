@@ -354,6 +354,8 @@ class Model:
             what = f"a whole slide is a picture in red, green and blue; {self.name} sees {sees}"
             what += "" if self.method.supervision == "mask" else ", and decides what an image shows as a whole"
             raise UserError(what, file=file)
+        if "zscore" in self.plan.normalisation:
+            warn_once(file, "this model's plan normalises each image by itself (zscore): the glass of a slide counts too")
         if len(files) > 1:
             raise UserError("a whole slide holds its three colours in one file", file=file, do="Give it alone")
 
