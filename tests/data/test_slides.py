@@ -155,6 +155,15 @@ def test_without_its_decoder_a_slide_names_the_extra(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(("tag", "value"), [(259, 33003), (262, 5), (262, 6)])  # Aperio's YCbCr, CMYK, YCbCr in deflate
+def test_colours_that_would_not_become_red_green_and_blue_are_refused(tmp_path, tag, value):
+    write_slide(tmp_path / "x.svs", picture())
+    with tifffile.TiffFile(tmp_path / "x.svs", mode="r+b") as file:
+        file.pages[0].tags[tag].overwrite(value)
+    with pytest.raises(UserError, match=r"x\.svs: (its colours are stored as|no slide in colours)"):
+        read_slide(tmp_path / "x.svs", Scale(20))
+
+
 @pytest.mark.parametrize(("side", "words"), [(2**20, r"claims .*lower magnification"), (2**14, "broken or truncated.*claims")])
 def test_a_slide_that_claims_what_it_does_not_hold(tmp_path, side, words):
     write_slide(tmp_path / "x.svs", picture())

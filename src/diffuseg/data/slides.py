@@ -230,8 +230,11 @@ def _chosen(sizes: Sequence[tuple[int, ...]], factor: float, said: Said, file: P
 
 
 def _check_codec(page: Any, file: Path) -> None:
-    """Refuse what cannot be decoded here, before memory is taken."""
-    kind = page.compression.name
+    """Refuse what cannot be decoded here, or not to red, green and blue, before memory is taken."""
+    kind, colours = page.compression.name, page.photometric.name
+    if kind.endswith("YCBC") or not (colours == "RGB" or (colours == "YCBCR" and kind in ("JPEG", "ALT_JPEG"))):
+        what = f"its colours are stored as {colours} and packed as {kind}, of which red, green and blue are not made here"
+        raise UserError(what, file=file, do="Export it with JPEG")
     if kind not in pictures.PLAIN and importlib.util.find_spec("imagecodecs") is None:
         raise UserError(f"its pixels are packed as {kind}", file=file, do="pip install 'diffuseg[wsi]'")
 
