@@ -58,9 +58,9 @@ def model(dims: int, resampled: bool, patch: tuple[int, ...] | None = None, colo
     labels = {"background": 0, "a": 1, "b": 2}
     ending, turned = (".png", None) if dims == 2 else (".nii.gz", "RAS")
     spacing = (SPACING,) * dims if resampled else None
-    channels, own = (("R", "G", "B"), {"normalisation": ("zscore",) * 3}) if colours else (("MR",), {})
-    own |= {"dims": dims, "orientation": turned, "spacing": spacing, "patch": patch or PATCH[dims]}
-    plan = Plan("made", channels, labels, ending, **own)
+    channels = ("R", "G", "B") if colours else ("MR",)
+    own: dict[str, Any] = {"dims": dims, "orientation": turned, "spacing": spacing, "patch": patch or PATCH[dims]}
+    plan = Plan("made", channels, labels, ending, normalisation=("zscore",) * len(channels), **own)
     precision = Precision(torch.float32, "fp32")
     return Model(Line(plan, MaskConfig()), plan, {"method": "line"}, "line", "0" * 12, torch.device("cpu"), precision)
 
