@@ -21,15 +21,16 @@ from benchmarks.score import RESULTS, environment, replaced
 FILE = RESULTS / "memory.json"
 VOLUMES = [(64, 64, 64), (128, 128, 128), (192, 192, 192), (256, 256, 192)]
 PICTURES = [(1000, 1000), (2000, 2000), (4000, 4000)]
-LARGEST = [(512, 512, 600), (20000, 20000)]  # by `--sizes`: they take hours
+LARGEST = [(512, 512, 600), (20000, 20000)]  # by `--sizes`: they take hours; a slide by `--slide` too
+TISSUE = 0.2  # of a slide
 QUICK = [(32, 32, 32), (64, 64, 64), (250, 250), (500, 500)]
 MOST_PNG = 2**25  # pixels
 PATCH = {2: (256, 256), 3: (64, 64, 64)}
 SPACING = 0.8  # mm of the plan, where the image has 1 mm: all is resampled
 
 
-def model(dims: int, resampled: bool, patch: tuple[int, ...] | None = None) -> Any:
-    """A model of three classes whose denoiser is one line: the noisy mask, pulled to what the intensity says."""
+def model(dims: int, resampled: bool, patch: tuple[int, ...] | None = None, colours: bool = False) -> Any:
+    """A model of three classes whose denoiser is one line: the noisy mask, pulled to what intensity or colours say."""
     import torch
 
     from diffuseg.data.plan import Plan
@@ -57,7 +58,9 @@ def model(dims: int, resampled: bool, patch: tuple[int, ...] | None = None) -> A
     labels = {"background": 0, "a": 1, "b": 2}
     ending, turned = (".png", None) if dims == 2 else (".nii.gz", "RAS")
     spacing = (SPACING,) * dims if resampled else None
-    plan = Plan("made", ("MR",), labels, ending, dims=dims, orientation=turned, spacing=spacing, patch=patch or PATCH[dims])
+    channels = ("R", "G", "B") if colours else ("MR",)
+    own: dict[str, Any] = {"dims": dims, "orientation": turned, "spacing": spacing, "patch": patch or PATCH[dims]}
+    plan = Plan("made", channels, labels, ending, normalisation=("zscore",) * len(channels), **own)
     precision = Precision(torch.float32, "fp32")
     return Model(Line(plan, MaskConfig()), plan, {"method": "line"}, "line", "0" * 12, torch.device("cpu"), precision)
 
@@ -77,6 +80,26 @@ def image(folder: Path, shape: tuple[int, ...]) -> Path:
     return path
 
 
+def slide(folder: Path, shape: tuple[int, ...]) -> Path:
+    """A slide of one level as a file: glass, and a block of stained noise."""
+    import numpy as np
+    import tifffile
+
+    noise = np.random.default_rng(0)
+    glass, stained = (
+        noise.normal(colour, 5, (512, 512, 3)).round().astype(np.uint8) for colour in ((242, 240, 243), (180, 110, 170))
+    )
+    tiles = [-(-n // 512) for n in shape]
+    ends = [round(n * TISSUE**0.5) for n in tiles]
+    content = (
+        stained if row < ends[0] and column < ends[1] else glass for row in range(tiles[0]) for column in range(tiles[1])
+    )
+    path = folder / f"{'x'.join(map(str, shape))}.svs"
+    kind = {"shape": (*shape, 3), "dtype": np.uint8, "tile": (512, 512), "photometric": "rgb", "metadata": None}
+    tifffile.imwrite(path, content, description="Aperio Image Library|AppMag = 20|MPP = 0.5", **kind)
+    return path
+
+
 def peak(command: list[str]) -> dict[str, float]:
     """Peak resident megabytes (10^6 bytes) of a command on one thread, its wall time, and its processor time in seconds."""
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -93,11 +116,13 @@ def peak(command: list[str]) -> dict[str, float]:
     return {"peak_mb": round(usage.ru_maxrss * 1024 / 1e6, 1), "seconds": round(seconds, 1), "cpu_seconds": round(busy, 1)}
 
 
-def measure(shape: tuple[int, ...], resampled: bool = False, steps: int = 1, draws: int = 2) -> dict[str, Any]:
+def measure(
+    shape: tuple[int, ...], resampled: bool = False, steps: int = 1, draws: int = 2, as_slide: bool = False
+) -> dict[str, Any]:
     """One row: a prediction of an image of this size in a process of its own."""
     asked = {"resampled": resampled, "steps": steps, "draws": draws}
     with tempfile.TemporaryDirectory() as name:
-        case = image(Path(name), shape)
+        case = slide(Path(name), shape) if as_slide else image(Path(name), shape)
         command = [sys.executable, "-m", "benchmarks.memory", "--child", str(case), json.dumps(asked)]
         found = peak(command)
     row = {"size": "x".join(map(str, shape)), "voxels": math.prod(shape)} | asked
@@ -109,8 +134,10 @@ def child(case: Path, resampled: bool, steps: int, draws: int) -> None:
     from diffuseg.inference.folder import predict_folder
     from diffuseg.inference.sampling import SamplingOptions
 
-    loaded = model(3 if case.suffix == ".gz" else 2, resampled)
-    result = predict_folder(loaded, [case], case.parent / "out", SamplingOptions(draws, steps))
+    is_slide = case.suffix == ".svs"
+    loaded = model(3 if case.suffix == ".gz" else 2, resampled, colours=is_slide)
+    options = SamplingOptions(draws, steps, magnification=20 if is_slide else None)
+    result = predict_folder(loaded, [case], case.parent / "out", options)
     if result.failed:
         raise SystemExit(str(result.failed))
 
@@ -123,6 +150,8 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="*", help="such as 256x256x192 or 2000x2000, instead of the usual ones")
     parser.add_argument("--resampled", action="store_true", help="on a plan of another spacing")
     parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--draws", type=int, default=2)
+    parser.add_argument("--slide", action="store_true", help="a whole slide, a fifth of it tissue")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
@@ -130,7 +159,9 @@ def main() -> None:
         return
     named = [tuple(int(n) for n in size.split("x")) for size in chosen.sizes or ()]
     for shape in named or (QUICK if chosen.quick else VOLUMES + PICTURES):
-        row = {"label": chosen.label} | measure(shape, chosen.resampled, chosen.steps)
+        row = {"label": "slide" if chosen.slide else chosen.label} | measure(
+            shape, chosen.resampled, chosen.steps, chosen.draws, chosen.slide
+        )
         print(json.dumps(row), flush=True)
         if not chosen.quick:
             store(row | {"environment": environment()})

@@ -9,8 +9,8 @@ LABELS = ("before", "now")
 
 def memory() -> str:
     """A row per size: the peak while arrays were in memory, and now; then what each further voxel adds to it."""
-    rows: list[dict[str, Any]] = load("memory")["rows"]
-    table = []
+    every: list[dict[str, Any]] = load("memory")["rows"]
+    rows, table = [row for row in every if row["label"] in LABELS], []
     for axes in (2, 1):
         found = [row for row in rows if row["size"].count("x") == axes]
         kind = "volume" if axes == 2 else "picture"
@@ -19,6 +19,8 @@ def memory() -> str:
             size = next(iter(by.values()))["size"].replace("x", " x ")
             table.append([size, *(f"{by[label]['peak_mb']:.0f} MB" if label in by else "-" for label in LABELS)])
         table.append([f"each further voxel of a {kind}", *(slope(found, label) for label in LABELS)])
+    slides = sorted((row for row in every if row["label"] == "slide"), key=lambda row: row["voxels"])
+    table += [[f"whole slide, {row['size'].replace('x', ' x ')}", "-", f"{row['peak_mb']:.0f} MB"] for row in slides]
     return grid(["image", "before", "now"], table)
 
 

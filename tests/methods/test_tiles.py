@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -49,6 +50,27 @@ def test_a_pointwise_denoiser_gives_the_same_with_and_without_tiles(size):
     got = tiling.crop(tiling.denoise(answering(denoise), x_t, 3, None, 2).x_0)
     expected = torch.tanh(tiling.crop(x_t) + 2 * image) * 3
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("size", [(61, 43), (5, 70), (8, 6)])
+def test_windows_without_what_is_asked_for_are_background_and_the_others_as_ever(size):
+    """Whatever rows and columns are left out in between, at the beginning and at the end."""
+    image, inside = torch.randn(1, *size), np.zeros(size, bool)
+    inside[size[0] // 3, size[1] // 2] = inside[-2, 4] = True
+    flat = plan(dims=2, patch=(8, 6))
+    whole, tiling = Tiling(image, flat, lambda x: 2 * x), Tiling(image, flat, lambda x: 2 * x, inside=inside)
+    x_t, calls = torch.randn(2, 3, *tiling.shape), []
+    denoise = lambda x, t, f, z: calls.append(1) or ModelOutput(torch.tanh(x + f), x.square() * f)
+    found, every = (one.denoise(denoise, x_t, 3, None, 2) for one in (tiling, whole))
+    cut = lambda w, o: slice(max(w.start - o, 0), w.stop - o)
+    holding = [bool(inside[tuple(map(cut, window, tiling.offset))].any()) for window in tiling.windows]
+    assert tiling.asked == holding and len(calls) == sum(holding) + len(whole.windows)
+    x_0, ever = (one.crop(output.x_0).numpy() for one, output in ((tiling, found), (whole, every)))
+    np.testing.assert_array_equal(x_0[..., inside], ever[..., inside])
+    hidden = np.zeros(size, bool) if tiling.seen is None else ~tiling.seen
+    assert hidden.any() == (not all(holding)) and not (hidden & inside).any() and bool(found.v.isfinite().all())
+    np.testing.assert_allclose(x_0[..., ~hidden], ever[..., ~hidden], atol=1e-6)
+    assert (x_0[:, 0, hidden] == 1).all() and (x_0[:, 1:, hidden] == -1).all()
 
 
 @pytest.mark.parametrize("dims", [2, 3])

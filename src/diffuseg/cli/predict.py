@@ -77,6 +77,11 @@ RegionOption = Annotated[
         show_default="all of the image",
     ),
 ]
+MagnificationOption = Annotated[
+    float | None, typer.Option(help="Of whole slides: at which they are read, such as 20.", show_default="as the model's plan")
+]
+MppOption = Annotated[float | None, typer.Option(help="The same in micrometres per pixel.", show_default="as the model's plan")]
+AllTiles = Annotated[bool, typer.Option("--all-tiles", help="Of whole slides: segment the glass too, not the tissue alone.")]
 ShardOption = Annotated[
     str | None,
     typer.Option(
@@ -130,11 +135,13 @@ def predict(
     mirror: Mirror = False,
     no_postprocess: NoPostprocess = False,
     region: RegionOption = None,
+    magnification: MagnificationOption = None,
+    mpp: MppOption = None,
+    all_tiles: AllTiles = False,
     shard: ShardOption = None,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     import_nibabel_alone()
-    from diffuseg.config import warn_renamed
     from diffuseg.inference.claims import read_share
     from diffuseg.inference.folder import Callbacks, predict_folder, refuse_missing
     from diffuseg.inference.sampling import SamplingOptions
@@ -144,12 +151,10 @@ def predict(
         raise UserError(f"--prob-dtype {prob_dtype.value} and --no-prob: no probabilities are written", do="Leave one out")
     share = read_share(shard, overwrite)
     options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror,
-        postprocess=not no_postprocess, region=region)  # fmt: skip
+        postprocess=not no_postprocess, region=region, magnification=magnification, mpp=mpp, all_tiles=all_tiles)  # fmt: skip
     models, inputs = models_and_inputs([model, *map(str, inputs)])
     refuse_missing(inputs)
     loaded = load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
-    if sampler and loaded.method.supervision == "image_label":
-        warn_renamed("--sampler", f"--sampler {sampler}", f"--map {loaded.method.sampling(sampler, None)[0]}")
     _announce(loaded, options, share)
     dicom = _dicom_out(loaded, dicom_out, codes)
     with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
@@ -186,6 +191,11 @@ def _dicom_out(loaded: "Model", kind: SegKind | None, codes: Path | None) -> "Di
 
 def _announce(loaded: "Model", options: "SamplingOptions", share: "Share | None") -> None:
     """Which model, with what it recommends and has learnt of itself, and which of the cases."""
+    from diffuseg.config import warn_renamed
+
+    if options.sampler and loaded.method.supervision == "image_label":
+        known = loaded.method.sampling(options.sampler, None)[0]
+        warn_renamed("--sampler", f"--sampler {options.sampler}", f"--map {known}")
     typer.echo(f"{loaded.name} ({loaded.hash}) on {loaded.device}, {loaded.precision.reason}")
     best = loaded.recommended(options)
     if best is not None:

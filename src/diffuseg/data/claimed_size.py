@@ -19,6 +19,7 @@ VARIABLE = "DIFFUSEG_MOST_VOXELS"  # the environment may say another limit
 DEFLATE = 1032  # bytes out of one byte, at most
 UNBOUNDED = math.inf  # of what no bound is known
 HEAD = 4096
+SMALLER = "crop the image"  # what to do about a true claim that is too large
 SLACK = 2**26  # bytes behind the voxels that a packed file may hold
 
 
@@ -47,7 +48,7 @@ def most_values() -> int:
     return int(text)
 
 
-def check_claim(file: Path, claim: Claim, held: int, ratio: float | int = 1) -> None:
+def check_claim(file: Path, claim: Claim, held: int, ratio: float | int = 1, otherwise: str = SMALLER) -> None:
     """Compare what a header claims with the limit, and with what its file can hold.
 
     Args:
@@ -55,6 +56,7 @@ def check_claim(file: Path, claim: Claim, held: int, ratio: float | int = 1) -> 
         claim: What the header says.
         held: Bytes of the file, or of its voxels where these are stored by themselves.
         ratio: Bytes that one of them may become: 1 as stored, `DEFLATE` packed, `UNBOUNDED` where nothing is known.
+        otherwise: What to do where the claim is true and too large.
 
     Raises:
         UserError: It claims more values than the limit, or more bytes than the file can hold.
@@ -64,7 +66,7 @@ def check_claim(file: Path, claim: Claim, held: int, ratio: float | int = 1) -> 
         raise UserError(f"its header claims the shape {by(claim.shape)}", file=file, do="Copy or export it again")
     if count > most:
         what = f"its header claims {by(claim.shape)} = {count:.3g} values; at most {most} are read"
-        raise UserError(what, file=file, do=f"If they are there, crop the image, or set {VARIABLE}")
+        raise UserError(what, file=file, do=f"If they are there, {otherwise}, or set {VARIABLE}")
     if claim.bytes > held * ratio:
         what = f"its header claims {by(claim.shape)} values, {claim.bytes} bytes, and the file has {held}"
         packed = " packed" if ratio > 1 else ""

@@ -5,6 +5,7 @@
     .jpg .jpeg         Pillow       images only: a lossy mask has no exact border
     .nrrd .mha .mhd    SimpleITK    if the extra `diffuseg[itk]` is installed; .seg.nrrd (3D Slicer) masks only
     .mgz .mgh          nibabel      FreeSurfer's volumes; frames are channels
+    .svs .ndpi .scn    tifffile     whole slides, for predictions only, by `read_slide`; see slides.py
     DICOM              pydicom      images only, folders and files by content; the extra `diffuseg[dicom]`, see dicom.py
 
 The axes of an array are the file's own voxel axes (i, j, k); those of a picture are rows and columns. Whatever is wrong
@@ -13,7 +14,7 @@ with a file is a UserError that names it.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -21,7 +22,7 @@ import numpy as np
 from diffuseg import scratch
 from diffuseg.atomic_io import atomic_path
 from diffuseg.blocks import as_type, blocks, copy, flat, smallest_dtype
-from diffuseg.data import dicom, geometry, itk, mgh, nifti_slabs, pictures
+from diffuseg.data import dicom, geometry, itk, mgh, nifti_slabs, pictures, slides, tiff_tiles
 from diffuseg.data.claimed_size import Claim, checked_claim, read_claimed
 from diffuseg.data.dicom_series import Stack
 from diffuseg.errors import UserError
@@ -31,10 +32,13 @@ from diffuseg.types import Image
 
 NIFTI = (".nii.gz", ".nii")
 VOLUMES = NIFTI + itk.ENDINGS + mgh.ENDINGS
-ENDINGS = NIFTI + pictures.LOSSLESS + pictures.LOSSY + itk.ENDINGS + mgh.ENDINGS
+ENDINGS = NIFTI + pictures.LOSSLESS + pictures.LOSSY + pictures.SLIDES + itk.ENDINGS + mgh.ENDINGS
 LOSSLESS = NIFTI + pictures.LOSSLESS + itk.ENDINGS + mgh.ENDINGS
 WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", itk.SLICER: ".nrrd"}  # what is read, and not written
+WRITTEN_AS |= dict.fromkeys(pictures.SLIDES, ".tif")
 CONVERTED = (".npy", ".npz", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".nhdr", ".hdr")  # read by `diffuseg convert` alone
+
+Contents = TypeVar("Contents")
 
 
 class FileContents(NamedTuple):
@@ -189,8 +193,11 @@ def write(path: Path | str, array: np.ndarray, like: Image, slope: float = 1.0) 
     if array.shape != like.shape and array.shape[1:] != like.shape:
         raise ValueError(f"array {array.shape} does not lie on the grid {like.shape}")
     planes = smallest_dtype(array[None] if array.shape == like.shape else array)
-    if ending in pictures.LOSSLESS:
-        save: Callable[[Path], None] = lambda aside: pictures.write(aside, planes, path)
+    if isinstance(like.header, slides.Slide) and ending in (".tif", ".tiff"):
+        mpp = like.header.mpp
+        save: Callable[[Path], None] = lambda aside: tiff_tiles.write_pyramid(aside, planes, mpp)
+    elif ending in pictures.LOSSLESS:
+        save = lambda aside: pictures.write(aside, planes, path)
     elif ending in itk.ENDINGS:
         save = lambda aside: itk.write(aside, planes, like)
     elif ending in mgh.ENDINGS:
@@ -223,19 +230,37 @@ def _read(file: Path | Stack, mask: bool) -> FileContents:
         except MemoryError:
             raise _too_large(file.place) from None
     ending = ending_of(file)
+    if ending in pictures.SLIDES:
+        do = "Cut it into pictures (.png, .tif) to convert, to train or to evaluate, such as by QuPath"
+        raise UserError("whole slides are read by `diffuseg predict` alone", file=file, do=do)
+    if ending in NIFTI:
+        contents = _decoded(file, lambda: _read_nifti(file))
+    elif ending in itk.ENDINGS:
+        contents = _decoded(file, lambda: FileContents(*itk.read(file)))
+    elif ending in mgh.ENDINGS:
+        contents = _decoded(file, lambda: FileContents(*mgh.read(file)))
+    else:
+        contents = _decoded(file, lambda: FileContents(pictures.read(file, mask), np.eye(4)))
+    if contents.data.size == 0:
+        raise UserError(f"there is no voxel in it: shape {contents.data.shape[1:]}", file=file)
+    geometry.check_sizes(contents.affine, file)
+    return contents
+
+
+@timed("read")
+def read_slide(file: Path, scale: slides.Scale) -> Image:
+    """A whole slide as uint8 [3, h, w], see `slides.read`; what is wrong with its file is a UserError too."""
+    return _decoded(file, lambda: slides.read(file, scale))
+
+
+def _decoded(file: Path, read: Callable[[], Contents]) -> Contents:
+    """What a reader makes of a file; what a decoder raises is a UserError."""
     if not file.is_file():
         raise UserError("no such file", file=file)
     if file.stat().st_size == 0:
         raise UserError("the file is empty (0 bytes)", file=file, do="Copy or export it again")
     try:
-        if ending in NIFTI:
-            contents = _read_nifti(file)
-        elif ending in itk.ENDINGS:
-            contents = FileContents(*itk.read(file))
-        elif ending in mgh.ENDINGS:
-            contents = FileContents(*mgh.read(file))
-        else:
-            contents = FileContents(pictures.read(file, mask), np.eye(4))
+        return read()
     except UserError:
         raise
     except MemoryError:
@@ -243,10 +268,6 @@ def _read(file: Path | Stack, mask: bool) -> FileContents:
     except Exception as error:  # decoders raise anything at all on a broken file
         reason = " ".join(str(error).split()).rpartition("ITK ERROR: ")[2][:160] or type(error).__name__
         raise UserError(f"cannot be read, broken or truncated ({reason})", file=file, do="Copy or export it again") from None
-    if contents.data.size == 0:
-        raise UserError(f"there is no voxel in it: shape {contents.data.shape[1:]}", file=file)
-    geometry.check_sizes(contents.affine, file)
-    return contents
 
 
 def _too_large(file: Path) -> UserError:

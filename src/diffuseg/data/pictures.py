@@ -18,13 +18,14 @@ import PIL.Image
 from diffuseg import scratch
 from diffuseg.blocks import blocks
 from diffuseg.data import tiff_tiles
-from diffuseg.data.claimed_size import DEFLATE, UNBOUNDED, Claim, check_claim
+from diffuseg.data.claimed_size import DEFLATE, SMALLER, UNBOUNDED, Claim, check_claim
 from diffuseg.errors import UserError
 from diffuseg.text import pluralize
 
 LOSSLESS = (".png", ".tiff", ".tif")
 CONTENTS = ("PNG", "JPEG", "MPO")  # of what is named so; some telephones write the last as .jpg
 LOSSY = (".jpeg", ".jpg")
+SLIDES = (".svs", ".ndpi", ".scn")  # of scanners of whole slides, see slides.py
 RATIOS = {"PNG": 8 * DEFLATE, "JPEG": 2048}  # 1 bit becomes 8; a bit or more for every block of 64, in three colours
 PLAIN = ("NONE", "DEFLATE", "ADOBE_DEFLATE", "PACKBITS")  # compressions that tifffile reads by itself
 PILLOW = ("bool", "uint8", "uint16", "int16", "int32", "float32")  # what it decodes as stored
@@ -93,14 +94,13 @@ def open_picture(file: Path) -> Any:
     return picture
 
 
-def _check_page(file: Path, page: Any) -> None:
-    """The same for a page of a TIFF."""
+def check_page(file: Path, page: Any, otherwise: str = SMALLER) -> None:
+    """The same for a page of a TIFF; `otherwise` is what to do about one that is too large."""
     bits, kind = page.bitspersample, page.compression.name
     bits = max(bits) if isinstance(bits, tuple) else int(bits)
     ratio = 1 if kind == "NONE" else DEFLATE if kind in PLAIN else UNBOUNDED
-    check_claim(
-        file, Claim(tuple(int(n) for n in page.shape), max(bits // 8, 1)), file.stat().st_size, ratio * max(8 // bits, 1)
-    )
+    claim, held = Claim(tuple(int(n) for n in page.shape), max(bits // 8, 1)), file.stat().st_size
+    check_claim(file, claim, held, ratio * max(8 // bits, 1), otherwise)
 
 
 def _read_tiff(file: Path, mask: bool) -> np.ndarray:
@@ -110,11 +110,12 @@ def _read_tiff(file: Path, mask: bool) -> np.ndarray:
         if len(pages.pages) == 0:
             raise ValueError("no picture in it")
         page: Any = pages.pages[0]
-        _check_page(file, page)
+        check_page(file, page)
         series = pages.series[0].shape if pages.series else page.shape
         if len(pages.pages) > 1 or math.prod(series) != math.prod(page.shape):
             number = max(len(pages.pages), math.prod(series) // math.prod(page.shape))
-            raise UserError(f"{number} pages in one file", file=file, do="Store volumes as .nii.gz")
+            do = "Store volumes as .nii.gz; of a whole slide, `diffuseg predict` reads a level: --magnification or --mpp"
+            raise UserError(f"{number} pages in one file", file=file, do=do)
         if mask and "JPEG" in page.compression.name:
             raise UserError("a mask in a lossy format has no exact values", file=file, do="Store it without JPEG")
         _check_stored(page, file)

@@ -1,4 +1,4 @@
-"""Part of an image: a box of its voxels, or the box round the foreground of a mask on the same grid."""
+"""Part of an image: a box of its voxels, the box round the foreground of a mask on the same grid, or the tissue of a slide."""
 
 import hashlib
 import math
@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from diffuseg import scratch
+from diffuseg.blocks import blocks
 from diffuseg.data import io
 from diffuseg.data.plan import Plan
 from diffuseg.data.transforms import GridTransform
@@ -101,6 +103,21 @@ def cut(
     start, size = tuple(p.start for p in kept), tuple(p.stop - p.start for p in kept)
     narrow = replace(transform, start=start, kept=size, grid_affine=transform.grid_affine @ shift, shown=box)
     return x[(slice(None), *inner)].contiguous(), narrow
+
+
+def tissue_on_grid(tissue: Bool[np.ndarray, "h w"], transform: GridTransform) -> Bool[np.ndarray, "*s"]:
+    """A map of tissue that covers a whole slide, on the grid of its image.
+
+    Args:
+        tissue: On the thumbnail.
+        transform: Between the image's pixels and the grid, of which it may keep a part.
+    """
+    pairs = zip(transform.start, transform.kept, transform.grid, tissue.shape, strict=True)
+    rows, columns = (((start + np.arange(n) + 0.5) * small / grid).astype(int) for start, n, grid, small in pairs)
+    found = scratch.zeros(transform.kept, bool)
+    for part in blocks(transform.kept):
+        found[part] = tissue[rows[part]][:, columns]
+    return found
 
 
 def _as_asked(text: str, image: Image) -> Box:

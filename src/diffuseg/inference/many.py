@@ -16,6 +16,7 @@ from diffuseg.data import io
 from diffuseg.data.given import paths_of
 from diffuseg.errors import UserError
 from diffuseg.inference.prediction import Prediction
+from diffuseg.inference.sampling import SCALE
 
 AHEAD = 2  # cases that are read before they are needed
 END = object()
@@ -55,6 +56,7 @@ def _results(
     model: Any, cases: Iterable[Any], options: Any, out: Path | None, keywords: dict[str, Any]
 ) -> Iterator[CaseResult]:
     geometry = {name: keywords.pop(name, None) for name in ("affine", "spacing")}
+    geometry |= {name: keywords.get(name, getattr(options, name, None)) for name in SCALE}
     named, taken = _named(cases), set[str]()
 
     def read() -> Any:

@@ -20,9 +20,10 @@ from diffuseg.data.dicom import digest
 from diffuseg.data.dicom_series import Stack
 from diffuseg.data.geometry import warn_once
 from diffuseg.data.given import Kind, paths_of, receive
-from diffuseg.data.io import sources
+from diffuseg.data.io import read_slide, sources
 from diffuseg.data.plan import Plan
 from diffuseg.data.region import region_name
+from diffuseg.data.slides import Scale, Slide, is_slide
 from diffuseg.data.transforms import GridTransform, maps_to_native
 from diffuseg.data.world import outside_training
 from diffuseg.device import Precision, choose_device, choose_precision
@@ -34,10 +35,11 @@ from diffuseg.inference.fusion import Fusion, fusion
 from diffuseg.inference.many import CaseResult, predict_many
 from diffuseg.inference.postprocessing import Postprocessing, apply_postprocessing, read_postprocessing
 from diffuseg.inference.prediction import Prediction
-from diffuseg.inference.provenance import cost, grid, region_record, scores, volumes
+from diffuseg.inference.provenance import cost, grid, region_record, scores, slide_record, volumes
 from diffuseg.inference.recorder import DrawRecorder
-from diffuseg.inference.sampling import ImageDraws, SamplingOptions, Turn, mirrors, prepare
+from diffuseg.inference.sampling import SCALE, ImageDraws, SamplingOptions, Turn, mirrors, prepare
 from diffuseg.methods import Method
+from diffuseg.text import pluralize
 from diffuseg.types import Image
 
 NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
@@ -101,6 +103,7 @@ class Model:
             raise UserError(f"{draws} draws: at least one is needed")
         fusion(options.fuse)
         self._refuse_label(options.label)
+        _check_scale(options)
         if options.region is not None and self.method.supervision != "mask":
             raise UserError(f"{self.name} decides what an image shows as a whole", do="Leave out --region")
         if options.keep_steps and self.method.supervision != "mask":
@@ -125,6 +128,8 @@ class Model:
         own = {name: getattr(self.method.config, name) for name in self.method.inference_settings}
         own |= {"mirror": True} if chosen.mirror else {}
         own |= {} if chosen.region is None else {"region": region_name(chosen.region)}
+        asked = {name: getattr(chosen, name) for name in (*SCALE, "all_tiles")}
+        own |= {name: value for name, value in asked.items() if value}
         own |= {"postprocess": False} if self.postprocessing is not None and not chosen.postprocess else {}
         return {
             "model": self.hash,
@@ -213,7 +218,8 @@ class Model:
         given = SamplingOptions(draws=options) if isinstance(options, int) else options or SamplingOptions()
         asked = replace(given, **changes)
         options = self.resolve(asked)
-        case = image if isinstance(image, ReadCase) else self.read(image, affine=affine, spacing=spacing)
+        scale = {name: getattr(options, name) for name in SCALE}
+        case = image if isinstance(image, ReadCase) else self.read(image, affine=affine, spacing=spacing, **scale)
         image, digests = case.image, case.digests
         draws = self.prepare(image, options)
         ensemble, fused, recorder = self._collect(draws, options, on_draw)
@@ -221,8 +227,7 @@ class Model:
         probability = draws.to_native(ensemble.mean)
         if not all_finite(probability):
             raise UserError(f"{self.name} gives NaN or infinite probabilities", do="Its training went wrong: train it again")
-        fuses = options.fuse != "mean"
-        chosen = largest(draws.to_native(fused.shares(ensemble.mean)) if fuses else probability)
+        chosen = largest(probability if options.fuse == "mean" else draws.to_native(fused.shares(ensemble.mean)))
         record = self.settings(options) | recorder.record() | scores(self.plan, ensemble, probability, chosen)
         chosen, cleaned = apply_postprocessing(self.postprocessing, chosen, self.plan.names, record)
         record = volumes(self.plan, chosen, probability, image, draws.transform, ensemble) | record | cleaned
@@ -233,7 +238,7 @@ class Model:
         mask = take(self._values(), chosen)
         if options.region is not None:
             record |= region_record(draws.transform, record["volume_note"])
-        record |= self._unlike_training(image, record, mask)
+        record |= self._unlike_training(image, record, mask) | slide_record(image, draws, record["volume_note"])
         record |= self._origin(image, draws, digests) | {"image_digests": digests}
         record |= {"recommended": self.recommended(asked) is not None} | cost(draws)
         record["seconds"] = round(time.monotonic() - started, 2)
@@ -253,13 +258,29 @@ class Model:
             del draw, probability  # before the next one is made
         return ensemble, fused, recorder
 
-    def read(self, image: Readable, *, affine: Any = None, spacing: Any = None) -> ReadCase:
+    def read(
+        self,
+        image: Readable,
+        *,
+        affine: Any = None,
+        spacing: Any = None,
+        magnification: int | float | None = None,
+        mpp: int | float | None = None,
+    ) -> ReadCase:
         """A case as `predict` takes it, read and checked; `predict` takes what this returns, too.
 
         Raises:
             UserError: What cannot be read, is no image, or has NaN or infinite values.
         """
         axes, files = image_axes(self.plan), sources(paths_of(image))
+        scale = Scale(magnification, mpp, self.plan.spacing)
+        slides = [file for file in files if isinstance(file, Path) and is_slide(file, scale)]
+        if slides:
+            self._refuse_slides(files)
+            return ReadCase(read_slide(slides[0], scale), file_digests(files), "path")
+        if scale.asked:
+            what = "--magnification and --mpp are for whole slides, and this is none"
+            raise UserError(what, file=files[0] if files and isinstance(files[0], Path) else None, do="Leave them out")
         received, kind = receive(files or image, axes, affine, spacing)
         if received.dims > axes:
             what = f"a volume of shape {received.shape}, but the plan is for pictures"
@@ -319,9 +340,24 @@ class Model:
 
     def _unlike_training(self, image: Image, record: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
         """In what image and volumes are unlike all training cases; then the case needs review, however sure the draws are."""
+        if isinstance(image.header, Slide):
+            return {}  # a slide with its glass is like no picture that was cut out of one
         volume_ml = {} if "region" in record else record["volume_ml"]  # of a part it may be anything
         faults = outside_training(self.meta.get("fingerprint"), image, self.plan, volume_ml, mask)
         return {"outside_training": faults, "needs_review": True, "look_at": True} if faults else {}
+
+    def _refuse_slides(self, files: Sequence[Path | Stack]) -> None:
+        """Refuse a slide of which this model can make nothing, before it is read."""
+        channels, file = self.plan.channels, files[0] if isinstance(files[0], Path) else None
+        if len(channels) != 3 or image_axes(self.plan) == 3 or self.method.supervision != "mask":
+            sees = f"{'volumes' if image_axes(self.plan) == 3 else 'pictures'} of {pluralize(len(channels), 'channel')}"
+            what = f"a whole slide is a picture in red, green and blue; {self.name} sees {sees}"
+            what += "" if self.method.supervision == "mask" else ", and decides what an image shows as a whole"
+            raise UserError(what, file=file)
+        if "zscore" in self.plan.normalisation:
+            warn_once(file, "this model's plan normalises each image by itself (zscore): the glass of a slide counts too")
+        if len(files) > 1:
+            raise UserError("a whole slide holds its three colours in one file", file=file, do="Give it alone")
 
     def _refuse_idle(self, options: SamplingOptions) -> None:
         """Refuse what could do nothing in a method without noise."""
@@ -345,6 +381,16 @@ class Model:
         """Label value of each class, in the smallest type that holds them."""
         values = np.array(sorted(self.plan.labels.values()))
         return values.astype(np.uint8 if values.min() >= 0 and values.max() < 256 else np.int32)
+
+
+def _check_scale(options: SamplingOptions) -> None:
+    """Refuse sizes of pixels that are none, or two of them."""
+    asked = {name: value for name in SCALE if (value := getattr(options, name)) is not None}
+    for name, value in asked.items():
+        if not 0 < value < math.inf:
+            raise UserError(f"--{name} {value:g}", do="It is above 0")
+    if len(asked) == len(SCALE):
+        raise UserError("--magnification and --mpp: one says what the other does", do="Leave one of them out")
 
 
 def image_axes(plan: Plan) -> int:

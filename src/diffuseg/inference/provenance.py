@@ -9,10 +9,12 @@ from jaxtyping import Float, Integer
 from diffuseg.blocks import counts, largest
 from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.data.plan import Plan
+from diffuseg.data.slides import Slide
 from diffuseg.data.transforms import GridTransform
 from diffuseg.evaluation.selective import expected_dice_loss
 from diffuseg.inference.ensemble import Ensemble, interval
 from diffuseg.inference.sampling import ImageDraws
+from diffuseg.methods.tiles import asked_windows
 from diffuseg.types import Image, voxel_ml
 
 
@@ -61,10 +63,11 @@ def amounts(record: dict[str, Any]) -> list[str]:
     """
     ends = record.get("volume_ml_90", {})
     scale, unit = size_unit(record)
+    style = ".3g" if unit == "ml" or (unit == "mm2" and "slide" in record) else ".0f"
     found = []
     for name, ml in record["volume_ml"].items():
-        low, high = (f"{scale * end:.3g}" if unit == "ml" else f"{scale * end:.0f}" for end in ends.get(name, (ml, ml)))
-        size = f"{scale * ml:.3g}" if unit == "ml" else f"{scale * ml:.0f}"
+        low, high = (f"{scale * end:{style}}" for end in ends.get(name, (ml, ml)))
+        size = f"{scale * ml:{style}}"
         spread = "" if record["draws"] == 1 and low == high else f" [{low}, {high}]"
         found.append(f"{name} {size} {unit}{spread}")
     return found
@@ -74,6 +77,9 @@ def size_unit(record: dict[str, Any]) -> tuple[float, str]:
     """By what a volume in ml is to be multiplied, and the unit that a person expects: ml, of pictures pixels or mm2."""
     if len((record.get("grid") or {}).get("shape", ())) != 2:
         return 1.0, "ml"
+    slide = record.get("slide")
+    if isinstance(slide, dict):
+        return 1000.0, "mm2" if slide.get("um_per_pixel") else "pixels"
     pixels = str(record.get("source") or "").lower().endswith(LOSSLESS + LOSSY)
     return 1000.0, "pixels" if pixels else "mm2"  # a picture is taken for 1 mm thick, its pixels for 1 mm wide
 
@@ -98,6 +104,17 @@ def region_record(transform: GridTransform, note: str) -> dict[str, Any]:
     box = transform.shown or tuple(slice(0, n) for n in transform.native)
     note += "; of the region alone, while a calibration is learnt on whole images"
     return {"region": [[part.start, part.stop] for part in box], "volume_note": note}
+
+
+def slide_record(image: Image, draws: ImageDraws, note: str) -> dict[str, Any]:
+    """How a whole slide was read, how much tissue is on it, and how many tiles of it were looked at; {} of other images."""
+    if not isinstance(image.header, Slide):
+        return {}
+    shape, patch = draws.x.shape[1:], draws.method.plan.patch
+    asked = asked_windows(np.broadcast_to(np.True_, shape) if draws.inside is None else draws.inside, patch)
+    tiles = {"tiles": sum(asked), "tiles_skipped": len(asked) - sum(asked)}
+    note += "; of a whole slide, while a calibration is learnt on pictures"
+    return {"slide": image.header.record(image.shape) | tiles, "volume_note": note}
 
 
 def cost(draws: ImageDraws) -> dict[str, Any]:

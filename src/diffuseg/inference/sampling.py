@@ -16,16 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffuseg import scratch
-from diffuseg.blocks import copy
+from diffuseg.blocks import blocks, copy
 from diffuseg.checkpoint import load_weights
 from diffuseg.data.batches import FullCase
 from diffuseg.data.names import tells_sides
 from diffuseg.data.plan import Plan
-from diffuseg.data.region import box_of, cut
+from diffuseg.data.region import box_of, cut, tissue_on_grid
+from diffuseg.data.slides import Slide
 from diffuseg.data.transforms import GridTransform, content_digest, to_grid, to_native
 from diffuseg.device import Precision
 from diffuseg.errors import UserError
@@ -38,6 +39,7 @@ STATE_BYTES = 2**33  # of the noisy masks that are denoised together, in files; 
 GPU_BYTES = 2**27  # the same in the memory of a GPU
 CPU = torch.device("cpu")
 CHUNK = 8  # draws that are made together, at most
+SCALE = ("magnification", "mpp")  # options that say at which size of a pixel a whole slide is read
 OnDenoised = Callable[[int, Tensor], None]
 
 
@@ -60,6 +62,9 @@ class SamplingOptions:
         region: Segment a part of the image alone: "10:60,0:48,5:30", voxels of the axes of its file, or the path of a mask on
             its grid, of which the box round the foreground is taken with half a patch round it. Outside all is background.
         mirror: Draw as often again from the image mirrored along each axis, and each pair of axes, that the plan's flips allow.
+        magnification: At which a whole slide is read, such as 20; None: as `mpp`, else as the plan's spacing has it.
+        mpp: The same in micrometres per pixel.
+        all_tiles: Segment the glass of a whole slide too, which else is background.
     """
 
     draws: int | None = None
@@ -74,6 +79,9 @@ class SamplingOptions:
     spread: bool = True
     postprocess: bool = True
     region: str | None = None
+    magnification: int | float | None = None
+    mpp: int | float | None = None
+    all_tiles: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ class ImageDraws:
         label: What the image shows, where the method decides that first.
         precision: Number type of the networks; None: as it is outside.
         turns: Ways to draw, one after the other, each with as many of the seeds; mirrored draws are mirrored back.
+        inside: Of a whole slide: where there is tissue, on the grid; None is all.
     """
 
     method: Method
@@ -114,6 +123,7 @@ class ImageDraws:
     label: ImageLabel | None = None
     precision: Precision | None = None
     turns: tuple[Turn, ...] = (Turn(),)
+    inside: Bool[np.ndarray, "*s"] | None = None
 
     def draw(self, on_denoised: OnDenoised | None = None) -> Iterator[Float[Tensor, "k *s"]]:
         """Make the draws, one map per seed, on the grid.
@@ -135,6 +145,7 @@ class ImageDraws:
             seeds = self.seeds[number * each : (number + 1) * each]
             axes = tuple(1 + axis for axis in turn.mirror)
             seen = flipped(image, axes)
+            options |= {} if self.inside is None else {"inside": np.flip(self.inside, turn.mirror)}
             maps = iter(self.method.draw(seen, seeds, steps=self.steps, sampler=self.sampler, chunk=chunk, **options))
             for _ in seeds:
                 yield self._next(maps, axes)  # no name holds a draw while the next one is made
@@ -196,12 +207,30 @@ def prepare(
         digest = content_digest(image, transform)
         if options.region is not None:
             x, transform = cut(x, transform, box_of(options.region, image, method.plan, transform), image.source)
+    inside = None if isinstance(image, FullCase) else _inside(image, transform, options.all_tiles)
     indices = range(options.draws or 1) if indices is None else indices
     seeds = tuple(draw_seed(options.seed, digest, i) for i in indices)
     with _autocast(precision, device):
         label = _image_label(method, x.to(device), options.label)
     seeds, ways = seeds * len(turns), tuple(turns)
-    return ImageDraws(method, x, transform, seeds, options.steps, options.sampler, device, label, precision, ways)
+    return ImageDraws(method, x, transform, seeds, options.steps, options.sampler, device, label, precision, ways, inside)
+
+
+def _inside(image: Image, transform: GridTransform, all_tiles: bool) -> Bool[np.ndarray, "*s"] | None:
+    """Where a whole slide has tissue, on the grid; None of other images, and where all is asked for.
+
+    Raises:
+        UserError: There is none, or all is asked for of another image.
+    """
+    if all_tiles and not isinstance(image.header, Slide):
+        what = "--all-tiles is for whole slides, and this is none: all of it is segmented"
+        raise UserError(what, file=image.source, do="Leave it out")
+    if all_tiles or not isinstance(image.header, Slide):
+        return None
+    found = tissue_on_grid(image.header.tissue, transform)
+    if not any(bool(found[part].any()) for part in blocks(found.shape)):
+        raise UserError("no tissue was found, nothing but glass", file=image.source, do="--all-tiles segments all of it")
+    return found
 
 
 def mirrors(plan: Plan, volume: bool) -> list[tuple[int, ...]]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from diffuseg import scratch
@@ -98,6 +99,7 @@ class DrawOptions:
     chunk: int = 8
     label: int | None = None
     on_denoised: OnDenoised = None
+    inside: Bool[np.ndarray, "*s"] | None = None
 
 
 Config = TypeVar("Config", bound=MethodConfig)
@@ -163,6 +165,7 @@ class Method(nn.Module, ABC, Generic[Config]):
         chunk: int = 8,
         label: int | None = None,
         on_denoised: OnDenoised = None,
+        inside: Bool[np.ndarray, "*s"] | None = None,
     ) -> Iterator[Float[Tensor, "k *s"]]:
         """One probability map per seed, in order, for a whole case on the plan's grid.
 
@@ -176,13 +179,15 @@ class Method(nn.Module, ABC, Generic[Config]):
             label: the class that the image shows, 0 for none; only for methods that learn from image-level labels.
             on_denoised: receives (t, x0_hat [n, k, *s] in [-1, 1]) of the draws made together at each timestep, and must copy
                 what it keeps; a method without states calls it once, at t = 0.
+            inside: of a picture what is looked at: tiles without a pixel of it are background; None is all; only for methods
+                that learn from masks.
 
         Raises:
             UserError: an unknown sampler, or steps that the method does not have.
         """
         self.eval()
         name, count = self.sampling(sampler, steps)
-        return self._draws(image, seeds, DrawOptions(name, count, eta, chunk, label, on_denoised))
+        return self._draws(image, seeds, DrawOptions(name, count, eta, chunk, label, on_denoised, inside))
 
     @abstractmethod
     def _draws(self, image: Tensor, seeds: Sequence[int], options: DrawOptions) -> Iterator[Tensor]:
@@ -260,16 +265,16 @@ class MaskMethod(Method[Config]):
         So neighbouring tiles share their noise.
         """
         again = self.generative and (options.steps > 1 or len(seeds) > options.chunk)
-        tiling = Tiling(image, self.plan, self.encode, again)
+        tiling = Tiling(image, self.plan, self.encode, again, options.inside)
         if not self.generative:
             x_0 = tiling.crop(tiling.denoise(self.predict_x0, None, 0, None, 1).x_0)
             if options.on_denoised is not None:
                 options.on_denoised(0, x_0)
-            yield from _to_probability(x_0).expand(len(seeds), *x_0.shape[1:])
+            yield from tiling.hide(_to_probability(x_0), 1.0, 0.0).expand(len(seeds), *x_0.shape[1:])
             return
         for start in range(0, len(seeds), options.chunk):
             generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start : start + options.chunk]]
-            yield from _to_probability(tiling.crop(self._sample(tiling, generators, options)))
+            yield from tiling.hide(_to_probability(tiling.crop(self._sample(tiling, generators, options))), 1.0, 0.0)
 
     @timed("sample")
     def _sample(self, tiling: Tiling, generators: Sequence[torch.Generator], options: DrawOptions) -> Tensor:

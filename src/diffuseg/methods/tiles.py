@@ -4,13 +4,14 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffuseg import scratch
-from diffuseg.blocks import extremes
+from diffuseg.blocks import blocks, extremes
 from diffuseg.data.batches import slice_stack
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import ModelOutput
@@ -31,10 +32,16 @@ class Tiling:
     For a 2-D network on a volume the slices are the batch, each with its neighbours as channels (2.5-D).
     States and results are whole-image tensors [n, k, *shape], `shape` being the padded spatial shape. Features of the image
     are kept where it is denoised several times (`again`), up to FEATURES_KEPT; else those of a tile live as long as its turn.
+    Windows without a voxel of `inside` are passed over; where no other lies, all is background.
     """
 
     def __init__(
-        self, image: Float[Tensor, "c *s"], plan: Plan, encode: Callable[[Tensor], Features], again: bool = True
+        self,
+        image: Float[Tensor, "c *s"],
+        plan: Plan,
+        encode: Callable[[Tensor], Features],
+        again: bool = True,
+        inside: Bool[np.ndarray, "*s"] | None = None,
     ) -> None:
         self.plan, self.encode, self.again = plan, encode, again
         self.sliced = plan.dims == 2 and image.ndim == 4
@@ -47,6 +54,8 @@ class Tiling:
         self.shape = (self.slices, *self.plane) if self.sliced else self.plane
         self.darkest = float(extremes(image.cpu().numpy())[0]) if any(self.missing) else 0.0
         self.windows = list(windows(self.plane, plan.patch, OVERLAP))
+        self.asked = [True] * len(self.windows) if inside is None else asked_windows(inside, plan.patch)
+        self.seen = None if all(self.asked) else self._seen()
         self.weight = gaussian(plan.patch).to(image.device)
         self._features: dict[tuple, Features] = {}
         self._kept = 0
@@ -69,7 +78,7 @@ class Tiling:
         totals: list[Tensor] = []
         weights = Weights(plane, self.plan.patch, self.weight)
         single = len(self.windows) == 1
-        for window in self.windows:
+        for window in itertools.compress(self.windows, self.asked):
             self._divide(totals, weights.until(window[0].start))
             weights.add(window)
             for start in range(0, m, SLICES):
@@ -85,10 +94,22 @@ class Tiling:
                 for total, one in zip(totals, maps, strict=True):
                     one = one.float().unflatten(0, (n, count))
                     total[(slice(None), part, slice(None), *window)] += one if single else one * self.weight
-                beat(n * count / (m * len(self.windows)))
+                beat(n * count / (m * sum(self.asked)))
                 scratch.release()
         self._divide(totals, weights.until(plane[0]))
-        return ModelOutput(*map(self._join, totals))
+        output = ModelOutput(*map(self._join, totals))
+        self.hide(self.crop(output.x_0), 1.0, -1.0)
+        return output
+
+    def hide(self, x: Float[Tensor, "n k *s"], background: float, other: float) -> Float[Tensor, "n k *s"]:
+        """Put values of background and of the other classes where no tile lies, in place; returns x."""
+        if self.seen is None:
+            return x
+        for part in blocks(self.native):
+            hidden = torch.from_numpy(~self.seen[part]).to(x.device)
+            x[:, :, part].masked_fill_(hidden, other)
+            x[:, 0, part].masked_fill_(hidden, background)
+        return x
 
     def crop(self, x: Float[Tensor, "n k *shape"]) -> Float[Tensor, "n k *s"]:
         """Without the padding, in the axis order of the image."""
@@ -102,14 +123,23 @@ class Tiling:
     def _divide(self, totals: list[Tensor], done: tuple[slice, Tensor] | None) -> None:
         """Make means of the rows that no further tile reaches; of a single tile they are its own."""
         if done is not None and len(self.windows) > 1:
+            weight = done[1] if self.seen is None else done[1].masked_fill(done[1] == 0, 1)
             for total in totals:
-                total[:, :, :, done[0]] /= done[1]
+                total[:, :, :, done[0]] /= weight
 
     def _split(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2) if self.sliced else x[:, None]
 
     def _join(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2) if self.sliced else x[:, 0]
+
+    def _seen(self) -> Bool[np.ndarray, "*s"]:
+        """Where tiles lie, on the image without padding."""
+        found = scratch.zeros(self.native, bool)
+        for window in itertools.compress(self.windows, self.asked):
+            found[_unpadded(window, self.offset)] = True
+            scratch.release()
+        return found
 
     def _cut(self, part: slice, window: tuple[slice, ...]) -> Float[Tensor, "m c *patch"]:
         """The image in a window, of a volume that is seen in slices some of them; as dark as its darkest voxel beyond it."""
@@ -147,10 +177,10 @@ class Weights:
 
     def until(self, row: int) -> tuple[slice, Tensor] | None:
         """The rows before this one with their weights, which are closed by it; None where there are none."""
-        count = row - self._row
+        count = min(row - self._row, len(self._open))  # beyond these no tile lies
         if count <= 0:
             return None
-        closed = (slice(self._row, row), self._open[:count])
+        closed = (slice(self._row, self._row + count), self._open[:count])
         self._open = torch.cat([self._open[count:], torch.zeros_like(self._open[:count])])
         self._row = row
         return closed
@@ -174,6 +204,27 @@ def windows(size: tuple[int, ...], patch: tuple[int, ...], overlap: float) -> it
         starts = [0] if count == 1 else [round(i * (n - p) / (count - 1)) for i in range(count)]
         axes.append([slice(s, s + p) for s in starts])
     return itertools.product(*axes)
+
+
+def asked_windows(inside: Bool[np.ndarray, "*s"], patch: tuple[int, ...]) -> list[bool]:
+    """Which of the windows of an image, in their order, hold a voxel of what is asked for.
+
+    Args:
+        inside: What is asked for, on the image as it is.
+        patch: Voxels per axis, of as many axes.
+    """
+    missing = [max(p - n, 0) for p, n in zip(patch, inside.shape, strict=True)]
+    plane, offset = tuple(n + m for n, m in zip(inside.shape, missing, strict=True)), [m // 2 for m in missing]
+    found = []
+    for window in windows(plane, patch, OVERLAP):
+        found.append(bool(inside[_unpadded(window, offset)].any()))
+        scratch.release()
+    return found
+
+
+def _unpadded(window: Sequence[slice], offset: Sequence[int]) -> tuple[slice, ...]:
+    """A window of a padded image on the image itself."""
+    return tuple(slice(max(w.start - o, 0), w.stop - o) for w, o in zip(window, offset, strict=True))
 
 
 def gaussian(patch: tuple[int, ...]) -> Float[Tensor, "*patch"]:

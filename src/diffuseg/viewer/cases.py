@@ -11,7 +11,7 @@ from typing import Any
 
 from diffuseg.data import io
 from diffuseg.data.dicom import holds_series
-from diffuseg.data.outputs import probability_names, records, sidecar_name, stored_as_one
+from diffuseg.data.outputs import PREVIEW, probability_names, records, sidecar_name, stored_as_one
 from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.errors import UserError
 from diffuseg.inference.provenance import size_unit
@@ -175,7 +175,9 @@ def _case(folder: Path, name: str, record: dict[str, Any], images: Path | None, 
     inside = [layer for layer in layers if layer.file.is_file() and layer.file.resolve().is_relative_to(folder.resolve())]
     faults += dict.fromkeys(f"{layer.file.name} is not in the folder." for layer in layers if layer not in inside)
     image = _image(folder, name, record, images)
-    if image is None:
+    if "slide" in record:
+        faults.append(f"Whole slides are not shown here: open slide and mask in a viewer of slides, or {name}_{PREVIEW}.png.")
+    elif image is None:
         where = f"{name} or {name}_0000 in the folder of --images" if images else _named(record)
         faults.append(f"The image was not found: {where}; `--images FOLDER` says where it is.")
     else:

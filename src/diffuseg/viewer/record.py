@@ -69,5 +69,6 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "outside_training": lambda value: isinstance(value, list) and all(isinstance(line, str) for line in value),
     "grid": lambda value: isinstance(value, dict) and isinstance(value.get("shape"), list),
     "kept": _kept,
+    "slide": lambda value: isinstance(value, dict),
     "source": lambda value: isinstance(value, str),
 }
