@@ -30,16 +30,19 @@ def tile_weights(patch, sigma):
 
 def graphs(folder, threads=0, precision="f32"):
     """Encoder and denoiser, each a function of its named inputs. Threads 0: all; precision, of OpenVINO alone: f32 or bf16."""
-    run = {}
-    by_openvino = described(folder)["format"] == "openvino"
+    run, said = {}, described(folder)
     for name in ("encoder", "denoiser"):
         path = Path(folder) / name
-        if by_openvino:
+        if said["format"] == "openvino":
             sys.modules.setdefault("openvino_telemetry", None)  # it would report over the network that OpenVINO is used
             import openvino
 
             wishes = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
-            graph = openvino.Core().compile_model(path.with_suffix(".xml"), "CPU", wishes)
+            network = openvino.Core().read_model(path.with_suffix(".xml"))
+            shapes = {given.any_name: given.partial_shape for given in network.inputs}
+            # OpenVINO 2026.4 loses draws of `distributional` where their number is left free
+            network.reshape({name: [said["draws"], *list(s)[1:]] if s.is_dynamic else s for name, s in shapes.items()})
+            graph = openvino.Core().compile_model(network, "CPU", wishes)
             run[name] = lambda given, graph=graph: graph(given).to_tuple()
         else:
             import onnxruntime
