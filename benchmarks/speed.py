@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,11 +21,12 @@ from typing import Any
 import torch
 
 from benchmarks.score import RESULTS, environment, replaced, write
+from diffuseg.atomic_io import write_json
 from diffuseg.checkpoint import save_checkpoint
 from diffuseg.config import override
 from diffuseg.data.plan import Plan
 from diffuseg.device import Precision, choose_precision
-from diffuseg.inference.export import export
+from diffuseg.inference.export import as_openvino, export
 from diffuseg.inference.model import load
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.methods import METHODS, Method
@@ -89,21 +91,46 @@ def drawing(only: str = "") -> list[dict[str, Any]]:
     return [{"what": what, "ratio": times[what] / times["unet"], "means": means, "seconds": times[what]} for what in tasks]
 
 
+def number_types(only: str = "") -> list[dict[str, Any]]:
+    """A draw and a training step (all phases but the lazy R1) in bf16 against float32, also where it is only emulated."""
+    image, device, rows = torch.randn(1, 36, 50, 35), torch.device("cpu"), []
+    native = choose_precision(device).dtype == torch.bfloat16
+    where = "" if native else ", emulated"
+
+    def draw(name: str, which: str) -> None:
+        with choose_precision(device, which).autocast(device):
+            list(methods[name].draw(image, range(1)))
+
+    methods = {name: build(name) for name in ("unet", "distributional") if only in name}
+    for name in methods:
+        times = seconds({which: partial(draw, name, which) for which in ("fp32", "bf16")}, clock=time.process_time)
+        rows.append({"what": f"1 draw of {name} in bf16{where}"} | _gain(times))
+    for name in ("unet", "cdal"):
+        if only in name:
+            times = seconds({"fp32": step(name), "bf16": step(name, bf16=True)}, rounds=3, clock=time.process_time)
+            rows.append({"what": f"training step of {name} in bf16{where}"} | _gain(times))
+    return rows
+
+
+def _gain(times: dict[str, float]) -> dict[str, Any]:
+    """What bf16 saves."""
+    means = "processor time in float32 over that in bf16: above 1, bf16 is faster"
+    found = {"ratio": times["fp32"] / times["bf16"], "means": means}
+    return found | {"seconds": times["bf16"], "seconds_fp32": times["fp32"]}
+
+
 def training(only: str = "") -> list[dict[str, Any]]:
-    """A training step (all phases but the lazy R1) in bf16 against float32, and in float32 compiled or with less memory."""
+    """A training step in float32, compiled or with less memory."""
     rows = []
     for name in ("unet", "cdal"):
         if only not in name:
             continue
-        ways = {"fp32": step(name), "bf16": step(name, bf16=True)}
-        ways |= {"compiled": step(name, compiled=True), "checkpointing": step(name, checkpointing=True)}
+        ways = {"plain": step(name), "--compile": step(name, compiled=True)}
+        ways["--set train.checkpointing=true"] = step(name, checkpointing=True)
         times = seconds(ways, rounds=3, clock=time.process_time)
-        means = "processor time in float32 over that in bf16: above 1, bf16 is faster"
-        row = {"what": f"training step of {name} in bf16", "ratio": times["fp32"] / times["bf16"], "means": means}
-        rows.append(row | {"seconds": times["bf16"], "seconds_fp32": times["fp32"]})
-        for way, option in {"compiled": "--compile", "checkpointing": "--set train.checkpointing=true"}.items():
-            row = {"what": f"training step of {name} with `{option}`", "ratio": times[way] / times["fp32"]}
-            rows.append(row | {"means": "processor time, over that without it", "seconds": times[way]})
+        for option in list(ways)[1:]:
+            row = {"what": f"training step of {name} with `{option}`", "ratio": times[option] / times["plain"]}
+            rows.append(row | {"means": "processor time, over that without it", "seconds": times[option]})
     return rows
 
 
@@ -135,39 +162,41 @@ def step(name: str, bf16: bool = False, compiled: bool = False, checkpointing: b
 
 
 def exported(only: str = "") -> list[dict[str, Any]]:
-    """An image by the exported graphs and the example for onnxruntime, against PyTorch, for methods that can be exported."""
+    """An image by the exported graphs and the example that runs them, against PyTorch, for methods that can be exported."""
     image, device = torch.randn(1, 36, 50, 35), torch.device("cpu")
     example = SimpleNamespace(**runpy.run_path(str(EXAMPLE)))
     rows = []
     for name, draws, steps in (row for row in EXPORTED if only in row[0]):
         method = build(name)
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder) / "model.safetensors", method, {"name": f"made/{name}"})
-            options = SamplingOptions(draws=draws, steps=steps)
-            export(load(Path(folder) / "model.safetensors", "cpu"), Path(folder), "onnx", options)
-            sessions = {path.stem: _session(path) for path in Path(folder).glob("*.onnx")}
-            example.segment.__globals__["onnxruntime"] = SimpleNamespace(InferenceSession=lambda path, s=sessions: s[path.stem])
 
-            def eager(precision: Precision, method: Method = method, n: int = draws, steps: int | None = steps) -> None:
-                with precision.autocast(device):
-                    list(method.draw(image, range(n), steps=steps))
+        def eager(precision: Precision, method: Method = method, n: int = draws, steps: int | None = steps) -> None:
+            with precision.autocast(device):
+                list(method.draw(image, range(n), steps=steps))
 
-            tasks = {which: partial(eager, choose_precision(device, which)) for which in ("fp32", "auto")}
-            tasks["onnx"] = partial(example.segment, folder, image.numpy())
-            times = seconds(tasks, rounds=3, clock=time.process_time)
-        means = f"processor time, over PyTorch in float32; over that of `predict` here {times['onnx'] / times['auto']:.2f}"
-        what = f"{pluralize(draws, 'draw')} of {name} by onnxruntime"
-        rows.append({"what": what, "ratio": times["onnx"] / times["fp32"], "means": means, "seconds": times["onnx"]})
+        tasks = {which: partial(eager, choose_precision(device, which)) for which in ("fp32", "auto")}
+        with tempfile.TemporaryDirectory() as place:
+            for by, (folder, precision) in _written(method, SamplingOptions(draws=draws, steps=steps), Path(place)).items():
+                run = example.graphs(folder, torch.get_num_threads(), precision)
+                tasks[by] = partial(example.segment, folder, image.numpy(), run=run)
+            times = seconds(tasks, rounds=5, clock=time.process_time)
+        for by in list(tasks)[2:]:
+            means = f"processor time, over PyTorch in float32; over that of `predict` here {times[by] / times['auto']:.2f}"
+            what = f"{pluralize(draws, 'draw')} of {name} by {by}"
+            rows.append({"what": what, "ratio": times[by] / times["fp32"], "means": means, "seconds": times[by]})
     return rows
 
 
-def _session(path: Path) -> Any:
-    """A graph that is loaded, on as many threads as PyTorch has."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(path, options)
+def _written(method: Method, options: SamplingOptions, place: Path) -> dict[str, tuple[Path, str]]:
+    """A method's graphs in both formats: who runs them -> their folder, and the number type that is asked for."""
+    save_checkpoint(place / "model.safetensors", method, {"name": "made"})
+    export(load(place / "model.safetensors", "cpu"), place / "onnx", "onnx", options)
+    shutil.copytree(place / "onnx", place / "openvino")
+    for file in sorted((place / "openvino").glob("*.onnx")):
+        as_openvino(file)
+    said = json.loads((place / "onnx" / "model.json").read_text())
+    write_json(place / "openvino" / "model.json", said | {"format": "openvino"})
+    by = {"OpenVINO": (place / "openvino", "f32"), "OpenVINO in bf16": (place / "openvino", "bf16")}
+    return {"onnxruntime": (place / "onnx", "f32")} | by
 
 
 def starting(only: str = "") -> list[dict[str, Any]]:
@@ -204,7 +233,13 @@ def first_mask(scan: str) -> list[dict[str, Any]]:
     return [*rows, {"what": "the same with threads that spin", "ratio": spun / mask, "means": means, "seconds": spun}]
 
 
-PARTS = {"drawing": drawing, "training": training, "starting": starting, "exported": exported}
+PARTS = {
+    "drawing": drawing,
+    "number_types": number_types,
+    "training": training,
+    "starting": starting,
+    "exported": exported,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

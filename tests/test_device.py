@@ -1,12 +1,90 @@
-"""The number type follows the hardware, unless it is asked for."""
+"""Device and number type follow the hardware, unless they are asked for."""
+
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from diffuseg.device import choose_precision
+import diffuseg.cli
+from diffuseg.device import choose_device, choose_precision
 from diffuseg.errors import UserError
+from diffuseg.methods import METHODS
+from diffuseg.methods.weak.binarize import smoothed
+from diffuseg.train.distributed import join_processes
+from tests.contract.test_methods import build, make_batch
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=[(False, False), (False, True), (True, True)])
+def gpus(request, monkeypatch):
+    """Whether there is a GPU of NVIDIA, and one of Apple."""
+    nvidia, apple = request.param
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: nvidia)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)
+    return nvidia, apple
+
+
+def test_a_gpu_is_taken_before_the_processor(gpus):
+    nvidia, apple = gpus
+    assert choose_device().type == ("cuda" if nvidia else "mps" if apple else "cpu")
+    if apple:
+        assert choose_device("mps") == torch.device("mps")
+    else:
+        with pytest.raises(UserError, match="no GPU of Apple"):
+            choose_device("mps")
+
+
+def test_the_gpu_of_apple_is_left_alone_by_a_pytorch_that_has_no_number_types_there(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda kind: False)
+    assert choose_device().type != "mps"
+
+
+def test_the_gpu_of_apple_says_that_it_is_untested_and_is_not_shared(monkeypatch):
+    chosen = choose_precision(torch.device("mps"))
+    assert chosen.dtype == torch.float32 and "nothing was tested on Apple's GPU" in chosen.reason
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert join_processes("mps").device.type == "mps"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--device cpu"):
+        join_processes("mps")
+
+
+def test_the_processor_does_what_the_gpu_of_apple_cannot(monkeypatch):
+    monkeypatch.setattr(diffuseg.cli, "app", lambda **options: None)
+    monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK", raising=False)
+    diffuseg.cli.main()
+    assert diffuseg.cli.os.environ["PYTORCH_ENABLE_MPS_FALLBACK"] == "1"
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses float64 on the device that stands for a GPU without it."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for x in tree_leaves(found):
+            if isinstance(x, torch.Tensor) and x.device.type == "meta":
+                assert x.dtype not in (torch.float64, torch.complex128), f"{function}: {x.dtype}"
+        return found
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_nothing_is_computed_in_float64_on_a_gpu(name, monkeypatch):
+    """Apple's have none. The device "meta" stands for one: it refuses what mixes it with the processor, and has no values."""
+    settings = ["recycle=0"] if hasattr(METHODS[name].config_class(), "recycle") else []  # which asks for values
+    method = build(name, "2d", *settings).to("meta")
+    batch = make_batch(method).to(torch.device("meta"))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which does not know "meta"
+    with NoFloat64():
+        for phase in method.phases:
+            method.loss(batch, phase, torch.Generator().manual_seed(0))[0].backward()
+        if method.supervision == "mask":
+            assert len(list(method.draw(batch.image[0], seeds=[1, 2], steps=1))) == 2
+        with pytest.raises(NotImplementedError, match="meta"):  # it leaves the device first
+            smoothed(batch.image[0, 0], 1.0)
 
 
 @pytest.mark.parametrize(

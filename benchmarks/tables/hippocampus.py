@@ -197,7 +197,8 @@ def speed() -> str:
     letters = {machine: "abcdefgh"[n] for n, machine in enumerate(dict.fromkeys(machines))}
     on = [letters[machine] for machine in machines]
     rows = [[r["what"], f"{r['ratio']:.2f}", r["means"], at] for r, at in zip(content["rows"], on, strict=True)]
-    steps = {r["what"].split()[3]: (r["seconds_fp32"], n) for n, r in enumerate(content["rows"]) if "seconds_fp32" in r}
+    compared = [(r, n) for n, r in enumerate(content["rows"]) if r["what"].startswith("training step") and "seconds_fp32" in r]
+    steps = {r["what"].split()[3]: (r["seconds_fp32"], n) for r, n in compared}
     (cdal, n), (unet, _) = steps["cdal"], steps["unet"]
     rows.append(["training step of cDAL", f"{cdal / unet:.2f}", "over one of the U-Net, both in float32", on[n]])
     trained = {row["method"]: row["training_seconds"] for row in load("hippocampus_fold0")["rows"] if not row["what"]}

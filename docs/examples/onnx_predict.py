@@ -1,6 +1,6 @@
-"""Segment an image with an exported model: numpy and onnxruntime alone, no PyTorch.
+"""Segment an image with an exported model: numpy and onnxruntime (or OpenVINO) alone, no PyTorch.
 
-    diffuseg export MODEL --out EXPORTED
+    diffuseg export MODEL --out EXPORTED                    with --format openvino for OpenVINO
     python onnx_predict.py EXPORTED image.npy mask.npy      image [c, *s]: on the plan's grid and normalised, float32
 """
 
@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 
 def windows(size, patch, overlap):
@@ -29,16 +28,46 @@ def tile_weights(patch, sigma):
     return np.maximum(np.prod(np.meshgrid(*axes, indexing="ij"), axis=0), 1e-3).astype(np.float32)
 
 
-def segment(folder, image, noise=None):
-    """Class probabilities [k, *s]; `noise(shape)` makes the noise of all draws."""
-    said = json.loads((Path(folder) / "model.json").read_text(encoding="utf-8"))
-    run = {name: onnxruntime.InferenceSession(Path(folder) / f"{name}.onnx") for name in ("encoder", "denoiser")}
-    noise = noise or (lambda shape: np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+def graphs(folder, threads=0, precision="f32"):
+    """Encoder and denoiser, each a function of its named inputs. Threads 0: all; precision, of OpenVINO alone: f32 or bf16."""
+    run, said = {}, described(folder)
+    for name in ("encoder", "denoiser"):
+        path = Path(folder) / name
+        if said["format"] == "openvino":
+            sys.modules.setdefault("openvino_telemetry", None)  # it would report over the network that OpenVINO is used
+            import openvino
+
+            wishes = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
+            network = openvino.Core().read_model(path.with_suffix(".xml"))
+            shapes = {given.any_name: given.partial_shape for given in network.inputs}
+            # OpenVINO 2026.4 loses draws of `distributional` where their number is left free
+            network.reshape({name: [said["draws"], *list(s)[1:]] if s.is_dynamic else s for name, s in shapes.items()})
+            graph = openvino.Core().compile_model(network, "CPU", wishes)
+            run[name] = lambda given, graph=graph: graph(given).to_tuple()
+        else:
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            session = onnxruntime.InferenceSession(path.with_suffix(".onnx"), options)
+            run[name] = lambda given, session=session: session.run(None, given)
+    return run
+
+
+def described(folder):
+    """What model.json says."""
+    return json.loads((Path(folder) / "model.json").read_text(encoding="utf-8"))
+
+
+def segment(folder, image, noise=None, run=None):
+    """Class probabilities [k, *s]; `noise(shape)` makes the noise of all draws, `run` are `graphs` that are loaded already."""
+    said, run, generator = described(folder), run or graphs(folder), np.random.default_rng(0)
+    noise = noise or (lambda shape: generator.standard_normal(shape, dtype=np.float32))
     patch, k, n = said["plan"]["patch"], len(said["classes"]), said["draws"]
     missing = [max(p - s, 0) for p, s in zip(patch, image.shape[1:], strict=True)]
     padded = np.pad(image, [(0, 0)] + [(m // 2, m - m // 2) for m in missing], constant_values=image.min())
     places, weight = windows(padded.shape[1:], patch, said["tiles"]["overlap"]), tile_weights(patch, said["tiles"]["sigma"])
-    features = [run["encoder"].run(None, {"image": padded[(None, slice(None), *place)]}) for place in places]
+    features = [run["encoder"]({"image": padded[(None, slice(None), *place)]}) for place in places]
     x = noise((n, k, *padded.shape[1:])) if said["steps"] else None
     for step in said["steps"] or [{"t": 0, "a": 1.0, "b": 0.0, "c": 0.0}]:
         z = noise((n, said["latent"])) if said["latent"] else None
@@ -47,7 +76,7 @@ def segment(folder, image, noise=None):
             given = {"t": np.array(step["t"]), "z": z, **{f"features_{i}": f for i, f in enumerate(known)}}
             if x is not None:
                 given["x_t"] = np.ascontiguousarray(x[(slice(None), slice(None), *place)])
-            (tile,) = run["denoiser"].run(None, {name: given[name] for name in said["inputs"]})
+            (tile,) = run["denoiser"]({name: given[name] for name in said["inputs"]})
             x_0[(slice(None), slice(None), *place)] += tile * weight
             total[place] += weight
         x_0 /= total
@@ -60,5 +89,5 @@ def segment(folder, image, noise=None):
 
 if __name__ == "__main__":
     exported, source, target = sys.argv[1:]
-    values = json.loads((Path(exported) / "model.json").read_text(encoding="utf-8"))["plan"]["labels"].values()
+    values = described(exported)["plan"]["labels"].values()
     np.save(target, np.array(sorted(values), np.uint8)[segment(exported, np.load(source)).argmax(0)])

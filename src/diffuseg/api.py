@@ -43,7 +43,7 @@ def predict(
         model: A checkpoint, the name of a packaged model, or a model that is loaded.
         image: What `Model.predict` takes.
         options: How to draw; a number is that of the draws.
-        device: "cpu", "cuda" or "cuda:N", of a model that is to be loaded.
+        device: "cpu", "cuda", "cuda:N" or "mps", of a model that is to be loaded.
         keywords: Further arguments of `Model.predict`, such as draws=8, affine=...
 
     Raises:

@@ -25,18 +25,20 @@ class Precision:
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device of this name; without one, the first GPU if there is one, else the processor.
+    """The device of this name; without one, the first NVIDIA GPU if there is one, else Apple's, else the processor.
 
     Raises:
         UserError: There is no such device.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _apple() else "cpu")
     kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
-        raise UserError(f"unknown device {name!r}", do="Known: cpu, cuda, cuda:0, cuda:1, ...")
+    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
+        raise UserError(f"unknown device {name!r}", do="Known: cpu, mps, cuda, cuda:0, cuda:1, ...")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise UserError(f"there is no device {name!r}: {pluralize(torch.cuda.device_count(), 'GPU')} found", do="Choose cpu")
+    if kind == "mps" and not _apple():
+        raise UserError(f"there is no device {name!r}: this PyTorch finds no GPU of Apple", do="Choose cpu")
     return torch.device(name)
 
 
@@ -61,7 +63,12 @@ def choose_precision(device: torch.device, name: str = "auto") -> Precision:
         if features:
             return Precision(torch.bfloat16, f"bf16: the processor has {' and '.join(features)}")
         return Precision(torch.float32, "fp32: the processor has neither AVX512-BF16 nor AMX")
-    return Precision(torch.float32, f"fp32: bf16 is not used on {device.type}")
+    return Precision(torch.float32, "fp32: nothing was tested on Apple's GPU; --device cpu is")
+
+
+def _apple() -> bool:
+    """Whether there is a GPU of Apple, and a PyTorch (2.5 or later) that can be told its number type."""
+    return torch.backends.mps.is_available() and torch.amp.is_autocast_available("mps")
 
 
 # Names of queries that PyTorch has had since 2.4 or later; where one is missing its answer counts as no.

@@ -1,19 +1,22 @@
-"""An exported model gives the probabilities of the model, by numpy and onnxruntime alone."""
+"""An exported model gives the probabilities of the model, by numpy and onnxruntime or OpenVINO alone."""
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from diffuseg.atomic_io import write_json
 from diffuseg.checkpoint import save_checkpoint
 from diffuseg.diffusion.samplers import SAMPLERS, ModelOutput, timesteps
 from diffuseg.errors import UserError
-from diffuseg.inference.export import affine_steps, export
+from diffuseg.inference.export import SAVE, affine_steps, as_openvino, export
 from diffuseg.inference.model import Model
 from diffuseg.inference.sampling import SamplingOptions
 from tests.contract.test_methods import build
@@ -72,43 +75,96 @@ def test_what_cannot_be_exported_is_said(tmp_path):
 
 
 SLOW = pytest.mark.slow
-FILES = ["encoder.onnx", "denoiser.onnx", "model.json"]
+FILES = {"onnx": ["encoder.onnx", "denoiser.onnx"], "openvino": ["encoder.xml", "encoder.bin", "denoiser.xml", "denoiser.bin"]}
+METHODS = ("unet", "concat", "cdal", "distributional", "ssn")
+QUICK = ("distributional", "2d")  # tracing takes longer than all the rest of these tests
+CASES = [*((name, grid) for name in METHODS for grid in ("2d", "3d")), ("unet", "many")]
 
 
-@pytest.mark.parametrize(
-    ("name", "grid"),
-    [
-        ("distributional", "2d"),
-        pytest.param("unet", "3d", marks=SLOW),
-        pytest.param("unet", "many", marks=SLOW),
-        pytest.param("cdal", "3d", marks=SLOW),
-        pytest.param("concat", "2d", marks=SLOW),
-        pytest.param("ssn", "3d", marks=SLOW),
-    ],
-)
-def test_an_engine_gives_the_probabilities_of_the_model(name, grid, tmp_path):
-    """Tiled and padded: an image larger than the patch along one axis and smaller along another."""
-    pytest.importorskip("onnxruntime")
-    model = load(tmp_path / "model.safetensors", name, grid)
-    draws = 3 if model.method.generative else 1
-    wishes = ["--draws", str(draws)] if draws > 1 else []
-    command = ["export", str(tmp_path / "model.safetensors"), "--out", str(tmp_path / "out"), *wishes]
-    # a process of its own: checks of shapes cannot be traced
-    done = subprocess.run([sys.executable, "-m", "diffuseg.cli", *command], capture_output=True, text=True)
+def exported(folder: Path, name: str, grid: str, fmt: str, draws: int = 3) -> Model:
+    """A model with its graphs in folder / "out", by the command: a process of its own, as checks of shapes cannot be traced."""
+    model = load(folder / "model.safetensors", name, grid)
+    wishes = ["--draws", str(draws)] if model.method.generative else []
+    said = run("-m", "diffuseg.cli", "export", "model.safetensors", "--out", "out", "--format", fmt, *wishes, home=folder)
+    assert [line.split()[0].rpartition("/")[2] for line in said.splitlines()] == [*FILES[fmt], "model.json"]
+    return model
+
+
+def run(*command: str, home: Path) -> str:
+    """What a Python says that works at home in this folder, where OpenVINO would write before it reports its use."""
+    environment = {key: value for key, value in os.environ.items() if key != "CI"} | {"HOME": str(home)}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=home)
     assert done.returncode == 0 and not done.stderr, done.stderr
-    assert [line.split()[0].rpartition("/")[2] for line in done.stdout.splitlines()] == FILES
-    said = json.loads((tmp_path / "out/model.json").read_text())
+    assert {path.name for path in home.iterdir()} <= {"model.safetensors", "out", "image.npy", "mask.npy"}
+    return done.stdout
+
+
+def check_probabilities(model: Model, folder: Path, draws: int = 3) -> None:
+    """Tiled and padded: an image larger than the patch along one axis and smaller along another; `draws` of them."""
+    said = json.loads((folder / "model.json").read_text())
+    assert said["hash"] == model.hash
+    write_json(folder / "model.json", said | {"draws": draws})
     size = [n + d for n, d in zip(model.plan.patch, (5, -3, 2), strict=False)]
     image = torch.randn(model.plan.image_channels, *size, generator=torch.Generator().manual_seed(1))
-    expected = torch.stack(list(model.method.draw(image, seeds=range(draws), chunk=8))).mean(0)
+    expected = torch.stack(list(model.method.draw(image, seeds=range(draws), chunk=8))).mean(0).detach().numpy()
     generators = [torch.Generator().manual_seed(seed) for seed in range(draws)]
     noise = lambda shape: torch.stack([torch.randn(shape[1:], generator=g) for g in generators]).numpy()
-    found = example().segment(tmp_path / "out", image.numpy(), noise)
-    np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-3)
-    assert (found.argmax(0) == expected.detach().numpy().argmax(0)).mean() > 0.999 and said["hash"] == model.hash
+    found = example().segment(folder, image.numpy(), noise)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    first, second = np.sort(expected, axis=0)[:-3:-1]
+    clear = first - second > 1e-4  # elsewhere the last digit decides
+    assert clear.mean() > 0.9 and (found.argmax(0) == expected.argmax(0))[clear].all()
+
+
+@pytest.mark.parametrize(("name", "grid"), [pytest.param(*case, marks=[] if case == QUICK else SLOW) for case in CASES])
+def test_graphs_give_the_probabilities_of_the_model(name, grid, tmp_path):
+    """By onnxruntime, and by OpenVINO in its own format; as many draws as were asked for, and another number of them."""
+    pytest.importorskip("onnxruntime")
+    model = exported(tmp_path, name, grid, "onnx")
+    check_probabilities(model, tmp_path / "out")
+    if find_spec("openvino") is None:
+        pytest.skip("OpenVINO is not installed")
+    graphs = [path for file in FILES["onnx"] for path in as_openvino(tmp_path / "out" / file)]
+    assert [path.name for path in graphs] == FILES["openvino"]
+    said = json.loads((tmp_path / "out/model.json").read_text())
+    write_json(tmp_path / "out/model.json", said | {"format": "openvino"})
+    for draws in (3, 1) if model.method.generative else (1,):
+        check_probabilities(model, tmp_path / "out", draws)
+    assert sys.modules["openvino_telemetry"] is None
+    np.save(tmp_path / "image.npy", np.zeros((model.plan.image_channels, *model.plan.patch), np.float32))
+    run(str(EXAMPLE), "out", "image.npy", "mask.npy", home=tmp_path)
+    mask = np.load(tmp_path / "mask.npy")
+    assert mask.shape == model.plan.patch and set(np.unique(mask)) <= set(model.plan.labels.values())
+
+
+@SLOW
+@pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
+def test_the_format_of_openvino_is_written(tmp_path):
+    check_probabilities(exported(tmp_path, "ssn", "2d", "openvino"), tmp_path / "out")
+
+
+def test_without_openvino_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match="openvino is not installed"):
+        SAVE["openvino"](None, tmp_path / "encoder")
+    assert not list(tmp_path.iterdir())
+
+
+def test_noise_of_the_example_is_new_in_each_step(tmp_path):
+    steps = [{"t": t, "a": 0.0, "b": 0.0, "c": 1.0} for t in (2, 1)]
+    said = {"plan": {"patch": [4, 4]}, "classes": ["a", "b"], "draws": 2, "steps": steps, "latent": 3}
+    write_json(tmp_path / "model.json", said | {"inputs": ["x_t", "t", "z"], "tiles": {"overlap": 0.5, "sigma": 0.125}})
+    met: list[float] = []
+
+    def denoiser(given):
+        met.extend((*given["x_t"].flatten()[:8], *given["z"].flatten()))
+        return (given["x_t"],)
+
+    example().segment(tmp_path, np.zeros((1, 4, 4), np.float32), run={"encoder": lambda given: [], "denoiser": denoiser})
+    assert len(met) == len(set(met)) == 2 * (8 + 6)
 
 
 def test_the_example_needs_neither_pytorch_nor_this_library():
-    text = EXAMPLE.read_text()
-    imported = {line.split()[1].split(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))}
-    assert imported <= {"numpy", "onnxruntime", *sys.stdlib_module_names}
+    words = [line.split() for line in EXAMPLE.read_text().splitlines()]
+    imported = {line[1].split(".")[0] for line in words if line[:1] in (["import"], ["from"])}
+    assert imported <= {"numpy", "onnxruntime", "openvino", *sys.stdlib_module_names}

@@ -36,6 +36,7 @@ __all__ = [
 def main() -> None:
     """What `diffuseg` calls."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep, as others may need the processor
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what Apple's GPU cannot do, the processor does
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show stops nothing

@@ -33,7 +33,7 @@ def crossval(
     mirror: Annotated[bool, typer.Option("--mirror", help="As in predict.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="As in predict.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do cases that are already finished.")] = False,
 ) -> None:
     """Predict every case by the fold that was not trained on it: what an honest cross-validation evaluates."""

@@ -171,7 +171,7 @@ def ambiguity(
         str | None, typer.Option(help="Regular expression for the patient in a case's name, where the data set does not tell.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Do draws differ as raters do? GED, HM-IoU and more, beside what raters reach and what knows nothing of shapes."""

@@ -24,7 +24,7 @@ def postprocess(
     fuse: SameFuse = Fuse.mean,
     fold: Annotated[int | None, typer.Option(help="Fold to learn from.", show_default="the model's")] = None,
     cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
     store: Annotated[bool, typer.Option(help="Write what is learnt into the checkpoint, beside its weights.")] = True,
 ) -> None:
     """Try keeping the largest component and filling holes; predict then does what raises the Dice for certain, if anything."""

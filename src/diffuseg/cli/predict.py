@@ -119,7 +119,7 @@ def predict(
     label: LabelOption = None,
     set_: DrawingSet = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do cases that are already finished.")] = False,
     save_draws: Annotated[bool, typer.Option("--save-draws", help="Also write the mask of each draw.")] = False,
     save_steps: Annotated[bool, typer.Option("--save-steps", help="Also write the first draw step by step.")] = False,
@@ -254,7 +254,7 @@ def curve(
     fold: Annotated[int | None, typer.Option(help="Fold to measure on.", show_default="the model's")] = None,
     cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
     sampler: Annotated[str | None, typer.Option(help="ancestral, ddim, ...", show_default="the model's")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
     store: Annotated[bool, typer.Option(help="Write the recommended setting into the checkpoint, beside its weights.")] = True,
     calibrate_too: Annotated[
         bool, typer.Option("--calibrate", help="Then calibrate the model for what is recommended.")
@@ -305,7 +305,7 @@ def calibrate(
     fuse: SameFuse = Fuse.mean,
     fold: Annotated[int | None, typer.Option(help="Fold to learn from.", show_default="the model's")] = None,
     cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="a GPU if there is one")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
     store: Annotated[bool, typer.Option(help="Write what is learnt into the checkpoint, beside its weights.")] = True,
     like: Annotated[
         Path | None,

@@ -84,10 +84,10 @@ class NoiseSchedule:
             t: One for all elements, or [b].
             like: What it is to multiply: its device, and its number of axes.
         """
-        dtype = torch.promote_types(like.dtype, torch.float32)
+        dtype = torch.promote_types(like.dtype, torch.float32)  # before the device, which may not have float64
         if isinstance(t, int):
-            return self.alpha_bar[t].to(like.device, dtype)
-        return self.alpha_bar.to(like.device, dtype)[t].reshape(-1, *[1] * (like.ndim - 1))
+            return self.alpha_bar[t].to(dtype).to(like.device)
+        return self.alpha_bar.to(dtype).to(like.device)[t].reshape(-1, *[1] * (like.ndim - 1))
 
     def snr(self, t: Timestep) -> Tensor:
         """Signal-to-noise ratio alpha_bar / (1 - alpha_bar)."""

@@ -9,10 +9,12 @@ x_s = a x0_hat + b x_t + c noise, and `steps` lists (t, a, b, c).
 """
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -183,14 +185,32 @@ def _save_onnx(graph: Any, path: Path) -> list[Path]:
 
 
 def _save_openvino(graph: Any, path: Path) -> list[Path]:
+    _openvino()  # before anything is written
+    (source,) = _save_onnx(graph, path)
+    paths = as_openvino(source)
+    source.unlink()
+    return paths
+
+
+def as_openvino(source: Path) -> list[Path]:
+    """An ONNX file once more, in OpenVINO's own format: .xml and .bin beside it, with weights in float32.
+
+    Raises:
+        UserError: OpenVINO is not installed.
+    """
+    openvino, target = _openvino(), source.with_suffix(".xml")
+    openvino.save_model(openvino.Core().read_model(source), target, compress_to_fp16=False)
+    return [target, source.with_suffix(".bin")]
+
+
+def _openvino() -> ModuleType:
+    """OpenVINO without the package by which it reports over the network that it is used."""
+    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
     try:
         import openvino
     except ImportError:
         raise UserError("openvino is not installed", do='pip install "diffuseg[openvino]"') from None
-    (source,) = _save_onnx(graph, path)
-    openvino.save_model(openvino.convert_model(source), path.with_suffix(".xml"), compress_to_fp16=False)
-    source.unlink()
-    return [path.with_suffix(".xml"), path.with_suffix(".bin")]
+    return openvino
 
 
 SAVE: dict[str, Callable[[Any, Path], list[Path]]] = {"onnx": _save_onnx, "openvino": _save_openvino}

@@ -402,7 +402,7 @@ def load(path: Path | str, device: str | None = None, options: Sequence[str] = (
     """A model from a checkpoint file, or from the name of one that comes with the package ("hippocampus").
 
     Args:
-        device: "cpu", "cuda" or "cuda:N"; None: the GPU if there is one.
+        device: "cpu", "cuda", "cuda:N" or "mps"; None: the GPU if there is one.
         options: "key=value" for settings of the method that concern drawing alone.
 
     Raises:

@@ -38,7 +38,7 @@ def calibrate_checkpoints(
         checkpoints: Their files.
         folder: Of the data set of the training.
         labels: Table of image-level labels; None: that of the data set.
-        device: "cpu", "cuda" or "cuda:N"; None: the GPU if there is one.
+        device: "cpu", "cuda", "cuda:N" or "mps"; None: the GPU if there is one.
         options: "key=value" for settings of maps.
         on_case: Called with (done, cases) after each case.
 

@@ -91,7 +91,7 @@ def load_models(paths: Sequence[Path | str], device: str | None = None, options:
 
     Args:
         paths: Checkpoint files, or the name of one packaged model.
-        device: "cpu", "cuda" or "cuda:N"; None: the GPU if there is one.
+        device: "cpu", "cuda", "cuda:N" or "mps"; None: the GPU if there is one.
         options: "key=value" for settings of the method that concern drawing alone.
 
     Raises:

@@ -47,7 +47,7 @@ class FFParser(nn.Module):
         # A(-f) = conj A(f) must hold within the two planes that the half spectrum holds whole: f = 0 and f = 1/2.
         D = torch.cat([self._hermitian(D[..., :1]), D[..., 1:-1], self._hermitian(D[..., -1:])], dim=-1)
         for axis, n, size in zip(self.axes, shape, self.size, strict=True):
-            weights = interpolation(n, size, half=axis == -1).to(D.device, D.dtype)
+            weights = interpolation(n, size, half=axis == -1).to(D.dtype).to(D.device)
             D = (D.movedim(axis, -1) @ weights.T).movedim(-1, axis)
         return D
 

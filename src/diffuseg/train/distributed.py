@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffuseg.device import choose_device
+from diffuseg.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def join_processes(device: str | None) -> Processes:
     """The only process, or one of those that torchrun started: NCCL between GPUs, gloo between processors.
 
     Raises:
-        UserError: the device does not exist.
+        UserError: the device does not exist, or several processes cannot share it.
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     chosen = choose_device(device)
@@ -65,6 +66,8 @@ def join_processes(device: str | None) -> Processes:
     if chosen.type == "cuda":
         chosen = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(chosen)
+    if chosen.type == "mps":
+        raise UserError("several processes cannot share Apple's GPU", do="Give --device cpu, or train in one process")
     if not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)

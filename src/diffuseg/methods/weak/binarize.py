@@ -75,7 +75,7 @@ def normalized_saliency(saliency: Float[Tensor, "*s"], null_threshold: float | N
 
 def smoothed(saliency: Float[Tensor, "*s"], sigma: float) -> Float[np.ndarray, "*s"]:
     """Normalized saliency as a map in [-1, 1], after a Gaussian of so many voxels (0: none)."""
-    m = (2 * saliency.detach().double().cpu() - 1).numpy()
+    m = (2 * saliency.detach().cpu().double() - 1).numpy()
     return scipy.ndimage.gaussian_filter(m, sigma, mode="nearest") if sigma else m
 
 
@@ -111,7 +111,7 @@ def logistic_mask(
         threshold = max(threshold_of(m, rule, settings), 1e-3 * float(m.max()))
     z = STEEP * (m - threshold) / threshold
     if settings.image and (z > 0).any():
-        z = z + intensities(z, image.detach().double().cpu().numpy(), settings.largest)
+        z = z + intensities(z, image.detach().cpu().double().numpy(), settings.largest)
     p = scipy.special.expit(z)
     if settings.largest:
         p = np.where(largest_component(z > 0) | (z <= 0), p, np.minimum(p, 0.499))

@@ -72,7 +72,7 @@ def supported_change(
         Li et al., ICCV 2023 (diffusion classifiers).
     """
     smooth = scipy.ndimage.gaussian_filter(
-        residual.double().cpu().numpy(), (0, 0, *[sigma] * (residual.ndim - 2)), mode="nearest"
+        residual.cpu().double().numpy(), (0, 0, *[sigma] * (residual.ndim - 2)), mode="nearest"
     )
     return change.sign() * (change * torch.from_numpy(smooth).to(change)).clamp(min=0)
 
