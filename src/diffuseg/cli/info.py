@@ -9,21 +9,20 @@ import typer
 from diffuseg.cli.app import app, console
 from diffuseg.cli.as_json import JSON, print_json
 from diffuseg.errors import UserError
+from diffuseg.text import nearest
 
 
 @app.command()
 def info(
     name: Annotated[
         str | None,
-        typer.Argument(help="A checkpoint, a packaged model, or a method.", show_default="lists models and methods"),
+        typer.Argument(help="A checkpoint, a run, a packaged model, or a method.", show_default="lists models and methods"),
     ] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Tell what a model is and was trained on, or every setting of a method; without a name, list models and methods."""
-    from importlib.resources import as_file, files
-
+    from diffuseg.inference.checkpoints import checkpoints, model_file, packaged
     from diffuseg.inference.info import describe
-    from diffuseg.inference.model import packaged
     from diffuseg.methods import METHODS
     from diffuseg.reports.tables import text_table
 
@@ -32,20 +31,18 @@ def info(
         found: dict[str, Any] = {"models": known, "methods": {key: _first_line(METHODS[key]) for key in METHODS}}
         rows = [("model", model, "") for model in known] + [("method", key, text) for key, text in found["methods"].items()]
         table = text_table("What there is", ("", "name", "what"), rows, ["diffuseg info NAME tells more."], right=False)
-    elif Path(name).is_file():
-        found = describe(Path(name))
+    elif checkpoints(name) or Path(name).is_file() or name in known:
+        file = model_file(name)
+        found = describe(file, name if name in known and not checkpoints(name) else None)
         table = text_table(found["name"], ("", ""), _rows(found), right=False)
-    elif name in known:
-        with as_file(files("diffuseg") / "models" / f"{name}.safetensors") as file:
-            found = describe(file, name)
-        table = text_table(name, ("", ""), _rows(found), right=False)
     elif name in METHODS:
         found = _method(name)
         rows = [(one["name"], json.dumps(one["default"]), one["type"], one["meaning"]) for one in found["settings"]]
         table = text_table(f"{name}: --set key=value", ("key", "default", "type", "meaning"), rows, right=False, lines=True)
     else:
-        do = f"Models: {', '.join(known) or 'none'}. Methods: {', '.join(METHODS)}."
-        raise UserError("neither a checkpoint file, nor a packaged model, nor a method", file=name, do=do)
+        near = nearest(name, [*known, *METHODS])
+        do = f"{f'Did you mean {near}? ' if near else ''}Models: {', '.join(known) or 'none'}. Methods: {', '.join(METHODS)}."
+        raise UserError("neither a checkpoint, nor a run, nor a packaged model, nor a method", file=name, do=do)
     console().print(table)
     print_json(found)
 

@@ -20,7 +20,7 @@ from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.significance import FLIPS, cohens_d, first_places, holm, rank_biserial, sign_flip_test
 from diffuseg.evaluation.statistics import CONFIDENCE, EQUAL, METHOD, RESAMPLES, Interval, bootstrap_mean, paired_difference
 from diffuseg.reports.evaluation import ALL, Evaluation, load_evaluations
-from diffuseg.text import few, pluralize
+from diffuseg.text import did_you_mean, few, pluralize
 
 LEVEL = 0.05  # of a family of tests
 DEFAULT = ("dice", "hd95")
@@ -120,10 +120,10 @@ def compare_evaluations(
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown or not metrics:
         what = f"unknown metric {few(unknown)}" if unknown else "no metric"
-        raise UserError(what, do=f"Known: {', '.join(METRICS)}")
+        raise UserError(what, do=did_you_mean(unknown[0] if unknown else "", METRICS))
     first = evaluations[0]
     if label is not None and label not in first.classes:
-        raise UserError(f"there is no class {label!r}", file=first.folder, do=f"Classes: {', '.join(first.classes)}")
+        raise UserError(f"there is no class {label!r}", file=first.folder, do=did_you_mean(label, first.classes, "Classes"))
     patients = [first.patients[case] for case in first.cases]
     scores: dict[str, dict[str, np.ndarray]] = {}
     raw = []

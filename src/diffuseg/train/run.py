@@ -1,11 +1,11 @@
 """`diffuseg.train(...)`, a training from Python."""
 
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from diffuseg.errors import UserError
+from diffuseg.text import did_you_mean
 
 
 def train(dataset: Path | str, out: Path | str, method: str = "cdal", **settings: Any) -> Path:
@@ -29,9 +29,7 @@ def train(dataset: Path | str, out: Path | str, method: str = "cdal", **settings
 
     known = [field.name for field in fields(TrainSettings)]
     for name in settings.keys() - set(known):
-        near = get_close_matches(name, known, n=1)
-        do = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}"
-        raise UserError(f"train has no setting {name!r}", do=do)
+        raise UserError(f"train has no setting {name!r}", do=did_you_mean(name, known))
     for name in ("plan", "labels", "start"):
         if settings.get(name) is not None:
             settings[name] = Path(settings[name])

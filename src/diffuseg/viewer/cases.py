@@ -17,7 +17,7 @@ from diffuseg.errors import UserError
 from diffuseg.inference.provenance import size_unit
 from diffuseg.reports.figures import OKABE_ITO
 from diffuseg.reports.folders import image_of, images_to_labels, mask_of
-from diffuseg.text import few
+from diffuseg.text import did_you_mean, few
 from diffuseg.viewer.record import unreadable_records, valid_record
 
 RECORDED = {"model_name": "Model", "model": "Checkpoint", "method": "Method", "draws": "Draws", "steps": "Steps"}
@@ -144,7 +144,11 @@ def find_cases(folder: Path, images: Path | None = None, only: str | None = None
     if only in odd or not known:
         raise odd.get(only or "", next(iter(odd.values())))
     if only is not None and only not in known:
-        raise UserError(f"there is no case {only!r}", file=folder, do=f"There are {few(known)}")
+        raise UserError(
+            f"there is no case {only!r}",
+            file=folder,
+            do=did_you_mean(only, known) if len(known) < 20 else f"There are {few(known)}",
+        )
     cases = [_case(folder, name, record, images, labels) for name, record in known.items() if only in (None, name)]
     without = [Case(name, {}, (), (_within(folder, fault),)) for name, fault in odd.items() if only is None]
     if not any(case.layers for case in cases):
