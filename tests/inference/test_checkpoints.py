@@ -82,6 +82,7 @@ def test_every_command_takes_a_run(command, run, tmp_path):
 def test_info_and_a_training_take_a_run(run, tmp_path):
     assert call("info", run / "one").output == call("info", run / "one/best.safetensors").output
     refused(call("info", run / "all"), "2 models", "Give one")
+    refused(call("view", run / "one"), "there is no result", "predict with it first")
 
 
 def test_no_command_that_takes_a_model_is_left_out():

@@ -29,7 +29,9 @@ def info(
     known = packaged()
     if name is None:
         found: dict[str, Any] = {"models": known, "methods": {key: _first_line(METHODS[key]) for key in METHODS}}
-        rows = [("model", model, "") for model in known] + [("method", key, text) for key, text in found["methods"].items()]
+        rows = [("model", model, _of_model(describe(model_file(model), model))) for model in known] + [
+            ("method", key, text) for key, text in found["methods"].items()
+        ]
         table = text_table("What there is", ("", "name", "what"), rows, ["diffuseg info NAME tells more."], right=False)
     elif checkpoints(name) or Path(name).is_file() or name in known:
         file = model_file(name)
@@ -70,6 +72,11 @@ def _method(name: str) -> dict[str, Any]:
     }
 
 
+def _of_model(found: dict[str, Any]) -> str:
+    classes = [name for name, value in found["classes"].items() if value]
+    return f"{', '.join(classes)} on {', '.join(found['channels'])}; {found['method']}; licence {found['licence']}"
+
+
 def _first_line(method: type) -> str:
     return (method.__doc__ or "").strip().split("\n")[0]
 
@@ -90,6 +97,11 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _text(value: Any) -> str:
+    """A value for a person: numbers with four digits, an object as "key value" pairs."""
     if value is None:
         return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(part)}" for key, part in value.items()) or "-"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -163,7 +163,7 @@ def predict(
     _announce(loaded, options, share)
     dicom = _dicom_out(loaded, dicom_out, codes)
     with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
-        told = Callbacks(bars.case, bars.draw, lambda case, record: bars.say(_found(case, record)))
+        told = Callbacks(bars.case, bars.draw, lambda case, record: bars.say(_found(case, record)), _shout)
         result = predict_folder(
             loaded, inputs, out, options, overwrite, probabilities=not no_prob, prob_dtype=prob_dtype.value,
             series=series or (), dicom=dicom, share=share, callbacks=told,
@@ -228,6 +228,12 @@ def tell(result: "FolderResult", out: Path) -> None:
     counts = {"finished": result.finished, "skipped": result.skipped, "failed": result.failed}
     counted = ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) or "no case"
     typer.echo(f"{out}: {counted}. {NOTICE}")
+
+
+def _shout(case: str, faults: list[str]) -> None:
+    """Before minutes of work on an image that is not what the model was made for."""
+    what = "is far larger than the images of the training: this takes long, and its mask may mean nothing"
+    complain(f"Warning: {case} {what}. {'; '.join(faults)}. Ctrl-C stops it")
 
 
 def _found(case: str, record: dict[str, Any]) -> str:

@@ -20,7 +20,8 @@ KINDS = (  # of values, as the library that reads them words it
     (r".* is not one of (.*?)\.?", r"expected one of \1"),
     (r".* is not a valid (?:integer|int)( range)?\.?", "expected a whole number"),
     (r".* is not a valid float( range)?\.?", "expected a number"),
-    (r".* is not in the range x>=(\S+)\.", r"expected at least \1"),
+    (r".* is not in the range x>=(\S+?)\.?", r"expected at least \1"),
+    (r".* is not in the range (\S+)<=x<=(\S+?)\.?", r"expected \1 to \2"),
 )
 
 
@@ -80,8 +81,8 @@ def _bad_value(fault: Any) -> str:
     inner = getattr(fault.__cause__, "errors", None)
     if inner is not None:
         given = str(inner()[0].get("input", ""))
-    quoted = re.match(r"'(.*?)' is not ", text)
-    given = quoted[1] if quoted else given
+    named = re.match(r"'(.*?)' is not |(\S+) is not in the range ", text)
+    given = (named[1] or named[2] or "") if named else given
     for pattern, words in KINDS:
         if re.fullmatch(pattern, text, re.IGNORECASE):
             text = re.sub(pattern, words, text, flags=re.IGNORECASE)

@@ -322,6 +322,7 @@ class Model:
         """In what image and volumes are unlike all training cases; then the case needs review, however sure the draws are."""
         volume_ml = {} if "region" in record else record["volume_ml"]  # of a part it may be anything
         faults = outside_training(self.meta.get("fingerprint"), image, self.plan, volume_ml, mask)
+        faults = [fault for fault in faults if not ("region" in record and fault.startswith("extent"))]
         return {"outside_training": faults, "needs_review": True, "look_at": True} if faults else {}
 
     def _refuse_idle(self, options: SamplingOptions) -> None:

@@ -74,7 +74,8 @@ def size_unit(record: dict[str, Any]) -> tuple[float, str]:
     """By what a volume in ml is to be multiplied, and the unit that a person expects: ml, of pictures pixels or mm2."""
     if len((record.get("grid") or {}).get("shape", ())) != 2:
         return 1.0, "ml"
-    pixels = str(record.get("source") or "").lower().endswith(LOSSLESS + LOSSY)
+    source, steps = str(record.get("source") or "").lower(), set(record["grid"].get("spacing_mm", ()))
+    pixels = source.endswith(LOSSLESS + LOSSY) or (not source and steps == {1.0})  # of an array that came without a scale
     return 1000.0, "pixels" if pixels else "mm2"  # a picture is taken for 1 mm thick, its pixels for 1 mm wide
 
 

@@ -61,6 +61,7 @@ class Comparison:
     first        metric -> evaluation -> how often it is the best if patients are drawn anew; sums to 1
     differences  of each pair, metric after metric
     notes        what has to stand under every table
+    pictures     whether all masks are pictures without a scale
     """
 
     names: list[str]
@@ -69,6 +70,7 @@ class Comparison:
     first: dict[str, dict[str, float]]
     differences: list[Difference]
     notes: list[str]
+    pictures: bool = False
 
 
 def compare(
@@ -143,6 +145,7 @@ def compare_evaluations(
         {metric: _first(metric, values, patients) for metric, values in scores.items()},
         differences,
         _notes(evaluations, differences),
+        all(evaluation.pictures for evaluation in evaluations),
     )
 
 

@@ -147,7 +147,10 @@ def published(
 
 
 class CDM(WeakMethod[CDMConfig]):
-    """eps_theta(x_t, t, f(y)) over images; masks come out of how much f(y) matters, where."""
+    """Learns from image-level labels, no masks: a diffusion model of the images, and where in them the label matters.
+
+    eps_theta(x_t, t, f(y)) over images; masks come out of how much f(y) matters, where.
+    """
 
     models_images = True
     config_class = CDMConfig
