@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from diffuseg.errors import UserError
-from diffuseg.text import nearest
+from diffuseg.text import did_you_mean, nearest
 
 T = TypeVar("T")
 _WARNED: set[str] = set()
@@ -161,6 +161,26 @@ def override(config: T, assignments: list[str], where: str = "", elsewhere: Sequ
             raise _unknown(where + key, set(values), where, elsewhere)
         values[key] = _coerce(hints[key], value, key)
     return type(config)(**values)
+
+
+def checked(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that were given in Python by name, as the fields of a dataclass want them.
+
+    Args:
+        cls: The dataclass.
+        values: Numbers of NumPy are numbers, and paths are text.
+
+    Raises:
+        UserError: A name or a type that it does not know.
+    """
+    hints = typing.get_type_hints(cls)
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"there is no option {name!r}", do=did_you_mean(name, hints))
+        plain = value.item() if getattr(value, "ndim", 1) == 0 else str(value) if isinstance(value, Path) else value
+        found[name] = _coerce(hints[name], plain, name)
+    return found
 
 
 def warn_renamed(key: str, old: str, new: str) -> None:

@@ -32,6 +32,7 @@ def choose_device(name: str | None = None) -> torch.device:
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = str(name)  # a torch.device, too
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
         raise UserError(f"unknown device {name!r}", do=did_you_mean(name, ["cpu", "cuda", "cuda:0", "cuda:1"]) + ", ...")

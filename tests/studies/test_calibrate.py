@@ -392,4 +392,4 @@ def test_with_several_raters_probabilities_are_held_against_each_of_them(tmp_pat
 def test_of_pictures_what_was_done_is_said_in_pixels():
     said = [" ".join(_how(patients, patients, "pixels").values()) for patients in (2, 40)]
     assert not any(word in text for word in ("voxel", " mm", "volume") for text in said) and "pixels" in said[0]
-    assert "within 2 mm (two voxels" in " ".join(_how(2, 2, "mm").values())
+    assert " mm (two voxels" in " ".join(_how(2, 2, "mm").values())

@@ -7,7 +7,7 @@ these, and any other name is that of a packaged model.
 from importlib.resources import files
 from pathlib import Path
 
-from diffuseg.errors import UserError
+from diffuseg.errors import UserError, path_of
 from diffuseg.text import did_you_mean
 
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -52,6 +52,7 @@ def one_model(name: Path | str) -> str:
     Raises:
         UserError: It is none of these, or several models.
     """
+    name = str(path_of(name, "a model", "Give a checkpoint, a run, or the name of a packaged model"))
     found = checkpoints(name)
     _refuse_several(name, found)
     if found or Path(name).is_file():

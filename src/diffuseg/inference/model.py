@@ -36,7 +36,7 @@ from diffuseg.inference.postprocessing import Postprocessing, apply_postprocessi
 from diffuseg.inference.prediction import Prediction
 from diffuseg.inference.provenance import cost, grid, region_record, scores, volumes
 from diffuseg.inference.recorder import DrawRecorder
-from diffuseg.inference.sampling import ImageDraws, SamplingOptions, Turn, mirrors, prepare
+from diffuseg.inference.sampling import ImageDraws, SamplingOptions, Turn, mirrors, options_of, prepare
 from diffuseg.methods import Method
 from diffuseg.text import did_you_mean
 from diffuseg.types import Image
@@ -122,7 +122,7 @@ class Model:
         Raises:
             UserError: As `resolve`.
         """
-        chosen = self.resolve(replace(options or SamplingOptions(), **changes))
+        chosen = self.resolve(options_of(options, changes))
         own = {name: getattr(self.method.config, name) for name in self.method.inference_settings}
         own |= {"mirror": True} if chosen.mirror else {}
         own |= {} if chosen.region is None else {"region": region_name(chosen.region)}
@@ -211,8 +211,7 @@ class Model:
             UserError: What `settings` refuses, an image that cannot be read, or with other channels or axes than the model's.
         """
         started = time.monotonic()
-        given = SamplingOptions(draws=options) if isinstance(options, int) else options or SamplingOptions()
-        asked = replace(given, **changes)
+        asked = options_of(options, changes)
         options = self.resolve(asked)
         case = image if isinstance(image, ReadCase) else self.read(image, affine=affine, spacing=spacing)
         image, digests = case.image, case.digests

@@ -185,7 +185,7 @@ def summary_of(comparison: Comparison, rows: list[Row], faults: list[str], folde
 def _check_rules(empty: str, nsd_tolerance: float) -> None:
     if empty not in get_args(Empty):
         raise UserError(f"{empty!r} is no empty-mask rule", do=did_you_mean(empty, get_args(Empty)))
-    if not (math.isfinite(nsd_tolerance) and nsd_tolerance >= 0):
+    if not (isinstance(nsd_tolerance, int | float) and math.isfinite(nsd_tolerance) and nsd_tolerance >= 0):
         raise UserError(f"the tolerance of NSD is a distance in mm, not {nsd_tolerance}")
 
 

@@ -4,7 +4,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from diffuseg.errors import UserError
+from diffuseg.config import checked
+from diffuseg.errors import UserError, path_of
 from diffuseg.text import did_you_mean
 
 
@@ -32,5 +33,11 @@ def train(dataset: Path | str, out: Path | str, method: str = "cdal", **settings
         raise UserError(f"train has no setting {name!r}", do=did_you_mean(name, known))
     for name in ("plan", "labels", "start"):
         if settings.get(name) is not None:
-            settings[name] = Path(settings[name])
-    return run(TrainSettings(Path(dataset), method, Path(out), **settings))
+            settings[name] = path_of(settings[name], name)
+    if settings.get("batch") is not None:
+        settings["batch"] = str(settings["batch"])
+    plain = {name: value for name, value in settings.items() if name not in ("plan", "labels", "start", "log_to", "set")}
+    settings |= checked(TrainSettings, plain)
+    if not isinstance(settings.get("set", []), list | tuple):
+        raise UserError(f"set={settings['set']!r}: expected a list", do='Such as set=["train.ema=0.99"]')
+    return run(TrainSettings(path_of(dataset, "a data set"), method, path_of(out, "out"), **settings))
