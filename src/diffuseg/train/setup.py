@@ -223,7 +223,8 @@ def _refuse_other_set(plan: Plan, dataset: Dataset, file: Path) -> None:
     for what, own, there in (("labels", plan.labels, dataset.labels), ('"ignore"', plan.ignore, dataset.ignore)):
         if own != there:
             do = _renamed(plan.labels, dataset.labels) if what == "labels" else ""
-            text = f"its {what} {_listed(own)}, and those of {dataset.folder} {_listed(there)}"
+            those = "those" if what == "labels" else "that"
+            text = f"its {what} {_listed(own)}, and {those} of {dataset.folder} {_listed(there)}"
             raise UserError(text, file=file, do=f"{do}Make a plan of this data set")
     refuse_other_channels(dataset, plan.channels, str(file))
 
