@@ -280,7 +280,7 @@ def test_a_plan_of_other_channels_or_classes_is_refused(tmp_path, spoilt, caplog
     for change, words in (
         ({"channel_names": {"0": "T2", "1": "T1"}}, "its channels are T2, T1, those of"),
         ({"labels": labels}, "its labels"),
-        ({"labels": written["labels"] | {"ignore": 9}}, '"ignore" None'),
+        ({"labels": written["labels"] | {"ignore": 9}}, '"ignore" is none, and that of'),
     ):
         file.write_text(json.dumps(written | {"channel_names": {"0": "T1", "1": "T2"}} | change))
         refused(call(*options(spoilt, tmp_path / "two"), "--plan", plan), words)
