@@ -14,6 +14,7 @@ import pytest
 import diffuseg
 from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
+from diffuseg.inference.sampling import SamplingOptions, options_of
 from diffuseg.train import loop
 from tests.inference.oracle import make_model
 
@@ -85,3 +86,33 @@ def test_what_is_shown_at_a_prompt_is_one_line_without_arrays(tmp_path):
     assert repr(p) == "Prediction(scan.nii.gz, organ 0.000 ml [0.000 to 0.000], 2 draws, uncertainty score 0.000)"
     assert repr(p.image) == f"Image(1 of 6 x 5 x 4, float32, voxels of 1 x 2 x 3 mm, {tmp_path / 'scan.nii.gz'})"
     assert repr(model) == "Model('oracle' (000000000000), oracle, classes organ, on cpu)"
+
+
+WRONG = {
+    "diffuseg.load(5)": "a model is a path, not int",
+    "diffuseg.plan(5)": "a data set is a path, not int",
+    "diffuseg.train(None, 'x')": "a data set is a path, not NoneType",
+    "diffuseg.evaluate([1], 'x')": "predictions is a path, not list. Give folders",
+    "diffuseg.evaluate('x', 'y', nsd_tolerance='1 mm')": "the tolerance of NSD is a distance in mm, not 1 mm",
+    "diffuseg.load('hippocampus', device=0)": "unknown device '0'",
+    "diffuseg.train('x', 'y', steps='many')": "steps='many': expected whole number",
+    "diffuseg.train('x', 'y', set='a=b')": "set='a=b': expected a list",
+    "options_of(None, {'draws': 'many'})": "draws='many': expected whole number",
+    "options_of(None, {'draws': 2.5})": "draws=2.5: expected whole number",
+    "options_of(None, {'drws': 2})": "there is no option 'drws'. Did you mean draws?",
+    "options_of('fast', {})": "options are SamplingOptions or a number of draws, not str",
+    "options_of(4, {'seed': 'a'})": "seed='a': expected whole number",
+}
+
+
+def test_a_wrong_type_is_one_sentence():
+    """In a process of its own: in this one types are checked before."""
+    calls = "".join(f"\ntry:\n {call}\nexcept diffuseg.UserError as fault:\n print(fault)" for call in WRONG)
+    said = python("-c", f"import diffuseg\nfrom diffuseg.inference.sampling import options_of{calls}").splitlines()
+    assert len(said) == len(WRONG) and max(map(len, said)) < 250
+    assert [line for line, expected in zip(said, WRONG.values(), strict=True) if expected not in line] == []
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert options_of(np.int64(4), {"seed": np.int32(3), "region": Path("m.nii")}) == SamplingOptions(4, seed=3, region="m.nii")
+    assert type(options_of(np.int64(4), {}).draws) is int

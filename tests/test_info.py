@@ -62,7 +62,9 @@ def test_the_packaged_model_says_licence_calibration_and_where_its_card_is():
 def test_without_a_name_there_are_lists():
     found, shown = only_json("info")
     assert found["models"] == ["hippocampus"] and list(found["methods"]) == list(METHODS)
-    assert "distributional" in shown
+    assert "distributional" in shown and "anterior, posterior" in shown
+    for text in found["methods"].values():
+        assert text.endswith(".") and len(text.split()) > 8 and not any(sign in text for sign in ("x_t", "->", "(+)", "=", "|"))
     refused(call("info", "liver"), "liver", "Models: hippocampus", "Methods: unet, ssn, concat")
 
 

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from diffuseg.data.plan import Plan
+from diffuseg.errors import path_of
 from diffuseg.evaluation.metrics import Empty
 from diffuseg.inference.model import Model, load
 from diffuseg.inference.prediction import Prediction
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.reports.evaluation import Evaluation
+
+FOLDERS = "Give folders of files; masks in memory are compared by diffuseg.evaluation.metrics"
 
 
 def plan(dataset: Path | str, image_labels: bool = False, **settings: Any) -> Plan:
@@ -25,7 +28,7 @@ def plan(dataset: Path | str, image_labels: bool = False, **settings: Any) -> Pl
     from diffuseg.data.dataset import open_dataset
     from diffuseg.data.plan import fingerprint, make_plan
 
-    data = open_dataset(Path(dataset), masks=not image_labels)
+    data = open_dataset(path_of(dataset, "a data set"), masks=not image_labels)
     return make_plan(data, fingerprint(data), **settings)
 
 
@@ -76,4 +79,6 @@ def evaluate(
     """
     from diffuseg.reports.evaluate import evaluate as evaluate_folders
 
-    return evaluate_folders(predictions, labels, out, empty, nsd_tolerance, images)
+    predicted, drawn = path_of(predictions, "predictions", FOLDERS), path_of(labels, "labels", FOLDERS)
+    to, scans = (given if given is None else path_of(given, what) for given, what in ((out, "out"), (images, "images")))
+    return evaluate_folders(predicted, drawn, to, empty, nsd_tolerance, scans)

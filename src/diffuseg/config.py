@@ -6,7 +6,6 @@ something else: a stored one loads as its replacement with one line of warning, 
 """
 
 import dataclasses
-import difflib
 import json
 import logging
 import types
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from diffuseg.errors import UserError
+from diffuseg.text import did_you_mean, nearest
 
 T = TypeVar("T")
 _WARNED: set[str] = set()
@@ -126,12 +126,14 @@ def is_list(value: Any, fits: Callable[[Any], object], length: int | None = None
     return isinstance(value, list) and length in (None, len(values)) and all(map(fits, values))
 
 
-def override(config: T, assignments: list[str]) -> T:
+def override(config: T, assignments: list[str], where: str = "", elsewhere: Sequence[str] = ()) -> T:
     """Apply `key=value` strings, as given with --set, to a dataclass.
 
     Args:
         config: Stays as it is.
         assignments: A value is JSON, or a word, or several with commas.
+        where: Stands before the key in messages, "plan." for example.
+        elsewhere: Settings that other dataclasses have, as --set names them, "plan.batch" for example.
 
     Returns:
         The dataclass with these values.
@@ -156,9 +158,29 @@ def override(config: T, assignments: list[str]) -> T:
             do = f"Give {instead}" if instead else "Leave it out"
             raise UserError(f"--set {assignment}: this option is gone", do=do)
         if key not in values:
-            raise _unknown(key, set(values))
+            raise _unknown(where + key, set(values), where, elsewhere)
         values[key] = _coerce(hints[key], value, key)
     return type(config)(**values)
+
+
+def checked(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that were given in Python by name, as the fields of a dataclass want them.
+
+    Args:
+        cls: The dataclass.
+        values: Numbers of NumPy are numbers, and paths are text.
+
+    Raises:
+        UserError: A name or a type that it does not know.
+    """
+    hints = typing.get_type_hints(cls)
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"there is no option {name!r}", do=did_you_mean(name, hints))
+        plain = value.item() if getattr(value, "ndim", 1) == 0 else str(value) if isinstance(value, Path) else value
+        found[name] = _coerce(hints[name], plain, name)
+    return found
 
 
 def warn_renamed(key: str, old: str, new: str) -> None:
@@ -220,9 +242,12 @@ def _stored(cls: type, values: dict[str, Any], file: Path | None) -> dict[str, A
     return current
 
 
-def _unknown(key: str, known: set[str]) -> UserError:
-    near = difflib.get_close_matches(key.split(".")[-1], sorted(known), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+def _unknown(key: str, known: set[str], where: str = "", elsewhere: Sequence[str] = ()) -> UserError:
+    """What to say of a key that is not there: the very key of another group, the nearest one of its own, or all of these."""
+    own, others = key.split(".")[-1], {name.split(".")[-1]: name for name in elsewhere}
+    near, far = nearest(own, sorted(known)), nearest(own, others)
+    meant = others.get(own) or (near and where + near) or (far and others[far])
+    hint = f"did you mean {meant!r}?" if meant else f"known: {', '.join(where + name for name in sorted(known))}"
     return UserError(f"unknown setting {key!r}; {hint}")
 
 
@@ -246,11 +271,13 @@ def _coerce(hint: Any, value: Any, key: str) -> Any:
                 return _coerce(option, value, key)
             except UserError:
                 continue
-        raise UserError(f"{key}={value!r}: expected {hint}")
+        raise UserError(f"{key}={value!r}: expected {type_words(hint)}")
     if origin is typing.Literal:
         if value in args:
             return value
-        raise UserError(f"{key}={value!r}: expected one of {', '.join(map(str, args))}")
+        near = nearest(str(value), map(str, args))
+        meant = f". Did you mean {near}?" if near else ""
+        raise UserError(f"{key}={value!r}: expected one of {', '.join(map(str, args))}{meant}")
     if origin is tuple and isinstance(value, (list, tuple)):
         values = cast("Sequence[Any]", value)
         inner = [args[0]] * len(values) if args[-1] is Ellipsis else args
@@ -266,4 +293,20 @@ def _coerce(hint: Any, value: Any, key: str) -> Any:
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return cast("Any", value)
-    raise UserError(f"{key}={value!r}: expected {getattr(hint, '__name__', hint)}")
+    raise UserError(f"{key}={value!r}: expected {type_words(hint)}")
+
+
+def type_words(hint: Any) -> str:
+    """The type of a setting in words: "whole number", "list of number or null"."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "|".join(map(str, args))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(type_words(arg) for arg in args)
+    if origin is tuple:
+        inner = args[:1] if args[-1] is Ellipsis else args
+        return f"list of {type_words(inner[0])}" if len(inner) == 1 else ", ".join(map(type_words, inner))
+    if hint is type(None):
+        return "null"
+    names = {int: "whole number", float: "number", bool: "true|false", str: "text"}
+    return names.get(hint, "object")

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 
 from diffuseg.errors import UserError
-from diffuseg.text import pluralize
+from diffuseg.text import did_you_mean, pluralize
 
 PrecisionName = Literal["auto", "bf16", "fp32"]
 
@@ -32,9 +32,11 @@ def choose_device(name: str | None = None) -> torch.device:
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _apple() else "cpu")
+    name = str(name)  # a torch.device, too
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
-        raise UserError(f"unknown device {name!r}", do="Known: cpu, mps, cuda, cuda:0, cuda:1, ...")
+        known = ["cpu", "mps", "cuda", "cuda:0", "cuda:1"]
+        raise UserError(f"unknown device {name!r}", do=did_you_mean(name, known) + ", ...")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise UserError(f"there is no device {name!r}: {pluralize(torch.cuda.device_count(), 'GPU')} found", do="Choose cpu")
     if kind == "mps" and not _apple():
@@ -49,7 +51,7 @@ def choose_precision(device: torch.device, name: str = "auto") -> Precision:
         UserError: A name that is not "auto", "bf16" or "fp32".
     """
     if name not in get_args(PrecisionName):
-        raise UserError(f"unknown precision {name!r}", do=f"Known: {', '.join(get_args(PrecisionName))}")
+        raise UserError(f"unknown precision {name!r}", do=did_you_mean(name, get_args(PrecisionName)))
     if name == "bf16":
         return Precision(torch.bfloat16, "bf16, as asked for")
     if name == "fp32":

@@ -1,6 +1,8 @@
 """Errors that a user can mend: which file, what is wrong, what to do; and what ends a command from outside."""
 
+import os
 from pathlib import Path
+from typing import cast
 
 
 class UserError(Exception):
@@ -10,6 +12,22 @@ class UserError(Exception):
         self.file = file
         message = what if file is None else f"{file}: {what}"
         super().__init__(message if do is None else f"{message}. {do}")
+
+
+def path_of(value: object, what: str, do: str | None = None) -> Path:
+    """A path that was given in Python.
+
+    Args:
+        value: Text or a path.
+        what: What it is the path of, for the message.
+        do: What to give in place of anything else.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if isinstance(value, str | os.PathLike):
+        return Path(os.fspath(cast("str | os.PathLike[str]", value)))
+    raise UserError(f"{what} is a path, not {type(value).__name__}", do=do)
 
 
 class Terminated(KeyboardInterrupt):

@@ -9,7 +9,7 @@ import pytest
 from diffuseg.data.dataset import load_case, open_dataset
 from diffuseg.data.plan import fingerprint, make_plan
 from diffuseg.data.synthetic import make_dataset
-from diffuseg.data.world import outside_training, training_fingerprint
+from diffuseg.data.world import PART, _say, larger_than_training, outside_training, training_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +62,22 @@ def test_other_spacing_extent_and_volumes_are_named(known):
     assert all(any(fault.startswith(kind) for fault in faults) for kind in ("spacing", "extent", "volume")), faults
     small = outside_training(ranges, image, plan, {name: 1e-6 for name in volumes(plan, image, mask)})
     assert any(fault.startswith("volume") for fault in small), small
+
+
+def test_an_image_that_shows_far_more_says_what_to_do_and_one_that_shows_less_does_not(known):
+    plan, ranges, ((image, _), _) = known
+    whole = replace(image, data=np.tile(image.data, (1, 9, 9, 1)))
+    large = larger_than_training(ranges, whole, plan)
+    assert len(large) == 2 and large[1].endswith(f"({PART})") and "--region" in PART
+    assert set(large) <= set(outside_training(ranges, whole, plan)), "the record says it too"
+    less = outside_training(ranges, replace(image, data=image.data[:, ::1, :4]), plan)
+    assert any(fault.startswith("extent") for fault in less) and not any(PART in fault for fault in less)
+    assert larger_than_training(ranges, image, plan) == [] == larger_than_training(None, whole, plan)
+
+
+def test_of_a_picture_without_a_scale_sizes_are_pixels():
+    assert _say("volume of lump in ml", 0.2, (0.01, 0.03), True) == "area of lump in pixels is 200, in training 10 to 30"
+    assert (
+        _say("extent of axis 0 in mm", 300.0, (64.0, 64.0), True) == "extent of axis 0 in pixels is 300, in training 64 to 64"
+    )
+    assert _say("volume of lump in ml", 0.2, (0.01, 0.03)) == "volume of lump in ml is 0.2, in training 0.01 to 0.03"

@@ -13,7 +13,6 @@ from diffuseg.data import geometry
 from diffuseg.data.transforms import to_grid, to_native
 from diffuseg.device import choose_device
 from diffuseg.errors import UserError
-from diffuseg.inference import model as module
 from diffuseg.inference import sampling
 from diffuseg.inference.model import load
 from diffuseg.inference.sampling import draw_seed
@@ -265,12 +264,12 @@ def test_names_are_those_of_packaged_models(checkpoint, monkeypatch, tmp_path):
     package = tmp_path / "package"
     (package / "models").mkdir(parents=True)
     (package / "models" / "organ.safetensors").write_bytes(checkpoint.read_bytes())
-    monkeypatch.setattr(module, "files", lambda name: package)
+    monkeypatch.setattr("diffuseg.inference.checkpoints.files", lambda name: package)
     assert load("organ").name == "organ"
     with pytest.raises(UserError, match=r"liver: .* Packaged models: organ$"):
         load("liver")
-    with pytest.raises(UserError, match=r"folder.*best\.safetensors"):
-        load(checkpoint.parent)
+    with pytest.raises(UserError, match="neither a checkpoint, nor a run"):
+        load(package)
 
 
 def test_devices_that_are_not_there_are_refused():

@@ -171,7 +171,7 @@ def test_what_cannot_be_compared_is_one_line(folder, checkpoint, tmp_path):
     border = lambda *more: call("calibrate-saliency", checkpoint, folder, *more)
     before = model_hash(checkpoint)
     refused(call("calibrate-saliency", tmp_path / "none.safetensors", folder), "none.safetensors", "neither a checkpoint")
-    refused(call("calibrate-saliency", tmp_path, folder), "this is a folder")
+    refused(call("calibrate-saliency", tmp_path / "none", folder), "neither a checkpoint, nor a run")
     refused(call("calibrate-saliency", "hippocampus", folder), "learnt from masks")
     refused(call("calibrate-saliency", checkpoint, tmp_path / "nowhere"), "nowhere")
     refused(border("--labels", tmp_path / "none.csv"), "none.csv", "no such table")

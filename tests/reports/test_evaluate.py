@@ -293,6 +293,13 @@ def test_pictures_of_another_lossless_ending_are_found(tmp_path: Path) -> None:
     assert result.labels == {"255": 255}
     assert result.rows[0].score.values["dice"] == pytest.approx(0.8) and result.rows[0].score.values["hd95"] == 1.0
     assert any("1 mm is a pixel" in note for note in notes(result))
+    shown = printed(result)
+    assert "HD95 (pixels)" in shown and "area error (pixels)" in shown and "NSD at 1 pixel" in shown
+    assert "(mm)" not in shown and "(ml)" not in shown
+    error = next(line for line in shown.splitlines() if "area error" in line and "relative" not in line)
+    assert re.search(r" 0 ", error), "75 pixels in both, in whole pixels"
+    page = write_page([result], tmp_path / "page.html", pictures=()).file.read_text()
+    assert "predicted (pixels)" in page and "<td>75</td>" in page and "(ml)" not in page
 
 
 def test_the_truth_of_several_raters_is_their_majority(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.methods import METHODS
 from diffuseg.reports.evaluate import evaluate
 from diffuseg.studies import calibrate as module
-from diffuseg.studies.calibrate import FRACTION, CaseScores, Measured, _coverage, _temperature, measure_calibration
+from diffuseg.studies.calibrate import FRACTION, CaseScores, Measured, _coverage, _how, _temperature, measure_calibration
 from diffuseg.studies.calibrate_files import tables, write_calibration
 from diffuseg.types import Image
 from tests.inference.oracle import Oracle, make_model, make_plan
@@ -387,3 +387,9 @@ def test_with_several_raters_probabilities_are_held_against_each_of_them(tmp_pat
     (data / "dataset.json").write_text(json.dumps(described | {"raters": 3}))
     found = measure_calibration(make_model(method=Sure), data, SamplingOptions(draws=2))
     assert found.calibration.temperature == pytest.approx(SHARPER, rel=0.05)
+
+
+def test_of_pictures_what_was_done_is_said_in_pixels():
+    said = [" ".join(_how(patients, patients, "pixels").values()) for patients in (2, 40)]
+    assert not any(word in text for word in ("voxel", " mm", "volume") for text in said) and "pixels" in said[0]
+    assert " mm (two voxels" in " ".join(_how(2, 2, "mm").values())

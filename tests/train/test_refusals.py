@@ -129,10 +129,10 @@ WISHES = {
     "--method cdal --set attention=label": ("attention=label", "recycle=1", "recycle=0"),
     "--method cdal --set attention=label --set recycle=0.5": ("attention=label", "recycle=0.5", "recycle=0"),
     "--set lerning_rate=1": ("unknown setting 'lerning_rate'", "did you mean 'learning_rate'?"),
-    "--set train.warm_up=1": ("did you mean 'warmup'?",),
-    "--set plan.bach=1": ("did you mean 'batch'?",),
+    "--set train.warm_up=1": ("did you mean 'train.warmup'?",),
+    "--set plan.bach=1": ("did you mean 'plan.batch'?",),
     "--set learning_rate": ("--set learning_rate", "key=value"),
-    "--set learning_rate=fast": ("learning_rate='fast'", "expected float"),
+    "--set learning_rate=fast": ("learning_rate='fast'", "expected number"),
     "--set plan.batch=0": ("batch", "at least 1"),
     "--set train.save_every=0": ("train.save_every", "1 or more"),
     "--set train.validation_cases=-1": ("train.validation_cases", "0 or more"),
@@ -280,7 +280,7 @@ def test_a_plan_of_other_channels_or_classes_is_refused(tmp_path, spoilt, caplog
     for change, words in (
         ({"channel_names": {"0": "T2", "1": "T1"}}, "its channels are T2, T1, those of"),
         ({"labels": labels}, "its labels"),
-        ({"labels": written["labels"] | {"ignore": 9}}, '"ignore" None'),
+        ({"labels": written["labels"] | {"ignore": 9}}, '"ignore" is none, and that of'),
     ):
         file.write_text(json.dumps(written | {"channel_names": {"0": "T1", "1": "T2"}} | change))
         refused(call(*options(spoilt, tmp_path / "two"), "--plan", plan), words)

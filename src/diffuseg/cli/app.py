@@ -17,7 +17,9 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from diffuseg.cli.usage import one_line
 from diffuseg.errors import Terminated, UserError
+from diffuseg.text import nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,12 +76,30 @@ class Commands(TyperGroup):
         """The commands in the order in which one needs them."""
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Options before the command, and its name."""
+        try:
+            with one_line():
+                return super().parse_args(ctx, args)
+        except UserError as fault:
+            complain(f"error: {fault}")
+            raise typer.Exit(USER_ERROR) from None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is called, its name and what follows it."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            shown = [name for name in ORDER if name != "border"]
+            near = nearest(args[0], shown)
+            there = f"Did you mean `diffuseg {near}`?" if near else f"There are: {', '.join(shown)}"
+            raise UserError(f"diffuseg has no command {args[0]}. {there}")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command; UserError and OSError exit with 2, Ctrl-C with 130, SIGTERM with 143: one line, no traceback."""
         level, resources = _level.set(0), ExitStack()
         _until_the_end.set(resources)
         try:
-            with resources, _terminable():
+            with resources, _terminable(), one_line():
                 return super().invoke(ctx)
         except UserError as fault:
             if _level.get() > 0:
@@ -169,6 +189,11 @@ def _terminable() -> Iterator[None]:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
+
+
+OneModel = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A checkpoint, a run, or the name of a packaged model such as hippocampus.")
+]
 
 
 def beside(model: str, what: str) -> Path:

@@ -156,7 +156,7 @@ def report(
 
 @app.command()
 def ambiguity(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="A checkpoint; several with --ensemble.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="A checkpoint or a run; several with --ensemble.")],
     dataset: Annotated[Path, typer.Argument(help="A data set with raters: validation cases of a fold are measured.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for cases.csv, summary.json.", show_default="ambiguity, beside the model")
@@ -176,6 +176,7 @@ def ambiguity(
 ) -> None:
     """Do draws differ as raters do? GED, HM-IoU and more, beside what raters reach and what knows nothing of shapes."""
     from diffuseg.atomic_io import check_writable
+    from diffuseg.inference.checkpoints import one_model
     from diffuseg.inference.model import load
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.studies.ambiguity import measure_ambiguity
@@ -183,6 +184,7 @@ def ambiguity(
 
     if len(models) > 1 and not ensemble:
         raise UserError(f"{len(models)} models", do="Give one, or --ensemble to measure them together")
+    models = [one_model(model) for model in models]
     out = out or beside(models[0], "ambiguity")
     check_writable(out)
     loaded = [load(model, device) for model in models]

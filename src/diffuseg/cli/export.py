@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from diffuseg.cli.app import app
+from diffuseg.cli.app import OneModel, app
 
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, or the name of a packaged model.")],
+    model: OneModel,
     out: Annotated[Path, typer.Option(help="Folder for the graphs and model.json, or for the bundle.")],
     fmt: Annotated[str, typer.Option("--format", help="onnx, openvino, or monai: a bundle.")] = "onnx",
     draws: Annotated[

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from diffuseg.cli.app import app
+from diffuseg.cli.app import OneModel, app
 
 Repo = Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hugging Face Hub.")]
 
 
 @app.command()
 def push(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, a run, or the name of a packaged model.")],
+    model: OneModel,
     repo: Repo,
     card: Annotated[
         Path | None, typer.Option(help="The model card.", show_default="the .md beside it, or made of its header")

@@ -9,43 +9,42 @@ import typer
 from diffuseg.cli.app import app, console
 from diffuseg.cli.as_json import JSON, print_json
 from diffuseg.errors import UserError
+from diffuseg.text import nearest
 
 
 @app.command()
 def info(
     name: Annotated[
         str | None,
-        typer.Argument(help="A checkpoint, a packaged model, or a method.", show_default="lists models and methods"),
+        typer.Argument(help="A checkpoint, a run, a packaged model, or a method.", show_default="lists models and methods"),
     ] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Tell what a model is and was trained on, or every setting of a method; without a name, list models and methods."""
-    from importlib.resources import as_file, files
-
+    from diffuseg.inference.checkpoints import checkpoints, model_file, packaged
     from diffuseg.inference.info import describe
-    from diffuseg.inference.model import packaged
     from diffuseg.methods import METHODS
     from diffuseg.reports.tables import text_table
 
     known = packaged()
     if name is None:
         found: dict[str, Any] = {"models": known, "methods": {key: _first_line(METHODS[key]) for key in METHODS}}
-        rows = [("model", model, "") for model in known] + [("method", key, text) for key, text in found["methods"].items()]
+        rows = [("model", model, _of_model(describe(model_file(model), model))) for model in known] + [
+            ("method", key, text) for key, text in found["methods"].items()
+        ]
         table = text_table("What there is", ("", "name", "what"), rows, ["diffuseg info NAME tells more."], right=False)
-    elif Path(name).is_file():
-        found = describe(Path(name))
+    elif checkpoints(name) or Path(name).is_file() or name in known:
+        file = model_file(name)
+        found = describe(file, name if name in known and not checkpoints(name) else None)
         table = text_table(found["name"], ("", ""), _rows(found), right=False)
-    elif name in known:
-        with as_file(files("diffuseg") / "models" / f"{name}.safetensors") as file:
-            found = describe(file, name)
-        table = text_table(name, ("", ""), _rows(found), right=False)
     elif name in METHODS:
         found = _method(name)
         rows = [(one["name"], json.dumps(one["default"]), one["type"], one["meaning"]) for one in found["settings"]]
         table = text_table(f"{name}: --set key=value", ("key", "default", "type", "meaning"), rows, right=False, lines=True)
     else:
-        do = f"Models: {', '.join(known) or 'none'}. Methods: {', '.join(METHODS)}."
-        raise UserError("neither a checkpoint file, nor a packaged model, nor a method", file=name, do=do)
+        near = nearest(name, [*known, *METHODS])
+        do = f"{f'Did you mean {near}? ' if near else ''}Models: {', '.join(known) or 'none'}. Methods: {', '.join(METHODS)}."
+        raise UserError("neither a checkpoint, nor a run, nor a packaged model, nor a method", file=name, do=do)
     console().print(table)
     print_json(found)
 
@@ -73,6 +72,11 @@ def _method(name: str) -> dict[str, Any]:
     }
 
 
+def _of_model(found: dict[str, Any]) -> str:
+    classes = [name for name, value in found["classes"].items() if value]
+    return f"{', '.join(classes)} on {', '.join(found['channels'])}; {found['method']}; licence {found['licence']}"
+
+
 def _first_line(method: type) -> str:
     return (method.__doc__ or "").strip().split("\n")[0]
 
@@ -93,6 +97,11 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _text(value: Any) -> str:
+    """A value for a person: numbers with four digits, an object as "key value" pairs."""
     if value is None:
         return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(part)}" for key, part in value.items()) or "-"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from diffuseg.cli.app import app, beside, console, refuse_unwritable
+from diffuseg.cli.app import OneModel, app, beside, console, refuse_unwritable
 from diffuseg.cli.predict import Fuse, SameDraws, SameFuse, SameSampler, SameSteps
 from diffuseg.cli.progress import ProgressBars
 
 
 @app.command()
 def postprocess(
-    model: Annotated[str, typer.Argument(help="A checkpoint, or the name of a packaged model.")],
+    model: OneModel,
     dataset: Annotated[Path, typer.Argument(help="The data set it was trained on: validation cases of a fold are used.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for postprocessing.json.", show_default="postprocessing, beside the model")
@@ -29,10 +29,12 @@ def postprocess(
 ) -> None:
     """Try keeping the largest component and filling holes; predict then does what raises the Dice for certain, if anything."""
     from diffuseg.checkpoint import amend_meta, read_meta
+    from diffuseg.inference.checkpoints import one_model
     from diffuseg.inference.model import load
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.studies.postprocess import learn_postprocessing, table, write_postprocessing
 
+    model = one_model(model)
     out = out or beside(model, "postprocessing")
     refuse_unwritable(out, model if store else None)
     loaded = load(model, device)

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffuseg import timing
-from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, beside, complain, console, import_nibabel_alone, refuse_unwritable
+from diffuseg.cli.app import (
+    SOME_FAILED,
+    USER_ERROR,
+    OneModel,
+    app,
+    beside,
+    complain,
+    console,
+    import_nibabel_alone,
+    refuse_unwritable,
+)
 from diffuseg.cli.as_json import JSON, print_json
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
@@ -158,7 +168,7 @@ def predict(
     _announce(loaded, options, share)
     dicom = _dicom_out(loaded, dicom_out, codes)
     with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
-        told = Callbacks(bars.case, bars.draw, lambda case, record: bars.say(_found(case, record)))
+        told = Callbacks(bars.case, bars.draw, lambda case, record: bars.say(_found(case, record)), _shout)
         result = predict_folder(
             loaded, inputs, out, options, overwrite, probabilities=not no_prob, prob_dtype=prob_dtype.value,
             series=series or (), dicom=dicom, share=share, callbacks=told,
@@ -230,6 +240,12 @@ def tell(result: "FolderResult", out: Path) -> None:
     typer.echo(f"{out}: {counted}. {NOTICE}")
 
 
+def _shout(case: str, faults: list[str]) -> None:
+    """Before minutes of work on an image that is not what the model was made for."""
+    what = "is far larger than the images of the training: this takes long, and its mask may mean nothing"
+    complain(f"Warning: {case} {what}. {'; '.join(faults)}. Ctrl-C stops it")
+
+
 def _found(case: str, record: dict[str, Any]) -> str:
     """One line about a finished case: volumes of three classes, or as many as fit, and whether a training met it."""
     from diffuseg.inference.provenance import amounts
@@ -244,7 +260,7 @@ def _found(case: str, record: dict[str, Any]) -> str:
 
 @app.command()
 def curve(
-    model: Annotated[str, typer.Argument(help="A checkpoint, or the name of a packaged model.")],
+    model: OneModel,
     dataset: Annotated[Path, typer.Argument(help="The data set it was trained on: validation cases of a fold are measured.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for curve.csv, .json, .png.", show_default="curve, beside the model")
@@ -262,10 +278,12 @@ def curve(
 ) -> None:
     """Measure Dice, calibration, time and memory over steps x draws, and recommend the cheapest good setting."""
     from diffuseg.checkpoint import amend_meta
+    from diffuseg.inference.checkpoints import one_model
     from diffuseg.inference.model import load
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.studies.curve import measure_curve, table, write_curve
 
+    model = one_model(model)
     if calibrate_too and not (store and Path(model).is_file()):
         raise UserError(
             "--calibrate needs a checkpoint to write to", do="Leave out --no-store, or give a checkpoint of your own"
@@ -294,7 +312,7 @@ def curve(
 
 @app.command()
 def calibrate(
-    model: Annotated[str, typer.Argument(help="A checkpoint, or the name of a packaged model.")],
+    model: OneModel,
     dataset: Annotated[Path, typer.Argument(help="The data set it was trained on: validation cases of a fold are used.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for calibration.json and plots.", show_default="calibration, beside the model")
@@ -314,11 +332,13 @@ def calibrate(
 ) -> None:
     """Learn a temperature, honest volume intervals and which cases a human should look at; predict then uses them."""
     from diffuseg.checkpoint import amend_meta
+    from diffuseg.inference.checkpoints import one_model
     from diffuseg.inference.model import load
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.studies.calibrate import measure_calibration
     from diffuseg.studies.calibrate_files import tables, write_calibration
 
+    model = one_model(model)
     out = out or beside(model, "calibration")
     refuse_unwritable(out, model if store else None)
     loaded = load(model, device)

@@ -17,7 +17,7 @@ Labels = Annotated[
 
 @app.command("pseudo-label")
 def pseudo_label(
-    model: Annotated[str, typer.Argument(help="A checkpoint, of cdm for example.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint or a run, of cdm for example.")],
     dataset: Annotated[Path, typer.Argument(help="The data set to make masks for; its own masks, if any, are not read.")],
     out: Annotated[Path, typer.Option(help="Folder of the new data set, for any method that learns from masks.")],
     labels: Labels = None,
@@ -48,7 +48,9 @@ def pseudo_label(
 @app.command("calibrate-saliency")
 @app.command("border", hidden=True, deprecated=True)
 def calibrate_saliency(
-    model: Annotated[Path, typer.Argument(help="A checkpoint of a method that learns from image-level labels.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A checkpoint or a run of a method that learns from image-level labels.")
+    ],
     dataset: Annotated[Path, typer.Argument(help="The data set it was trained on; its masks, if any, are not read.")],
     labels: Labels = None,
     set_: Annotated[
@@ -61,12 +63,14 @@ def calibrate_saliency(
     Training does this for its own maps; it is needed again for other settings of them. Labels are read, masks are not.
     """
     from diffuseg.atomic_io import check_writable
+    from diffuseg.inference.checkpoints import one_model
     from diffuseg.inference.saliency_calibration import calibrate_checkpoints
 
-    if model.is_file():
-        check_writable(model, file=True)
+    file = Path(one_model(model))
+    if file.is_file():
+        check_writable(file, file=True)
     with ProgressBars(console(stderr=True)) as bars:
-        found = calibrate_checkpoints([model], dataset, labels, device, set_ or [], bars.measured)
+        found = calibrate_checkpoints([file], dataset, labels, device, set_ or [], bars.measured)
     if found is None:
         typer.echo(f"{model}: 99 % of the maps of images without the object are not above 0; nothing is written")
         return

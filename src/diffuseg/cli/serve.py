@@ -29,9 +29,10 @@ def serve(
 
     It prints its ADDRESS. POST an image to ADDRESS/predict?name=scan.nii.gz and get a zip of what predict would write.
     """
+    from diffuseg.inference.checkpoints import model_paths
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.inference.serve import Served, open_service
-    from diffuseg.inference.several import load_models, model_paths
+    from diffuseg.inference.several import load_models
     from diffuseg.loopback import serve as answer
 
     loaded = load_models([path for name in model for path in model_paths(name)], device)

@@ -42,7 +42,7 @@ def train(
         list[str] | None, typer.Option("--set", help="key=value of the method, plan.key=value, train.key=value; repeatable.")
     ] = None,
     start: Annotated[
-        Path | None, typer.Option("--from", help="A checkpoint: start with its weights as far as they fit.")
+        Path | None, typer.Option("--from", help="A checkpoint or a run: start with its weights as far as they fit.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out; with more --steps it is lengthened.")
@@ -92,7 +92,7 @@ def _fold(text: str) -> int:
 
 @app.command()
 def audit(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished training.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished training, or a checkpoint in it.")],
     dataset: Annotated[Path, typer.Argument(help="The data set it was trained on.")],
     out: Annotated[Path | None, typer.Option(help="Folder for audit.json and trainings.", show_default="RUN/audit")] = None,
     retrain: Annotated[
@@ -108,6 +108,7 @@ def audit(
 
     Finished rows are kept; the same command goes on where it was stopped.
     """
+    from diffuseg.inference.checkpoints import run_folder
     from diffuseg.studies.audit.answer import answer
     from diffuseg.studies.audit.audit import AuditOptions, table
     from diffuseg.studies.audit.audit import audit as hold
@@ -115,7 +116,7 @@ def audit(
     if steps is not None and (steps < 1 or not retrain):
         what = "these are the steps of the trainings of --retrain" if steps > 0 else "at least one step is needed"
         raise UserError(f"--steps {steps}: {what}")
-    folder = out or run / "audit"
+    folder = out or run_folder(run) / "audit"
     asked = AuditOptions(run, dataset, folder, draws, steps, retrain, tuple(only or ()), cases, device)
     bars = ProgressBars(console(stderr=True))
 

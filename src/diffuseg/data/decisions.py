@@ -137,7 +137,7 @@ def _patch(f: Fingerprint, d: dict[str, Any]) -> Choice:
     if d["dims"] == 2 and f.dims == 3:
         del size[d["slice_axis"]]
         whole = whole.replace("case", "slice")
-    text = by([round(n) for n in size])
+    text, unit = by([round(n) for n in size]), "pixels" if f.dims == 2 else "voxels"
     if d["dims"] == 2:
         multiple = 2 ** len(d["widths"])
         patch = tuple(min(_up(n, multiple), max(SIDE // multiple, 1) * multiple) for n in size)
@@ -149,8 +149,8 @@ def _patch(f: Fingerprint, d: dict[str, Any]) -> Choice:
             sides[int(np.argmax(extent))] -= multiple
         patch = tuple(sides)
     if all(p >= n for p, n in zip(patch, size, strict=True)):
-        return patch, f"{whole} has {text} voxels; rounded up to multiples of {multiple}, it fits whole."
-    return patch, f"{whole} has {text} voxels, more than a training step should cost; multiples of {multiple}."
+        return patch, f"{whole} has {text} {unit}; rounded up to multiples of {multiple}, it fits whole."
+    return patch, f"{whole} has {text} {unit}, more than a training step should cost; multiples of {multiple}."
 
 
 def _batch(f: Fingerprint, d: dict[str, Any]) -> Choice:

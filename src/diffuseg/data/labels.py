@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diffuseg.data.layout import Dataset, read_table
 from diffuseg.errors import UserError
-from diffuseg.text import few, pluralize
+from diffuseg.text import did_you_mean, few, pluralize
 
 TABLE = "image_labels.csv"  # where a data set keeps them if nobody says otherwise
 
@@ -79,7 +79,7 @@ def _read_table(table: Path, labels: dict[str, int]) -> dict[str, int]:
                 if single
                 else f"case {case}: each class is 0 or 1, and one of them at most 1"
             )
-            raise UserError(what, file=table, do=f"Known: {', '.join(f'{value} {name}' for name, value in labels.items())}")
+            raise UserError(what, file=table, do=did_you_mean(str(text), [f"{value} {name}" for name, value in labels.items()]))
         if label_of.setdefault(case, index_of[text]) != index_of[text]:
             raise UserError(f"case {case} has two labels", file=table)
     return label_of

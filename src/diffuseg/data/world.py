@@ -24,6 +24,7 @@ MARGIN = 0.5  # of the range over the training cases, on either side; more where
 RATIO = 1.25  # by which spacing and extent may always differ
 VOLUME_RATIO = 2.0  # by which volumes may always differ
 POSITION = 0.08  # by which a percentile may always be elsewhere between the first and the last
+PART = "give the part that images of the training show: --region, or a cropped file"
 CONTRAST = 0.15  # of the contrast of the training images, by which their intensities may always differ
 
 
@@ -149,17 +150,33 @@ def outside_training(
         return []
     ranges, cases = fingerprint["ranges"], max(int(fingerprint.get("cases", 1)), 1)
     few = 1 + 4 / cases  # ranges over few cases are too narrow
-    faults = []
+    faults, picture = [], image.dims == 2 and set(image.spacing) == {1.0}
     numbers = measure(image, plan) | ({} if mask is None else levels(image, mask, plan))
+    larger = 0  # how many faults there are up to the last one that says that the image shows more
     for name, value in numbers.items():
         if name in ranges and not _within(name, value, ranges, few):
-            faults.append(_say(name, value, ranges[name]))
+            faults.append(_say(name, value, ranges[name], picture))
+            larger = len(faults) if name.startswith("extent") and value > ranges[name][1] else larger
+    if larger:
+        faults[larger - 1] += f" ({PART})"
     for label, value in (volume_ml or {}).items():
         if label in fingerprint.get("volume_ml", {}):
             low, high = fingerprint["volume_ml"][label]
             if not low / (VOLUME_RATIO * few) <= value <= high * VOLUME_RATIO * few:
-                faults.append(_say(f"volume of {label} in ml", value, (low, high)))
+                faults.append(_say(f"volume of {label} in ml", value, (low, high), picture))
     return faults
+
+
+def larger_than_training(fingerprint: dict[str, Any] | None, image: Image, plan: Plan) -> list[str]:
+    """In which axes an image is far larger than those of the training, with figures: a whole head for a model of crops, say.
+
+    Args:
+        fingerprint: Of the training, from a checkpoint's header; None: there is none.
+        image: As in its file.
+        plan: Of the model.
+    """
+    extents = [fault for fault in outside_training(fingerprint, image, plan) if fault.startswith("extent")]
+    return extents if any(PART in fault for fault in extents) else []
 
 
 def _within(name: str, value: float, ranges: dict[str, list[float]], few: float) -> bool:
@@ -176,5 +193,11 @@ def _within(name: str, value: float, ranges: dict[str, list[float]], few: float)
     return low - margin <= value <= high + margin
 
 
-def _say(name: str, value: float, around: Sequence[float]) -> str:
+def _say(name: str, value: float, around: Sequence[float], picture: bool = False) -> str:
+    """One fault with its figures; of a picture without a scale sizes are pixels, where the fingerprint has mm and ml."""
+    if picture and name.startswith("volume of "):
+        name, value = name.replace("volume", "area").replace("in ml", "in pixels"), 1000 * value
+        around = [1000 * end for end in around]
+    elif picture and name.endswith(" in mm"):
+        name = f"{name.removesuffix('mm')}pixels"
     return f"{name} is {value:.4g}, in training {around[0]:.4g} to {around[1]:.4g}"

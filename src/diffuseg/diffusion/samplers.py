@@ -10,7 +10,7 @@ from diffuseg import scratch
 from diffuseg.blocks import blocks
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.text import pluralize
+from diffuseg.text import did_you_mean, pluralize
 
 
 class ModelOutput(NamedTuple):
@@ -189,5 +189,5 @@ def check_sampling(schedule: NoiseSchedule, steps: int, sampler: str) -> None:
         UserError: an unknown sampler, or steps that the schedule does not have.
     """
     if sampler not in SAMPLERS:
-        raise UserError(f"unknown sampler {sampler!r}", do=f"Known: {', '.join(SAMPLERS)}")
+        raise UserError(f"unknown sampler {sampler!r}", do=did_you_mean(sampler, SAMPLERS))
     timesteps(schedule.T, steps)

@@ -17,9 +17,9 @@ from diffuseg.checkpoint import copy_without_names, load_checkpoint, read_meta, 
 from diffuseg.data.io import NIFTI
 from diffuseg.errors import UserError
 from diffuseg.inference.card import card_of
+from diffuseg.inference.checkpoints import model_file
 from diffuseg.inference.model import NOTICE, load
 from diffuseg.inference.sampling import SamplingOptions
-from diffuseg.inference.several import checkpoint_file
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 USAGE = """    python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir IMAGES
@@ -44,21 +44,21 @@ def export_bundle(model: str, out: Path, options: SamplingOptions | None = None)
     """
     if out.exists():
         raise UserError("is there already", file=out, do="Give another --out")
-    with checkpoint_file(model) as file:
-        loaded = load(file, "cpu")
-        if loaded.plan.file_ending not in NIFTI or len(loaded.plan.channels) > 1:
-            raise UserError(f"{loaded.name}: a bundle here takes one NIfTI file of one channel per case", file=file)
-        chosen = loaded.resolve(options or SamplingOptions())
-        asked = {"draws": chosen.draws, "steps": chosen.steps, "sampler": chosen.sampler, "seed": 0}
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".bundle-") as place:
-            made = Path(place) / "bundle"
-            copy_without_names(file, made / "models" / "model.safetensors")
-            load_checkpoint(made / "models" / "model.safetensors")
-            write_json(made / "configs" / "inference.json", _inference(asked, max(loaded.plan.labels.values())))
-            write_json(made / "configs" / "metadata.json", _metadata(read_meta(file)))
-            atomic_write(made / "docs" / "README.md", card_of(file, USAGE))
-            shutil.move(made, out)
+    file = model_file(model)
+    loaded = load(file, "cpu")
+    if loaded.plan.file_ending not in NIFTI or len(loaded.plan.channels) > 1:
+        raise UserError(f"{loaded.name}: a bundle here takes one NIfTI file of one channel per case", file=file)
+    chosen = loaded.resolve(options or SamplingOptions())
+    asked = {"draws": chosen.draws, "steps": chosen.steps, "sampler": chosen.sampler, "seed": 0}
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".bundle-") as place:
+        made = Path(place) / "bundle"
+        copy_without_names(file, made / "models" / "model.safetensors")
+        load_checkpoint(made / "models" / "model.safetensors")
+        write_json(made / "configs" / "inference.json", _inference(asked, max(loaded.plan.labels.values())))
+        write_json(made / "configs" / "metadata.json", _metadata(read_meta(file)))
+        atomic_write(made / "docs" / "README.md", card_of(file, USAGE))
+        shutil.move(made, out)
     return sorted(path for path in out.rglob("*") if path.is_file())
 
 

@@ -30,6 +30,7 @@ from diffuseg.inference.model import Model
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.methods.base import MaskMethod
 from diffuseg.methods.tiles import OVERLAP, SIGMA
+from diffuseg.text import did_you_mean
 
 ETA = {"ancestral": 1.0, "ddim": 0.0}  # samplers whose steps are affine in x0_hat, x_t and noise
 FORMATS = ("onnx", "openvino")
@@ -78,7 +79,7 @@ def export(model: Model, out: Path, fmt: str = "onnx", options: SamplingOptions 
     """
     method = _exportable(model)
     if fmt not in FORMATS:
-        raise UserError(f"--format {fmt}: not known", do=f"Known: {', '.join(FORMATS)}, monai")
+        raise UserError(f"--format {fmt}: not known", do=did_you_mean(fmt, [*FORMATS, "monai"]))
     chosen = model.resolve(options or SamplingOptions())
     steps = affine_steps(method, chosen.steps or 1, chosen.sampler or method.default_sampler) if method.generative else []
     was = method.training, next(method.parameters()).device

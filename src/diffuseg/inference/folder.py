@@ -15,10 +15,11 @@ from diffuseg.data.inventory import name_unused, refuse_dangling
 from diffuseg.data.layout import list_files, read_json
 from diffuseg.data.outputs import BEFORE, KEPT, PREVIEW, is_record, sidecar_name, without_results
 from diffuseg.data.pictures import LOSSLESS
+from diffuseg.data.world import larger_than_training
 from diffuseg.errors import UserError
 from diffuseg.inference.calibration import calibration_of
 from diffuseg.inference.dicom_seg import DicomOut, lacks_dicom, refuse_dicom_out, replace_dicom
-from diffuseg.inference.model import Model, file_digests
+from diffuseg.inference.model import Model, ReadCase, file_digests
 from diffuseg.inference.postprocessing import postprocessing_of
 from diffuseg.inference.prediction import ending_for, save
 from diffuseg.inference.sampling import SamplingOptions
@@ -94,11 +95,13 @@ class Callbacks:
 
     on_case  (case, number, cases) before each case; on_draw: (done, draws) after each draw
     on_done  (case, record) after each case that was finished now
+    on_large (case, in what) before the draws of a case that is far larger than those of the training
     """
 
     on_case: Callable[[str, int, int], None] = lambda case, number, cases: None
     on_draw: Callable[[int, int], None] = lambda done, draws: None
     on_done: Callable[[str, dict[str, Any]], None] = lambda case, record: None
+    on_large: Callable[[str, list[str]], None] = lambda case, faults: None
 
 
 def predict_folder(
@@ -150,7 +153,7 @@ def predict_folder(
         ending = ending_for(paths[0])
         keep = _to_keep(options) | (set() if overwrite else _kept(out, case, ending))
         keep_all = replace(options, keep_draws="draws" in keep, keep_steps="steps" in keep, spread=False)
-        prediction = model.predict(paths, keep_all, on_draw=callbacks.on_draw)
+        prediction = model.predict(_read(model, case, paths, options, callbacks), keep_all, on_draw=callbacks.on_draw)
         replace_dicom(prediction, out, case, dicom, probabilities)
         save(prediction, out, case, ending, probabilities, prob_dtype)
         result.finished.append(case)
@@ -161,6 +164,15 @@ def predict_folder(
         _attempt(case, cases[case], segment, result)
     review(result, out)
     return result
+
+
+def _read(model: Model, case: str, paths: Sequence[Path | Stack], options: SamplingOptions, callbacks: Callbacks) -> ReadCase:
+    """A case, named before its draws where it is far larger than those of the training and is to be segmented whole."""
+    read = model.read(paths)
+    larger = larger_than_training(model.meta.get("fingerprint"), read.image, model.plan)
+    if larger and options.region is None:
+        callbacks.on_large(case, larger)
+    return read
 
 
 def _attempt(

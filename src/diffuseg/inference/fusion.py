@@ -24,6 +24,7 @@ from diffuseg import scratch
 from diffuseg.blocks import blocks, largest
 from diffuseg.errors import UserError
 from diffuseg.inference.ensemble import winners
+from diffuseg.text import did_you_mean
 
 TIE = 1e-3  # what a mean probability counts against one vote: enough to decide between equals, and nothing else
 
@@ -176,7 +177,7 @@ def fusion(name: str) -> Fusion:
         UserError: The name is unknown, or it is STAPLE and SimpleITK is not installed.
     """
     if name not in FUSIONS:
-        raise UserError(f"unknown fusion {name!r}", do=f"Known: {', '.join(FUSIONS)}")
+        raise UserError(f"unknown fusion {name!r}", do=did_you_mean(name, FUSIONS))
     return FUSIONS[name]()
 
 

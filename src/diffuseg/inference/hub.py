@@ -10,8 +10,8 @@ from diffuseg.atomic_io import atomic_write
 from diffuseg.checkpoint import copy_without_names, load_checkpoint
 from diffuseg.errors import UserError
 from diffuseg.inference.card import card_of
+from diffuseg.inference.checkpoints import BEST, model_file
 from diffuseg.inference.info import describe
-from diffuseg.inference.several import BEST, checkpoint_file
 
 T = TypeVar("T")
 WEIGHTS, CARD = "model.safetensors", "README.md"  # there; here they are called as those of a run
@@ -36,8 +36,8 @@ def push(model: str, repo: str, card: Path | None = None, public: bool = False) 
     Raises:
         UserError: No such model or card, or the hub refuses.
     """
-    api = _hub().HfApi()
-    with checkpoint_file(model) as file, tempfile.TemporaryDirectory() as place:
+    api, file = _hub().HfApi(), model_file(model)
+    with tempfile.TemporaryDirectory() as place:
         load_checkpoint(file)  # nothing is published that could not be pulled
         copy_without_names(file, Path(place) / WEIGHTS)
         usage = USAGE.format(repo=repo, folder=repo.rpartition("/")[2])

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from diffuseg.device import Precision, choose_device, choose_precision
 from diffuseg.diffusion.samplers import timesteps
 from diffuseg.errors import UserError
 from diffuseg.inference.calibration import Calibration, apply_calibration, contain, digest_of, read_calibration
+from diffuseg.inference.checkpoints import model_file, one_model
 from diffuseg.inference.ensemble import Ensemble
 from diffuseg.inference.fusion import Fusion, fusion
 from diffuseg.inference.many import CaseResult, predict_many
@@ -37,9 +37,9 @@ from diffuseg.inference.postprocessing import Postprocessing, apply_postprocessi
 from diffuseg.inference.prediction import Prediction
 from diffuseg.inference.provenance import cost, grid, region_record, scores, slide_record, volumes
 from diffuseg.inference.recorder import DrawRecorder
-from diffuseg.inference.sampling import SCALE, ImageDraws, SamplingOptions, Turn, mirrors, prepare
+from diffuseg.inference.sampling import SCALE, ImageDraws, SamplingOptions, Turn, mirrors, options_of, prepare
 from diffuseg.methods import Method
-from diffuseg.text import pluralize
+from diffuseg.text import did_you_mean, pluralize
 from diffuseg.types import Image
 
 NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
@@ -124,7 +124,7 @@ class Model:
         Raises:
             UserError: As `resolve`.
         """
-        chosen = self.resolve(replace(options or SamplingOptions(), **changes))
+        chosen = self.resolve(options_of(options, changes))
         own = {name: getattr(self.method.config, name) for name in self.method.inference_settings}
         own |= {"mirror": True} if chosen.mirror else {}
         own |= {} if chosen.region is None else {"region": region_name(chosen.region)}
@@ -215,8 +215,7 @@ class Model:
             UserError: What `settings` refuses, an image that cannot be read, or with other channels or axes than the model's.
         """
         started = time.monotonic()
-        given = SamplingOptions(draws=options) if isinstance(options, int) else options or SamplingOptions()
-        asked = replace(given, **changes)
+        asked = options_of(options, changes)
         options = self.resolve(asked)
         scale = {name: getattr(options, name) for name in SCALE}
         case = image if isinstance(image, ReadCase) else self.read(image, affine=affine, spacing=spacing, **scale)
@@ -344,6 +343,7 @@ class Model:
             return {}  # a slide with its glass is like no picture that was cut out of one
         volume_ml = {} if "region" in record else record["volume_ml"]  # of a part it may be anything
         faults = outside_training(self.meta.get("fingerprint"), image, self.plan, volume_ml, mask)
+        faults = [fault for fault in faults if not ("region" in record and fault.startswith("extent"))]
         return {"outside_training": faults, "needs_review": True, "look_at": True} if faults else {}
 
     def _refuse_slides(self, files: Sequence[Path | Stack]) -> None:
@@ -375,7 +375,7 @@ class Model:
         if label is not None and self.method.supervision == "mask":
             raise UserError(f"label {label!r}: this model learnt from masks and asks for no label")
         if label is not None and label not in self.plan.labels:
-            raise UserError(f"unknown label {label!r}", do=f"Known: {', '.join(self.plan.labels)}")
+            raise UserError(f"unknown label {label!r}", do=did_you_mean(label, self.plan.labels))
 
     def _values(self) -> np.ndarray:
         """Label value of each class, in the smallest type that holds them."""
@@ -399,34 +399,19 @@ def image_axes(plan: Plan) -> int:
 
 
 def load(path: Path | str, device: str | None = None, options: Sequence[str] = ()) -> Model:
-    """A model from a checkpoint file, or from the name of one that comes with the package ("hippocampus").
+    """A model from a checkpoint file, a run (its best checkpoint), or the name of one that comes with the package.
 
     Args:
+        path: Such as "run/best.safetensors", "run" or "hippocampus".
         device: "cpu", "cuda", "cuda:N" or "mps"; None: the GPU if there is one.
         options: "key=value" for settings of the method that concern drawing alone.
 
     Raises:
-        UserError: No checkpoint and no known name, no such device, or a setting that a training has fixed.
+        UserError: No checkpoint, run or known name, several models, no such device, or a setting that a training has fixed.
     """
     where = choose_device(device)
-    if Path(path).is_file():
-        return _load(Path(path), None, where, options)
-    known = packaged()
-    if str(path) in known:
-        with as_file(files("diffuseg") / "models" / f"{path}.safetensors") as file:
-            return _load(file, str(path), where, options)
-    if Path(path).is_dir():
-        raise UserError("this is a folder", file=path, do=f"Give a checkpoint in it, such as {Path(path) / 'best.safetensors'}")
-    names = f"Packaged models: {', '.join(known) or 'none'}"
-    raise UserError("neither a checkpoint file nor the name of a packaged model", file=path, do=names)
-
-
-def packaged() -> list[str]:
-    """Names of the models that come with the package."""
-    folder = files("diffuseg") / "models"
-    if not folder.is_dir():
-        return []
-    return sorted(item.name.removesuffix(".safetensors") for item in folder.iterdir() if item.name.endswith(".safetensors"))
+    name = one_model(path)
+    return _load(model_file(name), None if Path(name).is_file() else name, where, options)
 
 
 def file_digests(image: Readable) -> list[str]:

@@ -80,7 +80,8 @@ def size_unit(record: dict[str, Any]) -> tuple[float, str]:
     slide = record.get("slide")
     if isinstance(slide, dict):
         return 1000.0, "mm2" if slide.get("um_per_pixel") else "pixels"
-    pixels = str(record.get("source") or "").lower().endswith(LOSSLESS + LOSSY)
+    source, steps = str(record.get("source") or "").lower(), set(record["grid"].get("spacing_mm", ()))
+    pixels = source.endswith(LOSSLESS + LOSSY) or (not source and steps == {1.0})  # of an array that came without a scale
     return 1000.0, "pixels" if pixels else "mm2"  # a picture is taken for 1 mm thick, its pixels for 1 mm wide
 
 

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from diffuseg import scratch
 from diffuseg.blocks import blocks, copy
 from diffuseg.checkpoint import load_weights
+from diffuseg.config import checked
 from diffuseg.data.batches import FullCase
 from diffuseg.data.names import tells_sides
 from diffuseg.data.plan import Plan
@@ -82,6 +83,26 @@ class SamplingOptions:
     magnification: int | float | None = None
     mpp: int | float | None = None
     all_tiles: bool = False
+
+
+def options_of(given: object, changes: dict[str, Any]) -> SamplingOptions:
+    """The options that were asked for in Python.
+
+    Args:
+        given: `SamplingOptions`, a number of draws, or None.
+        changes: Fields of these, in place of its own.
+
+    Raises:
+        UserError: Anything else, or a field or a type that there is not.
+    """
+    if given is None or isinstance(given, SamplingOptions):
+        options = given or SamplingOptions()
+    elif hasattr(given, "__index__"):
+        options = SamplingOptions(**checked(SamplingOptions, {"draws": given}))
+    else:
+        do = "Name them: predict(image, draws=8, steps=10)"
+        raise UserError(f"options are SamplingOptions or a number of draws, not {type(given).__name__}", do=do)
+    return replace(options, **checked(SamplingOptions, changes))
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,8 @@ mean of what the models give by themselves, and entropy, agreement and volume in
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields, replace
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +14,10 @@ from diffuseg.checkpoint import read_meta, weights_hash
 from diffuseg.config import from_dict
 from diffuseg.data.plan import Plan
 from diffuseg.errors import UserError
-from diffuseg.inference.model import Model, load, packaged
+from diffuseg.inference.checkpoints import NO_MODEL, checkpoints, model_paths, packaged
+from diffuseg.inference.model import Model, load
 from diffuseg.methods import METHODS
 from diffuseg.text import pluralize
-
-BEST = "best.safetensors"
-NO_MODEL = "neither a checkpoint, nor a run, nor the name of a packaged model"
-
-
-def checkpoints(item: Path | str, name: str = BEST) -> list[Path]:
-    """The checkpoints that a path means: a file, that of a run, or of all runs RUN/fold_*; none where it is no model.
-
-    Args:
-        item: A path.
-        name: Of the checkpoint in a run.
-    """
-    path = Path(item)
-    if path.is_file():
-        return [path] if path.suffix == ".safetensors" else []
-    if (path / name).is_file():
-        return [path / name]
-    folds = sorted(path.glob("fold_*"), key=lambda fold: (len(fold.name), fold.name)) if path.is_dir() else []
-    return [fold / name for fold in folds if (fold / name).is_file()]
-
-
-def model_paths(name: str) -> list[str]:
-    """What `load_models` takes for one argument: the checkpoints that it means, or itself, as it may name a packaged model."""
-    return [str(path) for path in checkpoints(name)] or [name]
-
-
-@contextmanager
-def checkpoint_file(model: Path | str) -> Iterator[Path]:
-    """The file of one model: a checkpoint, that of a run, or that of a packaged model.
-
-    Raises:
-        UserError: It is none of these, or several.
-    """
-    found = checkpoints(model)
-    if len(found) > 1:
-        raise UserError(f"{len(found)} models", file=model, do="Give one of them")
-    if found:
-        yield found[0]
-    elif str(model) in packaged():
-        with as_file(files("diffuseg") / "models" / f"{model}.safetensors") as file:
-            yield file
-    else:
-        raise UserError(NO_MODEL, file=model)
 
 
 def models_and_inputs(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:

@@ -49,7 +49,10 @@ class AblatedCDALConfig(CDALConfig):
 
 
 class AblatedCDAL(CDAL[AblatedCDALConfig]):
-    """cDAL, and the controls that hide the mask in x_t from its generator."""
+    """Diffusion in a few steps: a generator learns them against a discriminator of real and generated masks (cDAL).
+
+    With the controls that hide the mask in x_t from its generator.
+    """
 
     config_class = AblatedCDALConfig
 

@@ -36,7 +36,10 @@ class ConcatConfig(MaskConfig):
 
 
 class Concat(MaskMethod[ConcatConfig]):
-    """One U-Net of (x_t (+) I, t), mean squared error of v or of what `predict` says, a thousand timesteps."""
+    """Plain diffusion: a U-Net sees image and noisy mask together and takes the noise away step by step, anew for each draw.
+
+    One U-Net of (x_t (+) I, t), mean squared error of v or of what `predict` says, a thousand timesteps.
+    """
 
     config_class = ConcatConfig
 

@@ -61,7 +61,10 @@ class DistributionalConfig(FewStepsConfig):
 
 
 class Distributional(MaskMethod[DistributionalConfig]):
-    """f = U-Net(I) once; x0_hat = G(x_t, t, f, z) per draw and step; the posterior q(x_s | x_t, x0_hat) between steps."""
+    """A U-Net looks at the image once, a light decoder makes each draw; draws are trained together by a scoring rule.
+
+    f = U-Net(I) once; x0_hat = G(x_t, t, f, z) per draw and step; the posterior q(x_s | x_t, x0_hat) between steps.
+    """
 
     config_class = DistributionalConfig
     default_draws = 32  # a light pass each

@@ -182,7 +182,10 @@ class TwinEncoderUNet(nn.Module):
 
 
 class MedSegDiff(MaskDenoising[MedSegDiffConfig]):
-    """V1. Per draw and step: the mask's branch, the image's branch from the first coupled stage on, and the decoder."""
+    """Diffusion in many steps: at each, features of the image are filtered and coupled to those of the noisy mask (version 1).
+
+    Per draw and step: the mask's branch, the image's branch from the first coupled stage on, and the decoder.
+    """
 
     config_class = MedSegDiffConfig
     not_exportable = "its Fourier transforms have no counterpart in ONNX"

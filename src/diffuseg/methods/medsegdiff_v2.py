@@ -162,7 +162,10 @@ class DiffusionUNet(nn.Module):
 
 
 class MedSegDiffV2(MaskDenoising[MedSegDiffV2Config]):
-    """V2. Once per image: the whole condition U-Net and the anchor's gate. Per draw and step: the diffusion U-Net."""
+    """Diffusion in many steps, guided by a U-Net that segments the image once and joined to it by a transformer (version 2).
+
+    Once per image: the whole condition U-Net and the anchor's gate. Per draw and step: the diffusion U-Net.
+    """
 
     config_class = MedSegDiffV2Config
     not_exportable = "its Fourier transforms have no counterpart in ONNX"

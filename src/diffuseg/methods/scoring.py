@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffuseg.errors import UserError
+from diffuseg.text import did_you_mean
 
 Distance = Callable[[Float[Tensor, "b n k *s"], Float[Tensor, "b r k *s"]], Float[Tensor, "b n r"]]
 
@@ -78,7 +79,7 @@ def energy_score(
         UserError: the distance is not known, or a single draw is to be spread.
     """
     if distance not in DISTANCES:
-        raise UserError(f"unknown distance {distance!r}", do=f"Known: {', '.join(DISTANCES)}")
+        raise UserError(f"unknown distance {distance!r}", do=did_you_mean(distance, DISTANCES))
     d, m = DISTANCES[distance], draws.shape[1]
     if spread and m < 2:
         raise UserError("an energy score compares draws with one another: at least two are needed", do="Give train_draws=2")

@@ -9,8 +9,9 @@ import typing
 from dataclasses import MISSING, asdict, dataclass, fields
 from inspect import getdoc
 from math import isfinite
-from types import UnionType
 from typing import Any
+
+from diffuseg.config import type_words
 
 COMMON = {  # what means the same wherever it is, and what docstrings leave to the name
     "widths": "channels per stage of the network; null: the plan's",
@@ -78,7 +79,7 @@ def settings_of(cls: type, prefix: str = "") -> list[Setting]:
         default = field.default if field.default is not MISSING else None
         if field.default_factory is not MISSING:
             default = field.default_factory()
-        type_, (low, high) = _type(hints[field.name]), field.metadata.get("range", (None, None))
+        type_, (low, high) = type_words(hints[field.name]), field.metadata.get("range", (None, None))
         if low is not None:
             type_ += f", {low:g} to {high:g}" if isfinite(high) else f", {low:g} or more"
         found.append(Setting(prefix + field.name, default, type_, meanings.get(field.name, COMMON.get(field.name, ""))))
@@ -102,18 +103,3 @@ def meanings_of(cls: type) -> dict[str, str]:
             else:
                 current = []
     return found
-
-
-def _type(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return "|".join(map(str, args))
-    if origin in (typing.Union, UnionType):
-        return " or ".join(_type(arg) for arg in args)
-    if origin is tuple:
-        inner = args[:1] if args[-1] is Ellipsis else args
-        return f"list of {_type(inner[0])}" if len(inner) == 1 else ", ".join(map(_type, inner))
-    if hint is type(None):
-        return "null"
-    names = {int: "whole number", float: "number", bool: "true|false", str: "text"}
-    return names.get(hint, "object")

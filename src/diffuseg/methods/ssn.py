@@ -39,7 +39,10 @@ class SSNConfig(MaskConfig):
 
 
 class SSN(MaskMethod[SSNConfig]):
-    """mu, P and d from one U-Net; draws from the Gaussian of the logits they make."""
+    """No diffusion: one pass of a U-Net gives a Gaussian over masks, from which each draw costs next to nothing.
+
+    mu, P and d come from the U-Net; they make the Gaussian of the logits.
+    """
 
     config_class = SSNConfig
     default_draws = 32  # a weighted sum each

@@ -23,7 +23,10 @@ class UNetConfig(MaskConfig):
 
 
 class UNetMethod(MaskMethod[UNetConfig]):
-    """image -> mask in one pass: the encoder and the U-Net of the diffusion methods, without noisy mask, time and latent."""
+    """No diffusion: a U-Net gives one mask in one pass. The bar that the others have to clear.
+
+    image -> mask: the encoder and the U-Net of the diffusion methods, without noisy mask, time and latent.
+    """
 
     generative: ClassVar[bool] = False
     config_class = UNetConfig

@@ -20,7 +20,7 @@ from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.significance import FLIPS, cohens_d, first_places, holm, rank_biserial, sign_flip_test
 from diffuseg.evaluation.statistics import CONFIDENCE, EQUAL, METHOD, RESAMPLES, Interval, bootstrap_mean, paired_difference
 from diffuseg.reports.evaluation import ALL, Evaluation, load_evaluations
-from diffuseg.text import few, pluralize
+from diffuseg.text import did_you_mean, few, pluralize
 
 LEVEL = 0.05  # of a family of tests
 DEFAULT = ("dice", "hd95")
@@ -61,6 +61,7 @@ class Comparison:
     first        metric -> evaluation -> how often it is the best if patients are drawn anew; sums to 1
     differences  of each pair, metric after metric
     notes        what has to stand under every table
+    pictures     whether all masks are pictures without a scale
     """
 
     names: list[str]
@@ -69,6 +70,7 @@ class Comparison:
     first: dict[str, dict[str, float]]
     differences: list[Difference]
     notes: list[str]
+    pictures: bool = False
 
 
 def compare(
@@ -120,10 +122,10 @@ def compare_evaluations(
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown or not metrics:
         what = f"unknown metric {few(unknown)}" if unknown else "no metric"
-        raise UserError(what, do=f"Known: {', '.join(METRICS)}")
+        raise UserError(what, do=did_you_mean(unknown[0] if unknown else "", METRICS))
     first = evaluations[0]
     if label is not None and label not in first.classes:
-        raise UserError(f"there is no class {label!r}", file=first.folder, do=f"Classes: {', '.join(first.classes)}")
+        raise UserError(f"there is no class {label!r}", file=first.folder, do=did_you_mean(label, first.classes, "Classes"))
     patients = [first.patients[case] for case in first.cases]
     scores: dict[str, dict[str, np.ndarray]] = {}
     raw = []
@@ -143,6 +145,7 @@ def compare_evaluations(
         {metric: _first(metric, values, patients) for metric, values in scores.items()},
         differences,
         _notes(evaluations, differences),
+        all(evaluation.pictures for evaluation in evaluations),
     )
 
 

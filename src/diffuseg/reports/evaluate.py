@@ -26,7 +26,7 @@ from diffuseg.evaluation.metrics import Empty, Grid, Rule, measure
 from diffuseg.evaluation.statistics import CONFIDENCE, METHOD, RESAMPLES
 from diffuseg.reports.evaluation import Evaluation, Row, summarise
 from diffuseg.reports.folders import ignored_label, images_beside, masks_in, refuse_swapped, truths_in
-from diffuseg.text import few, pluralize
+from diffuseg.text import did_you_mean, few, pluralize
 from diffuseg.types import Image
 
 RULES = {
@@ -184,8 +184,8 @@ def summary_of(comparison: Comparison, rows: list[Row], faults: list[str], folde
 
 def _check_rules(empty: str, nsd_tolerance: float) -> None:
     if empty not in get_args(Empty):
-        raise UserError(f"{empty!r} is no empty-mask rule", do=f"Known: {', '.join(get_args(Empty))}")
-    if not (math.isfinite(nsd_tolerance) and nsd_tolerance >= 0):
+        raise UserError(f"{empty!r} is no empty-mask rule", do=did_you_mean(empty, get_args(Empty)))
+    if not (isinstance(nsd_tolerance, int | float) and math.isfinite(nsd_tolerance) and nsd_tolerance >= 0):
         raise UserError(f"the tolerance of NSD is a distance in mm, not {nsd_tolerance}")
 
 

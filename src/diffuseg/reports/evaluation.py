@@ -118,6 +118,11 @@ class Evaluation:
         write_json(self.folder / "summary.json", nan_to_none(self.summary))
         return self
 
+    @property
+    def pictures(self) -> bool:
+        """Whether masks are pictures without a scale, whose lengths and sizes are in pixels."""
+        return bool(self.summary.get("pictures"))
+
     @cached_property
     def cells(self) -> dict[tuple[str, str], Row]:
         """The row of each case and class."""

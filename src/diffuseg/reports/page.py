@@ -26,12 +26,15 @@ from diffuseg.reports.titles import (
     evaluation_letter,
     metric_title,
     notes,
+    scale_and_digits,
     summary_cells,
     summary_titles,
+    tolerance_text,
 )
 from diffuseg.text import pluralize
 
 Lines = list[list[str]]
+Dots = tuple[list[float], tuple[float, float, float]]  # values of cases; their mean, low and high
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def write_page(
         "pictures": [(title, base64.b64encode(png).decode()) for title, png in pictures],
         "probabilities": _probability_tables(columns),
         "plots": _plots(columns),
-        "band": f"{usual_radius([1.0]):g} mm",
+        "band": f"{usual_radius([1.0]):g} {'pixels' if evaluations[0].pictures else 'mm'}",
         "how": _how(columns),
         "notes": {column.letter: [*notes(column.evaluation), *_remarks(column.evaluation)] for column in columns},
         "numbers": {column.letter: _numbers(column.evaluation) for column in columns},
@@ -153,9 +156,10 @@ def _settings(columns: Sequence[Column]) -> Lines:
 
 def _summary(columns: Sequence[Column]) -> dict[str, Lines]:
     """Heading -> lines, heading first: of one evaluation a column per class, of several a table per class."""
-    titles = ["", *summary_titles()]
+    pictures = all(column.evaluation.pictures for column in columns)
+    titles = ["", *summary_titles(pictures)]
     if len(columns) == 1:
-        cells = [[name, *summary_cells(entry)] for name, entry in columns[0].evaluation.means.items()]
+        cells = [[name, *summary_cells(entry, pictures)] for name, entry in columns[0].evaluation.means.items()]
         return {"": [list(line) for line in zip(titles, *cells, strict=True)]}
     tables = {}
     names = dict.fromkeys(name for column in columns for name in column.evaluation.means)
@@ -163,24 +167,37 @@ def _summary(columns: Sequence[Column]) -> dict[str, Lines]:
         cells = []
         for column in columns:
             entry = column.evaluation.means.get(name)
-            cells.append([column.letter, *(["-"] * (len(titles) - 1) if entry is None else summary_cells(entry))])
+            cells.append([column.letter, *(["-"] * (len(titles) - 1) if entry is None else summary_cells(entry, pictures))])
         tables[name] = [list(line) for line in zip(titles, *cells, strict=True)]
     return tables
 
 
 def _dot_plot(columns: Sequence[Column]) -> str:
     """Every case as a dot: of one evaluation by class, of several the mean of classes, errors without their sign."""
+    pictures = all(column.evaluation.pictures for column in columns)
     if len(columns) > 1:
-        panels = {metric_title(key, unsigned=True): {c.letter: _mean_dots(c, key) for c in columns} for key in PLOTTED}
-        return dot_plot(panels, DARK)
+        titles = {key: metric_title(key, unsigned=True, pictures=pictures) for key in PLOTTED}
+        many = {
+            title: {c.letter: _scaled(*_mean_dots(c, key), key, pictures) for c in columns} for key, title in titles.items()
+        }
+        return dot_plot(many, DARK)
     one = columns[0].evaluation
     panels = {}
     for key in PLOTTED:
-        panels[metric_title(key)] = {
-            name: (one.per_case(key, name if name in one.classes else None).tolist(), tuple(Interval.of(entry[key])))
+        panels[metric_title(key, pictures=pictures)] = {
+            name: _scaled(
+                one.per_case(key, name if name in one.classes else None).tolist(), Interval.of(entry[key]), key, pictures
+            )
             for name, entry in one.means.items()
         }
     return dot_plot(panels)
+
+
+def _scaled(values: list[float], ends: tuple[float, float, float], key: str, pictures: bool) -> Dots:
+    """The values of cases, and their mean, low and high, in the unit of the metric's title."""
+    scale = scale_and_digits(key, pictures)[0]
+    mean, low, high = (scale * end for end in ends)
+    return [scale * value for value in values], (mean, low, high)
 
 
 def _mean_dots(column: Column, key: str) -> tuple[list[float], tuple[float, float, float]]:
@@ -237,7 +254,7 @@ def _how_one(evaluation: Evaluation) -> dict[str, str]:
     settings |= {title: evaluation.setting(key) for key, title in RECORDED.items() if evaluation.setting(key) != "-"}
     settings["Calibration"] = ", ".join(dict.fromkeys(map(_calibration, evaluation.records)))
     settings["Empty masks"] = summary["rule"]["means"]
-    settings["Tolerance of NSD"] = f"{evaluation.tolerance:g} mm"
+    settings["Tolerance of NSD"] = tolerance_text(evaluation.tolerance, evaluation.pictures)
     if {"confidence", "method", "resamples", "over"} <= set(interval):
         settings["Intervals"] = "{confidence:.0%}, {method}, {resamples} resamples, {over}".format(**interval)
     settings["Versions"] = ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items())
@@ -271,11 +288,15 @@ def _remarks(evaluation: Evaluation) -> list[str]:
 
 def _numbers(evaluation: Evaluation) -> Lines:
     """All numbers, a line per case and class, heading first."""
-    lines = [["case", "class", *map(metric_title, METRICS), "true (ml)", "predicted (ml)", "90 % interval (ml)"]]
+    pictures = evaluation.pictures
+    unit, (scale, digits) = "pixels" if pictures else "ml", scale_and_digits("volume_error", pictures)
+    sizes = [f"{what} ({unit})" for what in ("true", "predicted", "90 % interval")]
+    lines = [["case", "class", *(metric_title(key, pictures=pictures) for key in METRICS), *sizes]]
+    size = lambda ml: f"{scale * ml:.{digits}f}"
     for row in evaluation.rows:
-        values = [(row.score.values[key], metric.digits) for key, metric in METRICS.items()]
-        cells = [f"{value:.{digits}f}" if math.isfinite(value) else "-" for value, digits in values]
-        interval = "[{:.3f}, {:.3f}]".format(*row.interval) if row.interval else "-"
-        volumes = [f"{row.score.truth_ml:.3f}", f"{row.score.prediction_ml:.3f}", interval]
+        values = [(row.score.values[key], *scale_and_digits(key, pictures)) for key in METRICS]
+        cells = [f"{value * factor:.{places}f}" if math.isfinite(value) else "-" for value, factor, places in values]
+        interval = "[{}, {}]".format(*map(size, row.interval)) if row.interval else "-"
+        volumes = [size(row.score.truth_ml), size(row.score.prediction_ml), interval]
         lines.append([row.case, row.label, *cells, *volumes])
     return lines

@@ -9,7 +9,15 @@ from rich.table import Table
 
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.statistics import Interval
-from diffuseg.reports.titles import COVERAGE, evaluation_letter, metric_title, notes, summary_cells, summary_titles
+from diffuseg.reports.titles import (
+    evaluation_letter,
+    metric_title,
+    notes,
+    scaled_text,
+    summary_cells,
+    summary_titles,
+    tolerance_text,
+)
 from diffuseg.text import pluralize
 
 if TYPE_CHECKING:
@@ -47,11 +55,14 @@ def text_table(
 
 def evaluation_table(evaluation: "Evaluation") -> Table:
     """The summary for a terminal: a column per class (a line each, if there are many), the notes below."""
-    columns = {name: summary_cells(entry) for name, entry in evaluation.means.items()}
-    titles = [f"{t} at {evaluation.tolerance:g} mm" if t == METRICS["nsd"].title else t for t in summary_titles()]
+    pictures = evaluation.pictures
+    columns = {name: summary_cells(entry, pictures) for name, entry in evaluation.means.items()}
+    nsd = METRICS["nsd"].title
+    within = f"{nsd} at {tolerance_text(evaluation.tolerance, pictures)}"
+    titles = [within if title == nsd else title for title in summary_titles(pictures)]
     lines = [[title, *cells] for title, *cells in zip(titles, *columns.values(), strict=True)]
     if all(cell == "-" for cell in lines[-1][1:]):
-        lines = [line for line in lines if line[0] != COVERAGE]
+        lines = lines[:-1]
     lines = [["", *columns], *lines]
     if len(columns) > COLUMNS:
         lines = [list(line) for line in zip(*lines, strict=True)]
@@ -66,7 +77,8 @@ def mean_rows(comparison: "Comparison") -> list[tuple[str, ...]]:
         for name, interval in values.items():
             share = comparison.first[metric][name]
             first = "-" if math.isnan(share) else f"{share:.0%}"
-            rows.append((metric_title(metric, unsigned=True), name, interval.text(METRICS[metric].digits), first))
+            title = metric_title(metric, unsigned=True, pictures=comparison.pictures)
+            rows.append((title, name, scaled_text(metric, interval, comparison.pictures), first))
     return rows
 
 
@@ -78,10 +90,12 @@ def difference_rows(comparison: "Comparison") -> list[tuple[str, ...]]:
     name = evaluation_letters(comparison)
     rows = [("metric", "difference", "mean [95 % interval]", "p", "adjusted p", "d", "rank-biserial", "n", "better")]
     for d in comparison.differences:
-        numbers = (Interval(d.mean, d.low, d.high).text(METRICS[d.metric].digits), _p(d.p), _p(d.adjusted))
+        numbers = (scaled_text(d.metric, Interval(d.mean, d.low, d.high), comparison.pictures), _p(d.p), _p(d.adjusted))
         effects = (f"{d.cohens_d:.2f}", f"{d.rank_biserial:.2f}")
         pair, better = f"{name[d.first]} - {name[d.second]}", name.get(d.verdict, d.verdict)
-        rows.append((metric_title(d.metric, unsigned=True), pair, *numbers, *effects, str(d.n), better))
+        rows.append(
+            (metric_title(d.metric, unsigned=True, pictures=comparison.pictures), pair, *numbers, *effects, str(d.n), better)
+        )
     return rows
 
 
@@ -95,7 +109,8 @@ def comparison_tables(comparison: "Comparison") -> list[Table]:
     under = [*comparison.notes, "Sizes of effects (d, rank-biserial) are in comparison.json: --out."]
     for metric in comparison.means:
         chosen = [(d.n, row) for d, row in lines if d.metric == metric]
-        title = f"{metric_title(metric, unsigned=True)}: differences of {pluralize(chosen[0][0], 'case')}"  # equal for all
+        what = metric_title(metric, unsigned=True, pictures=comparison.pictures)
+        title = f"{what}: differences of {pluralize(chosen[0][0], 'case')}"  # equal for all
         head = ("pair", "mean [95 % interval]", "p", "adjusted p", "better")
         last = metric == list(comparison.means)[-1]
         tables.append(text_table(title, head, [(*row[1:5], row[-1]) for _, row in chosen], under if last else (), right=False))

@@ -9,6 +9,7 @@ from diffuseg.reports.evaluation import Evaluation
 from diffuseg.text import few, pluralize
 
 COVERAGE = "volume in 90 % interval"
+PIXELS = 1000.0  # of a picture without a scale, whose pixels are taken for 1 mm wide and thick, in 1 ml
 EMPTY = ("both", "truth", "prediction")
 PLOTTED = ("dice", "hd95", "nsd", "volume_error")
 RECORDED = {
@@ -24,11 +25,36 @@ RECORDED = {
 }
 
 
-def metric_title(key: str, unsigned: bool = False) -> str:
-    """A metric's name with its unit; `unsigned` names an error that is taken without its sign "absolute"."""
+def metric_title(key: str, unsigned: bool = False, pictures: bool = False) -> str:
+    """A metric's name with its unit; `unsigned` names an error that is taken without its sign "absolute".
+
+    Args:
+        key: Of METRICS.
+        unsigned: The sign is left out.
+        pictures: Of pictures without a scale, whose lengths and sizes are pixels.
+    """
     metric = METRICS[key]
     absolute = "absolute " if unsigned and metric.best == "zero" else ""
-    return f"{absolute}{metric.title}{f' ({metric.unit})' if metric.unit else ''}"
+    unit = "pixels" if pictures and metric.unit else metric.unit
+    return f"{absolute}{of_size(metric.title, pictures)}{f' ({unit})' if unit else ''}"
+
+
+def of_size(title: str, pictures: bool) -> str:
+    """A title about volumes, of pictures about areas."""
+    return title.replace("volume", "area") if pictures else title
+
+
+def scale_and_digits(key: str, pictures: bool) -> tuple[float, int]:
+    """By what a value of a metric is multiplied to be in the unit of its title, and how many of its digits are shown."""
+    metric = METRICS[key]
+    if pictures and metric.unit == "ml":
+        return PIXELS, 0 if key == "volume_error" else metric.digits
+    return 1.0, metric.digits
+
+
+def tolerance_text(tolerance: float, pictures: bool) -> str:
+    """The tolerance of NSD with its unit."""
+    return f"{tolerance:g} {'pixel' if tolerance == 1 else 'pixels'}" if pictures else f"{tolerance:g} mm"
 
 
 def evaluation_letter(number: int) -> str:
@@ -36,18 +62,26 @@ def evaluation_letter(number: int) -> str:
     return string.ascii_uppercase[number] if number < 26 else f"#{number + 1}"
 
 
-def summary_titles() -> list[str]:
-    """What the `summary_cells` of a class are."""
-    return [*map(metric_title, METRICS), "n", f"empty: {' / '.join(EMPTY)}", COVERAGE]
+def summary_titles(pictures: bool = False) -> list[str]:
+    """What the `summary_cells` of a class are; `pictures` as in `metric_title`."""
+    titles = [metric_title(key, pictures=pictures) for key in METRICS]
+    return [*titles, "n", f"empty: {' / '.join(EMPTY)}", of_size(COVERAGE, pictures)]
 
 
-def summary_cells(entry: dict[str, Any]) -> list[str]:
+def scaled_text(key: str, interval: Interval, pictures: bool) -> str:
+    """A mean with its interval, in the unit of the metric's title."""
+    scale, digits = scale_and_digits(key, pictures)
+    return Interval(*(scale * value for value in interval)).text(digits)
+
+
+def summary_cells(entry: dict[str, Any], pictures: bool = False) -> list[str]:
     """The means of a class, or of the classes, as text: one cell for each of `summary_titles`.
 
     Args:
         entry: One of "classes", or "overall", of a summary.json.
+        pictures: As in `metric_title`.
     """
-    cells = [Interval.of(entry[key]).text(metric.digits) for key, metric in METRICS.items()]
+    cells = [scaled_text(key, Interval.of(entry[key]), pictures) for key in METRICS]
     empty, inside = entry.get("empty"), entry.get("interval_coverage")
     return [
         *cells,
@@ -62,11 +96,11 @@ def notes(evaluation: Evaluation) -> list[str]:
     summary = evaluation.summary
     lines = [
         f"{summary['rule']['means']}.",
-        f"Tolerance of NSD {summary['nsd_tolerance_mm']:g} mm.",
+        f"Tolerance of NSD {tolerance_text(summary['nsd_tolerance_mm'], evaluation.pictures)}.",
         f"95 % intervals {summary.get('interval', {}).get('over', 'over cases')}.",
     ]
-    if summary.get("pictures"):
-        lines.append("Pictures have no scale: 1 mm is a pixel, 1 ml are 1000 pixels.")
+    if evaluation.pictures:
+        lines.append("Pictures have no scale: in cases.csv and summary.json 1 mm is a pixel, 1 ml are 1000 pixels.")
     if summary.get("truth", "the mask") != "the mask":
         lines.append(f"The truth is {summary['truth']}.")
     labelled = f"of {pluralize(summary['labelled'], 'labelled case')} " if "labelled" in summary else ""

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import stats
 
 from diffuseg.data.dataset import Dataset, load_raters
+from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.data.raters import fuse_raters
 from diffuseg.data.transforms import class_indices, rater_indices
 from diffuseg.errors import UserError
@@ -85,6 +86,7 @@ class Measured:
     diagrams     "before" and "after" (cross-fitted), over the voxels of all bands
     per_case     case -> its patient, risk, uncertainty score, and the temperature that it was scored with
     how          in words: what was cross-fitted how, over which voxels
+    pictures     whether the images are pictures without a scale, whose sizes are pixels
     """
 
     calibration: Calibration
@@ -94,6 +96,7 @@ class Measured:
     diagrams: dict[str, Reliability]
     per_case: dict[str, dict[str, Any]]
     how: dict[str, str] = field(default_factory=dict)
+    pictures: bool = False
 
 
 def measure_calibration(
@@ -134,7 +137,8 @@ def measure_calibration(
     temperature = _temperature(cases)
     temperatures = _cross_fitted(cases, group_folds(groups, 2))
     scores, diagrams = _scores(cases, temperatures, groups), _diagrams(cases, temperatures)
-    how = _how(len(names), len(set(groups)))
+    pictures = dataset.file_ending.lower() in LOSSLESS + LOSSY
+    how = _how(len(names), len(set(groups)), "pixels" if pictures else "mm")
     temperature, how["temperature"] = _accepted(temperature, scores, how["temperature"])
     weights = None if new is None else weights_for(_features(cases, voxel), new, voxel, ALPHA)
     coverage, widening = _intervals(cases, groups, voxel, weights)
@@ -153,7 +157,7 @@ def measure_calibration(
     )
     per_case = _per_case(names, groups, cases, temperatures)
     selective = rejection(risk, uncertainty, groups, FRACTION)
-    return Measured(calibration, scores, coverage, selective, diagrams, per_case, how)
+    return Measured(calibration, scores, coverage, selective, diagrams, per_case, how, pictures)
 
 
 def _score_cases(
@@ -303,16 +307,18 @@ def _coverage(found: Coverage, groups: list[str]) -> dict[str, Any]:
     }
 
 
-def _how(cases: int, patients: int) -> dict[str, str]:
+def _how(cases: int, patients: int, unit: str) -> dict[str, str]:
     halves = "each half of the patients by what the other half gave"
+    voxels, size = ("voxels", "volume") if unit == "mm" else ("pixels", "area")
+    two = " (two voxels, if that is more)" if unit == "mm" else ""
     several = "" if patients == cases else "every case counts, though those of one patient are alike; "
     return {
-        "temperature": f"fitted to the voxels of all bands together; scores after are cross-fitted: {halves}",
-        "band": f"within {usual_radius([1.0]):g} mm (two voxels, if that is more) of a true border",
+        "temperature": f"fitted to the {voxels} of all bands together; scores after are cross-fitted: {halves}",
+        "band": f"within {usual_radius([1.0]):g} {unit}{two} of a true border",
         "voxels": f"at most {VOXELS} of a case and region, chosen at random; scores are means over cases",
-        "intervals": f"split conformal, relative to the volume; {several}coverage {halves}"
+        "intervals": f"split conformal, relative to the {size}; {several}coverage {halves}"
         if patients >= HALVES
-        else f"split conformal, relative to the volume; {several}too few patients for halves: each by all others, which says "
+        else f"split conformal, relative to the {size}; {several}too few patients for halves: each by all others, which says "
         "how wide honest intervals are, and nothing of how often they are right",
         "uncertainty_score": "1 minus the Dice that the probabilities of the draws expect of their mask, mean of classes",
         "doubt": "the former name of uncertainty_score",

@@ -53,8 +53,8 @@ def _interval_table(measured: Measured) -> Table:
     for name, sides in measured.coverage.items():
         for side in ("raw", "widened"):
             share, n = Interval(**sides[side]["fraction"]), sides[side]["cases"]
-            value = f"{share.text(2)} of {n}, mean width {_ml(sides[side]['mean_width_ml'])}"
-            rows.append((f"{name}: volume in the {side} {1 - ALPHA:.0%} interval", value))
+            value = f"{share.text(2)} of {n}, mean width {_size(sides[side]['mean_width_ml'], measured.pictures)}"
+            rows.append((f"{name}: {'area' if measured.pictures else 'volume'} in the {side} {1 - ALPHA:.0%} interval", value))
     rows += [(title.format(learnt.fraction), measured.selective[name].text(4)) for name, title in REJECTION.items()]
     review = f"uncertainty score above which a case needs review (at most {learnt.fraction:.0%} do)"
     rows.append((review, f"{learnt.threshold:.4f}"))
@@ -90,5 +90,7 @@ def _content(measured: Measured, model: str) -> dict[str, Any]:
     }
 
 
-def _ml(width: float) -> str:
-    return f"{width:.3f} ml" if math.isfinite(width) else "infinite (too few cases to calibrate on)"
+def _size(width: float, pictures: bool) -> str:
+    if not math.isfinite(width):
+        return "infinite (too few cases to calibrate on)"
+    return f"{1000 * width:.0f} pixels" if pictures else f"{width:.3f} ml"

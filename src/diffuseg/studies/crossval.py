@@ -7,14 +7,13 @@ from pathlib import Path
 from diffuseg.checkpoint import image_digest, read_meta
 from diffuseg.data.dataset import Case, Dataset, open_dataset
 from diffuseg.errors import UserError
+from diffuseg.inference.checkpoints import LAST, checkpoints
 from diffuseg.inference.folder import Callbacks, FolderResult, predict_folder
 from diffuseg.inference.folds import refuse_other_kind
 from diffuseg.inference.model import load
 from diffuseg.inference.sampling import SamplingOptions
-from diffuseg.inference.several import checkpoints, refuse_other_kinds
+from diffuseg.inference.several import refuse_other_kinds
 from diffuseg.text import few
-
-LAST = "last.safetensors"  # unlike the best one it was not chosen on the cases that it is now evaluated on
 
 
 @dataclass

@@ -7,6 +7,7 @@ from pathlib import Path
 from diffuseg.data.dataset import open_dataset, splits
 from diffuseg.errors import UserError
 from diffuseg.methods import METHODS
+from diffuseg.text import did_you_mean
 from diffuseg.train.loop import train
 from diffuseg.train.settings import TrainSettings
 
@@ -27,7 +28,7 @@ def train_folds(settings: TrainSettings, on_fold: Callable[[int, int], None] | N
         UserError: As `train`; without `resume` an out folder that has a fold already, before anything is trained.
     """
     if settings.method not in METHODS:
-        raise UserError(f"unknown method {settings.method!r}", do=f"Known: {', '.join(METHODS)}")
+        raise UserError(f"unknown method {settings.method!r}", do=did_you_mean(settings.method, METHODS))
     count = len(splits(open_dataset(settings.dataset, masks=METHODS[settings.method].supervision == "mask")))
     folders = [settings.out / f"fold_{fold}" for fold in range(count)]
     begun = [folder for folder in folders if (folder / "run.json").exists()]

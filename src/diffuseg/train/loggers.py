@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from diffuseg.atomic_io import atomic_write
 from diffuseg.errors import UserError
+from diffuseg.text import did_you_mean
 
 
 @runtime_checkable
@@ -148,7 +149,7 @@ def check_loggers(asked: Sequence[str | Logger]) -> None:
     for one in asked:
         if isinstance(one, str):
             if one not in LOGGERS:
-                raise UserError(f"--log-to {one}: not known", do=f"Known: {', '.join(LOGGERS)}")
+                raise UserError(f"--log-to {one}: not known", do=did_you_mean(one, LOGGERS))
             try:
                 importlib.import_module(one)
             except ImportError:

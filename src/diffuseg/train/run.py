@@ -1,11 +1,12 @@
 """`diffuseg.train(...)`, a training from Python."""
 
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from diffuseg.errors import UserError
+from diffuseg.config import checked
+from diffuseg.errors import UserError, path_of
+from diffuseg.text import did_you_mean
 
 
 def train(dataset: Path | str, out: Path | str, method: str = "cdal", **settings: Any) -> Path:
@@ -29,10 +30,14 @@ def train(dataset: Path | str, out: Path | str, method: str = "cdal", **settings
 
     known = [field.name for field in fields(TrainSettings)]
     for name in settings.keys() - set(known):
-        near = get_close_matches(name, known, n=1)
-        do = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}"
-        raise UserError(f"train has no setting {name!r}", do=do)
+        raise UserError(f"train has no setting {name!r}", do=did_you_mean(name, known))
     for name in ("plan", "labels", "start"):
         if settings.get(name) is not None:
-            settings[name] = Path(settings[name])
-    return run(TrainSettings(Path(dataset), method, Path(out), **settings))
+            settings[name] = path_of(settings[name], name)
+    if settings.get("batch") is not None:
+        settings["batch"] = str(settings["batch"])
+    plain = {name: value for name, value in settings.items() if name not in ("plan", "labels", "start", "log_to", "set")}
+    settings |= checked(TrainSettings, plain)
+    if not isinstance(settings.get("set", []), list | tuple):
+        raise UserError(f"set={settings['set']!r}: expected a list", do='Such as set=["train.ema=0.99"]')
+    return run(TrainSettings(path_of(dataset, "a data set"), method, path_of(out, "out"), **settings))

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from diffuseg.data.plan import Plan, check_plan, fingerprint, load_plan, make_pl
 from diffuseg.data.world import training_fingerprint
 from diffuseg.device import Precision
 from diffuseg.errors import UserError
+from diffuseg.inference.checkpoints import model_file
 from diffuseg.inference.dicom_codes import check_codes, read_codes
 from diffuseg.methods import METHODS, Method
 from diffuseg.methods.presets import PRESETS, method_of, preset_of
+from diffuseg.text import did_you_mean, nearest
 from diffuseg.train.compiled import compile_networks
 from diffuseg.train.distributed import Processes, join_processes
 from diffuseg.train.finetune import history, start_from
@@ -87,6 +89,8 @@ def set_up(settings: TrainSettings) -> TrainState:
     """
     dataset, fold, labels = _open_data(settings)
     check_options(settings)
+    if settings.start is not None:
+        settings = replace(settings, start=model_file(settings.start))
     processes = join_processes(settings.device)
     plan, method_config, config = _configure(settings, dataset)
     check_config(config)
@@ -134,9 +138,9 @@ def set_up(settings: TrainSettings) -> TrainState:
 def _open_data(settings: TrainSettings) -> tuple[Dataset, dict[str, list[str]], dict[str, int] | None]:
     """The data set, the cases of the fold, and the image-level labels if the method learns from these."""
     if settings.method not in METHODS:
-        raise UserError(f"unknown method {settings.method!r}", do=f"Known: {', '.join(METHODS)}")
+        raise UserError(f"unknown method {settings.method!r}", do=did_you_mean(settings.method, METHODS))
     if settings.preset is not None and preset_of(settings.preset) is None:
-        raise UserError(f"unknown preset {settings.preset!r}", do=f"Known: {', '.join(PRESETS)}")
+        raise UserError(f"unknown preset {settings.preset!r}", do=did_you_mean(settings.preset, PRESETS))
     if settings.preset is not None and method_of(settings.preset) != settings.method:
         raise UserError(f"the preset {settings.preset} is one of --method {method_of(settings.preset)}, not {settings.method}")
     dataset = open_dataset(settings.dataset, masks=METHODS[settings.method].supervision == "mask")
@@ -183,7 +187,12 @@ def _configure(settings: TrainSettings, dataset: Dataset) -> tuple[Plan, Any, Tr
         else:
             overrides[""].append(assignment)
     plan = _plan(settings, dataset, preset.get("plan", {}), overrides["plan"])
-    return plan, override(method_config, overrides[""]), override(config, overrides["train"])
+    names = {"plan": Plan, "train": TrainConfig, "": type(method_config)}
+    others = lambda own: [
+        f"{group}.{field.name}".lstrip(".") for group, cls in names.items() if group != own for field in fields(cls)
+    ]
+    changed = override(method_config, overrides[""], elsewhere=others(""))
+    return plan, changed, override(config, overrides["train"], "train.", others("train"))
 
 
 def _plan(settings: TrainSettings, dataset: Dataset, preset: dict[str, Any], overrides: list[str]) -> Plan:
@@ -191,12 +200,12 @@ def _plan(settings: TrainSettings, dataset: Dataset, preset: dict[str, Any], ove
     if settings.plan is not None:
         given = load_plan(settings.plan)
         _refuse_other_set(given, dataset, settings.plan)
-        plan = override(from_dict(Plan, to_dict(given) | preset), overrides)
+        plan = override(from_dict(Plan, to_dict(given) | preset), overrides, "plan.")
         changed = [key for key, value in vars(plan).items() if value != getattr(given, key)]
         plan = replace(plan, reasons=plan.reasons | dict.fromkeys(changed, "as asked for"))
     else:
         measured = fingerprint(dataset)
-        overridden = override(from_dict(Plan, to_dict(make_plan(dataset, measured)) | preset), overrides)
+        overridden = override(from_dict(Plan, to_dict(make_plan(dataset, measured)) | preset), overrides, "plan.")
         names = {*preset, *(assignment.partition("=")[0] for assignment in overrides)}
         chosen = {name: getattr(overridden, name) for name in names}
         if METHODS[settings.method].models_images and "augmentation" not in names:
@@ -213,10 +222,23 @@ def _refuse_other_set(plan: Plan, dataset: Dataset, file: Path) -> None:
     """Refuse a plan that was made for other classes or channels than those of the data set."""
     for what, own, there in (("labels", plan.labels, dataset.labels), ('"ignore"', plan.ignore, dataset.ignore)):
         if own != there:
-            raise UserError(
-                f"its {what} {own}, and those of {dataset.folder} {there}", file=file, do="Make a plan of this data set"
-            )
+            do = _renamed(plan.labels, dataset.labels) if what == "labels" else ""
+            those = "those" if what == "labels" else "that"
+            text = f"its {what} {_listed(own)}, and {those} of {dataset.folder} {_listed(there)}"
+            raise UserError(text, file=file, do=f"{do}Make a plan of this data set")
     refuse_other_channels(dataset, plan.channels, str(file))
+
+
+def _listed(labels: dict[str, int] | int | None) -> str:
+    if not isinstance(labels, dict):
+        return "is none" if labels is None else f"is {labels}"
+    return f"are {', '.join(f'{name} = {value}' for name, value in labels.items())}"
+
+
+def _renamed(own: dict[str, int], there: dict[str, int]) -> str:
+    """Names of a plan that may be mistyped ones of the data set."""
+    near = [(name, nearest(name, there)) for name in own if name not in there]
+    return "".join(f"Did you mean {meant} by {name}? " for name, meant in near if meant)
 
 
 def _labels(settings: TrainSettings, dataset: Dataset, fold: dict[str, list[str]]) -> dict[str, int] | None:

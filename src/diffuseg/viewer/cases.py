@@ -14,10 +14,11 @@ from diffuseg.data.dicom import holds_series
 from diffuseg.data.outputs import PREVIEW, probability_names, records, sidecar_name, stored_as_one
 from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.errors import UserError
+from diffuseg.inference.checkpoints import checkpoints
 from diffuseg.inference.provenance import size_unit
 from diffuseg.reports.figures import OKABE_ITO
 from diffuseg.reports.folders import image_of, images_to_labels, mask_of
-from diffuseg.text import few
+from diffuseg.text import did_you_mean, few
 from diffuseg.viewer.record import unreadable_records, valid_record
 
 RECORDED = {"model_name": "Model", "model": "Checkpoint", "method": "Method", "draws": "Draws", "steps": "Steps"}
@@ -140,11 +141,18 @@ def find_cases(folder: Path, images: Path | None = None, only: str | None = None
             raise UserError("no such folder", file=place)
     known, odd = records(folder), unreadable_records(folder)
     if not known and not odd:
-        raise UserError("there is no result in this folder", file=folder, do="Give one that `diffuseg predict` wrote")
+        do = "Give one that `diffuseg predict` wrote"
+        if checkpoints(folder):
+            do = f"It holds a model: predict with it first, `diffuseg predict {folder} IMAGES --out DIR`, and view DIR"
+        raise UserError("there is no result in this folder", file=folder, do=do)
     if only in odd or not known:
         raise odd.get(only or "", next(iter(odd.values())))
     if only is not None and only not in known:
-        raise UserError(f"there is no case {only!r}", file=folder, do=f"There are {few(known)}")
+        raise UserError(
+            f"there is no case {only!r}",
+            file=folder,
+            do=did_you_mean(only, known) if len(known) < 20 else f"There are {few(known)}",
+        )
     cases = [_case(folder, name, record, images, labels) for name, record in known.items() if only in (None, name)]
     without = [Case(name, {}, (), (_within(folder, fault),)) for name, fault in odd.items() if only is None]
     if not any(case.layers for case in cases):

@@ -48,7 +48,7 @@ class CAMConfig(WeakConfig):
 
 
 class CAM(WeakMethod[CAMConfig]):
-    """image -> class by a classifier; a map of where it looked."""
+    """Learns from image-level labels, no masks: a classifier, and a map of where it looked."""
 
     generative: ClassVar[bool] = False
     config_class = CAMConfig

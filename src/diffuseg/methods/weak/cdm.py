@@ -31,6 +31,7 @@ from diffuseg.methods.weak.likelihood_ratio import likelihood_ratio
 from diffuseg.methods.weak.sensitivity import Condition, Contrast, Denoiser, start_timestep
 from diffuseg.networks.classifier import Classifier
 from diffuseg.networks.conditional import ClassConditionalUNet
+from diffuseg.text import did_you_mean
 from diffuseg.types import Batch
 
 CLASSIFICATION_TIMESTEPS = 8  # at which each class is tried on an image
@@ -146,7 +147,10 @@ def published(
 
 
 class CDM(WeakMethod[CDMConfig]):
-    """eps_theta(x_t, t, f(y)) over images; masks come out of how much f(y) matters, where."""
+    """Learns from image-level labels, no masks: a diffusion model of the images, and where in them the label matters.
+
+    eps_theta(x_t, t, f(y)) over images; masks come out of how much f(y) matters, where.
+    """
 
     models_images = True
     config_class = CDMConfig
@@ -253,7 +257,7 @@ class CDM(WeakMethod[CDMConfig]):
     def sampling(self, sampler: str | None, steps: int | None) -> tuple[str, int]:
         _, name = current_name(CDMConfig, "map", sampler or self.config.map) or ("", "")
         if name not in MAPS:
-            raise UserError(f"unknown map {name!r}", do=f"Known: {', '.join(MAPS)}")
+            raise UserError(f"unknown map {name!r}", do=did_you_mean(name, MAPS))
         usual = self.config.steps if name == self.config.map and self.config.steps else MAPS[name].steps
         return name, usual if steps is None else steps
 

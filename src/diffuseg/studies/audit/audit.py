@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from diffuseg.data.batches import Batches
 from diffuseg.data.dataset import Dataset, open_dataset, patients, splits
 from diffuseg.data.layout import read_json
 from diffuseg.errors import UserError
+from diffuseg.inference.checkpoints import LAST, run_folder
 from diffuseg.inference.folds import validation_cases
 from diffuseg.inference.model import Model, load
 from diffuseg.methods import Method
 from diffuseg.reports.tables import text_table
 from diffuseg.studies.audit.measure import SCORES, measure_case, summary
 from diffuseg.studies.audit.rows import Row, Training, sampled_rows, trained_rows
-from diffuseg.text import pluralize
+from diffuseg.text import did_you_mean, pluralize
 
 DRAWS = 4
 
@@ -59,6 +60,7 @@ def audit(
         UserError: The run is not finished or learnt from no masks, the data set has other folds, a row is not known, or `out`
             holds another audit.
     """
+    options = replace(options, run=run_folder(options.run))
     record, model = _run(options)
     dataset = open_dataset(options.dataset)
     names = _cases(options, record, model, dataset)
@@ -108,7 +110,7 @@ def _run(options: AuditOptions) -> tuple[dict[str, Any], Model]:
     if not (options.run / "run.json").is_file():
         raise UserError("there is no training run here", file=options.run, do="Give a folder that `diffuseg train` wrote")
     record = read_json(options.run / "run.json")
-    checkpoint = options.run / "last.safetensors"
+    checkpoint = options.run / LAST
     if not is_finished(checkpoint):
         raise UserError("this training is not finished", file=options.run, do="Finish it with --resume")
     model = load(checkpoint, options.device)
@@ -135,7 +137,7 @@ def _chosen(options: AuditOptions, record: dict[str, Any], model: Model, short: 
     known = {row.name: row for row in (*free, *trained)}
     for name in options.only:
         if name not in known:
-            raise UserError(f"there is no row {name!r}", do=f"Known: {', '.join(known)}")
+            raise UserError(f"there is no row {name!r}", do=did_you_mean(name, known))
         if not options.retrain and known[name] in trained:
             raise UserError(f"the row {name} needs a training", do="Give --retrain too")
     needed = {"run", *({"again"} if options.retrain and short else ())}
