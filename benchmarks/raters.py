@@ -25,7 +25,7 @@ MEAN = (
     "dice_fused",
     "ece",
     "ece_band",
-    "ece_band_calibrated",
+    "ece_band_by_chance",
 )  # of the mean probability, and of the fused mask, per case
 
 

@@ -81,19 +81,23 @@ def raters_seeds() -> str:
         each = lambda values, digits=3: ", ".join(f"{value:.{digits}f}" for value in values)
         cells = [each(row["draws"][key]["mean"] for row in seeds) for key in ("ged_16", "hm_iou")]
         gaps = [row["draws"]["dice_gap"]["mean"] for row in seeds if "dice_gap" in row["draws"]]
-        own = [row["mean"]["ece_band_calibrated"]["mean"] for row in seeds if "ece_band_calibrated" in row["mean"]]
-        against = _paired(seeds[0], *(_over_seeds(rows, "dice_fused") for rows in (seeds, plain)))
+        own = [row["mean"]["ece_band_by_chance"]["mean"] for row in seeds if "ece_band_by_chance" in row["mean"]]
+        against = [
+            _paired(seeds[0], *(_over_seeds(some, key) for some in (seeds, plain))) if seeds[0]["method"] != "unet" else "-"
+            for key in ("dice", "dice_fused")
+        ]
         drawn = seeds[0]["method"] != "unet"
         cells += [each(gaps) if drawn else "-", each(row["mean"]["ece_band"]["mean"] for row in seeds)]
-        rows.append([name, *cells, each(own) if drawn else "-", against if drawn else "-"])
+        rows.append([name, *cells, each(own) if drawn else "-", *against])
     head = [
         "training",
         "GED-16",
         "HM-IoU",
         "Dice, draw and rater, minus two draws",
         "ECE in the band",
-        "the same, if draws were the readers",
-        "Dice of `--fuse dice`, minus the U-Net's, means over seeds",
+        "the same, by chance alone",
+        "Dice of the mean's mask, minus the U-Net's, means over seeds",
+        "Dice of `--fuse dice`, the same",
     ]
     return grid(head, rows)
 

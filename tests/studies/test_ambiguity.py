@@ -117,7 +117,8 @@ def test_a_model_that_is_the_raters_reaches_the_closed_form(measured, data):
         assert "ged_32" not in scores and case.raters == (RATERS, int((~raters.any((1, 2))).sum()))
         majority = fuse_raters(raters.astype(int)) == 1
         assert case.mean["dice"] == dice(raters.mean(0) > 0.5, majority, "one")  # of equal probabilities, background
-        assert [case.mean[key] for key in ("ece", "ece_band", "ece_band_calibrated")] == pytest.approx([0, 0, 0], abs=1e-6)
+        assert case.mean["ece"] == pytest.approx(0, abs=1e-6) and case.mean["ece_band"] == pytest.approx(0, abs=1e-6)
+        assert case.mean["ece_band_by_chance"] == pytest.approx(0, abs=1e-6)  # each set has every rater once, so has the rest
 
 
 def test_each_rater_drawn_once_is_perfect_by_every_score(data):
@@ -164,20 +165,24 @@ def squares(rng: np.random.Generator, number: int, spread: float) -> np.ndarray:
     return np.stack([far < 6 + spread * rng.normal() for _ in range(number)]).astype(np.int64)
 
 
-def test_the_ece_of_a_calibrated_model_is_what_its_own_draws_leave_of_it():
-    """Readers like the draws: the two are alike, and far above 0, by chance alone. Readers who spread more: they are not."""
-    rng, alike, apart = np.random.default_rng(0), [], []
-    for number in range(60):
+def test_the_ece_by_chance_is_that_of_a_model_whose_draws_are_like_the_raters():
+    """Raters like the draws: the two are alike, and far above 0. Not where raters spread more, or the mean is too sure."""
+    rng, found = np.random.default_rng(0), {"alike": [], "apart": [], "sure": []}
+    for _ in range(60):
         draws = squares(rng, 64, 1.5)
         mean = np.stack([(draws == k).mean(0) for k in range(2)]).astype(np.float32)
-        for spread, kept in ((1.5, alike), (4.5, apart)):
-            found = score_case("a", "p", draws, mean, squares(rng, 4, spread), (1.0, 1.0), seed=number).mean
-            kept.append((found["ece_band"], found["ece_band_calibrated"]))
-    real, calibrated = np.mean(alike, axis=0)
-    assert abs(real - calibrated) < 0.02 < 0.07 < calibrated
-    assert np.subtract(*np.nanmean(apart, axis=0)) > 0.08
-    few = score_case("a", "p", draws[:3], mean, squares(rng, 4, 1.5), (1.0, 1.0)).mean
-    assert np.isnan(few["ece_band_calibrated"])
+        inside = np.where(mean[1] > 0.5, 0.99, 0.01).astype(np.float32)
+        sure = np.stack([1 - inside, inside])
+        for name, p, spread in (("alike", mean, 1.5), ("apart", mean, 4.5), ("sure", sure, 1.5)):
+            scores = score_case("a", "p", draws, p, squares(rng, 4, spread), (1.0, 1.0)).mean
+            found[name].append((scores["ece_band"], scores["ece_band_by_chance"]))
+    own, chance = np.nanmean(found["alike"], axis=0)
+    assert abs(own - chance) < 0.015 < 0.07 < chance
+    assert np.subtract(*np.nanmean(found["apart"], axis=0)) > 0.08
+    assert np.subtract(*np.nanmean(found["sure"], axis=0)) > 0.015
+    assert [case[1] for case in found["sure"]] == [case[1] for case in found["alike"]]  # of the draws alone
+    few = score_case("a", "p", draws[:7], mean, squares(rng, 4, 1.5), (1.0, 1.0)).mean
+    assert np.isnan(few["ece_band_by_chance"])
 
 
 MASKS = hnp.arrays(np.int64, (4, 3, 4), elements=st.integers(0, 2))

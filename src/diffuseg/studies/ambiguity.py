@@ -67,7 +67,7 @@ class MultiRaterScores:
              others; "ged" and "iou". Without another rater NaN
     mean     of the mean probability: "dice" (of its mask, against the majority; mean of classes), "ece" and "ece_band"
              (against all raters together; band: near the border that any of them drew) and "uncertainty_score";
-             "ece_band_calibrated", the same of a model whose draws are the raters; and "dice_fused", Dice of the mask that
+             "ece_band_by_chance", what an exactly calibrated one has; and "dice_fused", Dice of the mask that
              `predict --fuse dice` makes of the draws
     raters   number of masks, and how many of them are empty
     """
@@ -203,7 +203,7 @@ def score_case(
         "dice_fused": overlap(best_overlap(draws, len(mean))),
         "ece": _ece(mean, raters, everywhere),
         "ece_band": _ece(mean, raters, _near(raters, spacing)),
-        "ece_band_calibrated": _ece_if_calibrated(mean, draws, len(raters), spacing),
+        "ece_band_by_chance": _ece_by_chance(draws, len(mean), len(raters), spacing),
         "uncertainty_score": uncertainty,
         "doubt": uncertainty,  # its former name
     }
@@ -221,16 +221,24 @@ def _near(raters: Raters, spacing: Steps) -> Bool[np.ndarray, "*s"]:
     return np.any([band(rater, spacing) for rater in raters], axis=0)
 
 
-def _ece_if_calibrated(mean: Maps, draws: Draws, raters: int, spacing: Steps) -> float:
-    """ECE near the borders where as many draws stand for the raters: what a case of so few voxels and raters leaves above 0.
+def _ece_by_chance(draws: Draws, classes: int, raters: int, spacing: Steps) -> float:
+    """ECE near the borders of the shares of draws, where other draws stand for the raters: above 0 by chance alone.
 
-    Draws that are raters are exactly calibrated. Their share in the mean, 1/n each, makes this a little too low. Mean over
-    REPEATS disjoint sets of draws; NaN with fewer draws than raters, or where no set has a border.
+    Draws are exchangeable, so the share of some is exactly calibrated for the others; what is left comes from few voxels,
+    few raters and few draws. Mean over disjoint sets of raters; NaN with fewer than twice as many draws as raters, or where no
+    set has a border.
     """
-    sets = [draws[i : i + raters] for i in range(0, len(draws) - raters + 1, raters)][:REPEATS]
-    every = [_ece(mean, people, _near(people, spacing)) for people in sets]
+    every = []
+    for first in range(0, len(draws) - raters + 1, raters) if len(draws) >= 2 * raters else ():
+        people = draws[first : first + raters]
+        rest = np.delete(draws, range(first, first + raters), axis=0)
+        every.append(_ece(_share(rest, classes), people, _near(people, spacing)))
     found = [value for value in every if np.isfinite(value)]
     return float(np.mean(found)) if found else np.nan
+
+
+def _share(masks: Draws, classes: int) -> Maps:
+    return np.stack([(masks == k).mean(0, dtype=np.float32) for k in range(classes)])
 
 
 def summarise(cases: Sequence[MultiRaterScores]) -> dict[str, Any]:
@@ -294,13 +302,12 @@ def _refuse_other_kinds(models: Sequence[Model], draws: int) -> None:
 def _sources(draws: Draws, mean: Maps, raters: Raters, seed: int) -> Iterator[tuple[str, list[tuple[Draws, Maps]]]]:
     """Each source with its sets of masks, and the probabilities that these stand for."""
     n, classes, seeds = len(draws), len(mean), range(seed, seed + REPEATS)
-    share = lambda masks: np.stack([(masks == k).mean(0, dtype=np.float32) for k in range(classes)])
     copies = [one_rater(raters, n, i) for i in range(len(raters))]
     resampled = [resampled_raters(raters, n, s) for s in seeds]
     yield "draws", [(draws, mean)]
     yield "pixelwise", [(pixelwise_draws(mean, n, s), mean) for s in seeds]
-    yield "one rater", [(masks, share(masks)) for masks in copies]
-    yield "resampled raters", [(masks, share(masks)) for masks in resampled]
+    yield "one rater", [(masks, _share(masks, classes)) for masks in copies]
+    yield "resampled raters", [(masks, _share(masks, classes)) for masks in resampled]
 
 
 def _scores(draws: Draws, probability: Maps, raters: Raters, labels: list[int], counts: list[int]) -> dict[str, float]:

@@ -26,7 +26,7 @@ MEAN_TITLES = {
     "dice_fused": "the same of --fuse dice",
     "ece": "ECE, whole image",
     "ece_band": "ECE near the borders",
-    "ece_band_calibrated": "the same, if draws were the raters",
+    "ece_band_by_chance": "the same, by chance alone",
     "uncertainty_score": "uncertainty score",
 }
 
