@@ -144,3 +144,52 @@ def test_below_the_last_timestep_only_the_mask_of_x_t_counts():
     with torch.no_grad():
         losses = [float(method.loss(batch, method.phases[0], rng(seed))[0]) for batch in (both, one)]
     assert losses[0] == losses[1]
+
+
+def inputs_of_loss(monkeypatch, T: int, t: int) -> tuple[Distributional, dict[str, torch.Tensor]]:
+    """What the light part sees in training when every element is at timestep t."""
+    method, seen = make(T=T, p_terminal_timestep=1.0 if t == T else 0.0, train_draws=3), {}
+    forward = method._logits
+
+    def spied(x_t, t, features, z):
+        seen.update(x_t=x_t.unflatten(0, (4, 3)), z=z.unflatten(0, (4, 3)))
+        return forward(x_t, t, features, z)
+
+    monkeypatch.setattr(method, "_logits", spied)
+    light = method.generator.forward
+    monkeypatch.setattr(method.generator, "forward", lambda f, x, told, w: seen.update(told=told) or light(f, x, told, w))
+    masks = torch.stack([square(FIRST)] * 4)
+    seed = next(s for s in range(10_000) if t == T or (torch.randint(1, T + 1, (4,), generator=rng(s)) == t).all())
+    with torch.no_grad():
+        method.loss(Batch(torch.zeros(4, 1, 16, 16), masks), method.phases[0], rng(seed))
+    return method, seen
+
+
+def test_at_the_last_timestep_every_draw_has_its_own_noise_and_latent(monkeypatch):
+    _, seen = inputs_of_loss(monkeypatch, T=1, t=1)
+    for name in ("x_t", "z"):
+        flat = seen[name].flatten(2).flatten(0, 1)
+        assert torch.cdist(flat, flat)[~torch.eye(12, dtype=torch.bool)].min() > 1, name
+    assert seen["x_t"].mean().abs() < 0.05 and float(seen["x_t"].var()) == pytest.approx(1, abs=0.05)
+
+
+def test_below_it_all_draws_of_an_image_share_one_x_t_made_of_its_mask(monkeypatch):
+    method, seen = inputs_of_loss(monkeypatch, T=2, t=1)
+    x_t = seen["x_t"]
+    assert torch.equal(x_t[:, 0], x_t[:, 1]) and torch.equal(x_t[:, 0], x_t[:, 2]) and not torch.equal(x_t[0], x_t[1])
+    signal = float((x_t[:, 0, 1] * (2 * square(FIRST)[1] - 1)).mean())
+    assert signal == pytest.approx(float(method.schedule.alpha_bar[1]) ** 0.5, abs=0.1)
+    assert not torch.equal(seen["z"][:, 0], seen["z"][:, 1])  # draws differ by their latents
+    assert seen["told"].unique().item() == 500  # of 1000: timestep 1 of 2
+
+
+def test_features_are_expanded_and_not_copied(monkeypatch):
+    """Of one image, no block of the light part is given its features once for each draw."""
+    method, widths = make(noise=False), []
+    for block in method.generator.blocks[:1]:
+        monkeypatch.setattr(block, "forward", lambda h, *rest, f=block.forward: widths.append(h.stride(0)) or f(h, *rest))
+    with torch.no_grad():
+        method.generator(
+            method.encode(torch.zeros(1, 1, 16, 16)), torch.zeros(9, 2, 16, 16), None, method.mapping(torch.zeros(9, 16))
+        )
+    assert widths == [0]

@@ -1,6 +1,7 @@
 """A model whose overconfidence is known: what calibration finds, what predict then does, what is refused."""
 
 import dataclasses
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from diffuseg.checkpoint import amend_meta, image_digest, model_hash, read_meta, save_checkpoint
@@ -18,6 +20,7 @@ from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import apply_temperature
 from diffuseg.evaluation.conformal import Coverage, calibrate_interval
+from diffuseg.evaluation.shift import Weights
 from diffuseg.evaluation.statistics import Interval
 from diffuseg.inference.calibration import Calibration, read_calibration
 from diffuseg.inference.model import load
@@ -25,8 +28,18 @@ from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.methods import METHODS
 from diffuseg.reports.evaluate import evaluate
 from diffuseg.studies import calibrate as module
-from diffuseg.studies.calibrate import FRACTION, CaseScores, Measured, _coverage, _how, _temperature, measure_calibration
+from diffuseg.studies.calibrate import (
+    FRACTION,
+    CaseScores,
+    Measured,
+    _coverage,
+    _how,
+    _intervals,
+    _temperature,
+    measure_calibration,
+)
 from diffuseg.studies.calibrate_files import tables, write_calibration
+from diffuseg.studies.likeness import features, predictions_like, weights_for
 from diffuseg.types import Image
 from tests.inference.oracle import Oracle, make_model, make_plan
 
@@ -89,29 +102,71 @@ def shifted(data: Path, by: float) -> list[Image]:
 def test_images_like_the_calibration_cases_change_no_interval(data, measured, tmp_path):
     model = make_model(method=Sure)
     like = predicted(model, shifted(data, 0), tmp_path / "same")
-    found = measure_calibration(model, data, SamplingOptions(draws=2), like=like).calibration
-    assert found.effective_cases == pytest.approx(24, abs=0.1) and measured.calibration.effective_cases is None
-    assert found.widening == measured.calibration.widening and "worth 24 cases" in found.where
-    assert found.temperature == measured.calibration.temperature
+    found = measure_calibration(model, data, SamplingOptions(draws=2), like=like)
+    learnt, before = found.calibration, measured.calibration
+    assert learnt.widening == before.widening and learnt.temperature == before.temperature and before.weighted_for == ""
+    said = "24 images of same and their like, for which the cases are worth 24.0"
+    assert learnt.weighted_for == said and said in learnt.where and said in printed(tables(found)).replace("\n", " ")
 
 
-def test_cases_like_other_images_count_more_until_too_few_do(data, measured, tmp_path):
-    model = make_model(method=Sure)
-    near = predicted(model, shifted(data, 4), tmp_path / "near")
-    found = measure_calibration(model, data, SamplingOptions(draws=2), like=near).calibration
-    assert 10 < found.effective_cases < 23.5
-    far = predicted(model, shifted(data, 300), tmp_path / "far")
-    with pytest.raises(UserError, match="too unlike 24 calibration cases"):
-        measure_calibration(model, data, SamplingOptions(draws=2), like=far)
+def printed(found) -> str:
+    console = Console(file=io.StringIO(), width=400)
+    console.print(*found)
+    return console.file.getvalue()
 
 
-def test_predictions_of_other_draws_or_too_few_are_refused(data, tmp_path):
-    model = make_model(method=Sure)
-    with pytest.raises(UserError, match="fewer than two predictions"):
-        measure_calibration(model, data, SamplingOptions(draws=2), like=tmp_path)
-    other = predicted(model, shifted(data, 0)[:2], tmp_path / "other", draws=3)
-    with pytest.raises(UserError, match="draws 2, now 3"):
-        measure_calibration(model, data, SamplingOptions(draws=2), like=other)
+def test_hard_cases_that_count_more_widen_the_interval():
+    """Ten cases are missed by nothing, two by 30 %: alike, the margin is 0 at 90 % less often than where the two count more."""
+    cases = [
+        CaseScores({}, {"organ": 10.0}, {"organ": 10.0}, {"organ": 13.0 if hard else 10.0}, 0.1, 0.2)
+        for hard in [0] * 29 + [1] * 2
+    ]
+    groups = [str(number) for number in range(31)]
+    alike = _intervals(cases, groups, 0.001, None)[1]["organ"].margin
+    harder = Weights(np.array([0.5] * 29 + [8.25] * 2), 1.0, 12.0)
+    assert alike == 0 and _intervals(cases, groups, 0.001, harder)[1]["organ"].margin == pytest.approx(0.3, rel=1e-3)
+
+
+def record(model: str = "m", volume: float = 1.0, score: float = 0.1, **other) -> dict:
+    return {
+        "model": model, "draws": 2, "steps": 1, "sampler": "ddim", "fuse": "mean", "seed": 0, "label": None, "options": {},
+        "volume_ml_90": {"organ": [volume, volume]}, "uncertainty_score": score,
+    } | other  # fmt: skip
+
+
+def test_likeness_is_that_of_volume_and_uncertainty_before_calibration():
+    rng = np.random.default_rng(0)
+    volumes, scores = rng.uniform(1, 4, 40), rng.uniform(0.1, 0.3, 40)
+    cases = np.stack([features({"organ": (v, v)}, s, 0.001) for v, s in zip(volumes, scores, strict=True)])
+    large = [record(volume=v, score=s) for v, s in zip(rng.uniform(2, 4, 20), rng.uniform(0.1, 0.3, 20), strict=True)]
+    found = weights_for(cases, large, 0.001, 0.1)
+    assert np.corrcoef(found.cases, volumes)[0, 1] > 0.8 > 0.3 > abs(np.corrcoef(found.cases, scores)[0, 1])
+    widened = [{**one, "volume_ml_90_raw": one["volume_ml_90"], "volume_ml_90": {"organ": [0.0, 9.0]}} for one in large]
+    np.testing.assert_allclose(weights_for(cases, widened, 0.001, 0.1).cases, found.cases)
+
+
+def test_images_unlike_all_calibration_cases_are_refused():
+    cases = np.stack([features({"organ": (v, v)}, 0.1, 0.001) for v in np.linspace(1, 1.2, 24)])
+    with pytest.raises(UserError, match=r"no calibration case is like these images: one of them weighs .*leave out 10%"):
+        weights_for(cases, [record(volume=50.0, score=0.5) for _ in range(24)], 0.001, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"draws": 3}, "draws 3, not 2"), ({"model": "n"}, "another model"), ({"options": {"mirror": True}}, "mirrored"),
+        ({"seen_in": "training"}, "was in the model's training"),
+    ],
+)  # fmt: skip
+def test_predictions_that_say_nothing_of_new_images_are_refused(tmp_path, change, what):
+    settings = {"draws": 2, "steps": 1, "sampler": "ddim", "fuse": "mean", "options": {}}
+    for number in range(10):
+        (tmp_path / f"case_{number}.json").write_text(json.dumps(record() | (change if number == 7 else {})))
+    with pytest.raises(UserError, match=f"case_7 was .*{what}|case_7 {what}"):
+        predictions_like(tmp_path, "m", settings)
+    (tmp_path / "case_7.json").unlink()
+    with pytest.raises(UserError, match="9 predictions in it"):
+        predictions_like(tmp_path, "m", settings)
 
 
 @pytest.fixture(scope="module")

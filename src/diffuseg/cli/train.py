@@ -31,7 +31,7 @@ def train(
         typer.Option(
             help="unet, ssn, concat, distributional, cdal, medsegdiff, medsegdiff_v2; from image-level labels: cdm, cam."
         ),
-    ] = "cdal",
+    ] = "distributional",
     labels: Labels = None,
     fold: Fold = "0",
     plan: Annotated[Path | None, typer.Option(help="An edited plan.", show_default="made from the data")] = None,

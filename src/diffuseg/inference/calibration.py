@@ -27,7 +27,7 @@ class Calibration:
     threshold    the uncertainty score above which a case needs review; at most `fraction` of the calibration cases do
     settings     draws, steps, sampler and fuse that it was learnt with: with others it says nothing
     dataset, fold, cases, patients   validation cases that it was learnt from, and how many patients they are of
-    effective_cases   how many these are worth for intervals, if they were weighted to be like other images
+    weighted_for   the images that the intervals are for, where cases like these counted more; "": images like the cases
     """
 
     temperature: float
@@ -39,7 +39,7 @@ class Calibration:
     fold: int
     cases: int
     patients: int
-    effective_cases: float | None = None
+    weighted_for: str = ""
 
     @property
     def id(self) -> str:
@@ -50,7 +50,7 @@ class Calibration:
     def where(self) -> str:
         """What it was learnt from, as text."""
         patients = "" if self.patients == self.cases else f" of {pluralize(self.patients, 'patient')}"
-        like = "" if self.effective_cases is None else f"; weighted for other images, worth {self.effective_cases:g} cases"
+        like = f"; intervals weighted for {self.weighted_for}" if self.weighted_for else ""
         return f"{pluralize(self.cases, 'validation case')}{patients} (fold {self.fold} of {self.dataset}{like})"
 
     def mismatch(self, settings: dict[str, Any]) -> str:

@@ -59,6 +59,11 @@ def _interval_table(measured: Measured) -> Table:
     review = f"uncertainty score above which a case needs review (at most {learnt.fraction:.0%} do)"
     rows.append((review, f"{learnt.threshold:.4f}"))
     notes = [f"Intervals: {measured.how['intervals']}."]
+    if learnt.weighted_for:
+        notes.append(
+            f"What is stored is weighted for {learnt.weighted_for}. The intervals above count all cases alike, as do "
+            "temperature and threshold; for images like the cases, calibrate without --like."
+        )
     lacking = [name for name in measured.coverage if name not in learnt.widening]
     if lacking:
         notes.append(f"Too few cases to widen the intervals of {', '.join(lacking)}: {math.ceil(1 / ALPHA - 1)} are needed.")

@@ -11,13 +11,13 @@ from jaxtyping import Float
 from diffuseg.data.outputs import records
 from diffuseg.errors import UserError
 from diffuseg.evaluation.shift import Weights, importance_weights
-from diffuseg.inference.calibration import settings_mismatch
+from diffuseg.inference.calibration import SETTINGS
 from diffuseg.text import pluralize
 
-FEWEST = 10  # effective cases: below, a 90 % interval is the largest error or endless
+FEWEST = 10  # images, and effective cases: below, a 90 % interval is the largest error or endless
 
 
-def features(intervals: Mapping[str, tuple[float, float]], uncertainty_score: float, voxel: float) -> Float[np.ndarray, " d"]:
+def features(intervals: Mapping[str, Sequence[float]], uncertainty_score: float, voxel: float) -> Float[np.ndarray, " d"]:
     """Uncertainty score and, of each class, the logarithm of the volume and how wide its interval is for that.
 
     Args:
@@ -41,16 +41,20 @@ def predictions_like(folder: Path, model: str, settings: dict[str, Any]) -> list
         settings: How calibration cases are drawn.
 
     Raises:
-        UserError: Fewer than two predictions, or predictions of another model or with other settings.
+        UserError: Fewer than FEWEST predictions, or predictions of another model, with other settings, or of training images.
     """
     found = records(folder)
-    if len(found) < 2:
-        raise UserError("fewer than two predictions", file=folder, do="Give a folder that `diffuseg predict` wrote")
+    if len(found) < FEWEST:
+        what = f"{pluralize(len(found), 'prediction')} in it; what images are like is seen from {FEWEST} or more"
+        raise UserError(what, file=folder, do="Give a folder that `diffuseg predict` wrote")
     for case, record in found.items():
-        other = "another model" if record["model"] != model else settings_mismatch(settings, record)
-        if other:
-            do = "Predict these images with this model and these settings first"
-            raise UserError(f"{case} was predicted with {other}", file=folder, do=do)
+        other = [f"{key} {record.get(key)}, not {settings[key]}" for key in SETTINGS if record.get(key) != settings[key]]
+        other += ["mirrored images too"] if record["options"].get("mirror") else []
+        if record["model"] != model or other:
+            what = f"{case} was predicted with {'; '.join(other) if record['model'] == model else 'another model'}"
+            raise UserError(what, file=folder, do="Predict these images with this model, and as it is to be calibrated")
+        if record.get("seen_in") == "training":
+            raise UserError(f"{case} was in the model's training", file=folder, do="Give images that the model has not met")
     return list(found.values())
 
 
@@ -66,17 +70,16 @@ def weights_for(cases: Float[np.ndarray, "n d"], predictions: Sequence[dict[str,
     Raises:
         UserError: Images so unlike the calibration cases that intervals would be endless, or fewer than FEWEST cases count.
     """
-    rows = [features(_of_draws(record), record["uncertainty_score"], voxel) for record in predictions]
-    weights = importance_weights(cases, np.stack(rows))
-    endless = weights.new / (len(cases) + weights.new) > alpha  # a new case outweighs what an interval may leave out
-    if endless or weights.effective < FEWEST:
+    intervals = [record.get("volume_ml_90_raw", record["volume_ml_90"]) for record in predictions]
+    new = [features(ends, record["uncertainty_score"], voxel) for ends, record in zip(intervals, predictions, strict=True)]
+    weights = importance_weights(cases, np.stack(new))
+    do = "Calibrate on cases like them, with masks"
+    share = weights.new / (len(cases) + weights.new)
+    if share > alpha:
+        weighs = f"one of them weighs {share:.0%} of all, and intervals leave out {alpha:.0%}"
+        raise UserError(f"no calibration case is like these images: {weighs}", do=do)
+    if weights.effective < FEWEST:
         number = pluralize(len(cases), "calibration case")
-        what = f"the images are too unlike {number}: a new image counts as {weights.new:.1f} of {weights.effective:.1f} cases"
-        raise UserError(what, do="Calibrate on cases like them, with masks")
+        what = f"few of {number} are like these images: weighted for them, they are worth {weights.effective:.1f}"
+        raise UserError(what, do=do)
     return weights
-
-
-def _of_draws(record: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """Intervals before calibration, which hold the volume of the mask as those of the calibration cases do."""
-    raw, volume = record.get("volume_ml_90_raw", record["volume_ml_90"]), record["volume_ml"]
-    return {name: (min(low, volume[name]), max(high, volume[name])) for name, (low, high) in raw.items()}

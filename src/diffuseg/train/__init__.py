@@ -10,7 +10,7 @@ from typing import Any
 
 
 class _Callable(ModuleType):
-    def __call__(self, dataset: Path | str, out: Path | str, method: str = "cdal", **settings: Any) -> Path:
+    def __call__(self, dataset: Path | str, out: Path | str, method: str = "distributional", **settings: Any) -> Path:
         """Train a method on one fold of a data set, see `diffuseg.train.run.train`; returns the path of the best checkpoint."""
         from diffuseg.train.run import train
 

@@ -9,7 +9,7 @@ from diffuseg.errors import UserError, path_of
 from diffuseg.text import did_you_mean
 
 
-def train(dataset: Path | str, out: Path | str, method: str = "cdal", **settings: Any) -> Path:
+def train(dataset: Path | str, out: Path | str, method: str = "distributional", **settings: Any) -> Path:
     """Train a method on one fold of a data set.
 
     Args:
