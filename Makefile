@@ -8,7 +8,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SMALL := --set plan.widths=8,16,32,64 --set train.validation_cases=4
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: demo test test-all test-slow coverage mutants evidence torture golden lint types check tables docs package clean
+.PHONY: demo test test-all test-slow coverage mutants evidence bench torture golden lint types check tables docs package clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -54,6 +54,10 @@ mutants: $(VENV)/.installed-dev   ## break the methods in one place at a time: d
 
 evidence: $(VENV)/.installed-dev   ## one row of the tables from nothing: ROW=thyroid/unet/0 DATA=/path/to/thyroid; without ROW, their names; DRY=--dry
 	$(THREADS) $(BIN)/python -m benchmarks.evidence $(ROW) $(DATA) $(DRY)
+
+bench: $(VENV)/.installed-dev   ## what things cost, as ratios of runs that take turns, into benchmarks/results/speed.json; some minutes
+	$(THREADS) $(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.table
 
 torture: $(VENV)/.installed-dev   ## broken files and texts, kills, full disks, foreign requests: about ten minutes; figures are kept
 	$(THREADS) $(BIN)/python -m tools.torture

@@ -1,6 +1,7 @@
-"""What things cost, as ratios within one run: `python -m benchmarks.speed` (no data needed, a quiet machine, some minutes).
+"""What things cost, as ratios within one run: `python -m benchmarks.speed` (no data needed, some minutes; `make bench`).
 
 Things to compare take turns, and the ratio is that of their fastest rounds: what else the machine does only adds time.
+Rows that are not measured now stay.
 """
 
 import argparse
@@ -20,24 +21,34 @@ from typing import Any
 
 import torch
 
-from benchmarks.score import RESULTS, environment, replaced, write
+from benchmarks.score import RESULTS, environment, replaced
+from diffuseg import timing
 from diffuseg.atomic_io import write_json
 from diffuseg.checkpoint import save_checkpoint
 from diffuseg.config import override
 from diffuseg.data.plan import Plan
 from diffuseg.device import Precision, choose_precision
 from diffuseg.inference.export import as_openvino, export
+from diffuseg.inference.folder import predict_folder
 from diffuseg.inference.model import load
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.methods import METHODS, Method
 from diffuseg.text import pluralize
 from diffuseg.train.compiled import compile_networks
+from diffuseg.train.loop import TrainSettings, train
 from diffuseg.train.memory import recompute_blocks
 from diffuseg.types import Batch
 
 PLAN = Plan("made", ("MR",), {"background": 0, "anterior": 1, "posterior": 2}, ".nii.gz", patch=(40, 56, 40))
 ROUNDS = 7
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "onnx_predict.py"
+SHARES = {
+    "the network": ("encode", "denoise"),
+    "noise and statistics": ("sample", "statistics"),
+    "reading and resampling": ("read", "resample", "back"),
+    "the digest of the intensities": ("digest",),
+    "writing": ("write",),
+}
 EXPORTED = [("unet", 1, None), ("ssn", 2, None), ("concat", 2, 2), ("cdal", 2, 2), ("distributional", 2, 1)]
 
 
@@ -233,6 +244,25 @@ def first_mask(scan: str) -> list[dict[str, Any]]:
     return [*rows, {"what": "the same with threads that spin", "ratio": spun / mask, "means": means, "seconds": spun}]
 
 
+def shares(dataset: Path) -> list[dict[str, Any]]:
+    """Where a training of the U-Net waits, and where the time of a prediction by the packaged model goes, by `timing`."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        with timing.profile(print) as spent:
+            train(TrainSettings(dataset, "unet", Path(folder) / "run", steps=40, set=["train.validation_cases=2"]))
+        wait, steps = spent["wait for data"], sum(spent[name] for name in ("wait for data", "loss", "backward", "update"))
+        row = {"what": "waiting for data in a training of the U-Net", "ratio": wait / steps, "seconds": wait}
+        rows.append(row | {"means": "wall time, over that of the steps; hippocampus"})
+        cases = sorted((dataset / "imagesTr").iterdir())[:20]
+        with timing.profile(print) as spent:
+            predict_folder(load("hippocampus", "cpu"), cases, Path(folder) / "predicted")
+        for what, parts in SHARES.items():
+            took, whole = sum(spent.get(part, 0.0) for part in parts), sum(spent.values())
+            row = {"what": f"{what} in `diffuseg predict hippocampus`", "ratio": took / whole, "seconds": took}
+            rows.append(row | {"means": f"wall time, over all of it: {pluralize(len(cases), 'case')}"})
+    return rows
+
+
 PARTS = {
     "drawing": drawing,
     "number_types": number_types,
@@ -246,16 +276,18 @@ if __name__ == "__main__":
     parser.add_argument("--only", help="a method: measure it alone, its draws or another part, and keep the other rows")
     parser.add_argument("--part", choices=PARTS, default=None, help="measure this part alone and keep the other rows")
     parser.add_argument("--first-mask", metavar="SCAN", help="measure from the start to its mask alone and keep the other rows")
+    parser.add_argument("--shares", metavar="DATASET", type=Path, help="measure where the time goes alone, on hippocampus")
     asked = parser.parse_args()
-    chosen, scan, file = asked.only, asked.first_mask, RESULTS / "speed.json"
-    if chosen is None and scan is None and asked.part is None:
-        rows = [row for part in PARTS.values() for row in part()]
-        write(file, {"rows": rows})
+    scan, file = asked.first_mask, RESULTS / "speed.json"
+    before = json.loads(file.read_text())
+    if scan or asked.shares:
+        found = first_mask(scan) if scan else shares(asked.shares)
+    elif asked.part or asked.only is not None:
+        found = PARTS[asked.part or "drawing"](asked.only or "")
     else:
-        before = json.loads(file.read_text())
-        found = first_mask(scan) if scan else PARTS[asked.part or "drawing"](chosen or "")
-        rows = [row | {"environment": environment()} for row in found]
-        before["rows"] = replaced(before["rows"], rows, ("what",))
-        file.write_text(json.dumps(before, indent=1) + "\n")
+        found = [row for part in PARTS.values() for row in part()]
+    rows = [row | {"environment": environment()} for row in found]
+    before["rows"] = replaced(before["rows"], rows, ("what",))
+    file.write_text(json.dumps(before, indent=1) + "\n")
     for row in rows:
         print(json.dumps(row))

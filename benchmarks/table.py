@@ -7,13 +7,26 @@ import argparse
 import re
 import sys
 
-from benchmarks.tables import choosing, hippocampus, many, medsegdiff, memory, mutants, raters, sets, torture, weak
+from benchmarks.tables import (
+    choosing,
+    hippocampus,
+    many,
+    medsegdiff,
+    memory,
+    mutants,
+    raters,
+    sets,
+    tiles,
+    time_to_dice,
+    torture,
+    weak,
+)
 from benchmarks.tables.grid import ROOT
 
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES = {
     name: made
-    for module in (hippocampus, sets, raters, weak, medsegdiff, memory, choosing, torture, mutants, many)
+    for module in (hippocampus, sets, raters, weak, medsegdiff, memory, choosing, torture, mutants, many, tiles, time_to_dice)
     for name, made in vars(module).items()
     if callable(made) and made.__module__ == module.__name__ and not name.startswith("_")
 }

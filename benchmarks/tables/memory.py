@@ -1,33 +1,46 @@
-"""Memory of a prediction over sizes of images."""
+"""Memory and time of a prediction over sizes of images."""
 
 from typing import Any
 
 from benchmarks.tables.grid import grid, load
 
 LABELS = ("before", "now")
+LINEAR = 4_000_000  # voxels from which on time is compared: below, the start of the process is a good part of it
 
 
 def memory() -> str:
-    """A row per size: the peak while arrays were in memory, and now; then what each further voxel adds to it."""
+    """A row per size: the peak while arrays were in memory, and now, and the time; then what each further voxel adds."""
     every: list[dict[str, Any]] = load("memory")["rows"]
     rows, table = [row for row in every if row["label"] in LABELS], []
+    machine = rows[-1]["environment"]  # times of other machines are not beside those of the last row
     for axes in (2, 1):
         found = [row for row in rows if row["size"].count("x") == axes]
         kind = "volume" if axes == 2 else "picture"
         for voxels in sorted({row["voxels"] for row in found}):
             by = {row["label"]: row for row in found if row["voxels"] == voxels}
             size = next(iter(by.values()))["size"].replace("x", " x ")
-            table.append([size, *(f"{by[label]['peak_mb']:.0f} MB" if label in by else "-" for label in LABELS)])
-        table.append([f"each further voxel of a {kind}", *(slope(found, label) for label in LABELS)])
+            peaks = (f"{by[label]['peak_mb']:.0f} MB" if label in by else "-" for label in LABELS)
+            now = by.get("now", {})
+            timed = voxels >= LINEAR and now.get("environment") == machine
+            table.append([size, *peaks, f"{1e6 * now['cpu_seconds'] / voxels:.2f}" if timed else "-"])
+        for place, what in ((0, "from the smallest to the largest"), (-2, "from the largest but one to the largest")):
+            slopes = (slope(found, label, place) for label in LABELS)
+            table.append([f"each further voxel of a {kind}, {what}", *slopes, "-"])
     slides = sorted((row for row in every if row["label"] == "slide"), key=lambda row: row["voxels"])
-    table += [[f"whole slide, {row['size'].replace('x', ' x ')}", "-", f"{row['peak_mb']:.0f} MB"] for row in slides]
-    return grid(["image", "before", "now"], table)
+    table += [[f"whole slide, {row['size'].replace('x', ' x ')}", "-", f"{row['peak_mb']:.0f} MB", "-"] for row in slides]
+    return grid(["image", "before", "now", "processor time, microseconds a voxel"], table)
 
 
-def slope(rows: list[dict[str, Any]], label: str) -> str:
-    """Bytes of the peak for each voxel by which the largest image is larger than the smallest; "-" of one image alone."""
+def slope(rows: list[dict[str, Any]], label: str, place: int = 0) -> str:
+    """Bytes of the peak for each voxel by which the largest image is larger than another one; "-" of one image alone.
+
+    Args:
+        rows: Of images of one kind.
+        label: Which of them.
+        place: Of the other image among them, by rising size.
+    """
     ordered = sorted((row for row in rows if row["label"] == label), key=lambda row: row["voxels"])
     if len(ordered) < 2:
         return "-"
-    first, last = ordered[0], ordered[-1]
-    return f"{(last['peak_mb'] - first['peak_mb']) * 1e6 / (last['voxels'] - first['voxels']):.0f} bytes"
+    first, last = ordered[place], ordered[-1]
+    return f"{(last['peak_mb'] - first['peak_mb']) * 1e6 / (last['voxels'] - first['voxels']):.1f} bytes"

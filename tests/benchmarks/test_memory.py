@@ -3,6 +3,14 @@
 import pytest
 
 from benchmarks.memory import measure
+from benchmarks.tables.memory import slope
+
+
+def test_a_slope_is_that_between_the_image_that_is_named_and_the_largest():
+    """100 MB, then 4 bytes for each of 10 million voxels, then 2 for each of 100 million more."""
+    rows = [(1, 100.0), (111, 340.0), (11, 140.0)]
+    found = [{"label": "now", "voxels": voxels * 10**6, "peak_mb": peak} for voxels, peak in rows]
+    assert (slope(found, "now", -2), slope(found[::2], "now"), slope(found, "before")) == ("2.0 bytes", "4.0 bytes", "-")
 
 
 @pytest.mark.slow

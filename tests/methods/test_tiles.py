@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffuseg import blocks
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import ModelOutput
 from diffuseg.methods.tiles import SLICES, Tiling, gaussian, windows
@@ -40,11 +41,13 @@ def test_windows_cover_everything_inside_and_overlap_as_asked(size, patch, overl
         assert all(b - a <= patch[axis] * (1 - overlap) + 1 for a, b in itertools.pairwise(starts))
 
 
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.7])
 @pytest.mark.parametrize("size", [(8, 6, 10), (19, 14, 11), (5, 4, 30)])
-def test_a_pointwise_denoiser_gives_the_same_with_and_without_tiles(size):
-    """x0_hat = f(x_t, image) voxel by voxel: blending any tiles of it is the identity."""
+def test_a_pointwise_denoiser_gives_the_same_with_and_without_tiles(size, overlap, monkeypatch):
+    """x0_hat = f(x_t, image) voxel by voxel: blending any tiles of it, a few rows at a time, is the identity."""
+    monkeypatch.setattr(blocks, "VOXELS", 20)
     image = torch.randn(1, *size)
-    tiling = Tiling(image, plan(), encode=lambda x: 2 * x)
+    tiling = Tiling(image, plan(), lambda x: 2 * x, overlap=overlap)
     x_t = torch.randn(2, 3, *tiling.shape)
     denoise = lambda x, t, features, z: torch.tanh(x + features) * t
     got = tiling.crop(tiling.denoise(answering(denoise), x_t, 3, None, 2).x_0)

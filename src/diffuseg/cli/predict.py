@@ -73,6 +73,10 @@ Mirror = Annotated[
     bool,
     typer.Option("--mirror", help="Also draw from the mirrored image, where the plan allows it: 2, 4 or 8 times the cost."),
 ]
+ProbOption = Annotated[ProbType, typer.Option(help="uint8: probabilities in 255 parts, a quarter of the size.")]
+Overlap = Annotated[
+    float | None, typer.Option(help="Of neighbouring tiles, as a share of the patch: less is faster.", show_default="0.5")
+]
 NoPostprocess = Annotated[
     bool, typer.Option("--no-postprocess", help="Leave masks as they are, whatever `diffuseg postprocess` has learnt.")
 ]
@@ -133,9 +137,7 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do cases that are already finished.")] = False,
     save_draws: Annotated[bool, typer.Option("--save-draws", help="Also write the mask of each draw.")] = False,
     save_steps: Annotated[bool, typer.Option("--save-steps", help="Also write the first draw step by step.")] = False,
-    prob_dtype: Annotated[ProbType, typer.Option(help="uint8: probabilities in 255 parts, a quarter of the size.")] = (
-        ProbType.float32
-    ),
+    prob_dtype: ProbOption = ProbType.float32,
     no_prob: Annotated[bool, typer.Option("--no-prob", help="Write no probabilities: the largest files by far.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
     series: SeriesOption = None,
@@ -143,6 +145,7 @@ def predict(
     codes: CodesOption = None,
     as_json: Annotated[bool, JSON] = False,
     mirror: Mirror = False,
+    overlap: Overlap = None,
     no_postprocess: NoPostprocess = False,
     region: RegionOption = None,
     magnification: MagnificationOption = None,
@@ -161,7 +164,8 @@ def predict(
         raise UserError(f"--prob-dtype {prob_dtype.value} and --no-prob: no probabilities are written", do="Leave one out")
     share = read_share(shard, overwrite)
     options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror,
-        postprocess=not no_postprocess, region=region, magnification=magnification, mpp=mpp, all_tiles=all_tiles)  # fmt: skip
+        postprocess=not no_postprocess, region=region, overlap=overlap, magnification=magnification, mpp=mpp,
+        all_tiles=all_tiles)  # fmt: skip
     models, inputs = models_and_inputs([model, *map(str, inputs)])
     refuse_missing(inputs)
     loaded = load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])

@@ -39,10 +39,12 @@ from diffuseg.inference.provenance import cost, grid, region_record, scores, sli
 from diffuseg.inference.recorder import DrawRecorder
 from diffuseg.inference.sampling import SCALE, ImageDraws, SamplingOptions, Turn, mirrors, options_of, prepare
 from diffuseg.methods import Method
+from diffuseg.methods.tiles import OVERLAP
 from diffuseg.text import did_you_mean, pluralize
 from diffuseg.types import Image
 
 NOTICE = "For research only: not a medical device, not to be used for diagnosis or treatment."
+MOST_OVERLAP = 0.9  # of neighbouring tiles: 10 times as many along each axis as without any
 Readable = Any  # what `diffuseg.data.given` lists: its types are of packages that need not be there
 
 
@@ -104,6 +106,7 @@ class Model:
         fusion(options.fuse)
         self._refuse_label(options.label)
         _check_scale(options)
+        self._refuse_overlap(options.overlap)
         if options.region is not None and self.method.supervision != "mask":
             raise UserError(f"{self.name} decides what an image shows as a whole", do="Leave out --region")
         if options.keep_steps and self.method.supervision != "mask":
@@ -130,6 +133,7 @@ class Model:
         own |= {} if chosen.region is None else {"region": region_name(chosen.region)}
         asked = {name: getattr(chosen, name) for name in (*SCALE, "all_tiles")}
         own |= {name: value for name, value in asked.items() if value}
+        own |= {} if chosen.overlap in (None, OVERLAP) else {"overlap": chosen.overlap}
         own |= {"postprocess": False} if self.postprocessing is not None and not chosen.postprocess else {}
         return {
             "model": self.hash,
@@ -376,6 +380,13 @@ class Model:
             raise UserError(f"label {label!r}: this model learnt from masks and asks for no label")
         if label is not None and label not in self.plan.labels:
             raise UserError(f"unknown label {label!r}", do=did_you_mean(label, self.plan.labels))
+
+    def _refuse_overlap(self, overlap: float | None) -> None:
+        if overlap is not None and self.method.supervision != "mask":
+            raise UserError(f"{self.name} sees an image as a whole, without tiles", do="Leave out --overlap")
+        if overlap is not None and not 0 <= overlap <= MOST_OVERLAP:
+            what = f"overlap {overlap}: a share of the patch from 0 to {MOST_OVERLAP} is expected"
+            raise UserError(what, do="Give 0.25 for tiles that overlap by a quarter")
 
     def _values(self) -> np.ndarray:
         """Label value of each class, in the smallest type that holds them."""

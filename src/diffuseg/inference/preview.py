@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer, Num
 
+from diffuseg import scratch
 from diffuseg.atomic_io import atomic_write
 from diffuseg.drawing import OKABE_ITO
 
@@ -51,7 +52,8 @@ def write_preview(image: Num[np.ndarray, "c h w"], mask: np.ndarray, labels: dic
     from PIL import Image
 
     n = math.ceil(math.sqrt(mask.size / PIXELS))
-    image, mask = image[:, ::n, ::n], mask[::n, ::n]
+    image, mask = (np.ascontiguousarray(each[..., ::n, ::n]) for each in (image, mask))
+    scratch.release()  # every n-th pixel lies on most pages of both
     content = io.BytesIO()
     Image.fromarray(preview(image, mask, sorted(labels.values())[1:])).save(content, "png")
     atomic_write(file, content.getvalue())

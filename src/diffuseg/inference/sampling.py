@@ -66,6 +66,7 @@ class SamplingOptions:
         magnification: At which a whole slide is read, such as 20; None: as `mpp`, else as the plan's spacing has it.
         mpp: The same in micrometres per pixel.
         all_tiles: Segment the glass of a whole slide too, which else is background.
+        overlap: Of neighbouring tiles at least, as a share of the patch, in [0, 0.9]; None: `diffuseg.methods.tiles.OVERLAP`.
     """
 
     draws: int | None = None
@@ -83,6 +84,7 @@ class SamplingOptions:
     magnification: int | float | None = None
     mpp: int | float | None = None
     all_tiles: bool = False
+    overlap: int | float | None = None
 
 
 def options_of(given: object, changes: dict[str, Any]) -> SamplingOptions:
@@ -132,6 +134,7 @@ class ImageDraws:
         precision: Number type of the networks; None: as it is outside.
         turns: Ways to draw, one after the other, each with as many of the seeds; mirrored draws are mirrored back.
         inside: Of a whole slide: where there is tissue, on the grid; None is all.
+        overlap: Of neighbouring tiles, as a share of the patch; None: as it is without being asked for.
     """
 
     method: Method
@@ -145,6 +148,7 @@ class ImageDraws:
     precision: Precision | None = None
     turns: tuple[Turn, ...] = (Turn(),)
     inside: Bool[np.ndarray, "*s"] | None = None
+    overlap: float | None = None
 
     def draw(self, on_denoised: OnDenoised | None = None) -> Iterator[Float[Tensor, "k *s"]]:
         """Make the draws, one map per seed, on the grid.
@@ -157,6 +161,7 @@ class ImageDraws:
         """
         options: dict[str, Any] = {} if self.label is None else {"label": self.label.label}
         options |= {} if on_denoised is None else {"on_denoised": on_denoised}
+        options |= {} if self.overlap is None else {"overlap": self.overlap}
         chunk = draws_at_a_time(self.method.plan, self.x.shape[1:], self.device)
         image, each, weights = self.x.to(self.device), len(self.seeds) // len(self.turns), None
         for number, turn in enumerate(self.turns):
@@ -233,8 +238,8 @@ def prepare(
     seeds = tuple(draw_seed(options.seed, digest, i) for i in indices)
     with _autocast(precision, device):
         label = _image_label(method, x.to(device), options.label)
-    seeds, ways = seeds * len(turns), tuple(turns)
-    return ImageDraws(method, x, transform, seeds, options.steps, options.sampler, device, label, precision, ways, inside)
+    seeds, ways, how = seeds * len(turns), tuple(turns), (options.steps, options.sampler)
+    return ImageDraws(method, x, transform, seeds, *how, device, label, precision, ways, inside, options.overlap)
 
 
 def _inside(image: Image, transform: GridTransform, all_tiles: bool) -> Bool[np.ndarray, "*s"] | None:

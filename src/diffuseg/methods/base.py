@@ -17,7 +17,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import SAMPLERS, ModelOutput, check_sampling, timesteps
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
-from diffuseg.methods.tiles import Features, Tiling
+from diffuseg.methods.tiles import OVERLAP, Features, Tiling
 from diffuseg.timing import timed
 from diffuseg.types import Batch
 
@@ -100,6 +100,7 @@ class DrawOptions:
     label: int | None = None
     on_denoised: OnDenoised = None
     inside: Bool[np.ndarray, "*s"] | None = None
+    overlap: float = OVERLAP
 
 
 Config = TypeVar("Config", bound=MethodConfig)
@@ -166,6 +167,7 @@ class Method(nn.Module, ABC, Generic[Config]):
         label: int | None = None,
         on_denoised: OnDenoised = None,
         inside: Bool[np.ndarray, "*s"] | None = None,
+        overlap: float = OVERLAP,
     ) -> Iterator[Float[Tensor, "k *s"]]:
         """One probability map per seed, in order, for a whole case on the plan's grid.
 
@@ -181,13 +183,14 @@ class Method(nn.Module, ABC, Generic[Config]):
                 what it keeps; a method without states calls it once, at t = 0.
             inside: of a picture what is looked at: tiles without a pixel of it are background; None is all; only for methods
                 that learn from masks.
+            overlap: of neighbouring tiles, as a share of the patch, in [0, 1); only for methods that learn from masks.
 
         Raises:
             UserError: an unknown sampler, or steps that the method does not have.
         """
         self.eval()
         name, count = self.sampling(sampler, steps)
-        return self._draws(image, seeds, DrawOptions(name, count, eta, chunk, label, on_denoised, inside))
+        return self._draws(image, seeds, DrawOptions(name, count, eta, chunk, label, on_denoised, inside, overlap))
 
     @abstractmethod
     def _draws(self, image: Tensor, seeds: Sequence[int], options: DrawOptions) -> Iterator[Tensor]:
@@ -265,7 +268,7 @@ class MaskMethod(Method[Config]):
         So neighbouring tiles share their noise.
         """
         again = self.generative and (options.steps > 1 or len(seeds) > options.chunk)
-        tiling = Tiling(image, self.plan, self.encode, again, options.inside)
+        tiling = Tiling(image, self.plan, self.encode, again, options.inside, options.overlap)
         if not self.generative:
             x_0 = tiling.crop(tiling.denoise(self.predict_x0, None, 0, None, 1).x_0)
             if options.on_denoised is not None:

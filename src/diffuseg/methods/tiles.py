@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ SLICES = 32  # slices of a volume that a 2-D network sees at a time
 class Tiling:
     """One case [c, *s] on the plan's grid, cut for a network: overlapping windows with Gaussian weights.
 
-    For a 2-D network on a volume the slices are the batch, each with its neighbours as channels (2.5-D).
+    Neighbouring windows share `overlap` of the patch, or more. For a 2-D network on a volume the slices are the batch, each
+    with its neighbours as channels (2.5-D).
     States and results are whole-image tensors [n, k, *shape], `shape` being the padded spatial shape. Features of the image
     are kept where it is denoised several times (`again`), up to FEATURES_KEPT; else those of a tile live as long as its turn.
     Windows without a voxel of `inside` are passed over; where no other lies, all is background.
@@ -42,6 +43,7 @@ class Tiling:
         encode: Callable[[Tensor], Features],
         again: bool = True,
         inside: Bool[np.ndarray, "*s"] | None = None,
+        overlap: float = OVERLAP,
     ) -> None:
         self.plan, self.encode, self.again = plan, encode, again
         self.sliced = plan.dims == 2 and image.ndim == 4
@@ -53,8 +55,8 @@ class Tiling:
         self.slices = self.native[plan.slice_axis] if self.sliced else 1
         self.shape = (self.slices, *self.plane) if self.sliced else self.plane
         self.darkest = float(extremes(image.cpu().numpy())[0]) if any(self.missing) else 0.0
-        self.windows = list(windows(self.plane, plan.patch, OVERLAP))
-        self.asked = [True] * len(self.windows) if inside is None else asked_windows(inside, plan.patch)
+        self.windows = list(windows(self.plane, plan.patch, overlap))
+        self.asked = [True] * len(self.windows) if inside is None else asked_windows(inside, plan.patch, overlap)
         self.seen = None if all(self.asked) else self._seen()
         self.weight = gaussian(plan.patch).to(image.device)
         self._features: dict[tuple, Features] = {}
@@ -76,11 +78,12 @@ class Tiling:
         m, plane = self.slices, self.plane
         state = None if x_t is None else self._split(x_t)
         totals: list[Tensor] = []
-        weights = Weights(plane, self.plan.patch, self.weight)
-        single = len(self.windows) == 1
+        single = len(self.windows) == 1  # it is its own mean
+        weights = None if single else Weights(plane, self.plan.patch, self.weight)
         for window in itertools.compress(self.windows, self.asked):
-            self._divide(totals, weights.until(window[0].start))
-            weights.add(window)
+            _divide(totals, weights, window[0].start)
+            if weights is not None:
+                weights.add(window)
             for start in range(0, m, SLICES):
                 part = slice(start, min(start + SLICES, m))
                 features = self._encoded(part, window)
@@ -96,7 +99,7 @@ class Tiling:
                     total[(slice(None), part, slice(None), *window)] += one if single else one * self.weight
                 beat(n * count / (m * sum(self.asked)))
                 scratch.release()
-        self._divide(totals, weights.until(plane[0]))
+        _divide(totals, weights, plane[0])
         output = ModelOutput(*map(self._join, totals))
         self.hide(self.crop(output.x_0), 1.0, -1.0)
         return output
@@ -119,13 +122,6 @@ class Tiling:
             native.insert(0, native.pop(self.plan.slice_axis))
         x = x[(..., *(slice(o, o + s) for o, s in zip(start, native, strict=True)))]
         return x.movedim(2, 2 + self.plan.slice_axis) if self.sliced else x
-
-    def _divide(self, totals: list[Tensor], done: tuple[slice, Tensor] | None) -> None:
-        """Make means of the rows that no further tile reaches; of a single tile they are its own."""
-        if done is not None and len(self.windows) > 1:
-            weight = done[1] if self.seen is None else done[1].masked_fill(done[1] == 0, 1)
-            for total in totals:
-                total[:, :, :, done[0]] /= weight
 
     def _split(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2) if self.sliced else x[:, None]
@@ -169,21 +165,34 @@ class Weights:
 
     def __init__(self, plane: Sequence[int], patch: Sequence[int], weight: Float[Tensor, "*patch"]) -> None:
         self._weight, self._row = weight, 0
-        self._open = torch.zeros(min(patch[0], plane[0]), *plane[1:], device=weight.device)
+        self._open = scratch.tensor((min(patch[0], plane[0]), *plane[1:]), weight.device)
 
     def add(self, window: tuple[slice, ...]) -> None:
         """Take in one tile, whose first row is the first open one."""
         self._open[(slice(None), *window[1:])] += self._weight
 
-    def until(self, row: int) -> tuple[slice, Tensor] | None:
-        """The rows before this one with their weights, which are closed by it; None where there are none."""
+    def until(self, row: int) -> Iterator[tuple[slice, Tensor]]:
+        """The rows before this one with their weights, a block at a time; they are closed by it, once all were taken."""
         count = min(row - self._row, len(self._open))  # beyond these no tile lies
         if count <= 0:
-            return None
-        closed = (slice(self._row, self._row + count), self._open[:count])
-        self._open = torch.cat([self._open[count:], torch.zeros_like(self._open[:count])])
+            return
+        rest = len(self._open) - count
+        for part in blocks((count, *self._open.shape[1:])):
+            yield slice(self._row + part.start, self._row + part.stop), self._open[part]
+        for start in range(0, rest, count):  # no row is written before it was read
+            moved = slice(start, min(start + count, rest))
+            self._open[moved] = self._open[moved.start + count : moved.stop + count]
+            scratch.release()
+        self._open[rest:] = 0
         self._row = row
-        return closed
+
+
+def _divide(totals: list[Tensor], weights: Weights | None, row: int) -> None:
+    """Make means of the rows before this one, which no further tile reaches; nothing where there are no weights."""
+    for rows, weight in () if weights is None else weights.until(row):
+        weight = torch.where(weight > 0, weight, 1.0)  # 0 where no tile lies
+        for total in totals:
+            total[:, :, :, rows] /= weight
 
 
 def _each(features: Features, change: Callable[[Tensor], Tensor]) -> Features:
@@ -206,17 +215,18 @@ def windows(size: tuple[int, ...], patch: tuple[int, ...], overlap: float) -> it
     return itertools.product(*axes)
 
 
-def asked_windows(inside: Bool[np.ndarray, "*s"], patch: tuple[int, ...]) -> list[bool]:
+def asked_windows(inside: Bool[np.ndarray, "*s"], patch: tuple[int, ...], overlap: float = OVERLAP) -> list[bool]:
     """Which of the windows of an image, in their order, hold a voxel of what is asked for.
 
     Args:
         inside: What is asked for, on the image as it is.
         patch: Voxels per axis, of as many axes.
+        overlap: As in `windows`.
     """
     missing = [max(p - n, 0) for p, n in zip(patch, inside.shape, strict=True)]
     plane, offset = tuple(n + m for n, m in zip(inside.shape, missing, strict=True)), [m // 2 for m in missing]
     found = []
-    for window in windows(plane, patch, OVERLAP):
+    for window in windows(plane, patch, overlap):
         found.append(bool(inside[_unpadded(window, offset)].any()))
         scratch.release()
     return found
