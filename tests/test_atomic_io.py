@@ -49,7 +49,7 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
 
 
 COMMANDS = {  # what their other arguments name is not there, which they would say if they had begun
-    "curve": ("no-model", "no-data"), "calibrate": ("no-model", "no-data"), "ambiguity": ("no-model", "no-data"),
+    "curve": ("hippocampus", "no-data"), "calibrate": ("hippocampus", "no-data"), "ambiguity": ("hippocampus", "no-data"),
     "report": ("no-evaluation",), "compare": ("no-evaluation", "none"), "evaluate": ("no-predictions", "no-labels"),
 }  # fmt: skip
 

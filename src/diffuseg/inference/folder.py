@@ -15,6 +15,7 @@ from diffuseg.data.inventory import name_unused, refuse_dangling
 from diffuseg.data.layout import list_files, read_json
 from diffuseg.data.outputs import BEFORE, KEPT, PREVIEW, is_record, sidecar_name, without_results
 from diffuseg.data.pictures import LOSSLESS
+from diffuseg.data.slides import Slide
 from diffuseg.data.world import larger_than_training
 from diffuseg.errors import UserError
 from diffuseg.inference.calibration import calibration_of
@@ -22,7 +23,7 @@ from diffuseg.inference.dicom_seg import DicomOut, lacks_dicom, refuse_dicom_out
 from diffuseg.inference.model import Model, ReadCase, file_digests
 from diffuseg.inference.postprocessing import postprocessing_of
 from diffuseg.inference.prediction import ending_for, save
-from diffuseg.inference.sampling import SamplingOptions
+from diffuseg.inference.sampling import SCALE, SamplingOptions
 from diffuseg.inference.series import dicom_cases
 from diffuseg.inference.worklist import Share, turns
 from diffuseg.text import few, pluralize
@@ -168,8 +169,12 @@ def predict_folder(
 
 def _read(model: Model, case: str, paths: Sequence[Path | Stack], options: SamplingOptions, callbacks: Callbacks) -> ReadCase:
     """A case, named before its draws where it is far larger than those of the training and is to be segmented whole."""
-    read = model.read(paths)
-    larger = larger_than_training(model.meta.get("fingerprint"), read.image, model.plan)
+    read = model.read(paths, **{name: getattr(options, name) for name in SCALE})
+    larger = (
+        []
+        if isinstance(read.image.header, Slide)
+        else larger_than_training(model.meta.get("fingerprint"), read.image, model.plan)
+    )
     if larger and options.region is None:
         callbacks.on_large(case, larger)
     return read

@@ -48,7 +48,7 @@ from diffuseg.inference.calibration import SETTINGS, Calibration
 from diffuseg.inference.folds import validation_set
 from diffuseg.inference.model import Model
 from diffuseg.inference.sampling import SamplingOptions
-from diffuseg.studies.likeness import features, predictions_like, weights_for
+from diffuseg.studies.likeness import features, predictions_like, weights_for, whom_for
 from diffuseg.text import pluralize
 from diffuseg.types import Image
 
@@ -153,7 +153,7 @@ def measure_calibration(
         fold=fold,
         cases=len(names),
         patients=len(set(groups)),
-        weighted_for=_weighted_for(like, len(new or ()), weights),
+        weighted_for="" if like is None or weights is None else whom_for(like, len(new or ()), weights),
     )
     per_case = _per_case(names, groups, cases, temperatures)
     selective = rejection(risk, uncertainty, groups, FRACTION)
@@ -197,12 +197,6 @@ def _voxels(probability: np.ndarray, raters: np.ndarray, wheres: Sequence[np.nda
     """Probabilities [k, v] and classes [v] of some voxels, those of all raters one after the other."""
     each = [sample(probability, rater, where, VOXELS // len(raters)) for rater, where in zip(raters, wheres, strict=True)]
     return np.concatenate([p for p, _ in each], axis=1), np.concatenate([t for _, t in each])
-
-
-def _weighted_for(like: Path | None, images: int, weights: Weights | None) -> str:
-    if like is None or weights is None:
-        return ""
-    return f"{images} images of {like.resolve().name} and their like, for which the cases are worth {weights.effective:.1f}"
 
 
 def _per_case(

@@ -83,3 +83,14 @@ def weights_for(cases: Float[np.ndarray, "n d"], predictions: Sequence[dict[str,
         what = f"few of {number} are like these images: weighted for them, they are worth {weights.effective:.1f}"
         raise UserError(what, do=do)
     return weights
+
+
+def whom_for(folder: Path, images: int, weights: Weights) -> str:
+    """In words: the images that intervals are weighted for.
+
+    Args:
+        folder: Of their predictions.
+        images: How many.
+        weights: Of the calibration cases.
+    """
+    return f"{images} images of {folder.resolve().name} and their like, for which the cases are worth {weights.effective:.1f}"
