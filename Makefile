@@ -28,6 +28,8 @@ demo: $(VENV)/.installed   ## synthetic volumes, a U-Net and draws from it in tw
 	rm -rf demo
 	$(BIN)/diffuseg demo-data demo/data --cases 40
 	$(BIN)/diffuseg train demo/data --method unet --out demo/unet --steps 200 --max-minutes 2 --set learning_rate=3e-3 $(SMALL)
+	$(BIN)/diffuseg predict demo/unet/best.safetensors demo/data/imagesTs --out demo/unet_predictions --quiet
+	$(BIN)/diffuseg evaluate demo/unet_predictions demo/data/labelsTs --out demo/unet_evaluation
 	$(BIN)/diffuseg train demo/data --method distributional --from demo/unet/last.safetensors --out demo/run --steps 150 --max-minutes 3 \
 		--set learning_rate=2e-3 $(SMALL)
 	$(BIN)/diffuseg predict demo/run/best.safetensors demo/data/imagesTs --out demo/predictions
