@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.memory import model
 from diffuseg.errors import UserError
-from tests.inference.oracle import make_model
+from tests.inference.oracle import Oracle, make_model
 
 
 def counting():
@@ -38,8 +38,7 @@ def test_an_overlap_that_makes_no_tiles_is_refused(overlap):
         counting()[0].predict(counting()[2], overlap=overlap)
 
 
-def test_a_model_that_sees_images_as_a_whole_refuses_it():
-    made = make_model()
-    made.method.supervision = "image_label"
+def test_a_model_that_sees_images_as_a_whole_refuses_it(monkeypatch):
+    monkeypatch.setattr(Oracle, "supervision", "image_label")
     with pytest.raises(UserError, match="without tiles"):
-        made.settings(overlap=0.25)
+        make_model().settings(overlap=0.25)
