@@ -275,7 +275,7 @@ def test_every_option_of_train_reaches_the_loop(tmp_path, monkeypatch):
         )
     ]  # fmt: skip
     call("train", "set", "--out", "run")
-    assert seen[1] == loop.TrainSettings(Path("set"), "cdal", Path("run"))
+    assert seen[1] == loop.TrainSettings(Path("set"), "distributional", Path("run"))
 
 
 def test_an_interrupt_is_one_line_and_code_130(monkeypatch):

@@ -25,6 +25,7 @@ def test_a_picture_of_1000_by_1000_is_49_tiles_of_256_that_overlap_by_half():
 def test_time_to_a_dice_leaves_validations_out_and_ends_when_it_is_enough(monkeypatch):
     now = iter([10, 13, 113, 118, 218])
     monkeypatch.setattr(time, "process_time", lambda: next(now))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins without it
     clock = Clock(0.9)
     clock.log({"network/loss": 1.0}, 1)
     clock.log({"validation/dice": 0.5}, 1)
