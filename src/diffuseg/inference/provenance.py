@@ -14,7 +14,7 @@ from diffuseg.data.transforms import GridTransform
 from diffuseg.evaluation.selective import expected_dice_loss
 from diffuseg.inference.ensemble import Ensemble, interval
 from diffuseg.inference.sampling import ImageDraws
-from diffuseg.methods.tiles import asked_windows
+from diffuseg.methods.tiles import OVERLAP, asked_windows
 from diffuseg.types import Image, voxel_ml
 
 
@@ -112,7 +112,8 @@ def slide_record(image: Image, draws: ImageDraws, note: str) -> dict[str, Any]:
     if not isinstance(image.header, Slide):
         return {}
     shape, patch = draws.x.shape[1:], draws.method.plan.patch
-    asked = asked_windows(np.broadcast_to(np.True_, shape) if draws.inside is None else draws.inside, patch)
+    overlap = OVERLAP if draws.overlap is None else draws.overlap
+    asked = asked_windows(np.broadcast_to(np.True_, shape) if draws.inside is None else draws.inside, patch, overlap)
     tiles = {"tiles": sum(asked), "tiles_skipped": len(asked) - sum(asked)}
     note += "; of a whole slide, while a calibration is learnt on pictures"
     return {"slide": image.header.record(image.shape) | tiles, "volume_note": note}
