@@ -1,6 +1,5 @@
 """Plurals and lists for messages, and text for places that cannot show every character."""
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +12,8 @@ def few(names: Iterable[str], most: int = 5) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that a mistyped one, or the initials of one (lr), is most like; None where none is like it."""
+    import difflib  # only where something is mistyped
+
     known = list(known)
     initials = [one for one in known if "_" in one and "".join(part[:1] for part in one.split("_")) == name]
     by_form = {one.lower(): one for one in reversed(known)}

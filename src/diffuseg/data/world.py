@@ -32,6 +32,14 @@ def measure(image: Image, plan: Plan) -> dict[str, float]:
     """The numbers of one image by name: spacing and extent along the axes of the plan, intensities where they have a meaning of
     their own, and where its percentiles lie between the first and the 99th, which an inverted or cut-off image has elsewhere.
     """
+    found = _sizes(image, plan)
+    for channel, (values, how) in enumerate(zip(image.data, plan.normalisation, strict=True)):
+        found |= _intensities(_some(values), plan.channels[channel], how)
+    return {name: float(f"{value:.6g}") for name, value in found.items()}
+
+
+def _sizes(image: Image, plan: Plan) -> dict[str, float]:
+    """Spacing and extent; no voxel is looked at."""
     transform = grid_transform(image, plan)
     shape = transform.oriented
     spacing = np.array(image.spacing)
@@ -41,8 +49,6 @@ def measure(image: Image, plan: Plan) -> dict[str, float]:
     for axis, (n, mm) in enumerate(zip(shape, spacing.tolist(), strict=True)):
         found[f"spacing of axis {axis} in mm"] = mm
         found[f"extent of axis {axis} in mm"] = n * mm
-    for channel, (values, how) in enumerate(zip(image.data, plan.normalisation, strict=True)):
-        found |= _intensities(_some(values), plan.channels[channel], how)
     return {name: float(f"{value:.6g}") for name, value in found.items()}
 
 
@@ -148,17 +154,8 @@ def outside_training(
     """
     if not fingerprint or not fingerprint.get("ranges"):
         return []
-    ranges, cases = fingerprint["ranges"], max(int(fingerprint.get("cases", 1)), 1)
-    few = 1 + 4 / cases  # ranges over few cases are too narrow
-    faults, picture = [], image.dims == 2 and set(image.spacing) == {1.0}
-    numbers = measure(image, plan) | ({} if mask is None else levels(image, mask, plan))
-    larger = 0  # how many faults there are up to the last one that says that the image shows more
-    for name, value in numbers.items():
-        if name in ranges and not _within(name, value, ranges, few):
-            faults.append(_say(name, value, ranges[name], picture))
-            larger = len(faults) if name.startswith("extent") and value > ranges[name][1] else larger
-    if larger:
-        faults[larger - 1] += f" ({PART})"
+    picture, few = _is_picture(image), _widened(fingerprint)
+    faults = _faults(measure(image, plan) | ({} if mask is None else levels(image, mask, plan)), fingerprint, picture)
     for label, value in (volume_ml or {}).items():
         if label in fingerprint.get("volume_ml", {}):
             low, high = fingerprint["volume_ml"][label]
@@ -175,8 +172,32 @@ def larger_than_training(fingerprint: dict[str, Any] | None, image: Image, plan:
         image: As in its file.
         plan: Of the model.
     """
-    extents = [fault for fault in outside_training(fingerprint, image, plan) if fault.startswith("extent")]
+    if not fingerprint or not fingerprint.get("ranges"):
+        return []
+    found = _faults(_sizes(image, plan), fingerprint, _is_picture(image))
+    extents = [fault for fault in found if fault.startswith("extent")]
     return extents if any(PART in fault for fault in extents) else []
+
+
+def _faults(numbers: dict[str, float], fingerprint: dict[str, Any], picture: bool) -> list[str]:
+    """What of the numbers lies outside; the last extent says what to do, where the image shows more than the training."""
+    ranges, few, faults, larger = fingerprint["ranges"], _widened(fingerprint), [], 0
+    for name, value in numbers.items():
+        if name in ranges and not _within(name, value, ranges, few):
+            faults.append(_say(name, value, ranges[name], picture))
+            larger = len(faults) if name.startswith("extent") and value > ranges[name][1] else larger
+    if larger:
+        faults[larger - 1] += f" ({PART})"
+    return faults
+
+
+def _widened(fingerprint: dict[str, Any]) -> float:
+    return 1 + 4 / max(int(fingerprint.get("cases", 1)), 1)  # ranges over few cases are too narrow
+
+
+def _is_picture(image: Image) -> bool:
+    """Whether an image has no scale, so that its sizes are pixels."""
+    return image.dims == 2 and set(image.spacing) == {1.0}
 
 
 def _within(name: str, value: float, ranges: dict[str, list[float]], few: float) -> bool:

@@ -23,7 +23,7 @@ from diffuseg.inference.dicom_seg import DicomOut, lacks_dicom, refuse_dicom_out
 from diffuseg.inference.model import Model, ReadCase, file_digests
 from diffuseg.inference.postprocessing import postprocessing_of
 from diffuseg.inference.prediction import ending_for, save
-from diffuseg.inference.sampling import SCALE, SamplingOptions
+from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.inference.series import dicom_cases
 from diffuseg.inference.worklist import Share, turns
 from diffuseg.text import few, pluralize
@@ -169,7 +169,7 @@ def predict_folder(
 
 def _read(model: Model, case: str, paths: Sequence[Path | Stack], options: SamplingOptions, callbacks: Callbacks) -> ReadCase:
     """A case, named before its draws where it is far larger than those of the training and is to be segmented whole."""
-    read = model.read(paths, **{name: getattr(options, name) for name in SCALE})
+    read = model.read(paths, **options.scale)
     larger = (
         []
         if isinstance(read.image.header, Slide)

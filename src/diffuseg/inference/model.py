@@ -131,7 +131,7 @@ class Model:
         own = {name: getattr(self.method.config, name) for name in self.method.inference_settings}
         own |= {"mirror": True} if chosen.mirror else {}
         own |= {} if chosen.region is None else {"region": region_name(chosen.region)}
-        asked = {name: getattr(chosen, name) for name in (*SCALE, "all_tiles")}
+        asked = chosen.scale | {"all_tiles": chosen.all_tiles}
         own |= {name: value for name, value in asked.items() if value}
         own |= {} if chosen.overlap in (None, OVERLAP) else {"overlap": chosen.overlap}
         own |= {"postprocess": False} if self.postprocessing is not None and not chosen.postprocess else {}
@@ -221,8 +221,7 @@ class Model:
         started = time.monotonic()
         asked = options_of(options, changes)
         options = self.resolve(asked)
-        scale = {name: getattr(options, name) for name in SCALE}
-        case = image if isinstance(image, ReadCase) else self.read(image, affine=affine, spacing=spacing, **scale)
+        case = image if isinstance(image, ReadCase) else self.read(image, affine=affine, spacing=spacing, **options.scale)
         image, digests = case.image, case.digests
         draws = self.prepare(image, options)
         ensemble, fused, recorder = self._collect(draws, options, on_draw)
@@ -396,7 +395,7 @@ class Model:
 
 def _check_scale(options: SamplingOptions) -> None:
     """Refuse sizes of pixels that are none, or two of them."""
-    asked = {name: value for name in SCALE if (value := getattr(options, name)) is not None}
+    asked = {name: value for name, value in options.scale.items() if value is not None}
     for name, value in asked.items():
         if not 0 < value < math.inf:
             raise UserError(f"--{name} {value:g}", do="It is above 0")

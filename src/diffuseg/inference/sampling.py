@@ -86,6 +86,11 @@ class SamplingOptions:
     all_tiles: bool = False
     overlap: int | float | None = None
 
+    @property
+    def scale(self) -> dict[str, int | float | None]:
+        """At which size of a pixel a whole slide is read, by the names of SCALE."""
+        return {name: getattr(self, name) for name in SCALE}
+
 
 def options_of(given: object, changes: dict[str, Any]) -> SamplingOptions:
     """The options that were asked for in Python.
