@@ -152,6 +152,18 @@ def test_what_is_no_slide_or_not_for_a_slide_is_refused(tmp_path, slide):
     assert seen.predict(glass, magnification=20, all_tiles=True).provenance["slide"]["tissue_mm2"] == 0
 
 
+def test_tiles_are_counted_at_the_overlap_that_was_asked_for(slide):
+    own = model()
+    counts = []
+    for overlap in (0.0, 0.5):
+        found = own.predict(slide, magnification=20, all_tiles=True, overlap=overlap)
+        sides = zip(found.mask.shape, own.plan.patch, strict=True)
+        true = np.prod([1 if n <= p else -(-(n - p) // max(int(p * (1 - overlap)), 1)) + 1 for n, p in sides])
+        counts.append(found.provenance["slide"]["tiles"])
+        assert counts[-1] == true
+    assert counts[0] < counts[1]
+
+
 def test_many_slides_are_read_at_what_is_asked_for(slide):
     for _, prediction, error in model().predict_many([slide], magnification=5):
         assert error is None and prediction.mask.shape == (HEIGHT // 4, WIDTH // 4)

@@ -98,5 +98,9 @@ def model_file(name: Path | str) -> Path:
     Raises:
         UserError: It is none of these, or several.
     """
-    found = one_model(name)
+    return file_of(one_model(name))
+
+
+def file_of(found: str) -> Path:
+    """The file of what `one_model` found."""
     return Path(found) if Path(found).is_file() else Path(str(files("diffuseg"))) / "models" / f"{found}.safetensors"

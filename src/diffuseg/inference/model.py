@@ -29,7 +29,7 @@ from diffuseg.device import Precision, choose_device, choose_precision
 from diffuseg.diffusion.samplers import timesteps
 from diffuseg.errors import UserError
 from diffuseg.inference.calibration import Calibration, apply_calibration, contain, digest_of, read_calibration
-from diffuseg.inference.checkpoints import model_file, one_model
+from diffuseg.inference.checkpoints import file_of, one_model
 from diffuseg.inference.ensemble import Ensemble
 from diffuseg.inference.fusion import Fusion, fusion
 from diffuseg.inference.many import CaseResult, predict_many
@@ -421,7 +421,7 @@ def load(path: Path | str, device: str | None = None, options: Sequence[str] = (
     """
     where = choose_device(device)
     name = one_model(path)
-    return _load(model_file(name), None if Path(name).is_file() else name, where, options)
+    return _load(file_of(name), None if Path(name).is_file() else name, where, options)
 
 
 def file_digests(image: Readable) -> list[str]:
