@@ -289,7 +289,7 @@ def test_an_interrupt_is_one_line_and_code_130(monkeypatch):
 
 def test_sigterm_ends_a_command_as_an_interrupt_does(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(loop, "train", lambda settings: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(loop, "train", lambda settings: signal.raise_signal(signal.SIGTERM))
     done = call("train", "set", "--out", "run")
     assert done.exit_code == 143 and done.stderr == "terminated\n" and not done.stdout
     assert signal.getsignal(signal.SIGTERM) is before
