@@ -20,13 +20,7 @@ from diffuseg.studies.ambiguity import Ambiguity, measure_ambiguity
 from diffuseg.studies.audit.controls import dropping
 
 KEPT = ("ged_4", "ged_16", "ged_32", "hm_iou", "maximum_dice", "ci")  # of draws and of the pixelwise source, per case
-MEAN = (
-    "dice",
-    "dice_fused",
-    "ece",
-    "ece_band",
-    "ece_band_by_chance",
-)  # of the mean probability, and of the fused mask, per case
+MEAN = ("dice", "dice_fused", "ece", "ece_band", "ece_band_by_chance")  # of the mean and of the fused mask, per case
 
 
 def main(asked: argparse.Namespace) -> None:

@@ -82,11 +82,9 @@ def raters_seeds() -> str:
         cells = [each(row["draws"][key]["mean"] for row in seeds) for key in ("ged_16", "hm_iou")]
         gaps = [row["draws"]["dice_gap"]["mean"] for row in seeds if "dice_gap" in row["draws"]]
         own = [row["mean"]["ece_band_by_chance"]["mean"] for row in seeds if "ece_band_by_chance" in row["mean"]]
-        against = [
-            _paired(seeds[0], *(_over_seeds(some, key) for some in (seeds, plain))) if seeds[0]["method"] != "unet" else "-"
-            for key in ("dice", "dice_fused")
-        ]
         drawn = seeds[0]["method"] != "unet"
+        means = [[_over_seeds(some, key) for some in (seeds, plain)] for key in ("dice", "dice_fused")]
+        against = [_paired(seeds[0], *pair) if drawn else "-" for pair in means]
         cells += [each(gaps) if drawn else "-", each(row["mean"]["ece_band"]["mean"] for row in seeds)]
         rows.append([name, *cells, each(own) if drawn else "-", *against])
     head = [

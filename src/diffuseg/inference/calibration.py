@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -85,9 +86,14 @@ class Calibration:
         return [round(float(end[0]), 6) for end in ends]
 
 
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the settings of a draw that are not the same in both."""
+    return [key for key in SETTINGS if one.get(key) != other[key]]
+
+
 def settings_mismatch(learnt: dict[str, Any], settings: dict[str, Any]) -> str:
     """Which of the settings of a prediction are not those that something was learnt with; "" where all are."""
-    found = [f"{key} {learnt.get(key)}, now {settings[key]}" for key in SETTINGS if learnt.get(key) != settings[key]]
+    found = [f"{key} {learnt.get(key)}, now {settings[key]}" for key in differing(learnt, settings)]
     return "; ".join([*found, *(["images as they are, now mirrored too"] if settings["options"].get("mirror") else [])])
 
 

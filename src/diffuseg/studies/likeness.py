@@ -11,7 +11,7 @@ from jaxtyping import Float
 from diffuseg.data.outputs import records
 from diffuseg.errors import UserError
 from diffuseg.evaluation.shift import Weights, importance_weights
-from diffuseg.inference.calibration import SETTINGS
+from diffuseg.inference.calibration import differing
 from diffuseg.text import pluralize
 
 FEWEST = 10  # images, and effective cases: below, a 90 % interval is the largest error or endless
@@ -48,7 +48,7 @@ def predictions_like(folder: Path, model: str, settings: dict[str, Any]) -> list
         what = f"{pluralize(len(found), 'prediction')} in it; what images are like is seen from {FEWEST} or more"
         raise UserError(what, file=folder, do="Give a folder that `diffuseg predict` wrote")
     for case, record in found.items():
-        other = [f"{key} {record.get(key)}, not {settings[key]}" for key in SETTINGS if record.get(key) != settings[key]]
+        other = [f"{key} {record.get(key)}, not {settings[key]}" for key in differing(record, settings)]
         other += ["mirrored images too"] if record["options"].get("mirror") else []
         if record["model"] != model or other:
             what = f"{case} was predicted with {'; '.join(other) if record['model'] == model else 'another model'}"
