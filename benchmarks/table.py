@@ -10,6 +10,7 @@ import sys
 from benchmarks.tables import (
     choosing,
     hippocampus,
+    intervals,
     many,
     medsegdiff,
     memory,
@@ -26,7 +27,21 @@ from benchmarks.tables.grid import ROOT
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES = {
     name: made
-    for module in (hippocampus, sets, raters, weak, medsegdiff, memory, choosing, torture, mutants, many, tiles, time_to_dice)
+    for module in (
+        hippocampus,
+        intervals,
+        sets,
+        raters,
+        weak,
+        medsegdiff,
+        memory,
+        choosing,
+        torture,
+        mutants,
+        many,
+        tiles,
+        time_to_dice,
+    )
     for name, made in vars(module).items()
     if callable(made) and made.__module__ == module.__name__ and not name.startswith("_")
 }

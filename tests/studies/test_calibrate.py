@@ -20,6 +20,7 @@ from diffuseg.data.synthetic import make_dataset
 from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import apply_temperature
 from diffuseg.evaluation.conformal import Coverage, calibrate_interval
+from diffuseg.evaluation.level_sets import SHIFTS, LevelMargin, level_volumes
 from diffuseg.evaluation.shift import Weights
 from diffuseg.evaluation.statistics import Interval
 from diffuseg.inference.calibration import Calibration, read_calibration
@@ -116,15 +117,16 @@ def printed(found) -> str:
 
 
 def test_hard_cases_that_count_more_widen_the_interval():
-    """Ten cases are missed by nothing, two by 30 %: alike, the margin is 0 at 90 % less often than where the two count more."""
+    """29 masks are right; two would be with odds greater by 2: where these two count more, so are all odds shifted."""
+    levels = 10.0 + SHIFTS
     cases = [
-        CaseScores({}, {"organ": 10.0}, {"organ": 10.0}, {"organ": 13.0 if hard else 10.0}, 0.1, 0.2)
+        CaseScores({}, {"organ": 10.0}, {"organ": 10.0}, {"organ": 12.0 if hard else 10.0}, {"organ": levels}, 0.1, 0.2)
         for hard in [0] * 29 + [1] * 2
     ]
     groups = [str(number) for number in range(31)]
-    alike = _intervals(cases, groups, 0.001, None)[1]["organ"].margin
+    alike = _intervals(cases, groups, None)[1]["organ"].shift
     harder = Weights(np.array([0.5] * 29 + [8.25] * 2), 1.0, 12.0)
-    assert alike == 0 and _intervals(cases, groups, 0.001, harder)[1]["organ"].margin == pytest.approx(0.3, rel=1e-3)
+    assert alike == 0 and _intervals(cases, groups, harder)[1]["organ"].shift == pytest.approx(2)
 
 
 def record(model: str = "m", volume: float = 1.0, score: float = 0.1, **other) -> dict:
@@ -195,7 +197,7 @@ def test_the_temperature_is_that_of_the_band_and_not_of_the_image():
         said = 1 / (1 + np.exp(-sharper * logit))
         return np.stack([1 - said, said]), truth
 
-    cases = [CaseScores({"band": voxels(2.0, 4000), "image": voxels(0.5, 40_000)}, {}, {}, {}, 0.0, 0.0) for _ in range(3)]
+    cases = [CaseScores({"band": voxels(2.0, 4000), "image": voxels(0.5, 40_000)}, {}, {}, {}, {}, 0.0, 0.0) for _ in range(3)]
     assert _temperature(cases) == pytest.approx(2.0, rel=0.06)
 
 
@@ -269,7 +271,9 @@ def test_a_prediction_is_tempered_and_widened_and_its_mask_stays(measured, data)
     said = found.provenance["calibration"]
     assert said["applied"] and said["temperature"] == measured.calibration.temperature and said["cases"] == 24
     assert "in volume_ml_90 adjusted as 24 validation cases" in found.provenance["volume_note"]
-    narrower = {"organ": measured.calibration.widening["organ"] | {"margin": -0.1}}
+    ends = LevelMargin(**measured.calibration.widening["organ"]).ends(plain.probability, 1, plain.image.voxel_ml)
+    assert wide["organ"] == [round(end, 6) for end in ends]
+    narrower = {"organ": measured.calibration.widening["organ"] | {"shift": 0.0}}
     asked = measured.calibration.settings | {"options": {}}
     said = dataclasses.replace(measured.calibration, widening=narrower).announce(asked)
     assert "intervals of organ adjusted, " in said and "widen" not in said
@@ -291,7 +295,7 @@ def test_nothing_is_applied_with_other_settings_and_it_says_so(measured, data, c
     assert "temperature 2." in model.calibration.announce(model.settings(draws=2, seed=7))
 
 
-def test_widened_intervals_hold_new_cases_of_the_same_kind_as_often_as_they_say():
+def test_intervals_of_earlier_calibrations_are_widened_by_a_share_of_the_volume_as_before():
     """Draws that are all too small by a factor that differs from case to case."""
     random = np.random.default_rng(1)
 
@@ -304,12 +308,24 @@ def test_widened_intervals_hold_new_cases_of_the_same_kind_as_often_as_they_say(
     learnt = Calibration(1.0, {"organ": widening}, 0.5, 0.2, {}, "made", 0, 2000, 2000)
     low, high, truth = simulated(4000)
     inside = raw = 0
+    nothing = np.zeros((2, 1, 1), np.float32)
     for a, b, volume in zip(low, high, truth, strict=True):
-        (new_low, new_high) = json.loads(json.dumps(learnt.widen({"organ": [a, b]})))["organ"]
+        (new_low, new_high) = json.loads(json.dumps(learnt.widen({"organ": [a, b]}, nothing, 1.0)))["organ"]
         inside += new_low <= volume <= new_high
         raw += a <= volume <= b
     assert inside / 4000 == pytest.approx(0.9, abs=0.02) and raw / 4000 < 0.3
-    assert learnt.widen({"other": [1.0, 2.0]}) == {"other": [1.0, 2.0]}
+    assert learnt.widen({"other": [1.0, 2.0]}, nothing, 1.0) == {"other": [1.0, 2.0]}
+
+
+def test_each_class_has_the_interval_of_its_own_odds():
+    random = np.random.default_rng(2)
+    p = random.dirichlet([1, 1, 1], 500).T.astype(np.float32)
+    widening = {"b": {"shift": 0.5, "alpha": 0.1, "cases": 20}, "a": {"shift": 1.0, "alpha": 0.1, "cases": 20}}
+    learnt = Calibration(1.0, widening, 0.5, 0.2, {}, "made", 0, 20, 20)
+    found = learnt.widen({"a": [0.0, 0.0], "b": [0.0, 0.0]}, p, 2.0)
+    assert found == {
+        "a": list(level_volumes(p, 1, 2.0, np.array([-1.0, 1.0]))), "b": list(level_volumes(p, 2, 2.0, np.array([-0.5, 0.5])))
+    }  # fmt: skip
 
 
 def test_coverage_is_that_of_intervals_of_the_other_half(measured):
@@ -319,7 +335,7 @@ def test_coverage_is_that_of_intervals_of_the_other_half(measured):
     assert widened["inside"] / 24 == widened["fraction"]["mean"] >= raw["fraction"]["mean"]
 
 
-def test_refusals(tmp_path, data):
+def test_refusals(tmp_path, data, caplog):
     model = make_model(method=Sure)
     with pytest.raises(UserError, match="Folds are 0 to 0"):
         measure_calibration(model, data, fold=1)
@@ -329,6 +345,10 @@ def test_refusals(tmp_path, data):
     trained = dataclasses.replace(model, meta=model.meta | {"training_cases": {"x": digest}, "fold": 0})
     with pytest.raises(UserError, match="case_07 of fold 0 is one the model was trained on"):
         measure_calibration(trained, data)
+    copied = trained.meta | {"validation_cases": {"case_07": digest}}
+    found = measure_calibration(dataclasses.replace(trained, meta=copied), data)
+    assert "left out, as the model was trained on the same images under other names: case_07" in caplog.text
+    assert found.calibration.cases == 23 and "case_07" not in found.per_case
     nothing = put(tmp_path / "data", 4)
     for mask in (nothing / "labelsTr").iterdir():
         write(mask, np.zeros(SHAPE, np.uint8), Image(np.zeros((1, *SHAPE))))

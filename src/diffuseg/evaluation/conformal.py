@@ -8,7 +8,7 @@ Cases of another kind: calibration cases like them count more (`shift.importance
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -100,11 +100,21 @@ def calibrate_interval(
     if not (0 < alpha < 1 and smallest > 0):
         raise ValueError(f"alpha in (0, 1) and a smallest volume above 0 ml are needed, not {alpha} and {smallest}")
     scores = np.maximum(low - truth, truth - high) / ((low + high) / 2 + smallest)
+    return ConformalMargin(conformal_quantile(scores, alpha, weights), "relative", alpha, smallest, len(scores))
+
+
+def conformal_quantile(scores: Float[np.ndarray, " n"], alpha: float, weights: Weights | None = None) -> float:
+    """The ceil((n + 1)(1 - alpha))-th smallest score, infinite where that is more than n; or the weighted one.
+
+    Args:
+        scores: Of calibration cases.
+        alpha: The part of cases that may have a larger one.
+        weights: What the cases count; None: all the same.
+    """
     cases, new = (np.ones(len(scores)), 1.0) if weights is None else (weights.cases, weights.new)
     order = np.argsort(scores)
     enough = np.cumsum(cases[order]) >= (1 - alpha) * (cases.sum() + new) - 1e-9
-    margin = float(scores[order][enough.argmax()]) if enough.any() else math.inf
-    return ConformalMargin(margin, "relative", alpha, smallest, len(scores))
+    return float(scores[order][enough.argmax()]) if enough.any() else math.inf
 
 
 def cross_coverage(
@@ -134,17 +144,31 @@ def cross_coverage(
     Raises:
         ValueError: There are fewer than two groups, or folds are not 2 .. groups; and what `calibrate_interval` raises.
     """
-    keys = list(range(len(low))) if groups is None else list(groups)
-    patients = len(set(keys))
-    if len(keys) != len(low) or patients < 2:
-        raise ValueError(f"{len(low)} cases in {patients} groups: at least two groups, and a group per case, are needed")
-    fold = group_folds(keys, patients if folds is None else folds)
     new_low, new_high = np.empty(len(low)), np.empty(len(low))
-    for number in np.unique(fold):
-        out = fold == number
+    for out in left_out(len(low), groups, folds):
         margin = calibrate_interval(low[~out], high[~out], truth[~out], alpha, smallest)
         new_low[out], new_high[out] = margin.apply(low[out], high[out])
     return interval_coverage(new_low, new_high, truth)
+
+
+def left_out(cases: int, groups: Sequence[Hashable] | None, folds: int | None) -> Iterator[Bool[np.ndarray, " n"]]:
+    """Which cases are left out together: those of a patient, or of a fold.
+
+    Args:
+        cases: How many there are.
+        groups: The patient of each case; None: each is its own.
+        folds: Number of folds of the groups; None: each group by itself.
+
+    Raises:
+        ValueError: There are fewer than two groups, or folds are not 2 .. groups.
+    """
+    keys = list(range(cases)) if groups is None else list(groups)
+    patients = len(set(keys))
+    if len(keys) != cases or patients < 2:
+        raise ValueError(f"{cases} cases in {patients} groups: at least two groups, and a group per case, are needed")
+    fold = group_folds(keys, patients if folds is None else folds)
+    for number in np.unique(fold):
+        yield fold == number
 
 
 def interval_coverage(low: Volumes, high: Volumes, truth: Volumes) -> Coverage:

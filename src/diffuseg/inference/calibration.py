@@ -14,6 +14,7 @@ from diffuseg.blocks import blocks
 from diffuseg.config import from_dict
 from diffuseg.evaluation.calibration_metrics import apply_temperature
 from diffuseg.evaluation.conformal import ConformalMargin
+from diffuseg.evaluation.level_sets import LevelMargin
 from diffuseg.text import pluralize
 
 SETTINGS = ("draws", "steps", "sampler", "fuse")  # what probabilities and intervals depend on; any seed will do
@@ -21,10 +22,11 @@ SETTINGS = ("draws", "steps", "sampler", "fuse")  # what probabilities and inter
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature, a margin per class, a threshold, and what they were learnt from.
+    """A temperature, a 90 % interval per class, a threshold, and what they were learnt from.
 
     temperature  of the mean probability of the draws
-    widening     class -> how its 90 % volume interval is adjusted, mostly widened; classes with too few cases are not in it
+    widening     class -> its 90 % volume interval: a `LevelMargin`, or, of earlier versions, the `ConformalMargin` by which
+                 that of the draws is widened; classes with too few cases are not in it
     threshold    the uncertainty score above which a case needs review; at most `fraction` of the calibration cases do
     settings     draws, steps, sampler and fuse that it was learnt with: with others it says nothing
     dataset, fold, cases, patients   validation cases that it was learnt from, and how many patients they are of
@@ -75,15 +77,29 @@ class Calibration:
             found[:, part] = apply_temperature(probability[:, part], self.temperature)
         return found
 
-    def widen(self, intervals: dict[str, list[float]]) -> dict[str, list[float]]:
-        """Intervals [low, high] in ml by class, adjusted; those of classes that are not known are left as they are."""
-        return {name: self._adjusted(name, *ends) for name, ends in intervals.items()}
+    def widen(
+        self, intervals: dict[str, list[float]], probability: Float[np.ndarray, "k *s"], voxel: float
+    ) -> dict[str, list[float]]:
+        """Intervals [low, high] in ml by class as calibration cases ask for; those of classes that are not known are left.
 
-    def _adjusted(self, name: str, low: float, high: float) -> list[float]:
-        if name not in self.widening:
-            return [low, high]
-        ends = from_dict(ConformalMargin, self.widening[name]).apply(np.array([low]), np.array([high]))
-        return [round(float(end[0]), 6) for end in ends]
+        Args:
+            intervals: Those of the draws, in the order of the classes.
+            probability: Of the classes, background first, without this temperature.
+            voxel: Volume of a voxel in ml.
+        """
+        return {
+            name: self._adjusted(name, ends, probability, k, voxel) for k, (name, ends) in enumerate(intervals.items(), start=1)
+        }
+
+    def _adjusted(self, name: str, ends: list[float], probability: np.ndarray, label: int, voxel: float) -> list[float]:
+        learnt = self.widening.get(name)
+        if learnt is None:
+            return ends
+        if "shift" in learnt:
+            found = from_dict(LevelMargin, learnt).ends(probability, label, voxel)
+            return [round(end, 6) for end in found]
+        low, high = from_dict(ConformalMargin, learnt).apply(*(np.array([end]) for end in ends))
+        return [round(float(end[0]), 6) for end in (low, high)]
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -122,7 +138,7 @@ def calibration_of(record: dict[str, Any]) -> str | None:
 
 
 def apply_calibration(
-    calibration: Calibration, probability: Float[np.ndarray, "k *s"], record: dict[str, Any]
+    calibration: Calibration, probability: Float[np.ndarray, "k *s"], record: dict[str, Any], voxel: float
 ) -> Float[np.ndarray, "k *s"]:
     """Tempered probabilities; the record of a prediction gets adjusted intervals and says whether it needs review.
 
@@ -132,6 +148,7 @@ def apply_calibration(
         calibration: Of the model.
         probability: Of the classes, [k, *s].
         record: Is changed in its place.
+        voxel: Volume of a voxel in ml.
     """
     mismatch = calibration.mismatch(record)
     record |= calibration_record(calibration, record["uncertainty_score"], mismatch)
@@ -139,7 +156,7 @@ def apply_calibration(
         return probability
     if calibration.widening:
         raw, names = record["volume_ml_90"], ", ".join(calibration.widening)
-        record["volume_ml_90"], record["volume_ml_90_raw"] = calibration.widen(raw), raw
+        record["volume_ml_90"], record["volume_ml_90_raw"] = calibration.widen(raw, probability, voxel), raw
         adjusted = f"in volume_ml_90 adjusted as {calibration.where} ask for ({names})"
         record["volume_note"] += f" (volume_ml_90_raw), {adjusted}"
     return calibration.temper(probability)

@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 from diffuseg.checkpoint import seen_in
 from diffuseg.data.dataset import Dataset, evenly_spaced, open_dataset, patients, refuse_other_channels, splits
+from diffuseg.data.geometry import warn_once
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model
+from diffuseg.text import few
 
 
 def own_fold(model: Model) -> int:
@@ -37,7 +39,8 @@ def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, li
 
     Raises:
         UserError: Classes or channels are not the model's, there is no such fold, masks are not complete ("ignore"), or the
-            model was trained on one of the cases: on a file with the same bytes.
+            model was trained on one of the cases: on a file with the same bytes. Where it was on a copy of one of its own
+            validation cases, that case is left out with a warning.
     """
     refuse_other_kind(model, dataset)
     if dataset.ignore is not None:
@@ -46,11 +49,15 @@ def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, li
     fold = own_fold(model) if fold is None else fold
     cases = evenly_spaced(cases_of(dataset, fold)["val"], limit)
     files = {case.id: case.images[0] for case in dataset.cases}
-    for case in cases:
-        if seen_in(model.meta, files[case]) == "training":
+    met = [case for case in cases if seen_in(model.meta, files[case]) == "training"]
+    copies = [case for case in met if case in model.meta.get("validation_cases", {})]
+    for case in met:
+        if case not in copies:
             own = model.meta.get("fold")
             raise UserError(f"case {case} of fold {fold} is one the model was trained on", do=f"Its own fold is {own}")
-    return cases
+    if copies:
+        warn_once(dataset.folder, f"left out, as the model was trained on the same images under other names: {few(copies)}")
+    return [case for case in cases if case not in copies]
 
 
 class ValidationSet(NamedTuple):

@@ -234,7 +234,7 @@ class Model:
         chosen, cleaned = apply_postprocessing(self.postprocessing, chosen, self.plan.names, record)
         record = volumes(self.plan, chosen, probability, image, draws.transform, ensemble) | record | cleaned
         if calibrate and self.calibration is not None:
-            probability = apply_calibration(self.calibration, probability, record)
+            probability = apply_calibration(self.calibration, probability, record, image.voxel_ml)
         if calibrate:
             contain(record, image.voxel_ml * math.prod(image.shape))
         mask = take(self._values(), chosen)

@@ -32,14 +32,8 @@ from diffuseg.evaluation.calibration_metrics import (
     sample,
     usual_radius,
 )
-from diffuseg.evaluation.conformal import (
-    ConformalMargin,
-    Coverage,
-    calibrate_interval,
-    cross_coverage,
-    expected_coverage,
-    interval_coverage,
-)
+from diffuseg.evaluation.conformal import Coverage, expected_coverage, interval_coverage
+from diffuseg.evaluation.level_sets import LevelMargin, calibrate_levels, cross_levels, level_volumes
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.selective import rejection, threshold_for_fraction
 from diffuseg.evaluation.shift import Weights
@@ -62,7 +56,8 @@ class CaseScores:
     """One case as the model predicts it without calibration.
 
     voxels             region -> probability [k, v] and class [v] of some of its voxels
-    low, high, truth   class -> volume in ml: ends of the interval, and the true one
+    low, high, truth   class -> volume in ml: ends of the draws' interval, and the true one
+    levels             class -> `level_volumes` in ml
     risk               1 - Dice, mean of classes
     uncertainty_score  what the model expects of that
     """
@@ -71,6 +66,7 @@ class CaseScores:
     low: dict[str, float]
     high: dict[str, float]
     truth: dict[str, float]
+    levels: dict[str, np.ndarray]
     risk: float
     uncertainty_score: float
 
@@ -141,11 +137,11 @@ def measure_calibration(
     how = _how(len(names), len(set(groups)), "pixels" if pictures else "mm")
     temperature, how["temperature"] = _accepted(temperature, scores, how["temperature"])
     weights = None if new is None else weights_for(_features(cases, voxel), new, voxel, ALPHA)
-    coverage, widening = _intervals(cases, groups, voxel, weights)
+    coverage, widening = _intervals(cases, groups, weights)
     risk, uncertainty = np.array([case.risk for case in cases]), np.array([case.uncertainty_score for case in cases])
     calibration = Calibration(
         temperature=1.0 if temperature is None else round(temperature, 5),
-        widening={name: asdict(wider) for name, wider in widening.items() if math.isfinite(wider.margin)},
+        widening={name: asdict(wider) for name, wider in widening.items() if math.isfinite(wider.shift)},
         threshold=threshold_for_fraction(uncertainty, FRACTION),
         fraction=FRACTION,
         settings={key: settings[key] for key in SETTINGS},
@@ -188,6 +184,7 @@ def _score_case(model: Model, image: Image, truth: np.ndarray, raters: np.ndarra
         {name: low for name, (low, _) in p.provenance["volume_ml_90"].items()},
         {name: high for name, (_, high) in p.provenance["volume_ml_90"].items()},
         {name: int((truth == k).sum()) * image.voxel_ml for name, k in classes.items()},
+        {name: level_volumes(p.probability, k, image.voxel_ml) for name, k in classes.items()},
         1 - float(np.mean(overlaps)),
         p.provenance["uncertainty_score"],
     )
@@ -270,9 +267,9 @@ def _diagrams(cases: list[CaseScores], temperatures: list[float]) -> dict[str, R
 
 
 def _intervals(
-    cases: list[CaseScores], groups: list[str], voxel: float, weights: Weights | None
-) -> tuple[dict[str, dict[str, Any]], dict[str, ConformalMargin]]:
-    """By class: coverage before and after, and the margin from all cases; `voxel` in ml, the largest there is.
+    cases: list[CaseScores], groups: list[str], weights: Weights | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, LevelMargin]]:
+    """By class: coverage of the draws' intervals and of calibrated ones, and what all cases together ask for.
 
     Coverage is that of these cases, which count alike; weights are for cases of another kind, whose truth nobody knows.
     """
@@ -280,8 +277,9 @@ def _intervals(
     folds = 2 if len(set(groups)) >= HALVES else None
     for name in cases[0].truth:
         low, high, truth = (np.array([getattr(case, end)[name] for case in cases]) for end in ("low", "high", "truth"))
-        widening[name] = calibrate_interval(low, high, truth, ALPHA, smallest=voxel, weights=weights)
-        crossed = cross_coverage(low, high, truth, ALPHA, smallest=voxel, groups=groups, folds=folds)
+        levels = np.stack([case.levels[name] for case in cases])
+        widening[name] = calibrate_levels(levels, truth, ALPHA, weights)
+        crossed = cross_levels(levels, truth, ALPHA, groups, folds)
         expected = expected_coverage(len(set(groups)), ALPHA)
         sides = {"raw": _coverage(interval_coverage(low, high, truth), groups), "widened": _coverage(crossed, groups)}
         coverage[name] = sides | {"expected_on_new_cases": expected}
@@ -316,10 +314,10 @@ def _how(cases: int, patients: int, unit: str) -> dict[str, str]:
         "temperature": f"fitted to the {voxels} of all bands together; scores after are cross-fitted: {halves}",
         "band": f"within {usual_radius([1.0]):g} {unit}{two} of a true border",
         "voxels": f"at most {VOXELS} of a case and region, chosen at random; scores are means over cases",
-        "intervals": f"split conformal, relative to the {size}; {several}coverage {halves}"
+        "intervals": f"split conformal: {size}s of the masks of two other thresholds; {several}coverage {halves}"
         if patients >= HALVES
-        else f"split conformal, relative to the {size}; {several}too few patients for halves: each by all others, which says "
-        "how wide honest intervals are, and nothing of how often they are right",
+        else f"split conformal: {size}s of the masks of two other thresholds; {several}too few patients for halves: each by "
+        "all others, which says how wide honest intervals are, and nothing of how often they are right",
         "uncertainty_score": "1 minus the Dice that the probabilities of the draws expect of their mask, mean of classes",
         "doubt": "the former name of uncertainty_score",
         "threshold": f"the smallest uncertainty score above which at most {FRACTION:.0%} of these cases lie",

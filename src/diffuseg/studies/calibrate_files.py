@@ -54,7 +54,8 @@ def _interval_table(measured: Measured) -> Table:
         for side in ("raw", "widened"):
             share, n = Interval(**sides[side]["fraction"]), sides[side]["cases"]
             value = f"{share.text(2)} of {n}, mean width {_size(sides[side]['mean_width_ml'], measured.pictures)}"
-            rows.append((f"{name}: {'area' if measured.pictures else 'volume'} in the {side} {1 - ALPHA:.0%} interval", value))
+            size, kind = "area" if measured.pictures else "volume", {"widened": "calibrated"}.get(side, side)
+            rows.append((f"{name}: {size} in the {kind} {1 - ALPHA:.0%} interval", value))
     rows += [(title.format(learnt.fraction), measured.selective[name].text(4)) for name, title in REJECTION.items()]
     review = f"uncertainty score above which a case needs review (at most {learnt.fraction:.0%} do)"
     rows.append((review, f"{learnt.threshold:.4f}"))
@@ -66,7 +67,7 @@ def _interval_table(measured: Measured) -> Table:
         )
     lacking = [name for name in measured.coverage if name not in learnt.widening]
     if lacking:
-        notes.append(f"Too few cases to widen the intervals of {', '.join(lacking)}: {math.ceil(1 / ALPHA - 1)} are needed.")
+        notes.append(f"Too few cases to calibrate the intervals of {', '.join(lacking)}: {math.ceil(1 / ALPHA - 1)} are needed.")
     return text_table("Intervals and rejection", ("", "[95 %]"), rows, notes, right=False)
 
 
