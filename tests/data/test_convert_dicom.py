@@ -1,6 +1,7 @@
 """DICOM series with what is marked on them become a data set, voxel for voxel."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from diffuseg.errors import UserError
 from diffuseg.inference.dicom_seg import DicomOut, save_dicom
 from tests.data.dicom_phantom import ORIENTATIONS, Phantom, header, number, write, write_series
 from tests.inference.oracle import make_model
+from tests.train.tiny import call, refused
 
 CLASSES = {"background": 0, "near": 2, "far part": 5}
 
@@ -146,3 +148,25 @@ def test_two_accounts_of_one_structure_and_broken_objects_are_refused(tmp_path):
     (tmp_path / "in" / "marked_seg.dcm").write_bytes(raw[:-20])
     refused = convert(tmp_path / "in", tmp_path / "set")
     assert refused.exit_code == 2 and "marked_seg.dcm" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_folder_of_dicom_is_told_the_command_that_makes_a_data_set_of_it_and_the_command_does(tmp_path, command, monkeypatch):
+    write_series(tmp_path / "in")
+    mark(tmp_path / "in")
+    said = call(command, tmp_path / "in", *(("--out", tmp_path / "run") if command == "train" else ()))
+    assert said.exit_code == 2 and "folder of DICOM, no data set" in said.stderr, said.output
+    asked = shlex.split(said.stderr.split("`")[1])
+    monkeypatch.chdir(tmp_path)
+    made = call(*asked[1:], "--yes")
+    assert made.exit_code == 0 and [case.id for case in open_dataset(tmp_path / "in_dataset").cases], made.output
+    monkeypatch.chdir(tmp_path / "in")
+    inside = shlex.split(call(command, ".", *(("--out", "run") if command == "train" else ())).stderr.split("`")[1])
+    assert inside == ["diffuseg", "convert", ".", "--out", str(tmp_path / "in_dataset")], "beside the folder, not in it"
+
+
+def test_dicom_without_marks_is_no_data_set_and_can_be_predicted_as_it_is(tmp_path):
+    write_series(tmp_path / "in")
+    for options in ((), ("--images-only",)):
+        refused(call("convert", tmp_path / "in", "--out", tmp_path / "set", *options), "`diffuseg predict MODEL FOLDER` takes")
+    refused(call("convert", tmp_path / "in", "--out", tmp_path / "set"), "no DICOM SEG or RTSTRUCT is here")

@@ -9,7 +9,7 @@ import pytest
 from diffuseg.data.dataset import load_case, open_dataset
 from diffuseg.data.plan import fingerprint, make_plan
 from diffuseg.data.synthetic import make_dataset
-from diffuseg.data.world import PART, _say, larger_than_training, outside_training, training_fingerprint
+from diffuseg.data.world import PART, _say, far_from_training, larger_than_training, outside_training, training_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,23 @@ def test_an_image_that_shows_far_more_says_what_to_do_and_one_that_shows_less_do
     less = outside_training(ranges, replace(image, data=image.data[:, ::1, :4]), plan)
     assert any(fault.startswith("extent") for fault in less) and not any(PART in fault for fault in less)
     assert larger_than_training(ranges, image, plan) == [] == larger_than_training(None, whole, plan)
+
+
+def test_several_times_the_extent_and_other_units_are_far_and_twice_is_not(known):
+    plan, ranges, ((image, _), _) = known
+    sizes = lambda *times: replace(image, data=np.tile(image.data, (1, *times)))
+    scaled = lambda by: replace(image, affine=image.affine @ np.diag([by, 1, by, 1]))
+    lit = lambda by: replace(image, data=image.data + by * (image.data.max() - image.data.min()))
+    slab = replace(image, data=image.data[..., :3])
+    for near in (image, sizes(2, 1, 1), sizes(2, 2, 2), scaled(2.0), scaled(0.25), lit(1), slab):
+        assert far_from_training(ranges, near, plan) == [], near
+    thin = replace(image, affine=image.affine @ np.diag([0.1, 1, 1, 1]))
+    for other, says in ((sizes(1, 9, 1), "extent"), (scaled(1000.0), "spacing"), (thin, "spacing"), (lit(9), "percentile")):
+        far = far_from_training(ranges, other, plan)
+        assert far and all(fault.startswith(says) or says == "spacing" for fault in far), far
+        named = [fault.partition(" is ")[0] for fault in outside_training(ranges, other, plan)]
+        assert {fault.partition(" is ")[0] for fault in far} <= set(named), "what is far is outside too"
+    assert far_from_training(None, sizes(9, 9, 9), plan) == []
 
 
 def test_of_a_picture_without_a_scale_sizes_are_pixels():

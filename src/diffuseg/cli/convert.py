@@ -58,6 +58,7 @@ def convert(
     _refuse_idle(of_names if pairs else {}, "--pairs says which files belong together")
     wishes = Wishes(_split(labels), read_colours(colours) if colours else None, threshold, _spacing(spacing))
     if images_only:
+        _refuse_dicom(source)
         pairing = only_images(source)
     elif pairs:
         pairing = read_pairs(pairs, source)
@@ -111,6 +112,16 @@ def _paired(source: Path, annotations: Path | None, labels: str, channels: str, 
         _refuse_idle(by_name, "DICOM says what belongs to which series")
         return pair_dicom(source, [part.partition("=")[0] for part in _split(labels)])
     return pair(source, _split(channels), several.value if several else None)
+
+
+def _refuse_dicom(source: Path) -> None:
+    """Refuse DICOM of which images alone are asked for: nothing has to be made of them."""
+    from diffuseg.data.convert.dicom import AS_IT_IS
+    from diffuseg.data.convert.pairing import find_files
+    from diffuseg.data.dicom import holds_series
+
+    if holds_series(source) and not (source.is_dir() and find_files(source)):
+        raise UserError("--images-only is for other images than DICOM", file=source, do=AS_IT_IS)
 
 
 def _has_arrays(pairing: "Pairing") -> bool:

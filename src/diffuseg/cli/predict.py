@@ -95,6 +95,7 @@ MagnificationOption = Annotated[
     float | None, typer.Option(help="Of whole slides: at which they are read, such as 20.", show_default="as the model's plan")
 ]
 MppOption = Annotated[float | None, typer.Option(help="The same in micrometres per pixel.", show_default="as the model's plan")]
+Anyway = Annotated[bool, typer.Option("--anyway", help="Also segment images far outside of the training, without calibration.")]
 AllTiles = Annotated[bool, typer.Option("--all-tiles", help="Of whole slides: segment the glass too, not the tissue alone.")]
 ShardOption = Annotated[
     str | None,
@@ -152,6 +153,7 @@ def predict(
     mpp: MppOption = None,
     all_tiles: AllTiles = False,
     shard: ShardOption = None,
+    anyway: Anyway = False,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     import_nibabel_alone()
@@ -165,17 +167,16 @@ def predict(
     share = read_share(shard, overwrite)
     options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror,
         postprocess=not no_postprocess, region=region, overlap=overlap, magnification=magnification, mpp=mpp,
-        all_tiles=all_tiles)  # fmt: skip
+        all_tiles=all_tiles, anyway=anyway)  # fmt: skip
     models, inputs = models_and_inputs([model, *map(str, inputs)])
     refuse_missing(inputs)
     loaded = load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
     _announce(loaded, options, share)
-    dicom = _dicom_out(loaded, dicom_out, codes)
     with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
         told = Callbacks(bars.case, bars.draw, lambda case, record: bars.say(_found(case, record)), _shout)
         result = predict_folder(
             loaded, inputs, out, options, overwrite, probabilities=not no_prob, prob_dtype=prob_dtype.value,
-            series=series or (), dicom=dicom, share=share, callbacks=told,
+            series=series or (), dicom=_dicom_out(loaded, dicom_out, codes), share=share, callbacks=told,
         )  # fmt: skip
     _end(loaded, result, out, share)
 
@@ -246,8 +247,9 @@ def tell(result: "FolderResult", out: Path) -> None:
 
 def _shout(case: str, faults: list[str]) -> None:
     """Before minutes of work on an image that is not what the model was made for."""
-    what = "is far larger than the images of the training: this takes long, and its mask may mean nothing"
-    complain(f"Warning: {case} {what}. {'; '.join(faults)}. Ctrl-C stops it")
+    large = any(fault.startswith("extent") for fault in faults)
+    what = "larger than the images of the training: this takes long, and" if large else "far outside of the training:"
+    complain(f"Warning: {case} is {what} its mask may mean nothing. {'; '.join(faults)}. Ctrl-C stops it")
 
 
 def _found(case: str, record: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ def serve(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
     no_prob: Annotated[bool, typer.Option("--no-prob", help="As in predict.")] = False,
     prob_dtype: Annotated[ProbType, typer.Option(help="As in predict.")] = ProbType.float32,
+    anyway: Annotated[bool, typer.Option("--anyway", help="As in predict.")] = False,
 ) -> None:
     """Keep a model loaded and segment images that are sent to it over HTTP, on this machine alone.
 
@@ -36,7 +37,7 @@ def serve(
     from diffuseg.loopback import serve as answer
 
     loaded = load_models([path for name in model for path in model_paths(name)], device)
-    options = SamplingOptions(draws, steps, sampler, seed, fuse.value)
+    options = SamplingOptions(draws, steps, sampler, seed, fuse.value, anyway=anyway)
     server, address = open_service(Served(loaded, options, folder, not no_prob, prob_dtype.value), port)
 
     def ready() -> None:

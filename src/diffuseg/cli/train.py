@@ -1,5 +1,6 @@
 """Commands about a training: `train`, `audit`."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,7 @@ def train(
     labels: Labels = None,
     fold: Fold = "0",
     plan: Annotated[Path | None, typer.Option(help="An edited plan.", show_default="made from the data")] = None,
-    max_minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop after this time, reading the cases included.")] = None,
     steps: Annotated[int | None, typer.Option(help="Stop after so many steps.", show_default="the plan's")] = None,
     preset: Annotated[str | None, typer.Option(help="Settings of a paper, such as cdal/as_released.")] = None,
     set_: Annotated[
@@ -66,6 +67,7 @@ def train(
     profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
 ) -> None:
     """Train a method on one fold; under torchrun the same command trains on several GPUs and nodes."""
+    started = time.monotonic()  # before PyTorch is imported
     from diffuseg.train.loop import TrainSettings
     from diffuseg.train.loop import train as run
 
@@ -76,7 +78,7 @@ def train(
     )  # fmt: skip
     with timing.profile(typer.echo if profile else None):
         if fold != ALL:
-            typer.echo(f"best checkpoint: {run(settings)}")
+            typer.echo(f"best checkpoint: {run(settings, started)}")
             return
         from diffuseg.train.folds import train_folds
 

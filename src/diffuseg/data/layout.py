@@ -181,9 +181,14 @@ def read_json(path: Path) -> Any:
 def _no_dataset(folder: Path) -> UserError:
     """What to do about a folder without dataset.json; one of images and masks can be made a data set."""
     names = [name.lower() for _, _, found in itertools.islice(os.walk(folder), 1000) for name in found]
-    if any(name.endswith(ENDINGS + CONVERTED) for name in names) or holds_dicom(folder):
-        command = f"diffuseg convert {shlex.quote(str(folder))} --out {shlex.quote(f'{folder.resolve().name}_dataset')}"
+    out = Path(f"{folder.resolve().name}_dataset")
+    if out.resolve().is_relative_to(folder.resolve()):  # the command is given in the folder itself, which is left as it is
+        out = folder.resolve().with_name(out.name)
+    command = f"diffuseg convert {shlex.quote(str(folder))} --out {shlex.quote(str(out))}"
+    if any(name.endswith(ENDINGS + CONVERTED) for name in names):
         do = f"This is a folder of images, no data set: `{command}` makes one"
+    elif holds_dicom(folder):
+        do = f"This is a folder of DICOM, no data set: `{command}` makes one of its series and the SEG or RTSTRUCT with them"
     else:
         do = "A data set has dataset.json, imagesTr/<case>_0000.nii.gz and labelsTr/<case>.nii.gz"
     return UserError("no such file", file=folder / "dataset.json", do=do)

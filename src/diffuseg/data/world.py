@@ -25,6 +25,9 @@ RATIO = 1.25  # by which spacing and extent may always differ
 VOLUME_RATIO = 2.0  # by which volumes may always differ
 POSITION = 0.08  # by which a percentile may always be elsewhere between the first and the last
 PART = "give the part that images of the training show: --region, or a cropped file"
+FAR_EXTENT = 3.0  # times the largest extent of the training: from there on an image is far outside of it
+FAR_SPACING = 5.0  # times the largest spacing, or a part of the smallest
+FAR_INTENSITY = 3.0  # times the contrast of the training images, by which an intensity with a meaning of its own lies outside
 CONTRAST = 0.15  # of the contrast of the training images, by which their intensities may always differ
 
 
@@ -179,6 +182,42 @@ def larger_than_training(fingerprint: dict[str, Any] | None, image: Image, plan:
     return extents if any(PART in fault for fault in extents) else []
 
 
+def far_from_training(fingerprint: dict[str, Any] | None, image: Image, plan: Plan) -> list[str]:
+    """In what an image is so far outside of the training that no mask of it means anything, each with its figures.
+
+    Smaller extents are not: a part of what the training images show is still of their kind.
+
+    Args:
+        fingerprint: Of the training, from a checkpoint's header; None: there is none.
+        image: As in its file.
+        plan: Of the model.
+    """
+    if not fingerprint or not fingerprint.get("ranges"):
+        return []
+    ranges = fingerprint["ranges"]
+    numbers = {name: value for name, value in measure(image, plan).items() if name in ranges and _far(name, value, ranges)}
+    return [_say(name, value, ranges[name], _is_picture(image)) for name, value in numbers.items()]
+
+
+def _far(name: str, value: float, ranges: dict[str, list[float]]) -> bool:
+    """Whether one number is far outside; positions and levels, which have no scale, never are."""
+    low, high = ranges[name]
+    if name.startswith("extent"):
+        return value > FAR_EXTENT * high
+    if name.startswith("spacing"):
+        return not low / FAR_SPACING <= value <= FAR_SPACING * high
+    if name.startswith("percentile"):
+        reach = FAR_INTENSITY * _contrast(name, ranges)
+        return not low - reach <= value <= high + reach
+    return False
+
+
+def _contrast(name: str, ranges: dict[str, list[float]]) -> float:
+    """Between the darkest and the brightest of the training images, in the channel of a percentile."""
+    channel = name.partition(" of ")[2]
+    return ranges[f"percentile 99 of {channel}"][1] - ranges[f"percentile 1 of {channel}"][0]
+
+
 def _faults(numbers: dict[str, float], fingerprint: dict[str, Any], picture: bool) -> list[str]:
     """What of the numbers lies outside; the last extent says what to do, where the image shows more than the training."""
     ranges, few, faults, larger = fingerprint["ranges"], _widened(fingerprint), [], 0
@@ -208,9 +247,7 @@ def _within(name: str, value: float, ranges: dict[str, list[float]], few: float)
     if name.startswith(("position", "level")):
         margin = max(margin, POSITION * few)
     else:
-        channel = name.partition(" of ")[2]
-        contrast = ranges[f"percentile 99 of {channel}"][1] - ranges[f"percentile 1 of {channel}"][0]
-        margin = max(MARGIN * (high - low), CONTRAST * contrast)
+        margin = max(MARGIN * (high - low), CONTRAST * _contrast(name, ranges))
     return low - margin <= value <= high + margin
 
 

@@ -25,6 +25,7 @@ from diffuseg.inference.postprocessing import postprocessing_of
 from diffuseg.inference.prediction import ending_for, save
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.inference.series import dicom_cases
+from diffuseg.inference.unlike import far_outside
 from diffuseg.inference.worklist import Share, turns
 from diffuseg.text import few, pluralize
 
@@ -96,7 +97,7 @@ class Callbacks:
 
     on_case  (case, number, cases) before each case; on_draw: (done, draws) after each draw
     on_done  (case, record) after each case that was finished now
-    on_large (case, in what) before the draws of a case that is far larger than those of the training
+    on_large (case, in what) before the draws of a case that is larger than those of the training, or far outside of it
     """
 
     on_case: Callable[[str, int, int], None] = lambda case, number, cases: None
@@ -168,15 +169,13 @@ def predict_folder(
 
 
 def _read(model: Model, case: str, paths: Sequence[Path | Stack], options: SamplingOptions, callbacks: Callbacks) -> ReadCase:
-    """A case, named before its draws where it is far larger than those of the training and is to be segmented whole."""
+    """A case, named before its draws where these take long, or where it is far outside of the training and not refused."""
     read = model.read(paths, **options.scale)
-    larger = (
-        []
-        if isinstance(read.image.header, Slide)
-        else larger_than_training(model.meta.get("fingerprint"), read.image, model.plan)
-    )
-    if larger and options.region is None:
-        callbacks.on_large(case, larger)
+    far = far_outside(model.meta, model.plan, read.image, options.region)
+    whole = options.region is None and not isinstance(read.image.header, Slide)
+    said = far or (larger_than_training(model.meta.get("fingerprint"), read.image, model.plan) if whole else [])
+    if said and (options.anyway or not far):
+        callbacks.on_large(case, said)
     return read
 
 
@@ -298,6 +297,8 @@ def _changed(model: Model, before: dict[str, Any], settings: dict[str, Any]) -> 
     """In what a finished case differs from what it would be now: weights, settings, and what was learnt about the weights."""
     applied = {"calibration": calibration_of(before), "postprocessing": postprocessing_of(before)}
     now, then = settings | model.learnt(settings), before | applied
+    if before.get("anyway"):  # no calibration is applied to such an image, whatever the model has
+        then["calibration"] = now["calibration"]
     files = model.file_hashes
     if "saliency_calibration" in now and "saliency_calibration" not in before:  # an earlier version: known by its file alone
         then["saliency_calibration"], files = now["saliency_calibration"], files[:1]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from diffuseg.blocks import all_finite, largest, take
 from diffuseg.checkpoint import image_digest, known_as, load_checkpoint, seen_in, versions
@@ -22,9 +23,8 @@ from diffuseg.data.given import Kind, paths_of, receive
 from diffuseg.data.io import read_slide, sources
 from diffuseg.data.plan import Plan
 from diffuseg.data.region import region_name
-from diffuseg.data.slides import Scale, Slide, is_slide
+from diffuseg.data.slides import Scale, is_slide
 from diffuseg.data.transforms import GridTransform, maps_to_native
-from diffuseg.data.world import outside_training
 from diffuseg.device import Precision, choose_device, choose_precision
 from diffuseg.diffusion.samplers import timesteps
 from diffuseg.errors import UserError
@@ -38,6 +38,7 @@ from diffuseg.inference.prediction import Prediction
 from diffuseg.inference.provenance import cost, grid, region_record, scores, slide_record, volumes
 from diffuseg.inference.recorder import DrawRecorder
 from diffuseg.inference.sampling import SCALE, ImageDraws, SamplingOptions, Turn, mirrors, options_of, prepare
+from diffuseg.inference.unlike import far_outside, refuse_far, uncalibrated, unlike_training
 from diffuseg.methods import Method
 from diffuseg.methods.tiles import OVERLAP
 from diffuseg.text import did_you_mean, pluralize
@@ -216,13 +217,16 @@ class Model:
             changes: Fields of `SamplingOptions`, in place of those of `options`.
 
         Raises:
-            UserError: What `settings` refuses, an image that cannot be read, or with other channels or axes than the model's.
+            UserError: What `settings` refuses, an image that cannot be read, or with other channels or axes than the model's,
+                and, without `anyway`, one that is far outside of the training.
         """
         started = time.monotonic()
         asked = options_of(options, changes)
         options = self.resolve(asked)
         case = image if isinstance(image, ReadCase) else self.read(image, affine=affine, spacing=spacing, **options.scale)
         image, digests = case.image, case.digests
+        far = far_outside(self.meta, self.plan, image, options.region)
+        refuse_far([] if options.anyway else far, image)
         draws = self.prepare(image, options)
         ensemble, fused, recorder = self._collect(draws, options, on_draw)
         uncertainty = _uncertainty(ensemble, draws.transform)
@@ -233,18 +237,27 @@ class Model:
         record = self.settings(options) | recorder.record() | scores(self.plan, ensemble, probability, chosen)
         chosen, cleaned = apply_postprocessing(self.postprocessing, chosen, self.plan.names, record)
         record = volumes(self.plan, chosen, probability, image, draws.transform, ensemble) | record | cleaned
-        if calibrate and self.calibration is not None:
-            probability = apply_calibration(self.calibration, probability, record, image.voxel_ml)
         if calibrate:
-            contain(record, image.voxel_ml * math.prod(image.shape))
+            probability = self._calibrated(probability, image, record, far)
         mask = take(self._values(), chosen)
         if options.region is not None:
             record |= region_record(draws.transform, record["volume_note"])
-        record |= self._unlike_training(image, record, mask) | slide_record(image, draws, record["volume_note"])
-        record |= self._origin(image, draws, digests) | {"image_digests": digests}
-        record |= {"recommended": self.recommended(asked) is not None} | cost(draws)
+        record |= unlike_training(self.meta, self.plan, image, record, mask, far)
+        record |= slide_record(image, draws, record["volume_note"]) | self._origin(image, draws, digests)
+        record |= {"image_digests": digests, "recommended": self.recommended(asked) is not None} | cost(draws)
         record["seconds"] = round(time.monotonic() - started, 2)
         return Prediction(mask, probability, uncertainty, image, record, recorder.draws, recorder.steps, case.kind)
+
+    def _calibrated(
+        self, probability: Float[np.ndarray, "k *s"], image: Image, record: dict[str, Any], far: Sequence[str]
+    ) -> Float[np.ndarray, "k *s"]:
+        """Probabilities and intervals as the model's calibration has them; raw, of an image far outside of the training."""
+        if far:
+            record |= uncalibrated(far, record)
+        elif self.calibration is not None:
+            probability = apply_calibration(self.calibration, probability, record, image.voxel_ml)
+        contain(record, image.voxel_ml * math.prod(image.shape))
+        return probability
 
     def _collect(
         self, draws: ImageDraws, options: SamplingOptions, on_draw: Callable[[int, int], None] | None
@@ -339,15 +352,6 @@ class Model:
             }
             | ({"members": self.meta["members"]} if self.members else {})
         )
-
-    def _unlike_training(self, image: Image, record: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
-        """In what image and volumes are unlike all training cases; then the case needs review, however sure the draws are."""
-        if isinstance(image.header, Slide):
-            return {}  # a slide with its glass is like no picture that was cut out of one
-        volume_ml = {} if "region" in record else record["volume_ml"]  # of a part it may be anything
-        faults = outside_training(self.meta.get("fingerprint"), image, self.plan, volume_ml, mask)
-        faults = [fault for fault in faults if not ("region" in record and fault.startswith("extent"))]
-        return {"outside_training": faults, "needs_review": True, "look_at": True} if faults else {}
 
     def _refuse_slides(self, files: Sequence[Path | Stack]) -> None:
         """Refuse a slide of which this model can make nothing, before it is read."""

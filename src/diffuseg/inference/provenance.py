@@ -59,7 +59,7 @@ def volumes(
 def amounts(record: dict[str, Any]) -> list[str]:
     """The foreground classes of a record as text: "head 1.21 ml [1.10, 1.32]"; of pictures in mm2, or pixels without a scale.
 
-    The interval is left out where a single draw makes it a point.
+    The interval is left out where a single draw makes it a point, and called raw where a calibration was not applied.
     """
     ends = record.get("volume_ml_90", {})
     scale, unit = size_unit(record)
@@ -68,9 +68,14 @@ def amounts(record: dict[str, Any]) -> list[str]:
     for name, ml in record["volume_ml"].items():
         low, high = (f"{scale * end:{style}}" for end in ends.get(name, (ml, ml)))
         size = f"{scale * ml:{style}}"
-        spread = "" if record["draws"] == 1 and low == high else f" [{low}, {high}]"
+        spread = "" if record["draws"] == 1 and low == high else f" [{low}, {high}]{' raw' if is_raw(record) else ''}"
         found.append(f"{name} {size} {unit}{spread}")
     return found
+
+
+def is_raw(record: dict[str, Any]) -> bool:
+    """Whether the intervals of a record are those of the draws, as its calibration was not applied."""
+    return (record.get("calibration") or {}).get("applied") is False
 
 
 def size_unit(record: dict[str, Any]) -> tuple[float, str]:

@@ -67,6 +67,7 @@ class SamplingOptions:
         mpp: The same in micrometres per pixel.
         all_tiles: Segment the glass of a whole slide too, which else is background.
         overlap: Of neighbouring tiles at least, as a share of the patch, in [0, 0.9]; None: `diffuseg.methods.tiles.OVERLAP`.
+        anyway: Segment an image that is far outside of the training too, without the model's calibration.
     """
 
     draws: int | None = None
@@ -85,6 +86,7 @@ class SamplingOptions:
     mpp: int | float | None = None
     all_tiles: bool = False
     overlap: int | float | None = None
+    anyway: bool = False
 
     @property
     def scale(self) -> dict[str, int | float | None]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffuseg.drawing import View, colours_of, figure_of, png_of
 from diffuseg.errors import UserError
+from diffuseg.inference.provenance import is_raw
 from diffuseg.text import pluralize
 from diffuseg.types import Image
 
@@ -27,7 +28,10 @@ class Shown(Protocol):
 
 
 def volume_rows(prediction: Shown) -> list[tuple[str, str, str]]:
-    """Class, volume and 90 % interval as text: ml of volumes, of pictures pixels, or mm² where they have a spacing."""
+    """Class, volume and 90 % interval as text: ml of volumes, of pictures pixels, or mm² where they have a spacing.
+
+    Intervals are called raw where a calibration was not applied.
+    """
     record, image = prediction.provenance, prediction.image
     unit, factor, digits = "ml", 1.0, 3
     if image.dims == 2:
@@ -35,7 +39,7 @@ def volume_rows(prediction: Shown) -> list[tuple[str, str, str]]:
     rows = []
     for name, volume in record.get("volume_ml", {}).items():
         low, high = (f"{end * factor:.{digits}f}" for end in record["volume_ml_90"][name])
-        rows.append((name, f"{volume * factor:.{digits}f} {unit}", f"{low} to {high}"))
+        rows.append((name, f"{volume * factor:.{digits}f} {unit}", f"{low} to {high}{' raw' if is_raw(record) else ''}"))
     return rows
 
 

@@ -174,7 +174,7 @@ def _score_cases(
 
 def _score_case(model: Model, image: Image, truth: np.ndarray, raters: np.ndarray, options: SamplingOptions) -> CaseScores:
     """One case without any calibration; probabilities against each rater's voxels and border."""
-    p = model.predict(image, options, calibrate=False, postprocess=False)
+    p = model.predict(image, options, calibrate=False, postprocess=False, anyway=True)
     classes = {name: k for k, name in enumerate(model.plan.names) if k}
     everywhere = np.ones(truth.shape, bool)
     wheres = {"image": [everywhere] * len(raters), "band": [band(rater, image.steps) for rater in raters]}

@@ -57,7 +57,8 @@ def cross_validate(
         raise UserError(f"there is no {name} here", file=run, do="Give a finished run, or a folder with fold_0, fold_1, ...")
     headers = [(file, read_meta(file)) for file in files]
     refuse_other_kinds(headers)
-    options = replace(options or SamplingOptions(), postprocess=False)  # rules were learnt on the very cases
+    options = replace(options or SamplingOptions(), postprocess=False, anyway=True)
+    # Rules were learnt on the very cases. A fold may lack a kind of image that the data set has.
     data = open_dataset(dataset, masks=False)
     chosen: dict[str, Path] = {}
     for file, meta in headers:

@@ -160,7 +160,7 @@ def measure_curve(
         raise UserError(what, file=folder, do="Take more cases (--cases) or another fold (--fold).")
     timed = sorted(cases, key=voxels.__getitem__)[len(cases) // 2]
     image = source.whole(timed).native
-    model.predict(image, options, draws=1, steps=1)  # what only the first call costs
+    model.predict(image, options, draws=1, steps=1, anyway=True)  # what only the first call costs
     points = [_point(model, image, setting, qualities[key], groups) for key, setting in settings.items()]
     sampler = str(settings[steps[0], draws[0]].sampler)
     where = (dataset.name, fold, cases, sampler, options.seed, timed, str(model.device), model.precision.reason)
@@ -235,7 +235,7 @@ def peak_of(work: Callable[[], Any], device: torch.device) -> tuple[float, float
 def _point(model: Model, image: Image, options: SamplingOptions, qualities: list[Quality], groups: list[str]) -> Point:
     """The mean quality of a setting, and what one image costs."""
     assert options.steps is not None and options.draws is not None and options.sampler is not None
-    seconds, memory = peak_of(lambda: model.predict(image, options), model.device)
+    seconds, memory = peak_of(lambda: model.predict(image, options, anyway=True), model.device)
     overlap, likelihood, squares, agreements = zip(*qualities, strict=True)
     truth, other, gaps = zip(*agreements, strict=True)
     evaluations = model.method.evaluations(options.sampler, options.steps) * options.draws

@@ -141,7 +141,7 @@ def candidates(names: Sequence[str]) -> Iterator[Rule]:
 
 def _masks(model: Model, image: Image, masks: Image, options: SamplingOptions) -> _Masks:
     truth = class_indices(replace(masks, data=fuse_raters(masks.data)[None]), model.plan)
-    mask = model.predict(image, options, calibrate=False).mask
+    mask = model.predict(image, options, calibrate=False, anyway=True).mask
     predicted = np.searchsorted(sorted(model.plan.labels.values()), mask)
     box = ndimage.find_objects(((predicted > 0) | (truth > 0)).astype(np.uint8))
     part = box[0] if box else (slice(0, 1),) * truth.ndim

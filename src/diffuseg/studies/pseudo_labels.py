@@ -138,7 +138,7 @@ def _label_case(
     model: Model, dataset: Dataset, case: Case, label: str | None, out: Path, min_confidence: float, options: SamplingOptions
 ) -> PseudoLabel:
     given = label if model.method.supervision == "image_label" else None
-    prediction = model.predict(case.images, replace(options, label=given), calibrate=False)
+    prediction = model.predict(case.images, replace(options, label=given, anyway=True), calibrate=False)
     record = prediction.provenance
     shown = label or record.get("image_label", {}).get("label") or _largest(prediction.mask, dataset)
     value = dataset.labels[shown]
@@ -146,6 +146,8 @@ def _label_case(
     confidence = 1 - record["uncertainty_score"] if record["draws"] == 1 else record["agreement"].get(shown)
     empty = not (mask == value).any()
     confidence, kept, reason = decide(value == 0, label is not None, empty, confidence, min_confidence)
+    if record.get("anyway") and kept and value:
+        kept, reason = False, "the image is far outside of the training"
     if kept:
         ending = ending_for(case.images[0])
         (out / "imagesTr").mkdir(parents=True, exist_ok=True)

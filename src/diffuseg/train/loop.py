@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from diffuseg.checkpoint import save_checkpoint
 from diffuseg.errors import UserError
 from diffuseg.inference.saliency_calibration import calibrate_checkpoints
+from diffuseg.pulse import duration
 from diffuseg.text import pluralize
 from diffuseg.timing import timed
 from diffuseg.train.interrupt import Interrupt, Stopped
@@ -35,8 +37,12 @@ SAVE_SECONDS = 300  # between resume points, where that many steps take longer
 __all__ = ["TrainConfig", "TrainSettings", "step", "train"]
 
 
-def train(settings: TrainSettings) -> Path:
+def train(settings: TrainSettings, started: float | None = None) -> Path:
     """Train one method on one fold. A signal (Ctrl-C, SIGTERM) stops it after the step or the tile under way, and it saves.
+
+    Args:
+        settings: What to train, on what, and for how long.
+        started: From when on max_minutes count, by `time.monotonic`; None: from now on.
 
     Returns:
         The checkpoint that validated best.
@@ -46,7 +52,8 @@ def train(settings: TrainSettings) -> Path:
             --resume), or none (with it); --resume with other settings than the run was started with.
         KeyboardInterrupt: it was stopped by Ctrl-C; `Terminated` if by SIGTERM.
     """
-    state = set_up(settings)
+    started = time.monotonic() if started is None else started
+    state = set_up(settings, lambda text: Console().print(text, highlight=False, markup=False, soft_wrap=True))
     resume_file = settings.out / "resume.safetensors"
     if settings.resume and resume_file.exists():
         _restore(state, load_state(resume_file, state.method, state.average, state.optimisers))
@@ -56,7 +63,7 @@ def train(settings: TrainSettings) -> Path:
         progress.note(f"{settings.method} on {state.processes.device}, {state.precision.reason}")
         _announce(state, progress)
         try:
-            stopped = _train(state, progress, resume_file)
+            stopped = _train(state, progress, resume_file, started)
         except UserError as fault:
             remember_unread(settings, fault.file)
             raise
@@ -68,7 +75,8 @@ def train(settings: TrainSettings) -> Path:
             _calibrate_saliency(state, progress)
         if not state.patient:
             progress.note(f"stopped early, at step {state.step}: no better one in {pluralize(state.waiting, 'validation')}")
-        progress.note(f"best validation score {state.best:.4f}; waited {100 * _waited(state):.0f} % of the time for data")
+        waited = f"; waited {100 * _waited(state):.0f} % of the time for data" if state.batches.total else ""
+        progress.note(f"best validation score {state.best:.4f}{waited}")
         if state.step < state.config.warmup:
             done = pluralize(state.step, "step was", "steps were")
             few = f"only {done} done, fewer than the {state.config.warmup} over which the learning rate rises"
@@ -79,6 +87,7 @@ def train(settings: TrainSettings) -> Path:
 def _restore(state: TrainState, scalars: dict[str, Any]) -> None:
     """Go on where the run was; runs of earlier versions say less."""
     state.step, state.seconds, state.best = scalars["step"], scalars["seconds"], scalars["best"]
+    state.prepared = scalars.get("prepared", 0.0)
     best = state.settings.out / "best.safetensors"
     if math.isfinite(state.best) and not best.exists():
         do = "Put it back, or train in another --out"
@@ -114,24 +123,27 @@ def _calibrate_saliency(state: TrainState, progress: Progress) -> None:
         progress.warn("saliency of training images without the object is not positive; each image gets a threshold of its own")
 
 
-def _train(state: TrainState, progress: Progress, resume_file: Path) -> KeyboardInterrupt | None:
+def _train(state: TrainState, progress: Progress, resume_file: Path, begun: float) -> KeyboardInterrupt | None:
     """Train the steps that are left; returns what stopped them early, None where they are done."""
     processes = state.processes
+    over = state.seconds + state.prepared >= _minutes(state)  # a finished run that is resumed
     started, before, saved = time.monotonic(), state.seconds, state.seconds
+    if not over:
+        _count_preparation(state, progress, started - begun)
     limit = _limit(state)
     with Interrupt(_announce_stop if processes.is_first else lambda: None) as interrupt:
         if state.due and not _validate(state, progress, interrupt):
             return interrupt.error
-        if state.seconds >= limit or not state.patient:
-            return None  # a finished run that is resumed
+        if over or not state.patient:
+            return None
         for batch in state.batches.iterate(state.step, state.steps, processes.rank, processes.world_size):
             done = max(state.step / state.steps, state.seconds / limit)
             log = step(state, batch.to(processes.device), done)
             state.step += 1
             state.seconds = before + time.monotonic() - started
             # Clocks differ between processes: that of the first one counts.
-            flags = (state.seconds >= limit, interrupt.requested, _is_due(state, done, limit))
-            out_of_time, stopped, due = processes.broadcast(flags)
+            flags = (state.seconds, state.seconds >= limit, interrupt.requested, _is_due(state, done, limit))
+            state.seconds, out_of_time, stopped, due = processes.broadcast(flags)
             last = state.step == state.steps or out_of_time
             state.due = due or last
             # The first step and every so many from there: even turns, as those of rare phases are.
@@ -148,9 +160,23 @@ def _train(state: TrainState, progress: Progress, resume_file: Path) -> Keyboard
     return None
 
 
-def _limit(state: TrainState) -> float:
-    """Seconds that the training may take."""
+def _count_preparation(state: TrainState, progress: Progress, seconds: float) -> None:
+    """Add to a training by the clock what came before the first step of this sitting, and say so where nothing is left."""
+    state.prepared += state.processes.broadcast(seconds)
+    progress.prepared, minutes = state.prepared, _minutes(state)
+    if state.seconds + state.prepared >= minutes:
+        took = f"reading the cases took {duration(seconds)}, and --max-minutes are {duration(minutes)}"
+        progress.warn(f"{took}: one step is made and saved. Give it more time.")
+
+
+def _minutes(state: TrainState) -> float:
+    """Seconds that the command may take, with its preparation."""
     return math.inf if state.settings.max_minutes is None else 60 * state.settings.max_minutes
+
+
+def _limit(state: TrainState) -> float:
+    """Seconds that the steps and validations of the training may take; one step is always made."""
+    return max(_minutes(state) - state.prepared, 1e-3)
 
 
 def _is_due(state: TrainState, done: float, limit: float) -> bool:
@@ -284,7 +310,7 @@ def _result(state: TrainState, progress: Progress, interrupt: Interrupt) -> Resu
             result = validate(state.average, state.batches, replace(state.validation, on_case=progress.validating))
     except Stopped:
         return None
-    if math.isfinite(_limit(state)) and state.bounds is None:  # from now on always the same cases
+    if math.isfinite(_minutes(state)) and state.bounds is None:  # from now on always the same cases
         chosen = state.validation.chosen[: result.cases]
         if len(chosen) < len(state.validation.chosen):
             state.validation = replace(state.validation, only=tuple(chosen))
@@ -295,9 +321,9 @@ def _result(state: TrainState, progress: Progress, interrupt: Interrupt) -> Resu
 
 def _bound(state: TrainState, progress: Progress) -> None:
     """Before the first validation of a training by the clock: what it can afford. With --steps the clock decides nothing."""
-    if math.isinf(_limit(state)) or state.bounds is not None:
+    if math.isinf(_minutes(state)) or state.bounds is not None:
         return
-    seconds = ONE_VALIDATION * _limit(state)
+    seconds = ONE_VALIDATION * _minutes(state)
     state.validation = bounded(state.validation, state.average, state.batches, seconds)
     if state.validation.bounds():
         cost = f"to look at more would take longer than {seconds:.0f} s, a sixteenth of the time"
@@ -313,7 +339,7 @@ def _save(state: TrainState, progress: Progress, resume_file: Path, finished: bo
     """What --resume goes on from, and the average weights as they are now."""
     if state.processes.is_first:
         progress.write()  # first: a kill must not leave a state that is ahead of its log
-        scalars = {"step": state.step, "seconds": state.seconds, "best": state.best}
+        scalars = {"step": state.step, "seconds": state.seconds, "prepared": state.prepared, "best": state.best}
         scalars |= {"waiting": state.waiting, "due": state.due, "bounds": state.bounds}
         save_state(resume_file, state.method, state.average, state.optimisers, scalars)
         save_checkpoint(state.settings.out / "last.safetensors", state.average, _meta(state) | {"finished": finished})
@@ -321,4 +347,4 @@ def _save(state: TrainState, progress: Progress, resume_file: Path, finished: bo
 
 def _waited(state: TrainState) -> float:
     """Share of the time that was spent waiting for batches."""
-    return state.batches.waited / max(state.batches.total, 1e-9)
+    return min(state.batches.waited / state.batches.total, 1.0)  # a last wait has no step behind it

@@ -56,6 +56,7 @@ class Progress:
         self.task = self.bar.add_task("training", total=total, completed=kept[0] if minutes is None else 0, count="")
         self.saliency_task: Any = None
         self.pulse, self.tiles, self.written = Pulse(), Pulse(), 0.0
+        self.prepared = 0.0  # seconds before the first step, which count where the training goes by the clock
         self.rows: list[dict[str, Any]] = _read(out / "log.csv", *kept) if shown else []
         self.loggers = loggers
 
@@ -101,8 +102,8 @@ class Progress:
             if len(self.rows) == 1 or seconds - self.written >= WRITTEN:
                 self.written = seconds
                 self.write()
-        done, total = (step, self.steps) if self.minutes is None else (seconds, 60 * self.minutes)
-        count = f"{step}/{self.steps} steps" if self.minutes is None else f"{duration(seconds)} of {duration(total)} time"
+        done, total = (step, self.steps) if self.minutes is None else (seconds + self.prepared, 60 * self.minutes)
+        count = f"{step}/{self.steps} steps" if self.minutes is None else f"{duration(done)} of {duration(total)} time"
         self.bar.below = self._state()
         self.bar.update(self.task, completed=done, count=count)
         if not self.live and self.pulse.due(share := min(done / total, 1.0)):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from diffuseg.inference.checkpoints import model_file
 from diffuseg.inference.dicom_codes import check_codes, read_codes
 from diffuseg.methods import METHODS, Method
 from diffuseg.methods.presets import PRESETS, method_of, preset_of
-from diffuseg.text import did_you_mean, nearest
+from diffuseg.text import did_you_mean, nearest, pluralize
 from diffuseg.train.compiled import compile_networks
 from diffuseg.train.distributed import Processes, join_processes
 from diffuseg.train.finetune import history, start_from
@@ -36,7 +37,8 @@ from diffuseg.train.validate import Validation
 class TrainState:
     """A training under way.
 
-    seconds     of wall time, with those of earlier sittings
+    seconds     of wall time, with those of earlier sittings, from the first step of each
+    prepared    seconds before the first steps, of all sittings; they count where the training goes by the clock
     validating  seconds of this sitting that went into validations
     best        validation score so far
     waiting     validations since that one
@@ -60,6 +62,7 @@ class TrainState:
     steps: int
     step: int = 0
     seconds: float = 0.0
+    prepared: float = 0.0
     validating: float = 0.0
     best: float = -math.inf
     waiting: int = 0
@@ -81,8 +84,12 @@ class TrainState:
         return {"method": asked.method, "fold": asked.fold, "seed": asked.seed, "steps": asked.steps} | settings
 
 
-def set_up(settings: TrainSettings) -> TrainState:
+def set_up(settings: TrainSettings, say: Callable[[str], None] = lambda text: None) -> TrainState:
     """Everything that `train` works with.
+
+    Args:
+        settings: The options of the training.
+        say: Called with a line before the cases are read, which takes minutes where they are large or many.
 
     Raises:
         UserError: as `train` says.
@@ -92,6 +99,8 @@ def set_up(settings: TrainSettings) -> TrainState:
     if settings.start is not None:
         settings = replace(settings, start=model_file(settings.start))
     processes = join_processes(settings.device)
+    if processes.is_first:
+        say(f"reading {pluralize(len(dataset.cases), 'case')}")
     plan, method_config, config = _configure(settings, dataset)
     check_config(config)
     torch.manual_seed(settings.seed)  # initial weights; everything later has generators of its own

@@ -29,6 +29,7 @@ _bounds = lambda value: (
 KINDS = {
     "step": is_count,
     "seconds": lambda value: is_number(value, 0),
+    "prepared": lambda value: is_number(value, 0),
     "best": _any_number,
     "waiting": is_count,
     "due": lambda value: isinstance(value, bool),

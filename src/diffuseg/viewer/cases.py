@@ -111,7 +111,8 @@ def _review(record: dict[str, Any]) -> list[str]:
 
 def _unlike(record: dict[str, Any]) -> list[str]:
     outside = record.get("outside_training")
-    return [f"Unlike the images of the training: {'; '.join(outside)}."] if outside else []
+    found = [f"Unlike the images of the training: {'; '.join(outside)}."] if outside else []
+    return [*found, *(["Far outside of the training: its intervals are raw, not calibrated."] if record.get("anyway") else [])]
 
 
 def colour(number: int) -> str:

@@ -27,6 +27,7 @@ from diffuseg.types import Image
 
 BETWEEN = 0.3  # of a slice: as far as a contour may be from one
 MARKS = {"SEG", "RTSTRUCT"}
+AS_IT_IS = "`diffuseg predict MODEL FOLDER` takes DICOM as it is"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ def pair_dicom(source: Path, wanted: Sequence[str] = ()) -> Pairing:
     files = dicom_files(source)
     with lenient():
         marks = [each for file in files if (each := attempt(file, partial(_marks, file))) is not None]
+    if not marks:
+        do = f"Export masks as one of them into this folder; {AS_IT_IS}"
+        raise UserError("a data set needs masks, and no DICOM SEG or RTSTRUCT is here", file=source, do=do)
     stacks = [stack for stack in find_stacks(source)[0] if stack.dims == 3 and not stack.localizer]
     drawn: dict[int, list[Drawn]] = defaultdict(list)
     lost = []
