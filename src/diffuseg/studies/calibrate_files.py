@@ -67,7 +67,8 @@ def _interval_table(measured: Measured) -> Table:
         )
     lacking = [name for name in measured.coverage if name not in learnt.widening]
     if lacking:
-        notes.append(f"Too few cases to calibrate the intervals of {', '.join(lacking)}: {math.ceil(1 / ALPHA - 1)} are needed.")
+        needed = math.ceil(1 / ALPHA - 1)
+        notes.append(f"Too few cases to calibrate the intervals of {', '.join(lacking)}: {needed} are needed.")
     return text_table("Intervals and rejection", ("", "[95 %]"), rows, notes, right=False)
 
 
