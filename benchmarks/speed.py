@@ -41,7 +41,7 @@ from diffuseg.types import Batch
 
 PLAN = Plan("made", ("MR",), {"background": 0, "anterior": 1, "posterior": 2}, ".nii.gz", patch=(40, 56, 40))
 ROUNDS = 7
-EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "onnx_predict.py"
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 SHARES = {
     "the network": ("encode", "denoise"),
     "noise and statistics": ("sample", "statistics"),
@@ -175,7 +175,7 @@ def step(name: str, bf16: bool = False, compiled: bool = False, checkpointing: b
 def exported(only: str = "") -> list[dict[str, Any]]:
     """An image by the exported graphs and the example that runs them, against PyTorch, for methods that can be exported."""
     image, device = torch.randn(1, 36, 50, 35), torch.device("cpu")
-    example = SimpleNamespace(**runpy.run_path(str(EXAMPLE)))
+    onnx, openvino = (SimpleNamespace(**runpy.run_path(str(EXAMPLES / f"{by}_predict.py"))) for by in ("onnx", "openvino"))
     rows = []
     for name, draws, steps in (row for row in EXPORTED if only in row[0]):
         method = build(name)
@@ -187,8 +187,9 @@ def exported(only: str = "") -> list[dict[str, Any]]:
         tasks = {which: partial(eager, choose_precision(device, which)) for which in ("fp32", "auto")}
         with tempfile.TemporaryDirectory() as place:
             for by, (folder, precision) in _written(method, SamplingOptions(draws=draws, steps=steps), Path(place)).items():
-                run = example.graphs(folder, torch.get_num_threads(), precision)
-                tasks[by] = partial(example.segment, folder, image.numpy(), run=run)
+                threads = torch.get_num_threads()
+                run = openvino.graphs(folder, threads, precision) if precision else onnx.graphs(folder, threads)
+                tasks[by] = partial(onnx.segment, folder, image.numpy(), run=run)
             times = seconds(tasks, rounds=5, clock=time.process_time)
         for by in list(tasks)[2:]:
             means = f"processor time, over PyTorch in float32; over that of `predict` here {times[by] / times['auto']:.2f}"
@@ -207,7 +208,7 @@ def _written(method: Method, options: SamplingOptions, place: Path) -> dict[str,
     said = json.loads((place / "onnx" / "model.json").read_text())
     write_json(place / "openvino" / "model.json", said | {"format": "openvino"})
     by = {"OpenVINO": (place / "openvino", "f32"), "OpenVINO in bf16": (place / "openvino", "bf16")}
-    return {"onnxruntime": (place / "onnx", "f32")} | by
+    return {"onnxruntime": (place / "onnx", "")} | by
 
 
 def starting(only: str = "") -> list[dict[str, Any]]:
