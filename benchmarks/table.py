@@ -9,6 +9,7 @@ import sys
 
 from benchmarks.tables import (
     choosing,
+    flops,
     hippocampus,
     many,
     medsegdiff,
@@ -24,9 +25,10 @@ from benchmarks.tables import (
 from benchmarks.tables.grid import ROOT
 
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MODULES = (hippocampus, sets, raters, weak, medsegdiff, memory, choosing, torture, mutants, many, tiles, time_to_dice, flops)
 TABLES = {
     name: made
-    for module in (hippocampus, sets, raters, weak, medsegdiff, memory, choosing, torture, mutants, many, tiles, time_to_dice)
+    for module in MODULES
     for name, made in vars(module).items()
     if callable(made) and made.__module__ == module.__name__ and not name.startswith("_")
 }
