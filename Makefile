@@ -59,6 +59,7 @@ evidence: $(VENV)/.installed-dev   ## one row of the tables from nothing: ROW=th
 
 bench: $(VENV)/.installed-dev   ## what things cost, as ratios of runs that take turns, into benchmarks/results/speed.json; some minutes
 	$(THREADS) $(BIN)/python -m benchmarks.speed
+	$(THREADS) $(BIN)/python -m benchmarks.flops
 	$(BIN)/python -m benchmarks.table
 
 torture: $(VENV)/.installed-dev   ## broken files and texts, kills, full disks, foreign requests: about ten minutes; figures are kept

@@ -23,6 +23,7 @@ VOLUMES = [(64, 64, 64), (128, 128, 128), (192, 192, 192), (256, 256, 192)]
 PICTURES = [(1000, 1000), (2000, 2000), (4000, 4000)]
 LARGEST = [(512, 512, 600), (20000, 20000)]  # by `--sizes`: they take hours; a slide by `--slide` too
 TISSUE = 0.2  # of a slide
+SCAN, DRAWS = (36, 50, 35), (1, 32)  # of the packaged model: about as large as its training images
 QUICK = [(32, 32, 32), (64, 64, 64), (250, 250), (500, 500)]
 MOST_PNG = 2**25  # pixels
 PATCH = {2: (256, 256), 3: (64, 64, 64)}
@@ -129,6 +130,16 @@ def measure(
     return row | found
 
 
+def packaged(draws: int) -> dict[str, Any]:
+    """One row: the command with the packaged model and so many draws."""
+    with tempfile.TemporaryDirectory() as name:
+        case = image(Path(name), SCAN)
+        asked = ["predict", "hippocampus", str(case), "--out", str(Path(name) / "out"), "--draws", str(draws)]
+        found = peak([sys.executable, "-m", "diffuseg.cli", *asked])
+    row = {"label": "packaged", "size": "x".join(map(str, SCAN)), "voxels": math.prod(SCAN)}
+    return row | {"resampled": False, "steps": 1, "draws": draws} | found
+
+
 def child(case: Path, resampled: bool, steps: int, draws: int) -> None:
     """What a process of its own does."""
     from diffuseg.inference.folder import predict_folder
@@ -152,10 +163,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--slide", action="store_true", help="a whole slide, a fifth of it tissue")
+    parser.add_argument("--packaged", action="store_true", help="the packaged model, 1 draw and 32")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
         child(Path(chosen.child[0]), **json.loads(chosen.child[1]))
+        return
+    if chosen.packaged:
+        for draws in DRAWS:
+            row = packaged(draws)
+            print(json.dumps(row), flush=True)
+            store(row | {"environment": environment()})
         return
     named = [tuple(int(n) for n in size.split("x")) for size in chosen.sizes or ()]
     for shape in named or (QUICK if chosen.quick else VOLUMES + PICTURES):

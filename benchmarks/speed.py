@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,7 +42,7 @@ from diffuseg.types import Batch
 
 PLAN = Plan("made", ("MR",), {"background": 0, "anterior": 1, "posterior": 2}, ".nii.gz", patch=(40, 56, 40))
 ROUNDS = 7
-EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "onnx_predict.py"
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 SHARES = {
     "the network": ("encode", "denoise"),
     "noise and statistics": ("sample", "statistics"),
@@ -175,7 +176,7 @@ def step(name: str, bf16: bool = False, compiled: bool = False, checkpointing: b
 def exported(only: str = "") -> list[dict[str, Any]]:
     """An image by the exported graphs and the example that runs them, against PyTorch, for methods that can be exported."""
     image, device = torch.randn(1, 36, 50, 35), torch.device("cpu")
-    example = SimpleNamespace(**runpy.run_path(str(EXAMPLE)))
+    onnx, openvino = (SimpleNamespace(**runpy.run_path(str(EXAMPLES / f"{by}_predict.py"))) for by in ("onnx", "openvino"))
     rows = []
     for name, draws, steps in (row for row in EXPORTED if only in row[0]):
         method = build(name)
@@ -187,8 +188,9 @@ def exported(only: str = "") -> list[dict[str, Any]]:
         tasks = {which: partial(eager, choose_precision(device, which)) for which in ("fp32", "auto")}
         with tempfile.TemporaryDirectory() as place:
             for by, (folder, precision) in _written(method, SamplingOptions(draws=draws, steps=steps), Path(place)).items():
-                run = example.graphs(folder, torch.get_num_threads(), precision)
-                tasks[by] = partial(example.segment, folder, image.numpy(), run=run)
+                threads = torch.get_num_threads()
+                run = openvino.graphs(folder, threads, precision) if precision else onnx.graphs(folder, threads)
+                tasks[by] = partial(onnx.segment, folder, image.numpy(), run=run)
             times = seconds(tasks, rounds=5, clock=time.process_time)
         for by in list(tasks)[2:]:
             means = f"processor time, over PyTorch in float32; over that of `predict` here {times[by] / times['auto']:.2f}"
@@ -207,7 +209,7 @@ def _written(method: Method, options: SamplingOptions, place: Path) -> dict[str,
     said = json.loads((place / "onnx" / "model.json").read_text())
     write_json(place / "openvino" / "model.json", said | {"format": "openvino"})
     by = {"OpenVINO": (place / "openvino", "f32"), "OpenVINO in bf16": (place / "openvino", "bf16")}
-    return {"onnxruntime": (place / "onnx", "f32")} | by
+    return {"onnxruntime": (place / "onnx", "")} | by
 
 
 def starting(only: str = "") -> list[dict[str, Any]]:
@@ -219,47 +221,53 @@ def starting(only: str = "") -> list[dict[str, Any]]:
 
 
 def first_mask(scan: str) -> list[dict[str, Any]]:
-    """Processor time from nothing to the first mask of the packaged model, and that of importing torch, taking turns.
-
-    Without the command's `main` threads that wait for each other spin, as OpenMP has it.
-    """
+    """Processor time from nothing to the first mask of the packaged model, and that of importing torch, taking turns."""
     spent: dict[str, list[float]] = {"mask": [], "spinning": [], "torch": []}
-    for _ in range(3):
+    for _ in range(5):
         with tempfile.TemporaryDirectory() as out:
-            arguments = ("predict", "hippocampus", scan, "--out", out, "--overwrite")
-            spinning = ("-c", "import diffuseg.cli as c; c.keep_freed_memory(); c.app()", *arguments)
-            tasks = {"mask": ("-m", "diffuseg.cli", *arguments), "spinning": spinning, "torch": ("-c", "import torch")}
-            for name, asked in tasks.items():
-                process = subprocess.Popen([sys.executable, *asked], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            command = ("-m", "diffuseg.cli", "predict", "hippocampus", scan, "--out", out, "--overwrite")
+            tasks = {"mask": (command, "PASSIVE"), "spinning": (command, "ACTIVE")}
+            tasks["torch"] = (("-c", "import torch"), "PASSIVE")
+            for name, (asked, waiting) in tasks.items():
+                own = os.environ | {"OMP_WAIT_POLICY": waiting}
+                unheard = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+                process = subprocess.Popen([sys.executable, *asked], env=own, **unheard)
                 _, status, usage = os.wait4(process.pid, 0)
                 process.returncode = os.waitstatus_to_exitcode(status)
                 if process.returncode:
                     raise SystemExit(f"{asked}: ended with {process.returncode}")
                 spent[name].append(usage.ru_utime + usage.ru_stime)
-    mask, torch_alone = min(spent["mask"]), min(spent["torch"])
+    mask, spun, torch_alone = (median(spent[name]) for name in spent)
     means = f"processor time, over that of `import torch` alone: {mask:.1f} s and {torch_alone:.1f} s on this machine"
     what = "`diffuseg predict hippocampus SCAN`, one scan"
-    rows = [{"what": what, "ratio": mask / torch_alone, "means": means, "seconds": mask}]
-    spun, means = min(spent["spinning"]), "processor time, over that of threads which sleep while they wait; a busy machine"
+    rows = [{"what": what, "ratio": mask / torch_alone, "means": means + "; medians of five", "seconds": mask}]
+    means = "processor time, over that of threads which sleep while they wait; a busy machine"
     return [*rows, {"what": "the same with threads that spin", "ratio": spun / mask, "means": means, "seconds": spun}]
 
 
 def shares(dataset: Path) -> list[dict[str, Any]]:
-    """Where a training of the U-Net waits, and where the time of a prediction by the packaged model goes, by `timing`."""
+    """Where trainings wait, and on hippocampus where the time of a prediction by the packaged model goes, by `timing`."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        with timing.profile(print) as spent:
-            train(TrainSettings(dataset, "unet", Path(folder) / "run", steps=40, set=["train.validation_cases=2"]))
-        wait, steps = spent["wait for data"], sum(spent[name] for name in ("wait for data", "loss", "backward", "update"))
-        row = {"what": "waiting for data in a training of the U-Net", "ratio": wait / steps, "seconds": wait}
-        rows.append(row | {"means": "wall time, over that of the steps; hippocampus"})
-        cases = sorted((dataset / "imagesTr").iterdir())[:20]
-        with timing.profile(print) as spent:
-            predict_folder(load("hippocampus", "cpu"), cases, Path(folder) / "predicted")
-        for what, parts in SHARES.items():
-            took, whole = sum(spent.get(part, 0.0) for part in parts), sum(spent.values())
-            row = {"what": f"{what} in `diffuseg predict hippocampus`", "ratio": took / whole, "seconds": took}
-            rows.append(row | {"means": f"wall time, over all of it: {pluralize(len(cases), 'case')}"})
+        for name in ("unet", "distributional"):
+            with timing.profile(print) as spent:
+                train(TrainSettings(dataset, name, Path(folder) / name, steps=40, set=["train.validation_cases=2"]))
+            wait, steps = spent["wait for data"], sum(spent[part] for part in ("wait for data", "loss", "backward", "update"))
+            row = {"what": f"waiting for data in a training of {name}, {dataset.name}", "ratio": wait / steps, "seconds": wait}
+            rows.append(row | {"means": "wall time, over that of the first 40 steps, their cases not yet in memory"})
+        if dataset.name == "hippocampus":
+            rows += _shares_of_prediction(dataset, Path(folder))
+    return rows
+
+
+def _shares_of_prediction(dataset: Path, folder: Path) -> list[dict[str, Any]]:
+    cases, rows = sorted((dataset / "imagesTr").iterdir())[:20], []
+    with timing.profile(print) as spent:
+        predict_folder(load("hippocampus", "cpu"), cases, folder / "predicted")
+    for what, parts in SHARES.items():
+        took, whole = sum(spent.get(part, 0.0) for part in parts), sum(spent.values())
+        row = {"what": f"{what} in `diffuseg predict hippocampus`", "ratio": took / whole, "seconds": took}
+        rows.append(row | {"means": f"wall time, over all of it: {pluralize(len(cases), 'case')}"})
     return rows
 
 
@@ -276,7 +284,7 @@ if __name__ == "__main__":
     parser.add_argument("--only", help="a method: measure it alone, its draws or another part, and keep the other rows")
     parser.add_argument("--part", choices=PARTS, default=None, help="measure this part alone and keep the other rows")
     parser.add_argument("--first-mask", metavar="SCAN", help="measure from the start to its mask alone and keep the other rows")
-    parser.add_argument("--shares", metavar="DATASET", type=Path, help="measure where the time goes alone, on hippocampus")
+    parser.add_argument("--shares", metavar="DATASET", type=Path, help="measure where the time goes alone, on this data set")
     asked = parser.parse_args()
     scan, file = asked.first_mask, RESULTS / "speed.json"
     before = json.loads(file.read_text())

@@ -9,6 +9,7 @@ import sys
 
 from benchmarks.tables import (
     choosing,
+    flops,
     hippocampus,
     intervals,
     many,
@@ -25,23 +26,12 @@ from benchmarks.tables import (
 from benchmarks.tables.grid import ROOT
 
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MODULES = (
+    hippocampus, intervals, sets, raters, weak, medsegdiff, memory, choosing, torture, mutants, many, tiles, time_to_dice, flops
+)  # fmt: skip
 TABLES = {
     name: made
-    for module in (
-        hippocampus,
-        intervals,
-        sets,
-        raters,
-        weak,
-        medsegdiff,
-        memory,
-        choosing,
-        torture,
-        mutants,
-        many,
-        tiles,
-        time_to_dice,
-    )
+    for module in MODULES
     for name, made in vars(module).items()
     if callable(made) and made.__module__ == module.__name__ and not name.startswith("_")
 }

@@ -1,5 +1,6 @@
 """The command line: exit codes, one line per fault, nothing heavy before it is needed."""
 
+import gc
 import io
 import json
 import os
@@ -112,6 +113,27 @@ def test_threads_that_wait_sleep_unless_the_user_says_otherwise(monkeypatch, sai
     monkeypatch.setattr("diffuseg.cli.app", lambda **options: found.append(os.environ["OMP_WAIT_POLICY"]))
     diffuseg.cli.main()
     assert found == [said or "PASSIVE"]
+
+
+def test_no_garbage_is_looked_for_among_objects_of_libraries(monkeypatch):
+    """Neither while a command that needs torch works, nor when any command ends, however it does."""
+    code = (
+        "import gc; from diffuseg.cli.app import import_libraries; import_libraries()\n"
+        "import sys; print(gc.isenabled(), 'torch' in sys.modules, gc.get_freeze_count() > 100_000 > len(gc.get_objects()))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(diffuseg.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["True"] * 3
+
+    def end(**options):
+        raise SystemExit(2)
+
+    monkeypatch.setattr("diffuseg.cli.app", end)
+    gc.unfreeze()
+    with pytest.raises(SystemExit):
+        diffuseg.cli.main()
+    assert gc.get_freeze_count() > 0
+    gc.unfreeze()
 
 
 def test_nibabel_that_somebody_else_imported_stays_as_it_is():

@@ -31,6 +31,13 @@ def memory() -> str:
     return grid(["image", "before", "now", "processor time, microseconds a voxel"], table)
 
 
+def memory_draws() -> str:
+    """A row per number of draws of the packaged model."""
+    rows = sorted((row for row in load("memory")["rows"] if row["label"] == "packaged"), key=lambda row: row["draws"])
+    cells = lambda row: [f"{row['peak_mb']:.0f} MB", f"{row['peak_mb'] / rows[0]['peak_mb']:.2f}"]
+    return grid(["draws", "peak", "over that of one draw"], [[str(row["draws"]), *cells(row)] for row in rows])
+
+
 def slope(rows: list[dict[str, Any]], label: str, place: int = 0) -> str:
     """Bytes of the peak for each voxel by which the largest image is larger than another one; "-" of one image alone.
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.memory import measure
+from benchmarks.memory import measure, packaged
 from benchmarks.tables.memory import slope
 
 
@@ -25,3 +25,10 @@ def test_bytes_of_each_further_voxel(small, large, most):
     """
     few, many = (measure(shape) for shape in (small, large))
     assert (many["peak_mb"] - few["peak_mb"]) * 1e6 / (many["voxels"] - few["voxels"]) < most
+
+
+@pytest.mark.slow
+def test_32_draws_of_the_packaged_model_need_less_than_half_as_much_memory_again():
+    """Mean and votes are gathered as draws are made: 8 of them are held at a time, whatever their number."""
+    one, many = (packaged(draws)["peak_mb"] for draws in (1, 32))
+    assert many < 1.5 * one

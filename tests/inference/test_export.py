@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from diffuseg.inference.model import Model
 from diffuseg.inference.sampling import SamplingOptions
 from tests.contract.test_methods import build
 
-EXAMPLE = Path(__file__).parents[2] / "docs/examples/onnx_predict.py"
+EXAMPLES = {fmt: Path(__file__).parents[2] / f"docs/examples/{fmt}_predict.py" for fmt in ("onnx", "openvino")}
 
 
 def load(path: Path, name: str, grid: str, *settings: str) -> Model:
@@ -31,8 +32,8 @@ def load(path: Path, name: str, grid: str, *settings: str) -> Model:
     return load_model(path, device="cpu")
 
 
-def example():
-    spec = importlib.util.spec_from_file_location("onnx_predict", EXAMPLE)
+def example(fmt: str = "onnx"):
+    spec = importlib.util.spec_from_file_location(f"{fmt}_predict", EXAMPLES[fmt])
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -109,7 +110,7 @@ def check_probabilities(model: Model, folder: Path, draws: int = 3) -> None:
     expected = torch.stack(list(model.method.draw(image, seeds=range(draws), chunk=8))).mean(0).detach().numpy()
     generators = [torch.Generator().manual_seed(seed) for seed in range(draws)]
     noise = lambda shape: torch.stack([torch.randn(shape[1:], generator=g) for g in generators]).numpy()
-    found = example().segment(folder, image.numpy(), noise)
+    found = example().segment(folder, image.numpy(), noise, example(said["format"]).graphs(folder))
     np.testing.assert_allclose(found, expected, atol=1e-3)
     first, second = np.sort(expected, axis=0)[:-3:-1]
     clear = first - second > 1e-4  # elsewhere the last digit decides
@@ -132,9 +133,11 @@ def test_graphs_give_the_probabilities_of_the_model(name, grid, tmp_path):
         check_probabilities(model, tmp_path / "out", draws)
     assert sys.modules["openvino_telemetry"] is None
     np.save(tmp_path / "image.npy", np.zeros((model.plan.image_channels, *model.plan.patch), np.float32))
-    run(str(EXAMPLE), "out", "image.npy", "mask.npy", home=tmp_path)
-    mask = np.load(tmp_path / "mask.npy")
-    assert mask.shape == model.plan.patch and set(np.unique(mask)) <= set(model.plan.labels.values())
+    for file in EXAMPLES.values():
+        run(str(file), "out", "image.npy", "mask.npy", home=tmp_path)
+        mask = np.load(tmp_path / "mask.npy")
+        assert mask.shape == model.plan.patch and set(np.unique(mask)) <= set(model.plan.labels.values())
+        (tmp_path / "mask.npy").unlink()
 
 
 @SLOW
@@ -150,10 +153,15 @@ def test_without_openvino_nothing_is_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def described(folder: Path, steps: int, **more: object) -> None:
+    """A model.json whose steps pass on the noise alone, with tiles of 4 x 4."""
+    said = {"plan": {"patch": [4, 4]}, "classes": ["a", "b"], "draws": 2, "latent": 3, "inputs": ["x_t", "t", "z"]}
+    walk = [{"t": t, "a": 0.0, "b": 0.0, "c": 1.0} for t in range(steps, 0, -1)]
+    write_json(folder / "model.json", said | {"steps": walk, "tiles": {"overlap": 0.5, "sigma": 0.125}} | more)
+
+
 def test_noise_of_the_example_is_new_in_each_step(tmp_path):
-    steps = [{"t": t, "a": 0.0, "b": 0.0, "c": 1.0} for t in (2, 1)]
-    said = {"plan": {"patch": [4, 4]}, "classes": ["a", "b"], "draws": 2, "steps": steps, "latent": 3}
-    write_json(tmp_path / "model.json", said | {"inputs": ["x_t", "t", "z"], "tiles": {"overlap": 0.5, "sigma": 0.125}})
+    described(tmp_path, steps=2)
     met: list[float] = []
 
     def denoiser(given):
@@ -164,7 +172,36 @@ def test_noise_of_the_example_is_new_in_each_step(tmp_path):
     assert len(met) == len(set(met)) == 2 * (8 + 6)
 
 
-def test_the_example_needs_neither_pytorch_nor_this_library():
-    words = [line.split() for line in EXAMPLE.read_text().splitlines()]
+@pytest.mark.parametrize(("side", "tiles", "encoded"), [(4, 1, 1), (8, 9, 9), (20, 81, 3 * 81)])
+def test_the_example_keeps_features_of_a_few_tiles(side, tiles, encoded, tmp_path):
+    """Of an image of many tiles they are made anew in each step, so that memory does not grow with the image."""
+    described(tmp_path, steps=3, inputs=["x_t", "features_0"])
+    image = np.arange(side * side, dtype=np.float32).reshape(1, side, side)
+    made: list[weakref.ref[np.ndarray]] = []
+    seen: list[np.ndarray] = []
+    kept: list[int] = []
+
+    def encoder(given):
+        features = given["image"] + 1
+        made.append(weakref.ref(features))
+        return [features]
+
+    def denoiser(given):
+        seen.append(given["features_0"].copy())
+        kept.append(sum(one() is not None for one in made))
+        return (given["x_t"],)
+
+    example().segment(tmp_path, image, run={"encoder": encoder, "denoiser": denoiser})
+    assert len(made) == encoded and max(kept) <= min(tiles, 17)
+    parts = [image[:, i : i + 4, j : j + 4] + 1 for i in range(0, side - 3, 2) for j in range(0, side - 3, 2)]
+    np.testing.assert_array_equal(np.concatenate(seen), 3 * parts)
+
+
+@pytest.mark.parametrize("fmt", EXAMPLES)
+def test_the_examples_need_neither_pytorch_nor_this_library(fmt):
+    lines = EXAMPLES[fmt].read_text().splitlines()
+    words = [line.split() for line in lines]
     imported = {line[1].split(".")[0] for line in words if line[:1] in (["import"], ["from"])}
-    assert imported <= {"numpy", "onnxruntime", "openvino", *sys.stdlib_module_names}
+    engines = {"onnx": {"onnxruntime"}, "openvino": {"openvino", "onnx_predict"}}
+    assert imported <= {"numpy", *engines[fmt], *sys.stdlib_module_names}
+    assert len(lines) <= 60

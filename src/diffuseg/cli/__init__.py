@@ -1,6 +1,7 @@
 """The commands: parsing and printing, nothing else. What is heavy is imported by the command that needs it."""
 
 import ctypes
+import gc
 import io
 import os
 import sys
@@ -41,7 +42,10 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show stops nothing
     keep_freed_memory()
-    app(prog_name="diffuseg")
+    try:
+        app(prog_name="diffuseg")
+    finally:
+        gc.freeze()  # the process ends, and needs no search for garbage among a million objects of libraries
 
 
 def keep_freed_memory() -> None:

@@ -1,6 +1,7 @@
 """What all commands share: the application, its exit codes, and where it prints."""
 
 import errno
+import gc
 import logging
 import os
 import signal
@@ -211,6 +212,21 @@ def refuse_unwritable(out: Path, model: str | None) -> None:
     check_writable(out)
     if model is not None and Path(model).is_file():
         check_writable(model, file=True)
+
+
+def import_libraries() -> None:
+    """Import torch and nibabel for a command that needs both, without what makes their import long.
+
+    No garbage is looked for among the objects of torch, now or later. For a process of ours alone, as nibabel is.
+    """
+    if "torch" not in sys.modules and gc.isenabled():
+        gc.disable()
+        try:
+            import torch  # noqa: F401
+        finally:
+            gc.freeze()
+            gc.enable()
+    import_nibabel_alone()
 
 
 def import_nibabel_alone() -> None:

@@ -16,7 +16,7 @@ from diffuseg.cli.app import (
     beside,
     complain,
     console,
-    import_nibabel_alone,
+    import_libraries,
     refuse_unwritable,
 )
 from diffuseg.cli.as_json import JSON, print_json
@@ -156,7 +156,7 @@ def predict(
     anyway: Anyway = False,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
-    import_nibabel_alone()
+    import_libraries()
     from diffuseg.inference.claims import read_share
     from diffuseg.inference.folder import Callbacks, predict_folder, refuse_missing
     from diffuseg.inference.sampling import SamplingOptions

@@ -21,7 +21,7 @@ M = TypeVar("M", bound=type[Method])
 
 
 class Registry(MutableMapping[str, type[Method]]):
-    """Name -> class. Entry points of installed packages are listed at the first look and imported when they are needed."""
+    """Name -> class. Entry points of installed packages are listed and imported when they are needed."""
 
     def __init__(self, methods: dict[str, type[Method]]) -> None:
         self._methods = methods
@@ -33,9 +33,8 @@ class Registry(MutableMapping[str, type[Method]]):
         return {name: point for name, point in self._installed.items() if name not in self._methods}
 
     def __getitem__(self, name: str) -> type[Method]:
-        point = self._entry_points().get(name)
-        if point is not None:
-            self._methods[name] = point.load()
+        if name not in self._methods:
+            self._methods[name] = self._entry_points()[name].load()
         return self._methods[name]
 
     def __setitem__(self, name: str, cls: type[Method]) -> None:
