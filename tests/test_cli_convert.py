@@ -1,10 +1,14 @@
 """The command `convert`: it shows first, asks or is told, and says what comes next."""
 
+import json
+import shutil
+
 import numpy as np
 import PIL.Image
 import pytest
 
 from diffuseg.data.dataset import open_dataset
+from diffuseg.data.synthetic import make_dataset
 from tests.test_cli import call, refused
 
 
@@ -86,3 +90,33 @@ def test_a_value_that_may_be_a_slip_is_told(source, tmp_path):
     told = call("convert", source, "--out", tmp_path / "set", "--yes")
     assert told.exit_code == 0 and "Warning: value 128 is in 1 of 4 masks only: masks/e.png." in told.stderr, told.output
     assert "Warning" not in call("convert", source, "--out", tmp_path / "named", "--yes", "--labels", "slip,organ").stderr
+
+
+def test_a_data_set_is_not_converted_but_trained_as_it_is(tmp_path):
+    made = make_dataset(tmp_path / "a set", cases=2, shape=(8, 9, 10))
+    for options in ((), ("--images-only",)):
+        said = call("convert", made, "--out", tmp_path / "out", "--yes", *options)
+        refused(said, "is a data set already", f"`diffuseg train '{made}' --out RUN` takes it as it is")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_nearly_a_data_set_keeps_the_names_of_its_classes(source, tmp_path):
+    """Here the names of its folders are others."""
+    labels = {"background": 0, "lesion": 255}
+    (source / "dataset.json").write_text(json.dumps({"channel_names": {"0": "MR"}, "labels": labels, "file_ending": ".png"}))
+    done = call("convert", source, "--out", tmp_path / "out", "--yes")
+    assert done.exit_code == 0 and list(open_dataset(tmp_path / "out").labels) == ["background", "lesion"], done.output
+    other = call("convert", source, "--out", tmp_path / "other", "--yes", "--labels", "scar")
+    assert other.exit_code == 0 and list(open_dataset(tmp_path / "other").labels) == ["background", "scar"], other.output
+
+
+def test_channels_taken_out_of_a_data_set_keep_their_names(tmp_path):
+    made = make_dataset(tmp_path / "set", cases=2, shape=(8, 9, 10))
+    for image in list((made / "imagesTr").iterdir()):
+        shutil.copyfile(image, image.with_name(image.name.replace("_0000", "_0001")))
+    text = json.loads((made / "dataset.json").read_text())
+    (made / "dataset.json").write_text(json.dumps(text | {"channel_names": {"0": "T1", "1": "FLAIR"}}))
+    done = call("convert", made, "--out", tmp_path / "out", "--channels", "0001", "--yes")
+    assert done.exit_code == 0, done.output
+    data = open_dataset(tmp_path / "out")
+    assert data.channels == ("FLAIR",) and data.labels == open_dataset(made).labels

@@ -2,6 +2,7 @@
 
 import pytest
 
+from diffuseg.cli.app import complain
 from tests.test_cli import call, refused
 
 WRONG = {
@@ -35,3 +36,10 @@ def test_a_wrong_call_is_one_line(line):
 def test_help_that_is_asked_for_is_help():
     assert call("predict", "-h").exit_code == 0 and "--draws" in call("predict", "-h").output
     assert "predict" in call().output and not call().stderr.startswith("error")
+
+
+def test_a_complaint_is_one_line_but_for_a_list(capsys):
+    complain("a  fault\nof some\tlibrary")
+    assert capsys.readouterr().err == "a fault of some library\n"
+    complain("two of\nthem:\n  one  x\n  other\nChoose\none")
+    assert capsys.readouterr().err == "two of them:\n  one  x\n  other\nChoose one\n"

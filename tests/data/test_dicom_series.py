@@ -9,8 +9,11 @@ from pydicom.dataset import Dataset
 from diffuseg.data.dicom import open_series
 from diffuseg.data.io import read_image
 from diffuseg.errors import UserError
+from diffuseg.inference import several
 from tests.data import dicom_phantom as phantoms
 from tests.data.dicom_phantom import CR, CT, ORIENTATIONS, Phantom, enhanced, slices, write, write_series
+from tests.inference.oracle import make_model
+from tests.train.tiny import call
 
 US_FILM, SR, SEG = "1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.66.4"
 
@@ -49,9 +52,38 @@ def test_without_a_choice_the_message_lists_what_is_there(tmp_path):
         open_series(tmp_path)
     text = str(error.value)
     assert "2 image series, and none was chosen" in text and "--series" in text
-    assert "2      MR  'T1 mprage': 5 slices, 7 x 6 x 5, 1.3 x 0.7 x 2.5 mm" in text
+    (first,) = open_series(tmp_path, ["2"])
+    assert f"\n  2      MR  'T1 mprage': 5 slices, 7 x 6 x 5, 1.3 x 0.7 x 2.5 mm, UID {first.slices[0].series}\n" in text
     assert text.count("(localizer)") == 3 and "1 SR" in text and "1 SEG" in text and "1 DICOMDIR" in text
     assert "Secret" not in text and "SECRET" not in text
+
+
+def test_each_uid_of_the_list_chooses_what_its_line_says(tmp_path):
+    make_study(tmp_path)
+    with pytest.raises(UserError) as error:
+        open_series(tmp_path)
+    listed = [line for line in str(error.value).split("\n") if " UID " in line]
+    assert len(listed) == 5
+    for line in listed:
+        uid = line.split(" UID ")[1].split(" (")[0]
+        assert [stack.label for stack in open_series(tmp_path, [uid])] == [line.split()[0]]
+
+
+def test_on_the_command_line_the_series_are_a_list_before_any_model_is_announced(tmp_path, monkeypatch):
+    model = make_model()
+    monkeypatch.setattr(several, "load_models", lambda *_: model)
+    make_study(tmp_path / "study")
+    done = call("predict", "oracle", tmp_path / "study", "--out", tmp_path / "out")
+    assert done.exit_code == 2 and done.stdout == "", done.output
+    first, *rest = done.stderr.rstrip("\n").split("\n")
+    assert first == f"error: {tmp_path / 'study'}: 2 image series, and none was chosen:"
+    assert len(rest) == 7 and all(line.startswith("  ") for line in rest[:-1]) and rest[-1].startswith("Choose by --series UID")
+    for file in (tmp_path / "empty", tmp_path / "none.nii.gz"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        assert call("predict", "oracle", file, "--out", tmp_path / "out").stdout == "", "nor is one of no image"
+    write_series(tmp_path / "one")
+    both = call("predict", "oracle", tmp_path / "study", tmp_path / "one", "--out", tmp_path / "out")
+    assert both.exit_code == 3 and both.stdout.startswith("oracle (") and "failed study: " in both.stderr, both.output
 
 
 def test_all_takes_every_image_and_a_name_that_means_two_or_none_is_refused(tmp_path):

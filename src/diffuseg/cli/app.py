@@ -251,5 +251,11 @@ def console(stderr: bool = False) -> "Console":
 
 
 def complain(text: str) -> None:
-    """Say in one red line of the error output what is wrong."""
-    typer.secho(" ".join(text.split()), fg="red", err=True)
+    """Say in red on the error output what is wrong: in one line, but for a list, whose lines begin with two spaces."""
+    lines = [""]
+    for line in text.split("\n"):
+        if line.startswith("  ") or lines[-1].startswith("  "):
+            lines.append("  " * line.startswith("  ") + line.strip())
+        else:
+            lines[-1] = " ".join(f"{lines[-1]} {line}".split())
+    typer.secho("\n".join(lines), fg="red", err=True)

@@ -56,7 +56,9 @@ def convert(
     of_masks = {"--labels": labels, "--colours": colours, "--threshold": threshold is not None, "--pairs": pairs} | of_names
     _refuse_idle(of_masks if images_only else {}, "--images-only takes images and no masks")
     _refuse_idle(of_names if pairs else {}, "--pairs says which files belong together")
-    wishes = Wishes(_split(labels), read_colours(colours) if colours else None, threshold, _spacing(spacing))
+    meaning = [colours, annotations, several, threshold is not None]
+    named = _named(source, labels, images_only, meaning, [channels, spacing, pairs])
+    wishes = Wishes(named, read_colours(colours) if colours else None, threshold, _spacing(spacing))
     if images_only:
         _refuse_dicom(source)
         pairing = only_images(source)
@@ -93,9 +95,27 @@ def _refuse_idle(options: dict[str, Any], why: str) -> None:
         raise UserError(f"{', '.join(given)}: {why}", do="Leave it out")
 
 
+def _named(source: Path, labels: str, images_only: bool, meaning: list[Any], parts: list[Any]) -> tuple[str, ...]:
+    """Names of classes as they are asked for, else those of a dataset.json; refuses a data set of which nothing is asked.
+
+    Args:
+        source: The folder.
+        labels: What is said of them.
+        images_only: There are no classes.
+        meaning: Options that say what masks mean; the names of a dataset.json then say nothing.
+        parts: Options that say what is taken of the folder.
+    """
+    from diffuseg.data.convert.known import known_labels, refuse_dataset
+
+    if not labels and not any(meaning) and not any(parts):
+        refuse_dataset(source)
+    return _split(labels) or (() if images_only or any(meaning) else known_labels(source))
+
+
 def _paired(source: Path, annotations: Path | None, labels: str, channels: str, several: Several | None) -> "Pairing":
     """What belongs together by annotations that are given or lie there, by DICOM's references, or by names."""
     from diffuseg.data.convert.dicom import pair_dicom
+    from diffuseg.data.convert.known import with_known_channels
     from diffuseg.data.convert.pairing import find_files, pair
     from diffuseg.data.convert.polygons import find_annotations, read_annotations
     from diffuseg.data.dicom import holds_series
@@ -111,7 +131,7 @@ def _paired(source: Path, annotations: Path | None, labels: str, channels: str, 
     if source.is_dir() and not find_files(source) and holds_series(source):
         _refuse_idle(by_name, "DICOM says what belongs to which series")
         return pair_dicom(source, [part.partition("=")[0] for part in _split(labels)])
-    return pair(source, _split(channels), several.value if several else None)
+    return with_known_channels(pair(source, _split(channels), several.value if several else None), source)
 
 
 def _refuse_dicom(source: Path) -> None:

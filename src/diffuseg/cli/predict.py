@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -171,9 +172,9 @@ def predict(
     models, inputs = models_and_inputs([model, *map(str, inputs)])
     refuse_missing(inputs)
     loaded = load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
-    _announce(loaded, options, share)
     with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
-        told = Callbacks(bars.case, bars.draw, lambda case, record: bars.say(_found(case, record)), _shout)
+        told = Callbacks(bars.case, bars.draw, lambda case, record: bars.say(_found(case, record)), _shout,
+            lambda: bars.aside(partial(_announce, loaded, options, share)))  # fmt: skip
         result = predict_folder(
             loaded, inputs, out, options, overwrite, probabilities=not no_prob, prob_dtype=prob_dtype.value,
             series=series or (), dicom=_dicom_out(loaded, dicom_out, codes), share=share, callbacks=told,

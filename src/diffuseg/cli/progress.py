@@ -9,6 +9,8 @@ from diffuseg.cli.app import is_quiet
 from diffuseg.pulse import Pulse, duration, watching
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
 
@@ -43,6 +45,12 @@ class ProgressBars:
     def __exit__(self, *_: object) -> None:
         self.stack.close()
         self.progress.stop()
+
+    def aside(self, tell: "Callable[[], None]") -> None:
+        """Let something else be printed, while the bars are away."""
+        self.progress.stop()
+        tell()
+        self.progress.start()
 
     def case(self, name: str, number: int, cases: int) -> None:
         """A case is begun."""

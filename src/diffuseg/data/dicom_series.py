@@ -72,7 +72,8 @@ class Stack:
         planes = pluralize(len(self.slices), "slice") if self.dims == 3 else "picture"
         about = ", ".join(filter(None, (repr(first.description) if first.description else "", self.detail)))
         fault = f" (not usable: {self.fault})" if self.fault else ""
-        return f"  {self.label:<6} {first.modality:<3} {about or 'no description'}: {planes}, {size}{spacing}{fault}"
+        uid = "/".join(filter(None, (first.series, self.label.partition("/")[2])))  # as `_asked` takes it
+        return f"  {self.label:<6} {first.modality:<3} {about or 'no description'}: {planes}, {size}{spacing}, UID {uid}{fault}"
 
 
 def find_stacks(place: Path, nested: bool = True) -> tuple[list[Stack], dict[str, int]]:
@@ -121,10 +122,9 @@ def choose(stacks: Sequence[Stack], others: dict[str, int], asked: Sequence[str]
     else:
         chosen = offered if len(offered) == 1 or not volumes else []
     if not chosen:
-        what = "image series, and none was chosen" if offered else "nothing but localizers"
-        count = f"{len(offered)} " if offered else ""
-        do = "Choose by --series NUMBER, UID or a part of the description; --series all takes each as a case of its own"
-        raise UserError(f"{count}{what}:\n{listing(stacks, others)}\n{do}", file=place)
+        what = f"{len(offered)} image series, and none was chosen" if offered else "nothing but localizers"
+        do = "Choose by --series UID, NUMBER or a part of the description; --series all takes each as a case of its own"
+        raise UserError(f"{what}:\n{listing(stacks, others)}\n{do}", file=place)
     for stack in chosen:
         if stack.fault is not None:
             raise UserError(f"series {stack.label} is refused: {stack.fault}", file=stack.place)
@@ -153,7 +153,10 @@ def _asked(stacks: Sequence[Stack], text: str, place: Path) -> Stack:
         if len(found) == 1:
             return found[0]
         if found:
-            raise UserError(f"--series {text} means {len(found)} images:\n{listing(found, {})}\nName one of them", file=place)
+            raise UserError(
+                f"--series {text} means {len(found)} images:\n{listing(found, {})}\nName one of them by --series UID",
+                file=place,
+            )
     raise UserError(f"there is no series {text!r}; there are:\n{listing(stacks, {})}", file=place)
 
 

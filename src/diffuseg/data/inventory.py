@@ -1,13 +1,17 @@
 """Files in the folders of a data set that are not used are named, so that no case is lost in silence."""
 
+import itertools
+import os
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffuseg.data.dicom_files import holds_dicom
 from diffuseg.data.geometry import warn_once
-from diffuseg.data.io import ENDINGS, VOLUMES, case_of, ending_of
+from diffuseg.data.io import CONVERTED, ENDINGS, VOLUMES, case_of, ending_of
 from diffuseg.errors import UserError
 from diffuseg.text import few, pluralize
 
@@ -110,3 +114,19 @@ def _is_hidden_image(path: Path) -> bool:
 
 def _is_note(path: Path) -> bool:
     return path.name.lower().endswith(NOTES) and not path.is_dir()
+
+
+def no_dataset(folder: Path) -> UserError:
+    """What to do about a folder without dataset.json; one of images and masks can be made a data set."""
+    names = [name.lower() for _, _, found in itertools.islice(os.walk(folder), 1000) for name in found]
+    out = Path(f"{folder.resolve().name}_dataset")
+    if out.resolve().is_relative_to(folder.resolve()):  # the command is given in the folder itself, which is left as it is
+        out = folder.resolve().with_name(out.name)
+    command = f"diffuseg convert {shlex.quote(str(folder))} --out {shlex.quote(str(out))}"
+    if any(name.endswith(ENDINGS + CONVERTED) for name in names):
+        do = f"This is a folder of images, no data set: `{command}` makes one"
+    elif holds_dicom(folder):
+        do = f"This is a folder of DICOM, no data set: `{command}` makes one of its series and the SEG or RTSTRUCT with them"
+    else:
+        do = "A data set has dataset.json, imagesTr/<case>_0000.nii.gz and labelsTr/<case>.nii.gz"
+    return UserError("no such file", file=folder / "dataset.json", do=do)

@@ -4,20 +4,17 @@ Only names are looked at here, not a voxel. A fault in a folder is one UserError
 """
 
 import csv
-import itertools
 import os
 import re
-import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffuseg.config import parse_json
-from diffuseg.data.dicom_files import holds_dicom
 from diffuseg.data.geometry import warn_once
-from diffuseg.data.inventory import name_unread, name_unused, refuse_dangling, refuse_twins
-from diffuseg.data.io import CONVERTED, ENDINGS, LOSSLESS, case_of, ending_of
+from diffuseg.data.inventory import name_unread, name_unused, no_dataset, refuse_dangling, refuse_twins
+from diffuseg.data.io import ENDINGS, LOSSLESS, case_of, ending_of
 from diffuseg.data.label_values import ignore_value, label_values
 from diffuseg.data.raters import rater_count, rater_files
 from diffuseg.errors import UserError
@@ -80,7 +77,7 @@ def open_dataset(folder: Path | str, masks: bool = True) -> Dataset:
         raise UserError("no such folder", file=folder)
     description = folder / "dataset.json"
     if not description.exists():
-        raise _no_dataset(folder)
+        raise no_dataset(folder)
     extra = read_json(description)
     if not isinstance(extra, dict):
         raise UserError("it must hold an object { ... }", file=description)
@@ -176,22 +173,6 @@ def read_json(path: Path) -> Any:
         raise UserError("no such file", file=path) from None
     except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"cannot be read as JSON ({error})", file=path) from None
-
-
-def _no_dataset(folder: Path) -> UserError:
-    """What to do about a folder without dataset.json; one of images and masks can be made a data set."""
-    names = [name.lower() for _, _, found in itertools.islice(os.walk(folder), 1000) for name in found]
-    out = Path(f"{folder.resolve().name}_dataset")
-    if out.resolve().is_relative_to(folder.resolve()):  # the command is given in the folder itself, which is left as it is
-        out = folder.resolve().with_name(out.name)
-    command = f"diffuseg convert {shlex.quote(str(folder))} --out {shlex.quote(str(out))}"
-    if any(name.endswith(ENDINGS + CONVERTED) for name in names):
-        do = f"This is a folder of images, no data set: `{command}` makes one"
-    elif holds_dicom(folder):
-        do = f"This is a folder of DICOM, no data set: `{command}` makes one of its series and the SEG or RTSTRUCT with them"
-    else:
-        do = "A data set has dataset.json, imagesTr/<case>_0000.nii.gz and labelsTr/<case>.nii.gz"
-    return UserError("no such file", file=folder / "dataset.json", do=do)
 
 
 def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:

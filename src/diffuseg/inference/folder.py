@@ -15,8 +15,6 @@ from diffuseg.data.inventory import name_unused, refuse_dangling
 from diffuseg.data.layout import list_files, read_json
 from diffuseg.data.outputs import BEFORE, KEPT, PREVIEW, is_record, sidecar_name, without_results
 from diffuseg.data.pictures import LOSSLESS
-from diffuseg.data.slides import Slide
-from diffuseg.data.world import larger_than_training
 from diffuseg.errors import UserError
 from diffuseg.inference.calibration import calibration_of
 from diffuseg.inference.dicom_seg import DicomOut, lacks_dicom, refuse_dicom_out, replace_dicom
@@ -25,7 +23,7 @@ from diffuseg.inference.postprocessing import postprocessing_of
 from diffuseg.inference.prediction import ending_for, save
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.inference.series import dicom_cases
-from diffuseg.inference.unlike import far_outside
+from diffuseg.inference.unlike import announced
 from diffuseg.inference.worklist import Share, turns
 from diffuseg.text import few, pluralize
 
@@ -97,6 +95,7 @@ class Callbacks:
 
     on_case  (case, number, cases) before each case; on_draw: (done, draws) after each draw
     on_done  (case, record) after each case that was finished now
+    on_start () before the first case, when no input is refused that would end the work
     on_large (case, in what) before the draws of a case that is larger than those of the training, or far outside of it
     """
 
@@ -104,6 +103,7 @@ class Callbacks:
     on_draw: Callable[[int, int], None] = lambda done, draws: None
     on_done: Callable[[str, dict[str, Any]], None] = lambda case, record: None
     on_large: Callable[[str, list[str]], None] = lambda case, faults: None
+    on_start: Callable[[], None] = lambda: None
 
 
 def predict_folder(
@@ -145,6 +145,7 @@ def predict_folder(
     refuse_dicom_out(dicom, cases, model.plan.labels, out)
     _refuse_collisions(cases, out)
     check_writable(out)
+    callbacks.on_start()
 
     def segment(case: str, paths: Sequence[Path | Stack]) -> None:
         kind = prob_dtype if probabilities else None
@@ -164,18 +165,15 @@ def predict_folder(
     for case, number, total in turns(cases, out, settings, share, result.failed):
         callbacks.on_case(case, number, total)
         _attempt(case, cases[case], segment, result)
-    review(result, out)
-    return result
+    return review(result, out)
 
 
 def _read(model: Model, case: str, paths: Sequence[Path | Stack], options: SamplingOptions, callbacks: Callbacks) -> ReadCase:
     """A case, named before its draws where these take long, or where it is far outside of the training and not refused."""
     read = model.read(paths, **options.scale)
-    far = far_outside(model.meta, model.plan, read.image, options.region)
-    whole = options.region is None and not isinstance(read.image.header, Slide)
-    said = far or (larger_than_training(model.meta.get("fingerprint"), read.image, model.plan) if whole else [])
-    if said and (options.anyway or not far):
-        callbacks.on_large(case, said)
+    large = announced(model.meta, model.plan, read.image, options.region, options.anyway)
+    if large:
+        callbacks.on_large(case, large)
     return read
 
 
@@ -192,12 +190,13 @@ def _attempt(
         result.failed.append((case, f"{paths[0]}: {type(error).__name__}: {error}"))
 
 
-def review(result: FolderResult, out: Path) -> None:
-    """Put into a result which of its cases a person should look at, by their records."""
+def review(result: FolderResult, out: Path) -> FolderResult:
+    """The same result, in which stands which of its cases a person should look at, by their records."""
     done = [*result.finished, *(case for case, _ in result.skipped)]
     unlike = {case: read_json(out / f"{case}.json").get("outside_training") for case in done}
     result.outside_training = [(case, faults) for case, faults in unlike.items() if faults]
     result.needs_review = _needs_review(out, done)
+    return result
 
 
 def _to_keep(options: SamplingOptions) -> set[str]:

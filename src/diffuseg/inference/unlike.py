@@ -10,7 +10,7 @@ from diffuseg.data.plan import Plan
 from diffuseg.data.region import box_of
 from diffuseg.data.slides import Slide
 from diffuseg.data.transforms import grid_transform
-from diffuseg.data.world import far_from_training, outside_training
+from diffuseg.data.world import far_from_training, larger_than_training, outside_training
 from diffuseg.errors import UserError
 from diffuseg.types import Image
 
@@ -55,6 +55,23 @@ def refuse_far(far: Sequence[str], image: Image) -> None:
     raise UserError(
         f"refused, as it is far outside of what the model was trained on: {'; '.join(far)}", file=image.source, do=do
     )
+
+
+def announced(meta: dict[str, Any], plan: Plan, image: Image, region: str | None, anyway: bool) -> list[str]:
+    """What is said of an image before its draws: in what it is larger than the training, or far outside and not refused.
+
+    Args:
+        meta: The model's header.
+        plan: Of the model.
+        image: As in its file.
+        region: As `SamplingOptions` has it; what was chosen is not too large.
+        anyway: It is segmented whatever it is.
+    """
+    far = far_outside(meta, plan, image, region)
+    if far:
+        return far if anyway else []
+    whole = region is None and not isinstance(image.header, Slide)
+    return larger_than_training(meta.get("fingerprint"), image, plan) if whole else []
 
 
 def uncalibrated(far: Sequence[str], record: dict[str, Any]) -> dict[str, Any]:

@@ -223,6 +223,8 @@ def _choose_channels(
     groups: dict[tuple[str, ...], list[Named]], source: Path, wanted: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[tuple[str, ...], list[Path]]]:
     """Names of the channels, and the files of each case in their order."""
+    if not groups:
+        return (), {}
     tags = {key: {each.channel.lower(): each for each in group} for key, group in groups.items()}
     for key, group in groups.items():
         if len(tags[key]) < len(group):
