@@ -56,6 +56,13 @@ def test_a_page_states_the_number_that_the_code_has(name, value, page, words):
     assert " ".join(words.split()) in " ".join((DOCS / page).read_text(encoding="utf-8").split())
 
 
+def test_the_page_says_how_many_affines_are_tried_and_how_near_they_come():
+    from tests.data.test_placement import FEW, MANY, NEAR
+
+    said = f"to {NEAR:.4f} mm", f"{FEW} per format in `make test` and {MANY} in `make test-slow`"
+    assert all(text in (DOCS / "reliability.md").read_text(encoding="utf-8") for text in said)
+
+
 def test_defaults_that_pages_state_are_those_of_the_settings():
     """Of MedSegDiff V2's bracket, and of the maps."""
     from diffuseg.methods.medsegdiff_v2 import MedSegDiffV2Config

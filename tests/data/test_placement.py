@@ -17,7 +17,8 @@ LAST = np.array(SHAPE) - 1
 CORNERS = np.array([[*(LAST * pick), 1] for pick in np.ndindex(2, 2, 2)], float).T
 DATA = np.arange(24, dtype=np.int16).reshape(SHAPE)
 LPS = np.diag([-1.0, -1.0, 1.0])
-counts = pytest.mark.parametrize("count", [8, pytest.param(500, marks=pytest.mark.slow)])
+FEW, MANY, NEAR = 8, 500, 1e-4  # affines per format, in the fast tests and in the slow ones; mm
+counts = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 
 
 def random_affine(rng: np.random.Generator) -> np.ndarray:
@@ -42,7 +43,7 @@ def itk_corners(image: sitk.Image) -> np.ndarray:
 
 def same_places(path: Path, expected: np.ndarray) -> None:
     ours = read_image(path)
-    np.testing.assert_allclose((ours.affine @ CORNERS)[:3], expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose((ours.affine @ CORNERS)[:3], expected, rtol=0, atol=NEAR)
     np.testing.assert_array_equal(ours.data[0], DATA)
 
 
