@@ -95,3 +95,8 @@ def weak_busi_differences() -> str:
 def weak_busi_verdicts() -> str:
     """The same of lesions in breast ultrasound."""
     return weak_verdicts("weak_busi")
+
+
+def weak_released() -> str:
+    """CDM's published map, and CG-CDM's, on the released training."""
+    return weak("weak_released")
