@@ -196,7 +196,7 @@ def makers(models: list[Model], asked: argparse.Namespace, cases: list[Case], da
     dark = getattr(models[0].method.config, "part", None) == "negative"  # the object is darker than what is around it
     found: dict[str, tuple[Maker, int]] = {"intensity": (lambda case: intensity(case, dark), 0)}
     mean = class_difference(models[0], dataset)
-    found["position: mean of positives minus mean of negatives"] = (lambda case: mean[None], 0)
+    found["position: mean of positives minus mean of negatives"] = (lambda case: resized(mean, case.image.shape[1:])[None], 0)
     kept: RawMaps = {}
     for model, path in zip(models, asked.models, strict=True):
         if model.meta["method"] == "cam":
@@ -260,12 +260,25 @@ def negatives(model: Model, dataset: Dataset) -> list[Case]:
 
 
 def class_difference(model: Model, dataset: Dataset) -> Tensor:
-    """Mean training image with the object minus mean training image without: what position alone can say."""
+    """Mean training image with the object minus mean training image without: what position alone can say.
+
+    Images of several sizes are brought to that of the first, so that a place is a share of height and width.
+    """
     names, labels = splits(dataset)[own_fold(model)]["train"], read_labels(dataset)
     source = Batches(dataset, names, model.plan, labels=labels)
     images = {name: source.image(name).mean(0) for name in names}
+    size = images[names[0]].shape
+    images = {name: resized(image, size) for name, image in images.items()}
     one, none = ([images[name] for name in names if (labels[name] > 0) == side] for side in (True, False))
     return torch.stack(one).mean(0) - torch.stack(none).mean(0)
+
+
+def resized(image: Tensor, size: Sequence[int]) -> Tensor:
+    """An image [*s] at another size, interpolated linearly; the same where it has that size."""
+    if tuple(image.shape) == tuple(size):
+        return image
+    mode = "bilinear" if image.ndim == 2 else "trilinear"
+    return torch.nn.functional.interpolate(image[None, None], tuple(size), mode=mode, align_corners=False)[0, 0]
 
 
 def judges(models: list[Model], cases: list[Case], dataset: Dataset, place: str) -> dict[str, dict[str, float]]:
