@@ -283,7 +283,7 @@ def test_plan_prints_reasons_and_never_replaces_an_edited_plan(tmp_path, data, m
 
 def test_every_option_of_train_reaches_the_loop(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(loop, "train", lambda settings: seen.append(settings) or tmp_path / "best.safetensors")
+    monkeypatch.setattr(loop, "train", lambda settings, *_: seen.append(settings) or tmp_path / "best.safetensors")
     done = call(
         *("train", "set", "--out", "run", "--method", "unet", "--fold", 3, "--plan", "p.json", "--max-minutes", 2.5),
         *("--preset", "cdal/cxr", "--set", "T=2", "--set", "train.ema=0.9", "--resume", "--seed", 7, "--device", "cpu"),
@@ -301,7 +301,7 @@ def test_every_option_of_train_reaches_the_loop(tmp_path, monkeypatch):
 
 
 def test_an_interrupt_is_one_line_and_code_130(monkeypatch):
-    def interrupted(settings):
+    def interrupted(settings, *_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "train", interrupted)
@@ -311,14 +311,14 @@ def test_an_interrupt_is_one_line_and_code_130(monkeypatch):
 
 def test_sigterm_ends_a_command_as_an_interrupt_does(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(loop, "train", lambda settings: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(loop, "train", lambda settings, *_: signal.raise_signal(signal.SIGTERM))
     done = call("train", "set", "--out", "run")
     assert done.exit_code == 143 and done.stderr == "terminated\n" and not done.stdout
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_quiet_prints_errors_and_warnings_only_and_verbose_says_where(monkeypatch):
-    def fails(settings):
+    def fails(settings, *_):
         print("chatter")
         raise UserError("wrong")
 
@@ -383,7 +383,7 @@ def test_evaluate_and_report_print_without_a_place_to_write(tmp_path, data, monk
 
 
 def test_a_fault_of_several_lines_is_printed_as_one(monkeypatch):
-    def fails(settings):
+    def fails(settings, *_):
         raise UserError("first\n  second", file="a.nii.gz")
 
     monkeypatch.setattr(loop, "train", fails)
@@ -391,7 +391,7 @@ def test_a_fault_of_several_lines_is_printed_as_one(monkeypatch):
 
 
 def test_what_the_machine_refuses_is_one_line_too(monkeypatch):
-    monkeypatch.setattr(loop, "train", lambda settings: Path("é" * 300).read_text())
+    monkeypatch.setattr(loop, "train", lambda settings, *_: Path("é" * 300).read_text())
     refused(call("train", "set", "--out", "run"), "File name too long", "--verbose")
 
 

@@ -39,7 +39,7 @@ def test_help_that_is_asked_for_is_help():
 
 
 def test_a_complaint_is_one_line_but_for_a_list(capsys):
-    complain("a  fault\nof some\tlibrary")
+    complain("a  fault\n  of some\tlibrary")
     assert capsys.readouterr().err == "a fault of some library\n"
     complain("two of\nthem:\n  one  x\n  other\nChoose\none")
     assert capsys.readouterr().err == "two of them:\n  one  x\n  other\nChoose one\n"

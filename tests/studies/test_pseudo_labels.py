@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,19 @@ def test_what_is_kept_is_a_data_set_with_the_models_masks(folder, tmp_path):
     sides = splits(made)
     assert all({*fold["train"]} | {*fold["val"]} == set("abcdef") for fold in sides)
     assert sides == splits(open_dataset(folder, masks=False))
+
+
+def test_no_mask_of_an_image_far_outside_of_the_training_is_kept(folder, tmp_path):
+    know(folder)
+    wide = np.zeros((12, 70), np.uint8)
+    wide[2:8, 3:9] = 10
+    PIL.Image.fromarray(wide).save(folder / "imagesTr/a_0000.png")
+    ranges = {f"extent of axis {axis} in mm": [12.0, 14.0] for axis in range(2)}
+    model = make_model(**FLAT)
+    model = replace(model, meta=model.meta | {"fingerprint": {"cases": 9, "ranges": ranges}})
+    found = {row.case: row for row in pseudo_label(model, folder, tmp_path / "pseudo")}
+    assert not found["a"].kept and "far outside of the training" in found["a"].reason
+    assert all(found[case].kept for case in "bcdef")
 
 
 def test_draws_that_disagree_are_left_out_and_listed(folder, tmp_path):

@@ -251,10 +251,10 @@ def console(stderr: bool = False) -> "Console":
 
 
 def complain(text: str) -> None:
-    """Say in red on the error output what is wrong: in one line, but for a list, whose lines begin with two spaces."""
+    """Say in red on the error output what is wrong: in one line, but for a list, which is indented after a colon."""
     lines = [""]
     for line in text.split("\n"):
-        if line.startswith("  ") or lines[-1].startswith("  "):
+        if lines[-1].startswith("  ") or (line.startswith("  ") and lines[-1].endswith(":")):
             lines.append("  " * line.startswith("  ") + line.strip())
         else:
             lines[-1] = " ".join(f"{lines[-1]} {line}".split())
