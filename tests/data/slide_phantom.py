@@ -29,7 +29,12 @@ def smaller(data: np.ndarray, n: int) -> np.ndarray:
 
 
 def write_slide(
-    path: Path, data: np.ndarray, steps: Sequence[int] = (1, 4), description: str = APERIO, **options: Any
+    path: Path,
+    data: np.ndarray,
+    steps: Sequence[int] = (1, 4),
+    description: str = APERIO,
+    overview: bool = True,
+    **options: Any,
 ) -> list[np.ndarray]:
     """Write a pyramid with an overview beside it as Aperio does; returns its levels.
 
@@ -38,6 +43,7 @@ def write_slide(
         data: The finest level.
         steps: Its pixels along a pixel of each level.
         description: Of the first page.
+        overview: Put one beside the finest level, where it is of Aperio.
         options: Of tifffile, for the levels.
     """
     text = description.format(h=len(data), w=data.shape[1])
@@ -46,7 +52,7 @@ def write_slide(
     with tifffile.TiffWriter(path) as file:
         for number, level in enumerate(levels):
             file.write(level, subfiletype=int(number > 0 and not aperio), description=text or None, **(known | options))
-            if number == 0 and aperio:
+            if number == 0 and aperio and overview:
                 file.write(smaller(data, 8), photometric="rgb", description="Aperio Image Library v12", metadata=None)
     return levels
 

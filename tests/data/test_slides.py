@@ -52,6 +52,48 @@ def test_the_level_and_the_size_of_its_pixels(tmp_path, scale, level, made_one, 
     np.testing.assert_allclose(centre(image.data) * image.spacing, truth, atol=0.6 * um / 1000)
 
 
+@pytest.mark.parametrize("steps", [(1, 2), (1, 4, 2), (1, 2, 4, 8)])
+def test_all_levels_of_aperio_are_found_where_no_overview_is_stored(tmp_path, steps):
+    """The page after the finest level is the next one, and no overview; levels go by their size, whatever their order."""
+    stored = write_slide(tmp_path / "x.svs", picture(), steps, overview=False)
+    for step, pixels in zip(steps, stored, strict=True):
+        image = read_slide(tmp_path / "x.svs", Scale(20 / step))
+        assert (image.header.level, image.header.levels, image.header.averaged) == (sorted(steps).index(step), len(steps), 1)
+        np.testing.assert_array_equal(image.data, channels_first(pixels))
+
+
+def test_a_picture_among_the_levels_of_aperio_does_not_end_them(tmp_path):
+    tiled = {"photometric": "rgb", "tile": (64, 64), "compression": "zlib", "metadata": None}
+    levels = [smaller(picture(), n) for n in (1, 2, 4)]
+    with tifffile.TiffWriter(tmp_path / "x.svs") as file:
+        for number, level in enumerate(levels):
+            file.write(level, description=POWER, **tiled)
+            if number == 1:
+                file.write(smaller(picture(), 8), photometric="rgb", description=POWER, metadata=None)
+    for number, level in enumerate(levels):
+        image = read_slide(tmp_path / "x.svs", Scale(20 / 2**number))
+        assert (image.header.level, image.header.levels) == (number, 3)
+        np.testing.assert_array_equal(image.data, channels_first(level))
+
+
+@pytest.mark.parametrize(
+    ("shape", "description", "tile"),
+    [
+        ((128, 128), "Aperio Image Library v12|AppMag = 20", (64, 64)),  # a label: other sides
+        ((192, 256), "Aperio Image Library v12|AppMag = 20", None),  # an overview: not tiled
+        ((192, 256), "something else", (64, 64)),
+    ],
+)
+def test_other_second_pages_of_aperio_are_no_levels(tmp_path, shape, description, tile):
+    with tifffile.TiffWriter(tmp_path / "x.svs") as file:
+        first = POWER + "|MPP = 0.5"
+        file.write(picture(), photometric="rgb", tile=(64, 64), compression="zlib", description=first, metadata=None)
+        other = np.zeros((*shape, 3), np.uint8)
+        file.write(other, photometric="rgb", tile=tile, compression="zlib", description=description, metadata=None)
+    header = read_slide(tmp_path / "x.svs", Scale(10)).header
+    assert (header.levels, header.level, header.averaged) == (1, 0, pytest.approx(2))
+
+
 def test_pixels_between_levels_are_means(tmp_path):
     data = picture()
     write_slide(tmp_path / "x.svs", data)

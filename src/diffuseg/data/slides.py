@@ -164,7 +164,25 @@ def _levels(slide: Any, file: Path) -> list[Any]:
         if len(level.pages) != 1 or not colours:
             what = f"no slide in colours of 8 bits: axes {level.axes}, shape {by(level.shape)}, {page.dtype}"
             raise UserError(what, file=file, do="Only red, green and blue of light microscopy are read: export it so")
-    return pages
+    return _with_missed_pages(slide, pages) if slide.is_svs else pages
+
+
+def _with_missed_pages(slide: Any, pages: list[Any]) -> list[Any]:
+    """The levels of a file of Aperio; tifffile takes the second page for an overview, and ends at the next page without tiles.
+
+    A level is tiled, has the sides of the finest one in proportion, up to a pixel, and is described as all of Aperio's are.
+    """
+    height, width = pages[0].imagelength, pages[0].imagewidth
+
+    def is_level(page: Any) -> bool:
+        h, w = page.imagelength, page.imagewidth
+        alike = abs(h * width / height - w) <= 1 or abs(w * height / width - h) <= 1
+        same = (page.axes, page.samplesperpixel, page.dtype) == (pages[0].axes, pages[0].samplesperpixel, pages[0].dtype)
+        return page.is_tiled and page.description.startswith("Aperio") and same and alike and h < height
+
+    size = lambda page: page.imagelength * page.imagewidth
+    found = {size(page): page for page in reversed(slide.pages[1:]) if is_level(page)} | {size(page): page for page in pages}
+    return [found[pixels] for pixels in sorted(found, reverse=True)]
 
 
 def _said(slide: Any, page: Any) -> Said:
