@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks.score import RESULTS, environment, replaced
 
 FILE = RESULTS / "memory.json"
-VOLUMES = [(64, 64, 64), (128, 128, 128), (192, 192, 192), (256, 256, 192)]
-PICTURES = [(1000, 1000), (2000, 2000), (4000, 4000)]
+VOLUMES = [(32, 32, 32), (64, 64, 64), (128, 128, 128), (192, 192, 192), (256, 256, 256)]
+PICTURES = [(256, 256), (1000, 1000), (2000, 2000), (4000, 4000)]
 LARGEST = [(512, 512, 600), (20000, 20000)]  # by `--sizes`: they take hours; a slide by `--slide` too
 TISSUE = 0.2  # of a slide
 SCAN, DRAWS = (36, 50, 35), (1, 32)  # of the packaged model: about as large as its training images
@@ -159,6 +159,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing is stored")
     parser.add_argument("--label", default="now", help="what the rows are called: before, now")
     parser.add_argument("--sizes", nargs="*", help="such as 256x256x192 or 2000x2000, instead of the usual ones")
+    parser.add_argument("--rounds", type=int, default=1, help="of all sizes; of time the mean is kept, of memory the most")
+    parser.add_argument("--busy", action="store_true", help="say in the results that the machine did other work")
     parser.add_argument("--resampled", action="store_true", help="on a plan of another spacing")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--draws", type=int, default=2)
@@ -176,13 +178,20 @@ def main() -> None:
             store(row | {"environment": environment()})
         return
     named = [tuple(int(n) for n in size.split("x")) for size in chosen.sizes or ()]
-    for shape in named or (QUICK if chosen.quick else VOLUMES + PICTURES):
-        row = {"label": "slide" if chosen.slide else chosen.label} | measure(
-            shape, chosen.resampled, chosen.steps, chosen.draws, chosen.slide
-        )
+    found: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    where = environment() | ({"other_work": True} if chosen.busy else {})
+    for shape in (named or (QUICK if chosen.quick else VOLUMES + PICTURES)) * chosen.rounds:
+        row = measure(shape, chosen.resampled, chosen.steps, chosen.draws, chosen.slide)
         print(json.dumps(row), flush=True)
+        found.setdefault(shape, []).append(row)
         if not chosen.quick:
-            store(row | {"environment": environment()})
+            store({"label": "slide" if chosen.slide else chosen.label} | together(found[shape]) | {"environment": where})
+
+
+def together(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rounds of one size as one row: the mean of the times, the most of the memory."""
+    times = {key: round(sum(row[key] for row in rows) / len(rows), 2) for key in ("seconds", "cpu_seconds")}
+    return rows[0] | times | {"peak_mb": max(row["peak_mb"] for row in rows), "rounds": len(rows)}
 
 
 def store(row: dict[str, Any]) -> None:

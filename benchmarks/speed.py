@@ -42,6 +42,7 @@ from diffuseg.types import Batch
 
 PLAN = Plan("made", ("MR",), {"background": 0, "anterior": 1, "posterior": 2}, ".nii.gz", patch=(40, 56, 40))
 ROUNDS = 7
+STEPS = 20  # of a training whose waiting is measured
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 SHARES = {
     "the network": ("encode", "denoise"),
@@ -251,10 +252,11 @@ def shares(dataset: Path) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         for name in ("unet", "distributional"):
             with timing.profile(print) as spent:
-                train(TrainSettings(dataset, name, Path(folder) / name, steps=40, set=["train.validation_cases=2"]))
+                own = {"steps": STEPS, "validate_every": STEPS, "set": ["train.validation_cases=2"]}
+                train(TrainSettings(dataset, name, Path(folder) / name, **own))
             wait, steps = spent["wait for data"], sum(spent[part] for part in ("wait for data", "loss", "backward", "update"))
             row = {"what": f"waiting for data in a training of {name}, {dataset.name}", "ratio": wait / steps, "seconds": wait}
-            rows.append(row | {"means": "wall time, over that of the first 40 steps, their cases not yet in memory"})
+            rows.append(row | {"means": f"wall time, over that of the first {STEPS} steps, their cases not yet in memory"})
         if dataset.name == "hippocampus":
             rows += _shares_of_prediction(dataset, Path(folder))
     return rows
@@ -285,6 +287,7 @@ if __name__ == "__main__":
     parser.add_argument("--part", choices=PARTS, default=None, help="measure this part alone and keep the other rows")
     parser.add_argument("--first-mask", metavar="SCAN", help="measure from the start to its mask alone and keep the other rows")
     parser.add_argument("--shares", metavar="DATASET", type=Path, help="measure where the time goes alone, on this data set")
+    parser.add_argument("--busy", action="store_true", help="say in the results that the machine did other work")
     asked = parser.parse_args()
     scan, file = asked.first_mask, RESULTS / "speed.json"
     before = json.loads(file.read_text())
@@ -294,7 +297,8 @@ if __name__ == "__main__":
         found = PARTS[asked.part or "drawing"](asked.only or "")
     else:
         found = [row for part in PARTS.values() for row in part()]
-    rows = [row | {"environment": environment()} for row in found]
+    where = environment() | ({"other_work": True} if asked.busy else {})
+    rows = [row | {"environment": where} for row in found]
     before["rows"] = replaced(before["rows"], rows, ("what",))
     file.write_text(json.dumps(before, indent=1) + "\n")
     for row in rows:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.memory import measure, packaged
-from benchmarks.tables.memory import slope
+from benchmarks.memory import measure, packaged, together
+from benchmarks.tables.memory import further, slope
 
 
 def test_a_slope_is_that_between_the_image_that_is_named_and_the_largest():
@@ -11,6 +11,14 @@ def test_a_slope_is_that_between_the_image_that_is_named_and_the_largest():
     rows = [(1, 100.0), (111, 340.0), (11, 140.0)]
     found = [{"label": "now", "voxels": voxels * 10**6, "peak_mb": peak} for voxels, peak in rows]
     assert (slope(found, "now", -2), slope(found[::2], "now"), slope(found, "before")) == ("2.0 bytes", "4.0 bytes", "-")
+
+
+def test_the_time_of_a_further_voxel_leaves_the_start_out():
+    """3 s for the start and 0.5 microseconds for each voxel."""
+    rows = [{"label": "now", "voxels": n, "cpu_seconds": 3 + 0.5e-6 * n} for n in (10**4, 10**6, 10**7)]
+    assert {further(rows, row) for row in rows[1:]} == {"0.50 µs"}
+    rounds = [{"peak_mb": peak, "seconds": s, "cpu_seconds": s / 2} for peak, s in ((5.0, 2.0), (7.0, 4.0))]
+    assert together(rounds) == {"peak_mb": 7.0, "seconds": 3.0, "cpu_seconds": 1.5, "rounds": 2}
 
 
 @pytest.mark.slow

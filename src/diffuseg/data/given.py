@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from nibabel.spatialimages import SpatialImage
 
-from diffuseg.data import geometry, io, itk
+from diffuseg.data import geometry, io, itk, nifti
 from diffuseg.data.dicom_series import Stack
 from diffuseg.errors import UserError
 from diffuseg.types import Image
@@ -130,7 +130,7 @@ def _from_nibabel(given: Any) -> Image:
     file = given.get_filename()
     source = Path(file) if file and nib.is_proxy(given.dataobj) and str(file).lower().endswith(io.NIFTI) else None
     if isinstance(given, nib.Nifti1Pair):
-        contents = io.nifti_contents(given, np.asanyarray(given.dataobj), source)
+        contents = io.FileContents(*nifti.contents(given, np.asanyarray(given.dataobj), source))
     else:  # of another format: lengths are mm, as nibabel says
         data = np.asanyarray(given.dataobj)
         contents = io.FileContents(np.moveaxis(data, 3, 0) if data.ndim == 4 else data[None], np.asarray(given.affine))
@@ -236,7 +236,7 @@ def give_back(planes: np.ndarray, image: Image, kind: Kind) -> Any:
     if kind == "Image":
         return Image(channels, image.affine, None, image.header)
     if kind == "nibabel":
-        return io.nifti_image(io.smallest_dtype(channels), image)
+        return nifti.image_of(io.smallest_dtype(channels), image)
     if kind == "SimpleITK":
         return itk.itk_image(io.smallest_dtype(channels), image)
     if kind == "tensor":

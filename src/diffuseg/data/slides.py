@@ -167,7 +167,7 @@ def _levels(slide: Any, file: Path) -> list[Any]:
     return _with_missed_pages(slide, pages) if slide.is_svs else pages
 
 
-def _with_second_page(slide: Any, pages: list[Any]) -> list[Any]:
+def _with_missed_pages(slide: Any, pages: list[Any]) -> list[Any]:
     """The levels of a file of Aperio; tifffile takes the second page for an overview, and ends at the next page without tiles.
 
     A level is tiled, has the sides of the finest one in proportion, up to a pixel, and is described as all of Aperio's are.
