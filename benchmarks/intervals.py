@@ -1,9 +1,9 @@
 """How wide 90 % intervals of volumes are that cover alike: four ways to make them, on the validation cases of a model's fold.
 
     constant    the volume of the mask, a constant share of it more and less (the bar: it knows nothing of the case)
-    draws       5th to 95th percentile of the draws' volumes, widened by a constant share (what `calibrate` learns)
+    draws       5th to 95th percentile of the draws' volumes, widened by a constant share of the volume
     levels      volumes of the masks of two other thresholds: each voxel's log odds of the class against the best other one,
-                shifted by a constant; so blurred borders make wide intervals (COMPASS, Cheung et al. 2026, at the last layer)
+                shifted by a constant; so blurred borders make wide intervals (what `calibrate` learns)
     raw         that of the draws as it is
 
 Each case has the constant of the cases of all other patients: by construction all but `raw` cover

@@ -86,7 +86,7 @@ def test_in_python_it_is_the_same_refusal(model, tmp_path):
     assert "anyway" not in model.predict(scan(tmp_path / "in", "b", 20), OPTIONS).provenance, "twice as long is a warning"
 
 
-def test_of_a_region_its_own_intensities_count_and_its_extent_does_not(model, tmp_path):
+def test_of_a_region_its_own_intensities_and_extent_count(model, tmp_path):
     file = scan(tmp_path / "in", "head", 60)
     image = nib.load(file)
     values = np.asarray(image.dataobj).copy()
@@ -97,7 +97,9 @@ def test_of_a_region_its_own_intensities_count_and_its_extent_does_not(model, tm
     record = model.predict(file, OPTIONS, region="0:8,0:8,0:8").provenance
     assert record["calibration"]["applied"] is True and "outside_training" not in record
     with pytest.raises(UserError, match=r"percentile 1 of MR is 9\d\d.*Is this the model for it\?"):
-        model.predict(file, OPTIONS, region="0:8,0:8,20:60")
+        model.predict(file, OPTIONS, region="0:8,0:8,20:28")
+    with pytest.raises(UserError, match="extent of axis 2"):
+        model.predict(file, OPTIONS, region="0:8,0:8,0:60")  # all of it
 
 
 def test_on_the_command_line(model, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -124,9 +125,9 @@ def test_hard_cases_that_count_more_widen_the_interval():
         for hard in [0] * 29 + [1] * 2
     ]
     groups = [str(number) for number in range(31)]
-    alike = _intervals(cases, groups, None)[1]["organ"].shift
+    alike = _intervals(cases, groups, 0.001, None)[1]["organ"].shift
     harder = Weights(np.array([0.5] * 29 + [8.25] * 2), 1.0, 12.0)
-    assert alike == 0 and _intervals(cases, groups, harder)[1]["organ"].shift == pytest.approx(2)
+    assert alike == 0 and _intervals(cases, groups, 0.001, harder)[1]["organ"].shift == pytest.approx(2)
 
 
 def record(model: str = "m", volume: float = 1.0, score: float = 0.1, **other) -> dict:
@@ -270,7 +271,7 @@ def test_a_prediction_is_tempered_and_widened_and_its_mask_stays(measured, data)
     assert wide["organ"][0] < raw["organ"][0] <= raw["organ"][1] < wide["organ"][1]
     said = found.provenance["calibration"]
     assert said["applied"] and said["temperature"] == measured.calibration.temperature and said["cases"] == 24
-    assert "in volume_ml_90 adjusted as 24 validation cases" in found.provenance["volume_note"]
+    assert "volume_ml_90 is calibrated on 24 validation cases" in found.provenance["volume_note"]
     ends = LevelMargin(**measured.calibration.widening["organ"]).ends(plain.probability, 1, plain.image.voxel_ml)
     assert wide["organ"] == [round(end, 6) for end in ends]
     narrower = {"organ": measured.calibration.widening["organ"] | {"shift": 0.0}}
@@ -326,6 +327,72 @@ def test_each_class_has_the_interval_of_its_own_odds():
     assert found == {
         "a": list(level_volumes(p, 1, 2.0, np.array([-1.0, 1.0]))), "b": list(level_volumes(p, 2, 2.0, np.array([-0.5, 0.5])))
     }  # fmt: skip
+
+
+class Two(Oracle):
+    """Two classes whose borders are blurred by different amounts, at different intensities."""
+
+    @torch.no_grad()
+    def draw(self, image, seeds, **options) -> Iterator[torch.Tensor]:
+        v = image[0] / 100
+        for _ in seeds:
+            yield torch.stack([0 * v, 6 * (v - 0.6), 30 * (0.3 - v)]).softmax(0)
+
+
+def test_each_class_is_calibrated_and_predicted_by_itself_in_the_volume_of_its_voxels(tmp_path):
+    """Voxels of 0.8 x 0.8 x 2 mm, on a grid of 1 mm: the ends are counted by hand on the image's own voxels."""
+    affine, names = np.diag([0.8, 0.8, 2.0, 1.0]), [f"case_{number:02d}" for number in range(13)]
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    for number, name in enumerate(names):
+        random = np.random.default_rng(number)
+        v = np.clip(np.linspace(0, 1, 20)[:, None, None] + random.normal(0, 0.05, (20, 12, 6)), 0.01, 0.99)
+        truth = np.where(v > 0.6 + random.normal(0, 0.1), 1, np.where(v < 0.3 + random.normal(0, 0.1), 2, 0))
+        nib.save(nib.Nifti1Image(np.float32(1000 * v), affine), tmp_path / "imagesTr" / f"{name}_0000.nii.gz")
+        nib.save(nib.Nifti1Image(truth.astype(np.uint8), affine), tmp_path / "labelsTr" / f"{name}.nii.gz")
+    labels = {"background": 0, "a": 1, "b": 2}
+    described = {"channel_names": {"0": "MR"}, "labels": labels, "file_ending": ".nii.gz", "name": "made", "numTraining": 13}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": names[:1], "val": names[1:]}]))
+    model = make_model(method=Two, labels=labels, spacing=(1.0, 1.0, 1.0))
+    learnt = measure_calibration(model, tmp_path, SamplingOptions(draws=2)).calibration
+    assert set(learnt.widening) == {"a", "b"} and learnt.widening["a"]["shift"] != learnt.widening["b"]["shift"]
+    drawn = lambda name: model.predict(tmp_path / "imagesTr" / f"{name}_0000.nii.gz", draws=2).probability.reshape(3, -1)
+    inside = lambda p, k, by: int((p[k] * np.exp(by) >= np.delete(p, k, axis=0).max(axis=0)).sum())
+    for name, k in (("a", 1), ("b", 2)):  # of 12 cases the largest of the shifts that they need
+        needed = []
+        for case in names[1:]:
+            p = drawn(case).astype(float)
+            true = int((np.asarray(nib.load(tmp_path / "labelsTr" / f"{case}.nii.gz").dataobj) == k).sum())
+            needed.append(next(q for q in np.arange(0, 14, 0.05) if inside(p, k, -q) <= true <= inside(p, k, q)))
+        assert learnt.widening[name]["shift"] == pytest.approx(max(needed), abs=0.051)
+    image = tmp_path / "imagesTr" / "case_03_0000.nii.gz"
+    p = drawn("case_03").astype(float)
+    found = dataclasses.replace(model, meta=model.meta | {"calibration": dataclasses.asdict(learnt)}).predict(image, draws=2)
+    assert found.provenance["calibration"]["applied"]
+    for name, k in (("a", 1), ("b", 2)):
+        shift = learnt.widening[name]["shift"]
+        counted = [0.8 * 0.8 * 2 / 1000 * inside(p, k, by) for by in (-shift, shift)]
+        assert found.provenance["volume_ml_90"][name] == pytest.approx(counted, abs=2e-3)
+
+
+def test_where_probabilities_say_nothing_the_intervals_of_the_draws_are_widened():
+    """Masks that are sure everywhere and too small by a seventh: no other threshold has the true volume."""
+    p = np.zeros((2, 200), np.float32)
+    p[1, :60], p[0, 60:] = 1, 1
+    levels = {"organ": level_volumes(p, 1, 1.0)}
+    ends = {"organ": 60.0}
+    cases = [CaseScores({}, ends, ends, {"organ": 70.0}, levels, 0.1, 0.2) for _ in range(24)]
+    coverage, widening = _intervals(cases, [str(number) for number in range(24)], 1e-9, None)
+    assert widening["organ"].margin == pytest.approx(1 / 6)
+    assert coverage["organ"]["widened"]["mean_width_ml"] == pytest.approx(20)
+
+
+@pytest.mark.parametrize("learnt", [{"shift": float("nan"), "alpha": 0.1, "cases": 9}, {"shift": float("inf")}])
+def test_a_calibration_whose_numbers_are_none_is_refused(measured, learnt):
+    header = dataclasses.asdict(measured.calibration) | {"widening": {"organ": learnt}}
+    with pytest.raises(UserError, match=r"calibration\.widening\.organ: its constant is not finite"):
+        read_calibration({"calibration": header})
 
 
 def test_coverage_is_that_of_intervals_of_the_other_half(measured):

@@ -30,7 +30,8 @@ SHIFTS = np.linspace(-14, 14, 561).round(2)  # beyond the odds that there can be
 class LevelMargin:
     """What calibration found.
 
-    shift  of the odds, up and down; infinite where there were too few cases
+    shift  of the odds, up and down; infinite where there were too few cases, or where probabilities at their floor would have
+           to be shifted, which makes the whole image of any interval
     alpha  the part of cases that may be outside
     cases  number of calibration cases
     """
@@ -87,7 +88,8 @@ def calibrate_levels(
     """
     if not len(truth) or volumes.shape != (len(truth), len(SHIFTS)):
         raise ValueError(f"volumes {volumes.shape} for {len(truth)} cases: {len(SHIFTS)} of each, and a case at least")
-    return LevelMargin(conformal_quantile(_scores(volumes, truth), alpha, weights), alpha, len(truth))
+    shift = conformal_quantile(_scores(volumes, truth), alpha, weights)
+    return LevelMargin(shift if shift < -math.log(FLOOR) else math.inf, alpha, len(truth))
 
 
 def _scores(volumes: Float[np.ndarray, "n m"], truth: Volumes) -> Float[np.ndarray, " n"]:

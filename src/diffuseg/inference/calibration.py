@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from diffuseg import scratch
 from diffuseg.blocks import blocks
 from diffuseg.config import from_dict
+from diffuseg.errors import UserError
 from diffuseg.evaluation.calibration_metrics import apply_temperature
 from diffuseg.evaluation.conformal import ConformalMargin
 from diffuseg.evaluation.level_sets import LevelMargin
@@ -117,10 +119,16 @@ def read_calibration(meta: dict[str, Any]) -> Calibration | None:
     """The calibration in a checkpoint's header, if there is one.
 
     Raises:
-        UserError: Another version wrote it otherwise.
+        UserError: Another version wrote it otherwise, or a number in it is none.
     """
     header = meta.get("calibration")
-    return None if header is None else from_dict(Calibration, header, "calibration.")
+    if header is None:
+        return None
+    found = from_dict(Calibration, header, "calibration.")
+    for name, learnt in found.widening.items():
+        if not math.isfinite(learnt.get("shift", learnt.get("margin", 0.0))):
+            raise UserError(f"calibration.widening.{name}: its constant is not finite", do="Calibrate the model anew")
+    return found
 
 
 def digest_of(content: Any) -> str:
@@ -157,8 +165,8 @@ def apply_calibration(
     if calibration.widening:
         raw, names = record["volume_ml_90"], ", ".join(calibration.widening)
         record["volume_ml_90"], record["volume_ml_90_raw"] = calibration.widen(raw, probability, voxel), raw
-        adjusted = f"in volume_ml_90 adjusted as {calibration.where} ask for ({names})"
-        record["volume_note"] += f" (volume_ml_90_raw), {adjusted}"
+        adjusted = f"volume_ml_90 is calibrated on {calibration.where} ({names})"
+        record["volume_note"] += f" (volume_ml_90_raw); {adjusted}"
     return calibration.temper(probability)
 
 

@@ -211,7 +211,7 @@ class Model:
             options: How to draw, see `SamplingOptions`; a number is that of the draws.
             affine: Voxel -> mm (RAS) of an array or tensor; else its axes are taken for right, anterior, superior.
             spacing: Size of its voxels in mm per axis, in place of an affine; else 1 mm.
-            calibrate: Where the model is calibrated for these settings, temper probabilities and widen volume intervals; they
+            calibrate: Where the model is calibrated for these settings, temper probabilities and adjust volume intervals; they
                 then hold the mask's own volume. Mask and uncertainty maps are those of the draws either way.
             on_draw: Called with (done, draws) after each draw.
             changes: Fields of `SamplingOptions`, in place of those of `options`.

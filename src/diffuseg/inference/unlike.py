@@ -24,7 +24,7 @@ def far_outside(meta: dict[str, Any], plan: Plan, image: Image, region: str | No
         meta: The model's header.
         plan: Of the model.
         image: As in its file.
-        region: As `SamplingOptions` has it; its extent is what was chosen, and never too large.
+        region: As `SamplingOptions` has it; then it is what is compared.
 
     Raises:
         UserError: The region is none of this image.
@@ -34,7 +34,7 @@ def far_outside(meta: dict[str, Any], plan: Plan, image: Image, region: str | No
     if region is None:
         return far_from_training(meta.get("fingerprint"), image, plan)
     part = _part(image, box_of(region, image, plan, grid_transform(image, plan)))
-    return _without_extent(far_from_training(meta.get("fingerprint"), part, plan))
+    return far_from_training(meta.get("fingerprint"), part, plan)
 
 
 def refuse_far(far: Sequence[str], image: Image) -> None:
@@ -49,8 +49,11 @@ def refuse_far(far: Sequence[str], image: Image) -> None:
     """
     if not far:
         return
-    large = any(fault.startswith("extent") for fault in far)
-    mend = "Crop it, or give --region: the part that training images show." if large else "Is this the model for it?"
+    mends = {
+        "extent": "Crop it, or give --region: the part that training images show.",
+        "spacing": "Are spacing and unit of length in its header right?",
+    }
+    mend = next((mends[key] for key in mends if any(fault.startswith(key) for fault in far)), "Is this the model for it?")
     do = f"{mend} --anyway (in Python anyway=True) segments it as it is, without calibration"
     raise UserError(
         f"refused, as it is far outside of what the model was trained on: {'; '.join(far)}", file=image.source, do=do

@@ -317,7 +317,7 @@ def _intervals(file: Path) -> dict[str, tuple[float, float]]:
     content = read_json(file) if file.is_file() else {}
     try:
         if content.get("draws") == 1 and "volume_ml_90_raw" not in content:
-            return {}  # a point, which claims nothing; widened by what calibration found, it does
+            return {}  # a point, which claims nothing; as calibration adjusted it, it does
         return {name: (float(low), float(high)) for name, (low, high) in content.get("volume_ml_90", {}).items()}
     except (AttributeError, TypeError, ValueError):
         raise UserError('"volume_ml_90" must be {"class": [low, high]}', file=file) from None

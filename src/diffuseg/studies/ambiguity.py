@@ -122,7 +122,8 @@ def measure_ambiguity(
     fold = own_fold(models[0]) if fold is None else fold
     names = validation_cases(models[0], dataset, fold, limit)
     for model in models[1:]:
-        validation_cases(model, dataset, fold, limit)  # none of them may have been trained on these
+        others = validation_cases(model, dataset, fold, limit)  # none of them may have been trained on these
+        names = [name for name in names if name in others]
     patient_of, rule = _patients(dataset, pattern)
     cases = {case.id: case for case in dataset.cases}
     scored = []

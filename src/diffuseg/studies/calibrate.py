@@ -1,4 +1,4 @@
-"""Calibrate a model on cases that it was not trained on: a temperature, wider volume intervals, when a case needs review.
+"""Calibrate a model on cases that it was not trained on: a temperature, volume intervals, when a case needs review.
 
 Everything is learnt from all of these cases, and measured so that no case is scored with what it helped to learn: temperatures
 and margins are cross-fitted over halves of the patients. Of the uncertainty score only the threshold is learnt.
@@ -32,7 +32,14 @@ from diffuseg.evaluation.calibration_metrics import (
     sample,
     usual_radius,
 )
-from diffuseg.evaluation.conformal import Coverage, expected_coverage, interval_coverage
+from diffuseg.evaluation.conformal import (
+    ConformalMargin,
+    Coverage,
+    calibrate_interval,
+    cross_coverage,
+    expected_coverage,
+    interval_coverage,
+)
 from diffuseg.evaluation.level_sets import LevelMargin, calibrate_levels, cross_levels, level_volumes
 from diffuseg.evaluation.metrics import dice
 from diffuseg.evaluation.selective import rejection, threshold_for_fraction
@@ -137,11 +144,11 @@ def measure_calibration(
     how = _how(len(names), len(set(groups)), "pixels" if pictures else "mm")
     temperature, how["temperature"] = _accepted(temperature, scores, how["temperature"])
     weights = None if new is None else weights_for(_features(cases, voxel), new, voxel, ALPHA)
-    coverage, widening = _intervals(cases, groups, weights)
+    coverage, widening = _intervals(cases, groups, voxel, weights)
     risk, uncertainty = np.array([case.risk for case in cases]), np.array([case.uncertainty_score for case in cases])
     calibration = Calibration(
         temperature=1.0 if temperature is None else round(temperature, 5),
-        widening={name: asdict(wider) for name, wider in widening.items() if math.isfinite(wider.shift)},
+        widening={name: asdict(wider) for name, wider in widening.items() if math.isfinite(_constant(wider))},
         threshold=threshold_for_fraction(uncertainty, FRACTION),
         fraction=FRACTION,
         settings={key: settings[key] for key in SETTINGS},
@@ -267,23 +274,34 @@ def _diagrams(cases: list[CaseScores], temperatures: list[float]) -> dict[str, R
 
 
 def _intervals(
-    cases: list[CaseScores], groups: list[str], weights: Weights | None
-) -> tuple[dict[str, dict[str, Any]], dict[str, LevelMargin]]:
+    cases: list[CaseScores], groups: list[str], voxel: float, weights: Weights | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, LevelMargin | ConformalMargin]]:
     """By class: coverage of the draws' intervals and of calibrated ones, and what all cases together ask for.
+
+    Between two thresholds; where probabilities say nothing of the true volumes, the draws' intervals widened. `voxel` is the
+    volume of the largest one in ml.
 
     Coverage is that of these cases, which count alike; weights are for cases of another kind, whose truth nobody knows.
     """
-    coverage, widening = {}, {}
+    coverage: dict[str, dict[str, Any]] = {}
+    widening: dict[str, LevelMargin | ConformalMargin] = {}
     folds = 2 if len(set(groups)) >= HALVES else None
     for name in cases[0].truth:
         low, high, truth = (np.array([getattr(case, end)[name] for case in cases]) for end in ("low", "high", "truth"))
         levels = np.stack([case.levels[name] for case in cases])
-        widening[name] = calibrate_levels(levels, truth, ALPHA, weights)
+        widening[name] = found = calibrate_levels(levels, truth, ALPHA, weights)
         crossed = cross_levels(levels, truth, ALPHA, groups, folds)
+        if math.isinf(found.shift):
+            widening[name] = calibrate_interval(low, high, truth, ALPHA, voxel, weights)
+            crossed = cross_coverage(low, high, truth, ALPHA, voxel, groups, folds)
         expected = expected_coverage(len(set(groups)), ALPHA)
         sides = {"raw": _coverage(interval_coverage(low, high, truth), groups), "widened": _coverage(crossed, groups)}
         coverage[name] = sides | {"expected_on_new_cases": expected}
     return coverage, widening
+
+
+def _constant(wider: LevelMargin | ConformalMargin) -> float:
+    return wider.shift if isinstance(wider, LevelMargin) else wider.margin
 
 
 def _coverage(found: Coverage, groups: list[str]) -> dict[str, Any]:

@@ -52,6 +52,6 @@ def history(checkpoint: Path, provenance: dict[str, Any]) -> dict[str, Any]:
     seen = sorted(case for case, digest in provenance["validation_cases"].items() if digest in set(cases.values()))
     if seen:
         what = f"{checkpoint} was trained on {len(seen)} of the validation cases ({seen[0]})"
-        raise UserError(what, do="Give the fold that it was trained with")
+        raise UserError(what, do="Give the fold that it was trained with; of copies of an image under several names keep one")
     before = {"model": weights_hash(checkpoint), "steps_trained": meta.get("steps_trained"), "before": meta.get("from")}
     return {"from": before, "training_cases": cases | provenance["training_cases"]}

@@ -162,10 +162,13 @@ def _train(state: TrainState, progress: Progress, resume_file: Path, begun: floa
 
 def _count_preparation(state: TrainState, progress: Progress, seconds: float) -> None:
     """Add to a training by the clock what came before the first step of this sitting, and say so where nothing is left."""
+    before = state.seconds + state.prepared
     state.prepared += state.processes.broadcast(seconds)
     progress.prepared, minutes = state.prepared, _minutes(state)
     if state.seconds + state.prepared >= minutes:
-        took = f"reading the cases took {duration(seconds)}, and --max-minutes are {duration(minutes)}"
+        took = f"starting and reading the cases took {duration(seconds)}"
+        took += f" after {duration(before)} of earlier runs" if before else ""
+        took += f", and --max-minutes are {duration(minutes)}"
         progress.warn(f"{took}: one step is made and saved. Give it more time.")
 
 
