@@ -16,6 +16,7 @@ from benchmarks.tables import (
     medsegdiff,
     memory,
     mutants,
+    newcomer,
     raters,
     sets,
     tiles,
@@ -27,7 +28,8 @@ from benchmarks.tables.grid import ROOT
 
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MODULES = (
-    hippocampus, intervals, sets, raters, weak, medsegdiff, memory, choosing, torture, mutants, many, tiles, time_to_dice, flops
+    hippocampus, intervals, sets, raters, weak, medsegdiff, memory, choosing, torture, mutants, many, newcomer, tiles,
+    time_to_dice, flops,
 )  # fmt: skip
 TABLES = {
     name: made
