@@ -38,6 +38,7 @@ from diffuseg.methods import METHODS
 from diffuseg.pulse import beat
 from diffuseg.train import loop
 from tests.inference.oracle import make_plan
+from tests.signals import arrives
 
 SHAPE = (10, 12, 9)
 
@@ -311,7 +312,7 @@ def test_an_interrupt_is_one_line_and_code_130(monkeypatch):
 
 def test_sigterm_ends_a_command_as_an_interrupt_does(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(loop, "train", lambda settings, *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(loop, "train", lambda settings, *_: arrives(signal.SIGTERM))
     done = call("train", "set", "--out", "run")
     assert done.exit_code == 143 and done.stderr == "terminated\n" and not done.stdout
     assert signal.getsignal(signal.SIGTERM) is before

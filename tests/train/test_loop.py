@@ -24,6 +24,7 @@ from diffuseg.errors import Terminated, UserError
 from diffuseg.methods import METHODS
 from diffuseg.train import loop
 from diffuseg.train.validate import Result, bounded, validate
+from tests.signals import arrives
 from tests.train.tiny import call, options, same_weights, settings, start
 
 STEPS = 24
@@ -104,7 +105,7 @@ def test_an_interrupted_training_resumes_as_if_nothing_had_happened(data, straig
     def interrupted(*given):
         calls.append(given)
         if name == "validate" or (given[2].name == "generator" and len(calls) > 12):
-            signal.raise_signal(signal.SIGINT)
+            arrives(signal.SIGINT)
         return inner(*given)
 
     with monkeypatch.context() as patch:
@@ -124,7 +125,7 @@ def test_a_signal_in_validation_is_answered_within_a_tile(data, tmp_path, monkey
 
     def signalled(share):
         tiles.append(share)
-        signal.raise_signal(signal.SIGTERM)
+        arrives(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr("diffuseg.methods.tiles.beat", signalled)
@@ -192,7 +193,7 @@ def test_a_second_interrupt_does_not_wait_and_saves_no_half_step(data, tmp_path,
     def impatient(method, batch, phase, rng):
         if phase.name == "generator":
             for _ in range(2):
-                signal.raise_signal(signal.SIGINT)
+                arrives(signal.SIGINT)
             raise AssertionError("it went on")
         return inner(method, batch, phase, rng)
 
@@ -229,7 +230,7 @@ def test_best_holds_the_average_that_validated_best_and_last_the_last(data, tmp_
     def scripted(method, batches, validation):
         seen.append(copy.deepcopy(method.state_dict()))
         if len(seen) == 3:
-            signal.raise_signal(signal.SIGINT)  # made again by the resumed run, which remembers the score to beat
+            arrives(signal.SIGINT)  # made again by the resumed run, which remembers the score to beat
         return Result({"head": scores[len(seen) - 1]}, 1)
 
     monkeypatch.setattr(loop, "validate", scripted)
