@@ -245,14 +245,9 @@ def _share(masks: Draws, classes: int) -> Maps:
 def summarise(cases: Sequence[MultiRaterScores]) -> dict[str, Any]:
     """Means over cases with their 95 % intervals over patients, and how well uncertainty finds the bad ones (AURC)."""
     groups = [case.patient for case in cases]
-    risk, uncertainty = (
-        np.array([1 - case.mean["dice"] for case in cases]),
-        np.array([case.mean["uncertainty_score"] for case in cases]),
-    )
-
-    def mean(values: list[float]) -> dict[str, Any]:
-        return bootstrap_mean(values, groups)._asdict() | {"n": int(np.isfinite(values).sum())}
-
+    risk = np.array([1 - case.mean["dice"] for case in cases])
+    uncertainty = np.array([case.mean["uncertainty_score"] for case in cases])
+    mean = lambda values: bootstrap_mean(values, groups)._asdict() | {"n": int(np.isfinite(values).sum())}
     rejected = rejection(risk, uncertainty, groups, fraction=0.0)
     return {
         "cases": len(cases),
@@ -295,9 +290,8 @@ def _refuse_other_kinds(models: Sequence[Model], draws: int) -> None:
         if model.plan.labels != models[0].plan.labels:
             raise UserError(f"{model.name} has other classes than {models[0].name}", do="An ensemble has the same")
     if draws < len(models):
-        raise UserError(
-            f"{pluralize(draws, 'draw')} of {len(models)} models", do="Each of them needs one at least: give more --draws"
-        )
+        what = f"{pluralize(draws, 'draw')} of {len(models)} models"
+        raise UserError(what, do="Each of them needs one at least: give more --draws")
 
 
 def _sources(draws: Draws, mean: Maps, raters: Raters, seed: int) -> Iterator[tuple[str, list[tuple[Draws, Maps]]]]:
@@ -332,7 +326,5 @@ def _single(draws: Draws, raters: Raters, labels: list[int]) -> dict[str, dict[s
         "ged": held_out_rater(raters, lambda some, one: ged(some, one, labels=labels)),
         "iou": held_out_rater(raters, lambda some, one: float(pairwise_iou(some, one, labels=labels).mean())),
     }
-    return {
-        "draws": {"ged": float(distance), "iou": float(pairwise_iou(draws, raters, labels=labels).mean())},
-        "raters": people,
-    }
+    own = {"ged": float(distance), "iou": float(pairwise_iou(draws, raters, labels=labels).mean())}
+    return {"draws": own, "raters": people}
