@@ -121,12 +121,12 @@ def run(command: list[str]) -> None:
     print("$", shlex.join(called(command)), flush=True)
     first, *rest = called(command)
     words = {"cp": [first], "diffuseg": [sys.executable, "-m", "diffuseg"]}.get(first, [sys.executable]) + rest
-    before = _busy()
+    before = busy()
     done = subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}"}, check=False)
     if command[0] == "train" and out.is_dir():
         earlier = processor_seconds(out) if "--resume" in command else 0.0
         if earlier is not None:
-            (out / PROCESSOR).write_text(f"{earlier + _busy() - before:.1f}\n")
+            (out / PROCESSOR).write_text(f"{earlier + busy() - before:.1f}\n")
     if done.returncode:
         raise SystemExit(done.returncode)
 
@@ -136,7 +136,7 @@ def processor_seconds(run: Path) -> float | None:
     return float((run / PROCESSOR).read_text()) if (run / PROCESSOR).is_file() else None
 
 
-def _busy() -> float:
+def busy() -> float:
     """Seconds of the processor that commands have taken so far, waited for ones."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

@@ -4,7 +4,6 @@ The commands of docs/quickstart.md, one after the other, each a process of its o
 """
 
 import argparse
-import resource
 import shlex
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.evidence import busy
 from benchmarks.score import environment, write
 from diffuseg.data.synthetic import make_dataset
 
@@ -43,16 +43,11 @@ def main(asked: argparse.Namespace) -> None:
         plain_folder(Path(folder))
         for command in COMMANDS:
             words = shlex.split(command.format(minutes=asked.minutes))
-            before, started = _busy(), time.monotonic()
+            before, started = busy(), time.monotonic()
             subprocess.run([sys.executable, "-m", "diffuseg", *words], cwd=folder, check=True)
             row = {"command": shlex.join(["diffuseg", *words]), "seconds": time.monotonic() - started}
-            rows.append(row | {"processor_seconds": _busy() - before})
+            rows.append(row | {"processor_seconds": busy() - before})
     write(asked.out, {"cases": CASES, "minutes": asked.minutes, "rows": rows, "environment": environment()})
-
-
-def _busy() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

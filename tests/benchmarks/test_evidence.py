@@ -156,7 +156,7 @@ def test_a_training_that_is_continued_adds_to_its_processor_time(tmp_path, monke
     out.mkdir()
     monkeypatch.setattr(evidence.subprocess, "run", lambda words, **_: evidence.subprocess.CompletedProcess(words, 0))
     clock = iter([10.0, 15.0, 20.0, 22.5, 30.0, 31.0])
-    monkeypatch.setattr(evidence, "_busy", lambda: next(clock))
+    monkeypatch.setattr(evidence, "busy", lambda: next(clock))
     evidence.run(["train", "data", "--out", str(out)])
     assert evidence.processor_seconds(out) == 5.0
     (out / "run.json").write_text("{}")

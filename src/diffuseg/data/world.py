@@ -5,7 +5,7 @@ uncertainty that draws show may even fall. So a checkpoint remembers the range o
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from jaxtyping import Integer, Num
@@ -155,7 +155,7 @@ def outside_training(
         volume_ml: Predicted volume of each class, in ml.
         mask: Predicted label values.
     """
-    if not fingerprint or not fingerprint.get("ranges"):
+    if not _has_ranges(fingerprint):
         return []
     picture, few = _is_picture(image), _widened(fingerprint)
     faults = _faults(measure(image, plan) | ({} if mask is None else levels(image, mask, plan)), fingerprint, picture)
@@ -175,7 +175,7 @@ def larger_than_training(fingerprint: dict[str, Any] | None, image: Image, plan:
         image: As in its file.
         plan: Of the model.
     """
-    if not fingerprint or not fingerprint.get("ranges"):
+    if not _has_ranges(fingerprint):
         return []
     found = _faults(_sizes(image, plan), fingerprint, _is_picture(image))
     extents = [fault for fault in found if fault.startswith("extent")]
@@ -192,11 +192,16 @@ def far_from_training(fingerprint: dict[str, Any] | None, image: Image, plan: Pl
         image: As in its file.
         plan: Of the model.
     """
-    if not fingerprint or not fingerprint.get("ranges"):
+    if not _has_ranges(fingerprint):
         return []
     ranges = fingerprint["ranges"]
     numbers = {name: value for name, value in measure(image, plan).items() if name in ranges and _far(name, value, ranges)}
     return [_say(name, value, ranges[name], _is_picture(image)) for name, value in numbers.items()]
+
+
+def _has_ranges(fingerprint: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+    """Whether there is anything to compare an image with."""
+    return bool(fingerprint and fingerprint.get("ranges"))
 
 
 def _far(name: str, value: float, ranges: dict[str, list[float]]) -> bool:
