@@ -25,7 +25,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 LIVER = ("10200004", "SCT", "Liver")
 
 
-def predicted(place, kind="binary", codes=None, labels=THREE):
+def predicted(place, kind="binary", codes=None, labels=THREE, **record):
     """A prediction whose mask, probability and entropy differ at every end of every axis, saved as NIfTI and DICOM."""
     p = make_model(labels=labels).predict(place, draws=1)
     rng = np.random.default_rng(7)
@@ -36,6 +36,7 @@ def predicted(place, kind="binary", codes=None, labels=THREE):
     p.uncertainty["entropy"] = -(probability * np.log(np.maximum(probability, 1e-9))).sum(0)
     p.provenance["volume_ml"] = {name: 0.001 * (p.mask == value).sum() for name, value in labels.items() if value}
     p.provenance["volume_ml_90"] = {name: [0.5, 2.25] for name, value in labels.items() if value}
+    p.provenance |= record
     out = place.parent / "out" if place.is_dir() else place.parent.parent / "out"
     save_dicom(p, out, "a", DicomOut(kind, codes or {}))
     p.save(out, "a")
@@ -146,7 +147,8 @@ def test_probabilities_and_entropy_are_fractions(tmp_path):
 
 def test_the_report_has_volumes_with_their_intervals_and_points_at_the_segments(tmp_path):
     write_series(tmp_path / "scan")
-    p, out = predicted(tmp_path / "scan", codes={"near": {"type": LIVER}})
+    learnt = {"applied": True, "widening": {"near": {"shift": 0.5}}}  # of one of the classes: the other's interval is raw
+    p, out = predicted(tmp_path / "scan", codes={"near": {"type": LIVER}}, calibration=learnt)
     report = hd.sr.srread(out / "a_sr.dcm")
     segmentation = pydicom.dcmread(out / "a_seg.dcm")
     groups = report.content.get_volumetric_roi_measurement_groups()
@@ -154,7 +156,8 @@ def test_the_report_has_volumes_with_their_intervals_and_points_at_the_segments(
     for number, (name, group) in enumerate(zip(("near", "far part"), groups, strict=True), 1):
         values = {m.name.value: (m.value, m.unit.value) for m in group.get_measurements()}
         assert values["118565006"] == (pytest.approx(p.provenance["volume_ml"][name]), "ml")
-        assert (values["VOLUME90LOW"][0], values["VOLUME90HIGH"][0]) == (0.5, 2.25)
+        raw = "RAW" if name == "far part" else ""
+        assert (values[f"VOLUME90LOW{raw}"][0], values[f"VOLUME90HIGH{raw}"][0]) == (0.5, 2.25) and len(values) == 3
         found = [
             (item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID, item.ReferencedSOPSequence[0].ReferencedSegmentNumber)
             for item in group[0].ContentSequence

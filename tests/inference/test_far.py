@@ -72,7 +72,9 @@ def test_with_anyway_the_draws_stay_as_they_are_and_the_record_says_why(model, t
     np.testing.assert_array_equal(ours.probability, raw.probability)
     assert ours.provenance["volume_ml_90"] == raw.provenance["volume_ml_90"]
     for again in (anyway, OPTIONS):
-        assert predict_folder(model, [file], tmp_path / "out", again).skipped == [("head", "already finished")]
+        assert predict_folder(model, [file], tmp_path / "out", again).skipped == [
+            ("head", "already finished with --anyway: the image is far outside of the training, its intervals are raw")
+        ]
 
 
 def test_in_python_it_is_the_same_refusal(model, tmp_path):
@@ -114,4 +116,9 @@ def test_on_the_command_line(model, tmp_path, monkeypatch):
     forced = call(*files, "--out", str(tmp_path / "out"), "--anyway")
     assert forced.exit_code == 0 and "1 finished, 1 skipped" in forced.stdout, forced.output
     assert "head: organ" in forced.stdout and "] raw" in forced.stdout
-    assert "larger than the images of the training" in forced.stderr and "head is unlike" in forced.stderr
+    assert "larger than the images of the training" in forced.stderr
+    assert forced.stderr.count("axis 2 in mm is 60") == 1, "what is said before the draws is not said again"
+    assert "head needs review by a person: it is unlike the images of the training" in forced.stdout
+    again = call(*files, "--out", str(tmp_path / "out"), "--anyway")
+    assert "head is unlike" in again.stderr and again.stderr.count("axis 2 in mm is 60") == 1, "no draws: nothing was said yet"
+    assert "skipped head: already finished with --anyway" in again.stdout

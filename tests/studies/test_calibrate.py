@@ -25,6 +25,7 @@ from diffuseg.evaluation.level_sets import SHIFTS, LevelMargin, level_volumes
 from diffuseg.evaluation.shift import Weights
 from diffuseg.evaluation.statistics import Interval
 from diffuseg.inference.calibration import Calibration, read_calibration
+from diffuseg.inference.folds import validation_cases
 from diffuseg.inference.model import load
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.methods import METHODS
@@ -272,7 +273,7 @@ def test_a_prediction_is_tempered_and_widened_and_its_mask_stays(measured, data)
     said = found.provenance["calibration"]
     assert said["applied"] and said["temperature"] == measured.calibration.temperature and said["cases"] == 24
     assert "volume_ml_90 is calibrated on 24 validation cases" in found.provenance["volume_note"]
-    ends = LevelMargin(**measured.calibration.widening["organ"]).ends(plain.probability, 1, plain.image.voxel_ml)
+    ends = LevelMargin(**measured.calibration.widening["organ"]).interval((), plain.probability, 1, plain.image.voxel_ml)
     assert wide["organ"] == [round(end, 6) for end in ends]
     narrower = {"organ": measured.calibration.widening["organ"] | {"shift": 0.0}}
     asked = measured.calibration.settings | {"options": {}}
@@ -388,7 +389,14 @@ def test_where_probabilities_say_nothing_the_intervals_of_the_draws_are_widened(
     assert coverage["organ"]["widened"]["mean_width_ml"] == pytest.approx(20)
 
 
-@pytest.mark.parametrize("learnt", [{"shift": float("nan"), "alpha": 0.1, "cases": 9}, {"shift": float("inf")}])
+@pytest.mark.parametrize(
+    "learnt",
+    [
+        {"shift": float("nan"), "alpha": 0.1, "cases": 9},
+        {"shift": float("inf"), "alpha": 0.1, "cases": 9},
+        {"margin": float("inf"), "scale": "relative", "alpha": 0.1, "smallest": 0.001, "cases": 9},
+    ],
+)
 def test_a_calibration_whose_numbers_are_none_is_refused(measured, learnt):
     header = dataclasses.asdict(measured.calibration) | {"widening": {"organ": learnt}}
     with pytest.raises(UserError, match=r"calibration\.widening\.organ: its constant is not finite"):
@@ -416,6 +424,10 @@ def test_refusals(tmp_path, data, caplog):
     found = measure_calibration(dataclasses.replace(trained, meta=copied), data)
     assert "left out, as the model was trained on the same images under other names: case_07" in caplog.text
     assert found.calibration.cases == 23 and "case_07" not in found.per_case
+    dataset = open_dataset(data)
+    for n in (8, 12, 23):  # as many as are asked for, whether or not the copy was among the first choice
+        chosen = validation_cases(dataclasses.replace(trained, meta=copied), dataset, limit=n)
+        assert len(set(chosen)) == n and "case_07" not in chosen
     nothing = put(tmp_path / "data", 4)
     for mask in (nothing / "labelsTr").iterdir():
         write(mask, np.zeros(SHAPE, np.uint8), Image(np.zeros((1, *SHAPE))))

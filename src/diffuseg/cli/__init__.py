@@ -11,6 +11,7 @@ import typer
 
 from diffuseg import __version__
 from diffuseg.cli import (
+    calibrate,
     convert,
     crossval,
     data,
@@ -29,8 +30,8 @@ from diffuseg.cli import (
 from diffuseg.cli.app import app
 
 __all__ = [
-    "app", "convert", "crossval", "data", "evaluate", "export", "hub", "info", "main", "merge", "postprocess", "predict",
-    "pseudo", "serve", "train", "view",
+    "app", "calibrate", "convert", "crossval", "data", "evaluate", "export", "hub", "info", "main", "merge", "postprocess",
+    "predict", "pseudo", "serve", "train", "view",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Commands that use a trained model: `predict`, `curve`, `calibrate`."""
+"""The command `predict`: segment images with a trained model."""
 
 from dataclasses import asdict
 from enum import StrEnum
@@ -12,13 +12,10 @@ from diffuseg import timing
 from diffuseg.cli.app import (
     SOME_FAILED,
     USER_ERROR,
-    OneModel,
     app,
-    beside,
     complain,
     console,
     import_libraries,
-    refuse_unwritable,
 )
 from diffuseg.cli.as_json import JSON, print_json
 from diffuseg.cli.progress import ProgressBars
@@ -26,6 +23,8 @@ from diffuseg.errors import UserError
 from diffuseg.text import pluralize
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from diffuseg.inference.dicom_seg import DicomOut
     from diffuseg.inference.folder import FolderResult
     from diffuseg.inference.model import Model
@@ -163,8 +162,7 @@ def predict(
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.inference.several import load_models, models_and_inputs
 
-    if no_prob and prob_dtype is not ProbType.float32:
-        raise UserError(f"--prob-dtype {prob_dtype.value} and --no-prob: no probabilities are written", do="Leave one out")
+    _check_prob(no_prob, prob_dtype)
     share = read_share(shard, overwrite)
     options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror,
         postprocess=not no_postprocess, region=region, overlap=overlap, magnification=magnification, mpp=mpp,
@@ -172,21 +170,28 @@ def predict(
     models, inputs = models_and_inputs([model, *map(str, inputs)])
     refuse_missing(inputs)
     loaded = load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
+    said: dict[str, list[str]] = {}
     with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
-        told = Callbacks(bars.case, bars.draw, lambda case, record: bars.say(_found(case, record)), _shout,
-            lambda: bars.aside(partial(_announce, loaded, options, share)))  # fmt: skip
+        start, shout = partial(bars.aside, partial(_announce, loaded, options, share)), partial(_shout, said)
+        told = Callbacks(bars.case, bars.draw, lambda case, record: bars.say(_found(case, record)), shout, start)
         result = predict_folder(
             loaded, inputs, out, options, overwrite, probabilities=not no_prob, prob_dtype=prob_dtype.value,
             series=series or (), dicom=_dicom_out(loaded, dicom_out, codes), share=share, callbacks=told,
         )  # fmt: skip
-    _end(loaded, result, out, share)
+    _end(loaded, result, out, share, said)
 
 
-def _end(loaded: "Model", result: "FolderResult", out: Path, share: "Share | None") -> None:
+def _check_prob(no_prob: bool, prob_dtype: ProbType) -> None:
+    """Refuse a type of probabilities that are not written."""
+    if no_prob and prob_dtype is not ProbType.float32:
+        raise UserError(f"--prob-dtype {prob_dtype.value} and --no-prob: no probabilities are written", do="Leave one out")
+
+
+def _end(loaded: "Model", result: "FolderResult", out: Path, share: "Share | None", said: dict[str, list[str]]) -> None:
     """What became of the cases, and the exit code."""
     for case, reason in result.skipped:
         typer.echo(f"skipped {case}: {reason}")
-    tell(result, out)
+    tell(result, out, said)
     if share is not None:
         typer.echo(share.then(out))
     print_json({"model": loaded.name, "hash": loaded.hash, "out": str(out)} | asdict(result))
@@ -229,25 +234,35 @@ def _announce(loaded: "Model", options: "SamplingOptions", share: "Share | None"
         typer.echo(share.announce())
 
 
-def tell(result: "FolderResult", out: Path) -> None:
-    """Which cases failed, which a person should look at, and how many there are."""
+def tell(result: "FolderResult", out: Path, said: "Mapping[str, Sequence[str]] | None" = None) -> None:
+    """Which cases failed, which a person should look at, and how many there are.
+
+    Args:
+        result: Of the cases.
+        out: Folder of the results.
+        said: In what a case is unlike the training, as far as it was said before its draws.
+    """
     from diffuseg.inference.model import NOTICE
 
     for case, reason in result.failed:
         complain(f"failed {case}: {reason}")
-    for case, faults in result.outside_training:
-        complain(f"Warning: {case} is unlike the images of the training: {'; '.join(faults)}")
+    unlike = dict(result.outside_training)
+    for case, faults in unlike.items():
+        new = [fault for fault in faults if not fault.startswith(tuple((said or {}).get(case, ())))]
+        if new:
+            complain(f"Warning: {case} is unlike the images of the training: {'; '.join(new)}")
     for case, score in result.needs_review:
-        typer.echo(
-            f"{case} needs review by a person: its draws expect a Dice of {1 - score:.3f} (uncertainty score {score:.3f})"
-        )
+        unsure = f"its draws expect a Dice of {1 - score:.3f} (uncertainty score {score:.3f})"
+        why = "it is unlike the images of the training" if case in unlike else unsure
+        typer.echo(f"{case} needs review by a person: {why}")
     counts = {"finished": result.finished, "skipped": result.skipped, "failed": result.failed}
     counted = ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) or "no case"
     typer.echo(f"{out}: {counted}. {NOTICE}")
 
 
-def _shout(case: str, faults: list[str]) -> None:
-    """Before minutes of work on an image that is not what the model was made for."""
+def _shout(said: dict[str, list[str]], case: str, faults: list[str]) -> None:
+    """Before minutes of work on an image that is not what the model was made for; what is said is kept in `said`."""
+    said[case] = faults
     large = any(fault.startswith("extent") for fault in faults)
     what = "larger than the images of the training: this takes long, and" if large else "far outside of the training:"
     complain(f"Warning: {case} is {what} its mask may mean nothing. {'; '.join(faults)}. Ctrl-C stops it")
@@ -263,108 +278,3 @@ def _found(case: str, record: dict[str, Any]) -> str:
     shown = [text for n, text in enumerate(found) if n < 3 or len(", ".join(found[: n + 1])) <= room]
     more = f", and {len(found) - len(shown)} more" if len(shown) < len(found) else ""
     return f"{case}: {', '.join(shown)}{more}{seen}"
-
-
-@app.command()
-def curve(
-    model: OneModel,
-    dataset: Annotated[Path, typer.Argument(help="The data set it was trained on: validation cases of a fold are measured.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for curve.csv, .json, .png.", show_default="curve, beside the model")
-    ] = None,
-    steps: Annotated[str, typer.Option(help="Numbers of steps, such as 1,2,4.", show_default="powers of two")] = "",
-    draws: Annotated[str, typer.Option(help="Numbers of draws.")] = "1,2,4,8",
-    fold: Annotated[int | None, typer.Option(help="Fold to measure on.", show_default="the model's")] = None,
-    cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
-    sampler: Annotated[str | None, typer.Option(help="ancestral, ddim, ...", show_default="the model's")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
-    store: Annotated[bool, typer.Option(help="Write the recommended setting into the checkpoint, beside its weights.")] = True,
-    calibrate_too: Annotated[
-        bool, typer.Option("--calibrate", help="Then calibrate the model for what is recommended.")
-    ] = False,
-) -> None:
-    """Measure Dice, calibration, time and memory over steps x draws, and recommend the cheapest good setting."""
-    from diffuseg.checkpoint import amend_meta
-    from diffuseg.inference.checkpoints import one_model
-    from diffuseg.inference.model import load
-    from diffuseg.inference.sampling import SamplingOptions
-    from diffuseg.studies.curve import measure_curve, table, write_curve
-
-    model = one_model(model)
-    if calibrate_too and not (store and Path(model).is_file()):
-        raise UserError(
-            "--calibrate needs a checkpoint to write to", do="Leave out --no-store, or give a checkpoint of your own"
-        )
-    out = out or beside(model, "curve")
-    refuse_unwritable(out, model if store else None)
-    loaded = load(model, device)
-    with ProgressBars(console(stderr=True)) as bars:
-        options, counts = SamplingOptions(sampler=sampler), (_numbers("--steps", steps), _numbers("--draws", draws))
-        found = measure_curve(loaded, dataset, *counts, options, fold, cases, bars.measured)
-    console().print(table(found))
-    for path in write_curve(found, out):
-        typer.echo(f"written: {path}")
-    if store and Path(model).is_file():
-        amend_meta(Path(model), {"recommended": found.recommendation()}, loaded.hash)
-        typer.echo(f"{model}: remembers the recommended setting")
-        again = load(model, device)
-        fits = again.calibration is not None and not again.calibration.mismatch(again.settings())
-        if again.calibration is not None and not calibrate_too:
-            typer.echo(again.calibration.announce(again.settings()))
-        if not fits and not calibrate_too:
-            typer.echo(f"to calibrate it for the recommended setting: diffuseg calibrate {model} {dataset}")
-        if calibrate_too:
-            calibrate(model, dataset, None, fold=fold, cases=cases, device=device)
-
-
-@app.command()
-def calibrate(
-    model: OneModel,
-    dataset: Annotated[Path, typer.Argument(help="The data set it was trained on: validation cases of a fold are used.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for calibration.json and plots.", show_default="calibration, beside the model")
-    ] = None,
-    draws: SameDraws = None,
-    steps: SameSteps = None,
-    sampler: SameSampler = None,
-    fuse: SameFuse = Fuse.mean,
-    fold: Annotated[int | None, typer.Option(help="Fold to learn from.", show_default="the model's")] = None,
-    cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
-    store: Annotated[bool, typer.Option(help="Write what is learnt into the checkpoint, beside its weights.")] = True,
-    like: Annotated[
-        Path | None,
-        typer.Option(help="Predictions of the images it will be used on, another scanner's say: cases like these count more."),
-    ] = None,
-) -> None:
-    """Learn a temperature, honest volume intervals and which cases a human should look at; predict then uses them."""
-    from diffuseg.checkpoint import amend_meta
-    from diffuseg.inference.checkpoints import one_model
-    from diffuseg.inference.model import load
-    from diffuseg.inference.sampling import SamplingOptions
-    from diffuseg.studies.calibrate import measure_calibration
-    from diffuseg.studies.calibrate_files import tables, write_calibration
-
-    model = one_model(model)
-    out = out or beside(model, "calibration")
-    refuse_unwritable(out, model if store else None)
-    loaded = load(model, device)
-    with ProgressBars(console(stderr=True)) as bars:
-        options = SamplingOptions(draws, steps, sampler, fuse=fuse.value)
-        found = measure_calibration(loaded, dataset, options, fold, cases, bars.measured, like)
-    console().print(*tables(found), sep="\n")
-    for path in write_calibration(found, loaded.hash, out):
-        typer.echo(f"written: {path}")
-    if store and Path(model).is_file():
-        amend_meta(Path(model), {"calibration": asdict(found.calibration)}, loaded.hash)
-        typer.echo(f"{model}: remembers what was learnt, for the same draws, steps, sampler and fusion")
-        missed = found.calibration.mismatch(loaded.settings())
-        if missed:
-            complain(f"Warning: predict does not use it unless it is told the same: learnt with {missed}")
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise UserError(f"{option} {text}: expected whole numbers, such as 1,2,4") from None

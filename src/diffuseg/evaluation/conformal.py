@@ -40,6 +40,18 @@ class ConformalMargin:
     smallest: float
     cases: int
 
+    @property
+    def finite(self) -> bool:
+        """Whether there were enough cases."""
+        return math.isfinite(self.margin)
+
+    def interval(
+        self, drawn: Sequence[float], probability: Float[np.ndarray, "k *s"], label: int, voxel: float
+    ) -> tuple[float, float]:
+        """The interval of a class's volume in ml: that of the draws, widened. Probabilities are not looked at."""
+        low, high = self.apply(*(np.array([end], np.float64) for end in drawn))
+        return float(low[0]), float(high[0])
+
     def apply(self, low: Volumes, high: Volumes) -> tuple[Volumes, Volumes]:
         """Intervals [n] in ml, widened; never below 0, and where they would be inside out the point in the middle.
 

@@ -40,10 +40,18 @@ class LevelMargin:
     alpha: float
     cases: int
 
-    def ends(self, probability: Float[np.ndarray, "k *s"], label: int, voxel: float) -> tuple[float, float]:
+    @property
+    def finite(self) -> bool:
+        """Whether there were enough cases, and probabilities that say something of the true volumes."""
+        return math.isfinite(self.shift)
+
+    def interval(
+        self, drawn: Sequence[float], probability: Float[np.ndarray, "k *s"], label: int, voxel: float
+    ) -> tuple[float, float]:
         """The interval of a class's volume, in the unit of `voxel`.
 
         Args:
+            drawn: That of the draws, which is not looked at.
             probability: Of the classes, before any temperature.
             label: Index of the class.
             voxel: Volume of one voxel.

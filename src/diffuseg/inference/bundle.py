@@ -49,7 +49,7 @@ def export_bundle(model: str, out: Path, options: SamplingOptions | None = None)
     if loaded.plan.file_ending not in NIFTI or len(loaded.plan.channels) > 1:
         raise UserError(f"{loaded.name}: a bundle here takes one NIfTI file of one channel per case", file=file)
     chosen = loaded.resolve(options or SamplingOptions())
-    asked = {"draws": chosen.draws, "steps": chosen.steps, "sampler": chosen.sampler, "seed": 0}
+    asked = {"draws": chosen.draws, "steps": chosen.steps, "sampler": chosen.sampler, "seed": 0, "anyway": False}
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".bundle-") as place:
         made = Path(place) / "bundle"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -97,11 +96,20 @@ class Calibration:
         learnt = self.widening.get(name)
         if learnt is None:
             return ends
-        if "shift" in learnt:
-            found = from_dict(LevelMargin, learnt).ends(probability, label, voxel)
-            return [round(end, 6) for end in found]
-        low, high = from_dict(ConformalMargin, learnt).apply(*(np.array([end]) for end in ends))
-        return [round(float(end[0]), 6) for end in (low, high)]
+        return [round(end, 6) for end in margin_of(learnt).interval(ends, probability, label, voxel)]
+
+
+def margin_of(learnt: dict[str, Any], where: str = "") -> LevelMargin | ConformalMargin:
+    """What a checkpoint keeps of the interval of one class, by the name of its constant.
+
+    Args:
+        learnt: As it is kept.
+        where: It is kept, for messages.
+
+    Raises:
+        UserError: It is neither.
+    """
+    return from_dict(LevelMargin if "shift" in learnt else ConformalMargin, learnt, where)
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -126,7 +134,7 @@ def read_calibration(meta: dict[str, Any]) -> Calibration | None:
         return None
     found = from_dict(Calibration, header, "calibration.")
     for name, learnt in found.widening.items():
-        if not math.isfinite(learnt.get("shift", learnt.get("margin", 0.0))):
+        if not margin_of(learnt, f"calibration.widening.{name}.").finite:
             raise UserError(f"calibration.widening.{name}: its constant is not finite", do="Calibrate the model anew")
     return found
 
@@ -143,6 +151,12 @@ def calibration_of(record: dict[str, Any]) -> str | None:
         return None
     threshold = record.get("review_threshold", record.get("look_at_threshold"))
     return applied.get("id") or digest_of([applied.get("temperature"), applied.get("widening"), threshold])
+
+
+def adjusted(record: dict[str, Any], name: str) -> bool:
+    """Whether the interval of a class in a record is a calibrated one."""
+    applied = record.get("calibration") or {}
+    return bool(applied.get("applied")) and name in applied.get("widening", {})
 
 
 def apply_calibration(
@@ -165,8 +179,8 @@ def apply_calibration(
     if calibration.widening:
         raw, names = record["volume_ml_90"], ", ".join(calibration.widening)
         record["volume_ml_90"], record["volume_ml_90_raw"] = calibration.widen(raw, probability, voxel), raw
-        adjusted = f"volume_ml_90 is calibrated on {calibration.where} ({names})"
-        record["volume_note"] += f" (volume_ml_90_raw); {adjusted}"
+        how = f"volume_ml_90 is calibrated on {calibration.where} ({names})"
+        record["volume_note"] += f" (volume_ml_90_raw); {how}"
     return calibration.temper(probability)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from diffuseg.data.dicom_files import EXTRA
 from diffuseg.errors import UserError
+from diffuseg.inference.calibration import adjusted
 from diffuseg.inference.dicom_codes import Code, codes_of
 from diffuseg.inference.prediction import Prediction
 
@@ -12,6 +13,8 @@ from diffuseg.inference.prediction import Prediction
 SCHEME = "99DIFFUSEG"
 LOWER = ("VOLUME90LOW", SCHEME, "Volume, lower end of the 90 % interval")
 UPPER = ("VOLUME90HIGH", SCHEME, "Volume, upper end of the 90 % interval")
+RAW_LOWER = ("VOLUME90LOWRAW", SCHEME, "Volume, lower end of the 90 % interval, not calibrated")
+RAW_UPPER = ("VOLUME90HIGHRAW", SCHEME, "Volume, upper end of the 90 % interval, not calibrated")
 VOLUME = ("118565006", "SCT", "Volume")
 MILLILITRE = ("ml", "UCUM", "ml")
 PROCEDURES = {  # LOINC, by modality
@@ -41,7 +44,10 @@ def highdicom() -> Any:
 def volume_report(
     prediction: Prediction, headers: list[Any], segmentation: Any, names: list[str], codes: Mapping[str, dict[str, Code]]
 ) -> Any:
-    """The report of one prediction: per class the volume in ml, and the ends of its interval as measurements of their own."""
+    """The report of one prediction: per class the volume in ml, and the ends of its interval as measurements of their own.
+
+    Intervals of a model, a class or an image without calibration have codes of their own, whose names say so.
+    """
     hd = highdicom()
     record = prediction.provenance
     concept = lambda code: hd.sr.CodedConcept(*code)
@@ -54,8 +60,6 @@ def volume_report(
     groups = []
     for number, name in enumerate(names, 1):
         known = codes_of(name, codes)
-        ends = record["volume_ml_90"][name]
-        values = ((VOLUME, record["volume_ml"][name]), (LOWER, ends[0]), (UPPER, ends[1]))
         segment = next(item for item in segmentation.SegmentSequence if item.SegmentNumber == number)
         groups.append(
             hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
@@ -71,7 +75,7 @@ def volume_report(
                 algorithm_id=hd.sr.AlgorithmIdentification("diffuseg", str(record["versions"]["diffuseg"])),
                 measurements=[
                     hd.sr.Measurement(name=concept(code), value=float(value), unit=concept(MILLILITRE))
-                    for code, value in values
+                    for code, value in _values(record, name)
                     if value is not None
                 ],
             )
@@ -96,3 +100,10 @@ def volume_report(
     )
     made.SeriesDescription = "diffuseg volumes"
     return made
+
+
+def _values(record: dict[str, Any], name: str) -> list[tuple[tuple[str, str, str], float | None]]:
+    """What is said of a class: codes and figures in ml."""
+    lower, upper = (LOWER, UPPER) if adjusted(record, name) else (RAW_LOWER, RAW_UPPER)
+    low, high = record["volume_ml_90"][name]
+    return [(VOLUME, record["volume_ml"][name]), (lower, low), (upper, high)]

@@ -23,7 +23,7 @@ from diffuseg.inference.postprocessing import postprocessing_of
 from diffuseg.inference.prediction import ending_for, save
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.inference.series import dicom_cases
-from diffuseg.inference.unlike import announced
+from diffuseg.inference.unlike import REASON, announced
 from diffuseg.inference.worklist import Share, turns
 from diffuseg.text import few, pluralize
 
@@ -285,10 +285,11 @@ def _finished(
         what = f"is the result of another image of this name ({before['source']})"
         raise UserError(what, file=record, do="Choose another folder, or --overwrite")
     changed = _changed(model, before, settings)
+    done = "already finished" + f" with --anyway: {REASON}, its intervals are raw" * bool(before.get("anyway"))
     if not changed:
         there = before.get("prob_dtype", "float32") if before.get("probabilities", True) else None
         lacking = prob_dtype not in (None, there)
-        return "already finished" if keep <= _kept(out, case, ending) and not lacking else None
+        return done if keep <= _kept(out, case, ending) and not lacking else None
     return f"already finished with other settings ({'; '.join(changed)}); --overwrite does it again"
 
 

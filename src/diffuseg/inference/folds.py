@@ -47,17 +47,21 @@ def validation_cases(model: Model, dataset: Dataset, fold: int | None = None, li
         what = 'its label "ignore" says that masks are not complete: this measure needs complete ones'
         raise UserError(what, file=dataset.folder / "dataset.json", do="`diffuseg evaluate` measures what is annotated")
     fold = own_fold(model) if fold is None else fold
-    cases = evenly_spaced(cases_of(dataset, fold)["val"], limit)
     files = {case.id: case.images[0] for case in dataset.cases}
-    met = [case for case in cases if seen_in(model.meta, files[case]) == "training"]
-    copies = [case for case in met if case in model.meta.get("validation_cases", {})]
-    for case in met:
-        if case not in copies:
-            own = model.meta.get("fold")
-            raise UserError(f"case {case} of fold {fold} is one the model was trained on", do=f"Its own fold is {own}")
+    left, copies = cases_of(dataset, fold)["val"], []
+    while True:  # once, unless there are copies
+        cases = evenly_spaced(left, limit)
+        met = [case for case in cases if seen_in(model.meta, files[case]) == "training"]
+        for case in met:
+            if case not in model.meta.get("validation_cases", {}):
+                own = model.meta.get("fold")
+                raise UserError(f"case {case} of fold {fold} is one the model was trained on", do=f"Its own fold is {own}")
+        if not met:
+            break
+        left, copies = [case for case in left if case not in met], [*copies, *met]
     if copies:
         warn_once(dataset.folder, f"left out, as the model was trained on the same images under other names: {few(copies)}")
-    return [case for case in cases if case not in copies]
+    return cases
 
 
 class ValidationSet(NamedTuple):

@@ -4,7 +4,6 @@ Everything is learnt from all of these cases, and measured so that no case is sc
 and margins are cross-fitted over halves of the patients. Of the uncertainty score only the threshold is learnt.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -148,7 +147,7 @@ def measure_calibration(
     risk, uncertainty = np.array([case.risk for case in cases]), np.array([case.uncertainty_score for case in cases])
     calibration = Calibration(
         temperature=1.0 if temperature is None else round(temperature, 5),
-        widening={name: asdict(wider) for name, wider in widening.items() if math.isfinite(_constant(wider))},
+        widening={name: asdict(wider) for name, wider in widening.items() if wider.finite},
         threshold=threshold_for_fraction(uncertainty, FRACTION),
         fraction=FRACTION,
         settings={key: settings[key] for key in SETTINGS},
@@ -291,17 +290,13 @@ def _intervals(
         levels = np.stack([case.levels[name] for case in cases])
         widening[name] = found = calibrate_levels(levels, truth, ALPHA, weights)
         crossed = cross_levels(levels, truth, ALPHA, groups, folds)
-        if math.isinf(found.shift):
+        if not found.finite:
             widening[name] = calibrate_interval(low, high, truth, ALPHA, voxel, weights)
             crossed = cross_coverage(low, high, truth, ALPHA, voxel, groups, folds)
         expected = expected_coverage(len(set(groups)), ALPHA)
         sides = {"raw": _coverage(interval_coverage(low, high, truth), groups), "widened": _coverage(crossed, groups)}
         coverage[name] = sides | {"expected_on_new_cases": expected}
     return coverage, widening
-
-
-def _constant(wider: LevelMargin | ConformalMargin) -> float:
-    return wider.shift if isinstance(wider, LevelMargin) else wider.margin
 
 
 def _coverage(found: Coverage, groups: list[str]) -> dict[str, Any]:

@@ -329,7 +329,7 @@ def _bound(state: TrainState, progress: Progress) -> None:
     seconds = ONE_VALIDATION * _minutes(state)
     state.validation = bounded(state.validation, state.average, state.batches, seconds)
     if state.validation.bounds():
-        cost = f"to look at more would take longer than {seconds:.0f} s, a sixteenth of the time"
+        cost = f"to look at more would take longer than {seconds:.{0 if seconds > 10 else 1}f} s, a sixteenth of the time"
         progress.note(f"validations look at {state.validation.bounds()}: {cost}")
 
 
