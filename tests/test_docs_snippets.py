@@ -41,6 +41,8 @@ def of_uncertainty() -> dict:
         "draws": maps(32, 0),
         "raters": maps(4, 1),
         "mean_probability": np.stack([1 - share, share]),
+        "probabilities": np.random.default_rng(0).dirichlet([2, 2], (30, 6, 6)).transpose(0, 3, 1, 2),
+        "new_probability": np.stack([1 - share, share]),
         **{"low": low, "high": high, "truth_ml": truth, "new_low": new_low, "new_high": new_high, "new_truth_ml": new_truth},
     }
 

@@ -71,7 +71,7 @@ def test_new_cases_are_covered_as_often_as_is_said_and_blurred_borders_make_wide
     margin = calibrate_levels(volumes, truth, 0.1)
     assert margin.shift == pytest.approx(1.645, abs=0.25)  # of N(0, 1)
     p, _, truth, slope = cases(random, 1000)
-    low, high = np.array([margin.interval((), each, 1, 1.0) for each in p]).T
+    low, high = np.array([margin.interval(each, 1, 1.0) for each in p]).T
     assert ((low <= truth) & (truth <= high)).mean() == pytest.approx(0.9, abs=0.04)
     np.testing.assert_allclose(high - low, 2 * margin.shift / slope, atol=2)
 
@@ -108,5 +108,5 @@ def test_hard_cases_that_count_more_make_wider_intervals():
 
 def test_a_margin_is_as_it_was_stored():
     p = probabilities(np.random.default_rng(7), 2, 10, 10)
-    low, high = LevelMargin(0.5, 0.1, 20).interval((), p, 1, 0.001)
+    low, high = LevelMargin(0.5, 0.1, 20).interval(p, 1, 0.001)
     assert (low, high) == (0.001 * by_hand(p, 1, -0.5), 0.001 * by_hand(p, 1, 0.5))

@@ -273,7 +273,7 @@ def test_a_prediction_is_tempered_and_widened_and_its_mask_stays(measured, data)
     said = found.provenance["calibration"]
     assert said["applied"] and said["temperature"] == measured.calibration.temperature and said["cases"] == 24
     assert "volume_ml_90 is calibrated on 24 validation cases" in found.provenance["volume_note"]
-    ends = LevelMargin(**measured.calibration.widening["organ"]).interval((), plain.probability, 1, plain.image.voxel_ml)
+    ends = LevelMargin(**measured.calibration.widening["organ"]).interval(plain.probability, 1, plain.image.voxel_ml)
     assert wide["organ"] == [round(end, 6) for end in ends]
     narrower = {"organ": measured.calibration.widening["organ"] | {"shift": 0.0}}
     asked = measured.calibration.settings | {"options": {}}

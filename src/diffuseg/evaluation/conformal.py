@@ -46,7 +46,7 @@ class ConformalMargin:
         return math.isfinite(self.margin)
 
     def interval(
-        self, drawn: Sequence[float], probability: Float[np.ndarray, "k *s"], label: int, voxel: float
+        self, probability: Float[np.ndarray, "k *s"], label: int, voxel: float, drawn: Sequence[float]
     ) -> tuple[float, float]:
         """The interval of a class's volume in ml: that of the draws, widened. Probabilities are not looked at."""
         low, high = self.apply(*(np.array([end], np.float64) for end in drawn))

@@ -46,15 +46,15 @@ class LevelMargin:
         return math.isfinite(self.shift)
 
     def interval(
-        self, drawn: Sequence[float], probability: Float[np.ndarray, "k *s"], label: int, voxel: float
+        self, probability: Float[np.ndarray, "k *s"], label: int, voxel: float, drawn: Sequence[float] = ()
     ) -> tuple[float, float]:
         """The interval of a class's volume, in the unit of `voxel`.
 
         Args:
-            drawn: That of the draws, which is not looked at.
             probability: Of the classes, before any temperature.
             label: Index of the class.
             voxel: Volume of one voxel.
+            drawn: Interval of the draws, which is not looked at.
         """
         low, high = level_volumes(probability, label, voxel, np.array([-self.shift, self.shift]))
         return float(low), float(high)

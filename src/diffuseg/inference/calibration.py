@@ -96,7 +96,7 @@ class Calibration:
         learnt = self.widening.get(name)
         if learnt is None:
             return ends
-        return [round(end, 6) for end in margin_of(learnt).interval(ends, probability, label, voxel)]
+        return [round(end, 6) for end in margin_of(learnt).interval(probability, label, voxel, ends)]
 
 
 def margin_of(learnt: dict[str, Any], where: str = "") -> LevelMargin | ConformalMargin:
