@@ -31,6 +31,30 @@ def test_values_stay_when_their_pages_are_released(small):
     assert (tensor == 2).all()
 
 
+def resident(array) -> int:
+    """Bytes of the file of an array that are in the memory of this process."""
+    address = array.__array_interface__["data"][0]
+    with open("/proc/self/smaps") as file:
+        lines = iter(file)
+        for line in lines:
+            if line.partition("-")[0] == f"{address:x}":
+                return next(1024 * int(each.split()[1]) for each in lines if each.startswith("Rss:"))
+    raise LookupError(hex(address))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system decides which pages are in memory")
+def test_pages_stay_until_so_many_were_used(monkeypatch):
+    monkeypatch.setattr(scratch, "IN_MEMORY", 2**16)
+    monkeypatch.setattr(scratch, "KEPT", 1000)
+    monkeypatch.setattr(scratch, "_used", 0)
+    array = scratch.zeros((2**18,))
+    for used, stay in ((600, True), (399, True), (1, False), (999, True), (None, False), (999, True), (1, False)):
+        array += 1
+        scratch.release(used)
+        assert (resident(array) > 0) == stay, used
+    assert (array == 7).all()
+
+
 def test_no_file_is_left_behind(small, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0

@@ -1,8 +1,9 @@
 """Arrays of any size: what is large lies in a nameless temporary file, of which only the part in use is in memory.
 
 `release`, which `diffuseg.blocks.blocks` calls after every block, takes the pages of all such files out of this process; their
-values stay. Whatever walks a large array in blocks thus needs memory for a block. The files are in the folder for temporary
-files (TMPDIR) and vanish with the arrays, or with the process, however that ends.
+values stay. Whatever walks a large array in blocks thus needs memory for a block. Neighbouring tiles lie
+on the same pages and would fetch them anew each time: they say how much they used, and KEPT bytes of it stay. The files are in
+the folder for temporary files (TMPDIR) and vanish with the arrays, or with the process, however that ends.
 """
 
 import errno
@@ -22,9 +23,12 @@ from diffuseg.errors import UserError
 
 IN_MEMORY = 2**24  # bytes: a larger array is a file
 PIECE = 2**24
+PAGE = mmap.PAGESIZE
+KEPT = 2**27  # bytes of pages that may stay in memory after their use
 
 _maps: "weakref.WeakSet[mmap.mmap]" = weakref.WeakSet()
 _lock = threading.Lock()
+_used = 0
 
 
 def zeros(shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray:
@@ -57,10 +61,19 @@ def is_large(shape: Sequence[int], dtype: Any = np.float32) -> bool:
     return math.prod(shape) * np.dtype(dtype).itemsize > IN_MEMORY
 
 
-def release() -> None:
-    """Take the pages of all files out of this process; where the system cannot do so it decides by itself."""
+def release(used: int | None = None) -> None:
+    """Take the pages of all files out of this process; where the system cannot do so it decides by itself.
+
+    Args:
+        used: Bytes of pages that were used since the last call; nothing is done until these sum up to KEPT. None: at once.
+    """
+    global _used
     if not _maps or sys.platform != "linux":
         return
+    _used += KEPT if used is None else used
+    if _used < KEPT:
+        return
+    _used = 0
     with _lock:
         maps = list(_maps)
     for one in maps:

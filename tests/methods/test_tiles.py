@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffuseg import blocks
+from diffuseg import blocks, scratch
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import ModelOutput
-from diffuseg.methods.tiles import SLICES, Tiling, gaussian, windows
+from diffuseg.methods.tiles import SLICES, Tiling, gaussian, pages, windows
 
 
 def answering(denoise):
@@ -154,3 +154,16 @@ def test_weights_trust_the_centre():
     w = gaussian((9, 13))
     assert w.argmax() == 4 * 13 + 6 and w[4, 6] == 1 and w.min() > 0
     torch.testing.assert_close(w, w.flip(0, 1))
+
+
+@given(st.integers(1, 3), st.integers(8, 90), st.integers(8, 3000), st.data())
+@settings(max_examples=60, deadline=None)
+def test_pages_of_a_part_are_those_that_its_values_lie_on(n, h, w, data):
+    """Counted one by one: about as many, by one for each plane and at most one for each row."""
+    h0, w0 = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
+    window = (slice(None), slice(h0, data.draw(st.integers(h0 + 1, h))), slice(w0, data.draw(st.integers(w0 + 1, w))))
+    x = torch.zeros(n, h, w)
+    bytes_at = 4 * torch.arange(x.numel()).reshape(x.shape)[window]
+    true = len(torch.unique(bytes_at // scratch.PAGE)) * scratch.PAGE
+    part = x[window]
+    assert true - 2 * n * scratch.PAGE <= pages(part) <= true + part.shape[1] * n * scratch.PAGE

@@ -98,7 +98,7 @@ class Tiling:
                     one = one.float().unflatten(0, (n, count))
                     total[(slice(None), part, slice(None), *window)] += one if single else one * self.weight
                 beat(n * count / (m * sum(self.asked)))
-                scratch.release()
+                scratch.release(2 * sum(pages(total[(slice(None), part, slice(None), *window)]) for total in totals))  # x_t too
         _divide(totals, weights, plane[0])
         output = ModelOutput(*map(self._join, totals))
         self.hide(self.crop(output.x_0), 1.0, -1.0)
@@ -193,6 +193,13 @@ def _divide(totals: list[Tensor], weights: Weights | None, row: int) -> None:
         weight = torch.where(weight > 0, weight, 1.0)  # 0 where no tile lies
         for total in totals:
             total[:, :, :, rows] /= weight
+
+
+def pages(part: Float[Tensor, "*n h w"]) -> int:
+    """About how many bytes of pages a part of a large array lies on: short rows share a page, long ones have some each."""
+    *n, h, w = part.shape
+    size = part.element_size()
+    return math.prod(n) * h * min(part.stride(-2) * size, w * size + scratch.PAGE)
 
 
 def _each(features: Features, change: Callable[[Tensor], Tensor]) -> Features:
