@@ -6,6 +6,7 @@ import numpy as np
 
 from benchmarks.tables.grid import change, ends, grid, load, network_calls
 
+LONGER = "U-Net, as `distributional`"  # a U-Net of other settings
 SEED = ", seed "  # followed by its number in the name of a row
 PEOPLE = {"one rater, copied": "one_rater", "raters drawn with replacement": "resampled_raters"}
 
@@ -41,26 +42,31 @@ def raters_quality() -> str:
 
 
 def raters_differences() -> str:
-    """Each diffusion model against the bars, case by case, patients as units."""
+    """Each diffusion model against the bars, case by case, patients as units; those of `distributional` also against a U-Net
+    that was trained as they were, for as long.
+    """
     found = _first()
     plain, several = _plain(found), next((row for row in found if len(row["models"]) > 1), None)
-    bars = {"softmax of the U-Net": plain["per_case"]["pixelwise"]}
-    bars |= {several["name"]: several["per_case"]["draws"]} if several else {}
+    one = plain["per_case"]["mean"]["dice"]
+    bars = {"softmax of the U-Net": (plain["per_case"]["pixelwise"], one)}
+    bars |= {several["name"]: (several["per_case"]["draws"], one)} if several else {}
+    longer = {
+        row["name"]: (row["per_case"]["draws"], row["per_case"]["mean"]["dice"]) for row in found if LONGER in row["name"]
+    }
     rows = []
     for row in found:
         if row["method"] != "unet":
-            one = plain["per_case"]["mean"]["dice"]
-            overlaps = [_paired(row, row["per_case"]["mean"][key], one) for key in ("dice", "dice_fused")]
-            for name, bar in bars.items():
+            for name, (bar, mask) in (bars | (longer if row["method"] == "distributional" else {})).items():
                 cells = [_paired(row, row["per_case"]["draws"][key], bar[key]) for key in ("ged_16", "hm_iou")]
+                overlaps = [_paired(row, row["per_case"]["mean"][key], mask) for key in ("dice", "dice_fused")]
                 rows.append([row["name"], name, *cells, *overlaps])
     head = [
         "draws of",
         "minus",
         "GED-16 (below 0: better)",
         "HM-IoU (above 0: better)",
-        "Dice of the mean, minus that of one U-Net",
-        "Dice of `--fuse dice`, minus that of one U-Net",
+        "Dice of the mean, minus that of the U-Net",
+        "Dice of `--fuse dice`, minus that of the U-Net",
     ]
     return grid(head, rows)
 
