@@ -37,6 +37,18 @@ def test_average_precision_and_auc_are_their_definitions(rows):
     assert auc({str(i): s for i, s in enumerate(score)}, cases) == pytest.approx(np.mean(pairs))
 
 
+def test_an_image_at_another_size_keeps_its_place():
+    """A ramp stays a ramp over the same extent: pixel centres of the new size, read off the line through the old ones."""
+    rows, columns = torch.arange(8.0), torch.arange(12.0)
+    ramp = 3 * rows[:, None] + 5 * columns
+    assert weak.resized(ramp, (8, 12)) is ramp
+    larger = weak.resized(ramp, (16, 36))
+    at = lambda n, old: ((torch.arange(n) + 0.5) * old / n - 0.5).clamp(0, old - 1)
+    torch.testing.assert_close(larger, 3 * at(16, 8)[:, None] + 5 * at(36, 12))
+    volume = ramp[None] + 7 * torch.arange(4.0)[:, None, None]
+    torch.testing.assert_close(weak.resized(volume, (2, 8, 12)), (ramp[None] + 7 * torch.tensor([0.5, 2.5])[:, None, None]))
+
+
 def make_spots(data: Path, sides: dict[str, int], train: int, contrast: float = 120.0) -> dict[str, Any]:
     """A data set of noise with a bright square of so many pixels a side (0: none) by case; the first ones are to train on.
 

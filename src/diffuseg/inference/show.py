@@ -9,7 +9,7 @@ import numpy as np
 
 from diffuseg.drawing import View, colours_of, figure_of, png_of
 from diffuseg.errors import UserError
-from diffuseg.inference.provenance import is_raw
+from diffuseg.inference.provenance import is_raw, size_unit
 from diffuseg.text import pluralize
 from diffuseg.types import Image
 
@@ -32,10 +32,9 @@ def volume_rows(prediction: Shown) -> list[tuple[str, str, str]]:
 
     Intervals are called raw where a calibration was not applied.
     """
-    record, image = prediction.provenance, prediction.image
-    unit, factor, digits = "ml", 1.0, 3
-    if image.dims == 2:
-        unit, factor, digits = ("pixels" if set(image.spacing) == {1.0} else "mm²"), 1000.0, 0
+    record = prediction.provenance
+    factor, unit = size_unit(record)
+    digits, unit = (3 if unit == "ml" else 0), unit.replace("mm2", "mm²")
     rows = []
     for name, volume in record.get("volume_ml", {}).items():
         low, high = (f"{end * factor:.{digits}f}" for end in record["volume_ml_90"][name])
