@@ -11,6 +11,7 @@ from benchmarks.tables import (
     choosing,
     flops,
     hippocampus,
+    install,
     intervals,
     many,
     medsegdiff,
@@ -29,7 +30,7 @@ from benchmarks.tables.grid import ROOT
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MODULES = (
     hippocampus, intervals, sets, raters, weak, medsegdiff, memory, choosing, torture, mutants, many, newcomer, tiles,
-    time_to_dice, flops,
+    time_to_dice, flops, install,
 )  # fmt: skip
 TABLES = {
     name: made
