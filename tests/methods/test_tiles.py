@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from diffuseg import blocks, scratch
 from diffuseg.data.plan import Plan
 from diffuseg.diffusion.samplers import ModelOutput
-from diffuseg.methods.tiles import SLICES, Tiling, gaussian, pages, windows
+from diffuseg.methods.tiles import SLICES, Pages, Tiling, gaussian, pages, windows
 
 
 def answering(denoise):
@@ -167,3 +167,23 @@ def test_pages_of_a_part_are_those_that_its_values_lie_on(n, h, w, data):
     true = len(torch.unique(bytes_at // scratch.PAGE)) * scratch.PAGE
     part = x[window]
     assert true - 2 * n * scratch.PAGE <= pages(part) <= true + part.shape[1] * n * scratch.PAGE
+
+
+def test_tiles_of_a_row_count_a_page_once(monkeypatch):
+    """Short rows share pages, so a further tile along them adds next to nothing; another row of tiles counts in full."""
+    used = []
+    monkeypatch.setattr(scratch, "release", used.append)
+    kept, total = Pages(), torch.zeros(2, 1, 3, 16, 64, 96)
+    row = [(slice(0, 16), slice(0, 32), slice(start, start + 32)) for start in (0, 32, 64)]
+    for window in [*row, (slice(0, 16), slice(32, 64), slice(0, 32))]:
+        kept.add([total], slice(0, 1), window)
+    whole = 2 * total[:, :, :, :, :32].numel() * 4  # of x_t and of the total
+    assert used == [whole, 0, 0, whole]
+    used.clear()
+    kept, total = Pages(), torch.zeros(2, 1, 3, 32, 10_000)
+    for start in (0, 5000):
+        kept.add([total], slice(0, 1), (slice(0, 32), slice(start, start + 5000)))
+    ends = 2 * 2 * 3 * 32 * scratch.PAGE
+    assert used == [2 * 2 * 3 * 32 * 5000 * 4 + ends, 2 * 2 * 3 * 32 * 5000 * 4 - ends], (
+        "both ends are on one page, counted once"
+    )

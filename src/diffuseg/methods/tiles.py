@@ -80,6 +80,7 @@ class Tiling:
         totals: list[Tensor] = []
         single = len(self.windows) == 1  # it is its own mean
         weights = None if single else Weights(plane, self.plan.patch, self.weight)
+        kept = Pages()
         for window in itertools.compress(self.windows, self.asked):
             _divide(totals, weights, window[0].start)
             if weights is not None:
@@ -98,7 +99,7 @@ class Tiling:
                     one = one.float().unflatten(0, (n, count))
                     total[(slice(None), part, slice(None), *window)] += one if single else one * self.weight
                 beat(n * count / (m * sum(self.asked)))
-                scratch.release(2 * sum(pages(total[(slice(None), part, slice(None), *window)]) for total in totals))  # x_t too
+                kept.add(totals, part, window)
         _divide(totals, weights, plane[0])
         output = ModelOutput(*map(self._join, totals))
         self.hide(self.crop(output.x_0), 1.0, -1.0)
@@ -193,6 +194,27 @@ def _divide(totals: list[Tensor], weights: Weights | None, row: int) -> None:
         weight = torch.where(weight > 0, weight, 1.0)  # 0 where no tile lies
         for total in totals:
             total[:, :, :, rows] /= weight
+
+
+class Pages:
+    """The pages of states and results on which tiles lie, taken out of memory once they are many.
+
+    Tiles along the last axis lie on the same pages where rows are short, so what counts is what a tile adds to them.
+    """
+
+    def __init__(self) -> None:
+        self._row: list[int] = []
+        self._first = self._size = 0
+
+    def add(self, totals: Sequence[Tensor], part: slice, window: tuple[slice, ...]) -> None:
+        """Take in one tile that was added to totals [n, m, k, *plane]; `part` is of their slices."""
+        row, last = [part.start, *(w.start for w in window[:-1])], window[-1]
+        if row != self._row:
+            self._row, self._first, self._size = row, last.start, 0
+        along = (slice(None), part, slice(None), *window[:-1], slice(self._first, last.stop))
+        size = 2 * sum(pages(total[along]) for total in totals)  # x_t too
+        scratch.release(size - self._size)
+        self._size = size
 
 
 def pages(part: Float[Tensor, "*n h w"]) -> int:
