@@ -14,12 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.score import RESULTS, environment, replaced
@@ -29,6 +31,7 @@ from diffuseg.checkpoint import save_checkpoint
 from diffuseg.config import override
 from diffuseg.data.plan import Plan
 from diffuseg.device import Precision, choose_precision
+from diffuseg.inference.engine import Compiled, Graphs
 from diffuseg.inference.export import as_openvino, export
 from diffuseg.inference.folder import predict_folder
 from diffuseg.inference.model import load
@@ -38,9 +41,10 @@ from diffuseg.text import pluralize
 from diffuseg.train.compiled import compile_networks
 from diffuseg.train.loop import TrainSettings, train
 from diffuseg.train.memory import recompute_blocks
-from diffuseg.types import Batch
+from diffuseg.types import Batch, Image
 
 PLAN = Plan("made", ("MR",), {"background": 0, "anterior": 1, "posterior": 2}, ".nii.gz", patch=(40, 56, 40))
+FP32 = Precision(torch.float32, "fp32")
 ROUNDS = 7
 STEPS = 20  # of a training whose waiting is measured
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
@@ -213,6 +217,31 @@ def _written(method: Method, options: SamplingOptions, place: Path) -> dict[str,
     return {"onnxruntime": (place / "onnx", "")} | by
 
 
+def engine(only: str = "") -> list[dict[str, Any]]:
+    """A scan by the packaged model with its networks by OpenVINO, all of the prediction, and when compiling is paid."""
+    rng, rows = np.random.default_rng(0), []
+    scan = Image(rng.normal(100, 20, (1, 36, 50, 35)).astype(np.float32))
+    for kind in ("bf16", "fp32"):
+        own = choose_precision(torch.device("cpu"), kind)
+        model = replace(load("hippocampus", "cpu"), precision=own)
+        started = time.process_time()
+        other = replace(model, method=Compiled(model.method, Graphs(model, kind == "bf16")).eval(), precision=FP32)
+        tasks = {name: partial(one.predict, scan, anyway=True) for name, one in (("PyTorch", model), ("OpenVINO", other))}
+        tasks["OpenVINO"]()  # a graph is compiled for the number of draws when it is met
+        compiling = time.process_time() - started
+        times = seconds(tasks, rounds=5, clock=time.process_time)
+        saved = times["PyTorch"] - times["OpenVINO"]
+        what = f"`predict hippocampus --engine openvino` in {kind}"
+        means = "processor time of a prediction, over that by PyTorch in the same number type"
+        rows.append({"what": what, "ratio": times["OpenVINO"] / times["PyTorch"], "means": means, "seconds": times["OpenVINO"]})
+        what, means = (
+            f"compiling for OpenVINO in {kind}",
+            "processor time, over what each scan then saves: scans until it is paid",
+        )
+        rows.append({"what": what, "ratio": compiling / saved, "means": means, "seconds": compiling})
+    return rows
+
+
 def starting(only: str = "") -> list[dict[str, Any]]:
     """The answer to --help against the bare start of Python."""
     run = lambda *arguments: lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
@@ -279,6 +308,7 @@ PARTS = {
     "training": training,
     "starting": starting,
     "exported": exported,
+    "engine": engine,
 }
 
 if __name__ == "__main__":

@@ -41,6 +41,13 @@ class Fuse(StrEnum):
     staple = "staple"
 
 
+class Engine(StrEnum):
+    """What runs the networks, as `diffuseg.inference.engine.ENGINES`."""
+
+    pytorch = "pytorch"
+    openvino = "openvino"
+
+
 class SegKind(StrEnum):
     """Kinds of DICOM segmentation."""
 
@@ -95,6 +102,9 @@ MagnificationOption = Annotated[
     float | None, typer.Option(help="Of whole slides: at which they are read, such as 20.", show_default="as the model's plan")
 ]
 MppOption = Annotated[float | None, typer.Option(help="The same in micrometres per pixel.", show_default="as the model's plan")]
+EngineOption = Annotated[
+    Engine, typer.Option(help="openvino: faster on a processor, after some seconds of compiling; extra diffuseg[openvino].")
+]
 Anyway = Annotated[bool, typer.Option("--anyway", help="Also segment images far outside of the training, without calibration.")]
 AllTiles = Annotated[bool, typer.Option("--all-tiles", help="Of whole slides: segment the glass too, not the tissue alone.")]
 ShardOption = Annotated[
@@ -154,10 +164,12 @@ def predict(
     all_tiles: AllTiles = False,
     shard: ShardOption = None,
     anyway: Anyway = False,
+    engine: EngineOption = Engine.pytorch,
 ) -> None:
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     import_libraries()
     from diffuseg.inference.claims import read_share
+    from diffuseg.inference.engine import by_engine
     from diffuseg.inference.folder import Callbacks, predict_folder, refuse_missing
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.inference.several import load_models, models_and_inputs
@@ -169,7 +181,7 @@ def predict(
         all_tiles=all_tiles, anyway=anyway)  # fmt: skip
     models, inputs = models_and_inputs([model, *map(str, inputs)])
     refuse_missing(inputs)
-    loaded = load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
+    loaded = by_engine(load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])]), engine.value)
     said: dict[str, list[str]] = {}
     with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
         start, shout = partial(bars.aside, partial(_announce, loaded, options, share)), partial(_shout, said)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from diffuseg.cli.app import app
-from diffuseg.cli.predict import Fuse, ProbType, SameDraws, SameFuse, SameSampler, SameSteps
+from diffuseg.cli.predict import Engine, EngineOption, Fuse, ProbType, SameDraws, SameFuse, SameSampler, SameSteps
 
 
 @app.command()
@@ -25,18 +25,20 @@ def serve(
     no_prob: Annotated[bool, typer.Option("--no-prob", help="As in predict.")] = False,
     prob_dtype: Annotated[ProbType, typer.Option(help="As in predict.")] = ProbType.float32,
     anyway: Annotated[bool, typer.Option("--anyway", help="As in predict.")] = False,
+    engine: EngineOption = Engine.pytorch,
 ) -> None:
     """Keep a model loaded and segment images that are sent to it over HTTP, on this machine alone.
 
     It prints its ADDRESS. POST an image to ADDRESS/predict?name=scan.nii.gz and get a zip of what predict would write.
     """
     from diffuseg.inference.checkpoints import model_paths
+    from diffuseg.inference.engine import by_engine
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.inference.serve import Served, open_service
     from diffuseg.inference.several import load_models
     from diffuseg.loopback import serve as answer
 
-    loaded = load_models([path for name in model for path in model_paths(name)], device)
+    loaded = by_engine(load_models([path for name in model for path in model_paths(name)], device), engine.value)
     options = SamplingOptions(draws, steps, sampler, seed, fuse.value, anyway=anyway)
     server, address = open_service(Served(loaded, options, folder, not no_prob, prob_dtype.value), port)
 

@@ -82,12 +82,7 @@ def export(model: Model, out: Path, fmt: str = "onnx", options: SamplingOptions 
         raise UserError(f"--format {fmt}: not known", do=did_you_mean(fmt, [*FORMATS, "monai"]))
     chosen = model.resolve(options or SamplingOptions())
     steps = affine_steps(method, chosen.steps or 1, chosen.sampler or method.default_sampler) if method.generative else []
-    was = method.training, next(method.parameters()).device
-    method.eval().to("cpu")
-    try:
-        graphs, inputs, latent = _trace(method)
-    finally:
-        method.train(was[0]).to(was[1])
+    graphs, inputs, latent = graphs_of(model)
     out.mkdir(parents=True, exist_ok=True)
     paths = [path for name, graph in graphs.items() for path in SAVE[fmt](graph, out / name)]
     record = {
@@ -98,6 +93,21 @@ def export(model: Model, out: Path, fmt: str = "onnx", options: SamplingOptions 
     }  # fmt: skip
     write_json(out / "model.json", record)
     return [*paths, out / "model.json"]
+
+
+def graphs_of(model: Model) -> tuple[dict[str, Any], list[str], int]:
+    """Encoder and denoiser as graphs of ONNX, the names of the denoiser's inputs, and the size of z (0: none).
+
+    Raises:
+        UserError: The method cannot be exported, or a package is missing.
+    """
+    method = _exportable(model)
+    was = method.training, next(method.parameters()).device
+    method.eval().to("cpu")
+    try:
+        return _trace(method)
+    finally:
+        method.train(was[0]).to(was[1])
 
 
 def affine_steps(method: MaskMethod, steps: int, sampler: str) -> list[dict[str, int | float]]:
@@ -186,7 +196,7 @@ def _save_onnx(graph: Any, path: Path) -> list[Path]:
 
 
 def _save_openvino(graph: Any, path: Path) -> list[Path]:
-    _openvino()  # before anything is written
+    openvino_package()  # before anything is written
     (source,) = _save_onnx(graph, path)
     paths = as_openvino(source)
     source.unlink()
@@ -199,13 +209,17 @@ def as_openvino(source: Path) -> list[Path]:
     Raises:
         UserError: OpenVINO is not installed.
     """
-    openvino, target = _openvino(), source.with_suffix(".xml")
+    openvino, target = openvino_package(), source.with_suffix(".xml")
     openvino.save_model(openvino.Core().read_model(source), target, compress_to_fp16=False)
     return [target, source.with_suffix(".bin")]
 
 
-def _openvino() -> ModuleType:
-    """OpenVINO without the package by which it reports over the network that it is used."""
+def openvino_package() -> ModuleType:
+    """OpenVINO without the package by which it reports over the network that it is used.
+
+    Raises:
+        UserError: It is not installed.
+    """
     sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
     try:
         import openvino
