@@ -23,10 +23,10 @@ from diffuseg.errors import UserError
 from diffuseg.text import pluralize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from diffuseg.inference.dicom_seg import DicomOut
-    from diffuseg.inference.folder import FolderResult
+    from diffuseg.inference.folder import Callbacks, FolderResult
     from diffuseg.inference.model import Model
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.inference.worklist import Share
@@ -169,10 +169,9 @@ def predict(
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     import_libraries()
     from diffuseg.inference.claims import read_share
-    from diffuseg.inference.engine import by_engine
-    from diffuseg.inference.folder import Callbacks, predict_folder, refuse_missing
+    from diffuseg.inference.folder import predict_folder, refuse_missing
     from diffuseg.inference.sampling import SamplingOptions
-    from diffuseg.inference.several import load_models, models_and_inputs
+    from diffuseg.inference.several import models_and_inputs
 
     _check_prob(no_prob, prob_dtype)
     share = read_share(shard, overwrite)
@@ -181,16 +180,31 @@ def predict(
         all_tiles=all_tiles, anyway=anyway)  # fmt: skip
     models, inputs = models_and_inputs([model, *map(str, inputs)])
     refuse_missing(inputs)
-    loaded = by_engine(load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])]), engine.value)
+    loaded = _load(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])], engine)
     said: dict[str, list[str]] = {}
     with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
-        start, shout = partial(bars.aside, partial(_announce, loaded, options, share)), partial(_shout, said)
-        told = Callbacks(bars.case, bars.draw, lambda case, record: bars.say(_found(case, record)), shout, start)
+        told = _callbacks(bars, said, partial(_announce, loaded, options, share))
         result = predict_folder(
             loaded, inputs, out, options, overwrite, probabilities=not no_prob, prob_dtype=prob_dtype.value,
             series=series or (), dicom=_dicom_out(loaded, dicom_out, codes), share=share, callbacks=told,
         )  # fmt: skip
     _end(loaded, result, out, share, said)
+
+
+def _load(models: list[str], device: str | None, settings: list[str], engine: Engine) -> "Model":
+    """The model, with its networks run as asked for."""
+    from diffuseg.inference.engine import by_engine
+    from diffuseg.inference.several import load_models
+
+    return by_engine(load_models(models, device, settings), engine.value)
+
+
+def _callbacks(bars: ProgressBars, said: dict[str, list[str]], announce: "Callable[[], None]") -> "Callbacks":
+    """What is told of the progress."""
+    from diffuseg.inference.folder import Callbacks
+
+    done = lambda case, record: bars.say(_found(case, record))
+    return Callbacks(bars.case, bars.draw, done, partial(_shout, said), partial(bars.aside, announce))
 
 
 def _check_prob(no_prob: bool, prob_dtype: ProbType) -> None:
