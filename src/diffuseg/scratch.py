@@ -24,7 +24,7 @@ from diffuseg.errors import UserError
 IN_MEMORY = 2**24  # bytes: a larger array is a file
 PIECE = 2**24
 PAGE = mmap.PAGESIZE
-KEPT = 2**28  # bytes of pages that may stay in memory after their use
+KEPT = 2**26  # bytes of pages that may stay in memory after their use
 
 _maps: "weakref.WeakSet[mmap.mmap]" = weakref.WeakSet()
 _lock = threading.Lock()
