@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from diffuseg.checkpoint import save_checkpoint
 from diffuseg.cli import app
 from diffuseg.errors import UserError
-from diffuseg.inference.engine import by_engine
+from diffuseg.inference.engine import Compiled, by_engine
 from diffuseg.inference.model import load
 from tests.contract.test_methods import build
 
@@ -112,6 +113,26 @@ def test_refusals(tmp_path, monkeypatch):
         app, ["predict", str(made(tmp_path)), str(tmp_path), "--out", str(tmp_path / "out"), "--engine", "openvino"]
     )
     assert done.exit_code == 2 and 'pip install "diffuseg[openvino]"' in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_all_but_the_networks_is_the_method_s_own(tmp_path):
+    method = build("concat", "2d")
+    other = Compiled(method, SimpleNamespace(inputs=[]))
+    own = {
+        "generative",
+        "inference_settings",
+        "disclaimer",
+        "default_draws",
+        "default_steps",
+        "default_sampler",
+        "schedule",
+        "config",
+    }
+    assert all(getattr(other, name) is getattr(method, name) for name in own)
+    for name in ("latent", "state", "sampling", "evaluations"):
+        called = []
+        object.__setattr__(method, name, lambda *given, name=name: called.append(name) or name)
+        assert getattr(other, name)(*[None] * {"latent": 1, "state": 3}.get(name, 2)) == name and called == [name]
 
 
 @NEEDED

@@ -5,7 +5,7 @@ and calibration are the model's own. A graph is compiled for each number of draw
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -80,6 +80,15 @@ class Compiled(MaskMethod[Any]):
 
     def latent(self, generators: Sequence[torch.Generator]) -> Tensor | None:
         return self.method.latent(generators)
+
+    def state(self, x_t: Tensor, t: int, noise: Callable[[], Tensor]) -> Tensor:
+        return self.method.state(x_t, t, noise)
+
+    def sampling(self, sampler: str | None, steps: int | None) -> tuple[str, int]:
+        return self.method.sampling(sampler, steps)
+
+    def evaluations(self, sampler: str, steps: int) -> int:
+        return self.method.evaluations(sampler, steps)
 
     def encode(self, image: Tensor) -> tuple[Tensor, ...]:
         found = [self.graphs.run("encoder", 1, {"image": one.float().numpy()}) for one in image.contiguous().split(1)]
