@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +16,7 @@ from typer.testing import CliRunner
 from diffuseg.checkpoint import save_checkpoint
 from diffuseg.cli import app
 from diffuseg.errors import UserError
-from diffuseg.inference.engine import Compiled, by_engine
+from diffuseg.inference.engine import Compiled, Graphs, by_engine
 from diffuseg.inference.model import load
 from tests.contract.test_methods import build
 
@@ -115,24 +114,16 @@ def test_refusals(tmp_path, monkeypatch):
     assert done.exit_code == 2 and 'pip install "diffuseg[openvino]"' in done.stderr and not (tmp_path / "out").exists()
 
 
-def test_all_but_the_networks_is_the_method_s_own(tmp_path):
+def test_all_but_the_networks_is_the_method_s_own():
     method = build("concat", "2d")
-    other = Compiled(method, SimpleNamespace(inputs=[]))
-    own = {
-        "generative",
-        "inference_settings",
-        "disclaimer",
-        "default_draws",
-        "default_steps",
-        "default_sampler",
-        "schedule",
-        "config",
-    }
-    assert all(getattr(other, name) is getattr(method, name) for name in own)
-    for name in ("latent", "state", "sampling", "evaluations"):
-        called = []
-        object.__setattr__(method, name, lambda *given, name=name: called.append(name) or name)
-        assert getattr(other, name)(*[None] * {"latent": 1, "state": 3}.get(name, 2)) == name and called == [name]
+    for name, answer in (("state", torch.ones(2)), ("latent", torch.ones(1, 3)), ("sampling", ("ddim", 7)), ("evaluations", 9)):
+        setattr(method, name, lambda *_, answer=answer: answer)
+    other = Compiled(method, Graphs.__new__(Graphs))
+    own = ("generative", "inference_settings", "disclaimer", "default_draws", "default_steps", "default_sampler", "schedule")
+    assert all(getattr(other, name) is getattr(method, name) for name in (*own, "plan", "config"))
+    torch.testing.assert_close(other.state(torch.zeros(2), 1, lambda: torch.zeros(2)), torch.ones(2))
+    torch.testing.assert_close(other.latent([torch.Generator()]), torch.ones(1, 3))
+    assert (other.sampling(None, None), other.evaluations("ddim", 2)) == (("ddim", 7), 9)
 
 
 @NEEDED
