@@ -33,7 +33,7 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import Empty
 from diffuseg.inference.export import ETA, FORMATS
 from diffuseg.inference.fusion import FUSIONS
-from diffuseg.inference.provenance import amounts
+from diffuseg.inference.wording import amounts
 from diffuseg.methods import METHODS
 from diffuseg.pulse import beat
 from diffuseg.train import loop

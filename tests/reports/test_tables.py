@@ -15,9 +15,9 @@ from tests.test_cli import call
 
 def printed(table, width: int) -> list[list[str]]:
     """The cells of each line, stripped."""
-    console = Console(file=io.StringIO(), width=width)
-    console.print(table)
-    lines = console.file.getvalue().split("\n")
+    text = io.StringIO()
+    Console(file=text, width=width).print(table)
+    lines = text.getvalue().split("\n")
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
 
 

@@ -14,6 +14,7 @@ from diffuseg.evaluation.calibration_metrics import MEASURES, usual_radius
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.selective import REJECTION
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean
+from diffuseg.inference.wording import needs_review
 from diffuseg.reports.case_pictures import case_pictures
 from diffuseg.reports.comparison import Comparison, compare_evaluations
 from diffuseg.reports.evaluation import ALL, Evaluation
@@ -279,7 +280,7 @@ def _remarks(evaluation: Evaluation) -> list[str]:
     if changed:
         newer = pluralize(len(changed), "mask is", "masks are")
         lines.append(f"{newer} newer than this evaluation: pictures and probabilities may not fit the numbers.")
-    review = [record.get("needs_review", record.get("look_at")) for record in evaluation.records]
+    review = [needs_review(record) for record in evaluation.records]
     if any(needed is not None for needed in review):
         flagged = sum(bool(needed) for needed in review)
         lines.append(f"Needs review by a person, says predict: {flagged} of {pluralize(len(review), 'case')}.")

@@ -38,7 +38,8 @@ def text_table(
 ) -> Table:
     """A table for a terminal; nothing in it is taken for markup.
 
-    No word is cut off: what is too long for its column goes on below. A first column of short names, to be typed, is kept whole.
+    No word is cut off: what is too long for its column goes on below. A first column of short names, as one types them, is
+    kept whole.
 
     Args:
         title: Stands above it.

@@ -120,9 +120,9 @@ function addRemark(text) {
 
 function showRecord(one) {
   const text = (ml) => (one.unit === "ml" ? ml.toFixed(3) : Math.round(one.scale * ml).toString());
-  const rows = one.volumes.map(([name, ml, low, high]) => {
+  const rows = one.volumes.map(([name, ml, low, high, raw]) => {
     const row = element("tr");
-    const between = low === null ? "-" : `${text(low)} to ${text(high)}`;
+    const between = low === null ? "-" : `${text(low)} to ${text(high)}${raw ? " raw" : ""}`;
     row.append(element("td", name), element("td", text(ml)), element("td", between));
     return row;
   });
