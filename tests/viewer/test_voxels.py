@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import PIL.Image
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -70,6 +71,16 @@ def test_colours_are_three_frames(tmp_path, pictures):
     PIL.Image.fromarray(colour).save(tmp_path / "colours" / "p_0000.png")
     image = np.asarray(shown(find_cases(pictures, tmp_path / "colours")[0], "image").dataobj)
     np.testing.assert_array_equal(image[:, :, 0].swapaxes(0, 1), colour)
+
+
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1)])
+def test_a_colour_picture_is_seen_in_its_own_colours_at_first(tmp_path, pictures, dtype, top):
+    """Stretching a pale picture over all of the screen's range would give it colours that nobody saw."""
+    pale = np.random.default_rng(0).uniform(0.4, 0.6, (16, 20, 3)) * top
+    (tmp_path / "colours").mkdir()
+    tifffile.imwrite(tmp_path / "colours" / "p_0000.tif", pale.astype(dtype), photometric="rgb")
+    header = shown(find_cases(pictures, tmp_path / "colours")[0], "image").header
+    assert (header["cal_min"], header["cal_max"]) == (0, top)
 
 
 @settings(deadline=None)

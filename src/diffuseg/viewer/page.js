@@ -75,7 +75,8 @@ async function showCase(one, number, mine) {
   stage = opened;
   if (mask) stage.centre(mask);
   const { low, high, slope, inter, remark, stored } = data.read(buffer);
-  state.window = { low, high, ...range(stored, slope, inter) };
+  const { least, most } = range(stored, slope, inter);
+  state.window = { low, high, least: Math.min(least, low), most: Math.max(most, high) };
   if (remark) addRemark(remark);
   setWindow(low, high);
   stage.smooth(state.smooth);
