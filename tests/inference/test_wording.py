@@ -5,9 +5,11 @@ import json
 
 import pytest
 
+from diffuseg.cli.predict import tell
 from diffuseg.inference import show
 from diffuseg.inference.calibration import Calibration, apply_calibration
-from diffuseg.inference.wording import amounts, interval_note, review_reason
+from diffuseg.inference.folder import FolderResult
+from diffuseg.inference.wording import amounts, interval_note, review_reason, unlike_text
 from diffuseg.viewer.cases import find_cases
 from tests.inference.oracle import make_model
 from tests.viewer.conftest import pictures, volumes  # noqa: F401, fixtures
@@ -31,13 +33,23 @@ def test_an_interval_that_is_not_calibrated_is_called_raw_wherever_it_is_shown(v
     record = json.loads((volumes / "a.json").read_text())
     raw = lambda: [line.endswith("raw") for line in amounts(record)]
     in_page = lambda: [row[-1] for row in shown_in(volumes, "a")["volumes"]]
-    assert raw() == in_page() == [False, False], "of a model without a calibration nothing else can be expected"
+    assert raw() == in_page() == [True, True] and "calibration" not in record
+    assert shown_in(volumes, "a")["note"] == record["volume_note"] + "; raw: not calibrated, as the model is not"
+    record["calibration"] = {"applied": True, "widening": dict.fromkeys(("near", "far part"), LEARNT["near"])}
+    (volumes / "a.json").write_text(json.dumps(record))
+    assert raw() == in_page() == [False, False]
     record["calibration"] = {"applied": True, "widening": LEARNT}
     (volumes / "a.json").write_text(json.dumps(record))
     assert raw() == in_page() == [False, True]
+    few = "; raw: not calibrated, as there were too few cases to learn from"
+    assert shown_in(volumes, "a")["note"] == record["volume_note"] + few
     record["calibration"] = {"applied": False, "reason": "learnt with draws 32, now 3"}
     (volumes / "a.json").write_text(json.dumps(record))
     assert raw() == in_page() == [True, True]
+    why = "; raw: not calibrated, as that was learnt with draws 32, now 3"
+    assert shown_in(volumes, "a")["note"] == record["volume_note"] + why
+    record["volume_note"] += "; raw: not calibrated, as it is far"
+    assert interval_note(record) == record["volume_note"], "said once"
 
 
 def test_a_calibration_without_intervals_says_so_before_any_is_printed():
@@ -76,8 +88,9 @@ def test_a_review_names_its_reason_and_nothing_that_is_none(volumes, parts, why)
 
 def test_a_note_on_intervals_has_the_unit_of_the_numbers_beside_it_and_no_key_of_the_record(volumes, pictures):  # noqa: F811
     flat, deep = shown_in(pictures, "p"), shown_in(volumes, "a")
-    assert flat["note"] == "5th to 95th percentile of the areas of the single draws" and flat["unit"] == "pixels"
-    assert deep["note"] == "5th to 95th percentile of the volumes of the single draws" and deep["unit"] == "ml"
+    note = lambda about: about["note"].partition("; raw")[0]
+    assert note(flat) == "5th to 95th percentile of the areas of the single draws" and flat["unit"] == "pixels"
+    assert note(deep) == "5th to 95th percentile of the volumes of the single draws" and deep["unit"] == "ml"
     p = make_model(noise=0.6, labels={"background": 0, "near": 2, "far part": 5}).predict(
         volumes.parent / "scans" / "a_0000.nii.gz", draws=3, steps=3
     )
@@ -86,4 +99,22 @@ def test_a_note_on_intervals_has_the_unit_of_the_numbers_beside_it_and_no_key_of
     learnt = dataclasses.replace(learnt, settings={name: record[name] for name in learnt.settings})
     apply_calibration(learnt, p.probability, record, 0.001)
     assert record["calibration"]["applied"]
-    assert interval_note(record) == (f"calibrated on 9 validation cases (fold 0 of made) (near); before that, {deep['note']}")
+    before = "; before that, 5th to 95th percentile of the volumes of the single draws"
+    assert interval_note(record).startswith(f"calibrated on 9 validation cases (fold 0 of made) (near){before}")
+
+
+def test_a_long_list_of_faults_is_told_in_a_few_that_a_person_understands(volumes, capsys):  # noqa: F811
+    intensities = [f"position of percentile {n} of T1 is 0, in training 1 to 2" for n in (5, 25, 50)] + [
+        "percentile 1 of T1 is 9"
+    ]
+    sizes = ["extent of axis 0 in mm is 600, in training 96 to 96", "volume of near in ml is 0, in training 3 to 4"]
+    faults = [sizes[0], *intensities, sizes[1]]
+    told = unlike_text(faults, "a.json")
+    assert told == "; ".join([*sizes, intensities[3], intensities[0], "and 2 more in a.json"])
+    assert unlike_text(faults[:4], "a.json") == "; ".join(faults[:4]), "none is left"
+    record = json.loads((volumes / "a.json").read_text()) | {"outside_training": faults}
+    (volumes / "a.json").write_text(json.dumps(record))
+    assert f"Unlike the images of the training: {told}." in shown_in(volumes, "a")["remarks"]
+    result = FolderResult(finished=["a"], outside_training=[("a", faults)])
+    tell(result, volumes)
+    assert f"and 2 more in {volumes / 'a.json'}\n" in capsys.readouterr().err

@@ -242,18 +242,18 @@ def tell(result: "FolderResult", out: Path, said: "Mapping[str, Sequence[str]] |
         out: Folder of the results.
         said: In what a case is unlike the training, as far as it was said before its draws.
     """
-    from diffuseg.data.outputs import record_of
+    from diffuseg.data.layout import read_json
     from diffuseg.inference.model import NOTICE
-    from diffuseg.inference.wording import review_reason
+    from diffuseg.inference.wording import review_reason, unlike_text
 
     for case, reason in result.failed:
         complain(f"failed {case}: {reason}")
     for case, faults in result.outside_training:
         new = [fault for fault in faults if not fault.startswith(tuple((said or {}).get(case, ())))]
         if new:
-            complain(f"Warning: {case} is unlike the images of the training: {'; '.join(new)}")
+            complain(f"Warning: {case} is unlike the images of the training: {unlike_text(new, str(out / f'{case}.json'))}")
     for case, _ in result.needs_review:
-        typer.echo(f"{case} needs review by a person: {review_reason(record_of(out, case))}")
+        typer.echo(f"{case} needs review by a person: {review_reason(read_json(out / f'{case}.json'))}")
     counts = {"finished": result.finished, "skipped": result.skipped, "failed": result.failed}
     counted = ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) or "no case"
     typer.echo(f"{out}: {counted}. {NOTICE}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffuseg.drawing import View, colours_of, figure_of, png_of
 from diffuseg.errors import UserError
-from diffuseg.inference.wording import interval_note, is_raw, needs_review, review_reason
+from diffuseg.inference.wording import interval_note, is_raw, needs_review, review_reason, unlike_text
 from diffuseg.text import pluralize
 from diffuseg.types import Image
 
@@ -30,7 +30,7 @@ class Shown(Protocol):
 def volume_rows(prediction: Shown) -> list[tuple[str, str, str]]:
     """Class, volume and 90 % interval as text: ml of volumes, of pictures pixels, or mm² where they have a spacing.
 
-    Intervals are called raw where a calibration was not applied; of a single draw there is none.
+    Intervals are called raw where they are not calibrated; of a single draw there is none.
     """
     record, image = prediction.provenance, prediction.image
     unit, factor, digits = "ml", 1.0, 3
@@ -130,7 +130,7 @@ def as_html(prediction: Shown) -> str:
 def _lines(record: dict[str, Any]) -> list[str]:
     lines = []
     if record.get("outside_training"):
-        lines.append(f"Unlike the images of the training: {'; '.join(record['outside_training'])}.")
+        lines.append(f"Unlike the images of the training: {unlike_text(record['outside_training'], 'its provenance')}.")
     if needs_review(record):
         lines.append(f"Needs review by a person: {review_reason(record)}.")
     elif "uncertainty_score" in record:

@@ -1,16 +1,19 @@
 """What <case>.json says of a prediction, in the words and units of a person: sizes, intervals, why it needs review."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.inference.calibration import CALIBRATED, adjusted
 from diffuseg.inference.provenance import THICKNESS
 
+POINTS = 4  # in which an image is unlike those of the training, told at once
+
 
 def amounts(record: dict[str, Any]) -> list[str]:
     """The foreground classes of a record as text: "head 1.21 ml [1.10, 1.32]"; of pictures in mm2, or pixels without a scale.
 
-    The interval is left out where a single draw makes it a point, and called raw where a calibration was not applied.
+    The interval is left out where a single draw makes it a point, and called raw where it is not calibrated.
     """
     ends = record.get("volume_ml_90", {})
     scale, unit = size_unit(record)
@@ -25,8 +28,8 @@ def amounts(record: dict[str, Any]) -> list[str]:
 
 
 def is_raw(record: dict[str, Any], name: str) -> bool:
-    """Whether the interval of a class is that of the draws although the model is calibrated: for other settings, say."""
-    return record.get("calibration") is not None and not adjusted(record, name)
+    """Whether the interval of a class is that of the draws, which promises nothing."""
+    return not adjusted(record, name)
 
 
 def size_unit(record: dict[str, Any]) -> tuple[float, str]:
@@ -42,12 +45,34 @@ def size_unit(record: dict[str, Any]) -> tuple[float, str]:
 
 
 def interval_note(record: dict[str, Any]) -> str:
-    """What the intervals of a record are, without names of its keys; of pictures, areas."""
+    """What the intervals of a record are, and why some are raw, without names of its keys; of pictures, areas."""
     note = str(record.get("volume_note") or "")
     before, calibrated, how = note.partition(CALIBRATED)
     if calibrated:
         note = f"calibrated on {how}; before that, {before}"
+    if "raw:" not in note and record.get("draws") != 1 and any(is_raw(record, name) for name in record.get("volume_ml") or {}):
+        note += f"; raw: not calibrated, as {_why_raw(record.get('calibration') or {})}"
     return note if size_unit(record)[1] == "ml" else note.replace(THICKNESS, "").replace("the volumes of", "the areas of")
+
+
+def _why_raw(calibration: dict[str, Any]) -> str:
+    """Why a calibration, as a record has it, gave no interval of some class."""
+    if calibration.get("applied"):
+        return "there were too few cases to learn from"
+    reason = calibration.get("reason")
+    return f"that was {reason}" if reason else "the model is not"
+
+
+def unlike_text(faults: Sequence[str], where: str) -> str:
+    """In what an image is unlike those of the training: a few points, sizes before intensities, and where the others are.
+
+    Args:
+        faults: Of the image, as its record has them.
+        where: All of them can be read.
+    """
+    ranked = sorted(faults, key=lambda fault: ("percentile" in fault) + fault.startswith("position of"))
+    left = len(ranked) - POINTS
+    return "; ".join([*ranked[:POINTS], *([f"and {left} more in {where}"] if left > 0 else [])])
 
 
 def review_reason(record: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from diffuseg.data.outputs import PREVIEW, probability_names, records, sidecar_n
 from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.errors import UserError
 from diffuseg.inference.checkpoints import checkpoints
-from diffuseg.inference.wording import interval_note, is_raw, needs_review, review_reason, size_unit
+from diffuseg.inference.wording import interval_note, is_raw, needs_review, review_reason, size_unit, unlike_text
 from diffuseg.reports.figures import OKABE_ITO
 from diffuseg.reports.folders import image_of, images_to_labels, mask_of
 from diffuseg.text import did_you_mean, few
@@ -78,7 +78,7 @@ class Case:
         ends = {name: (spread.get(name) if not single else None) or [None, None] for name in ml}
         rows = [[name, value, *ends[name], is_raw(self.record, name)] for name, value in ml.items()]
         remarks = [SEEN[side] for side in SEEN if side == self.record.get("seen_in")]
-        remarks += [*_review(self.record), *_unlike(self.record)]
+        remarks += [*_review(self.record), *_unlike(self.name, self.record)]
         scale, unit = size_unit(self.record)
         about = {title: self.record[key] for key, title in RECORDED.items() if self.record.get(key) is not None}
         return {
@@ -104,9 +104,9 @@ def _review(record: dict[str, Any]) -> list[str]:
     return [f"Needs review by a person{f': {why}' if why else ''}."] if needs_review(record) else []
 
 
-def _unlike(record: dict[str, Any]) -> list[str]:
+def _unlike(case: str, record: dict[str, Any]) -> list[str]:
     outside = record.get("outside_training")
-    found = [f"Unlike the images of the training: {'; '.join(outside)}."] if outside else []
+    found = [f"Unlike the images of the training: {unlike_text(outside, f'{case}.json')}."] if outside else []
     return [*found, *(["Far outside of the training: its intervals are raw, not calibrated."] if record.get("anyway") else [])]
 
 
