@@ -73,7 +73,7 @@ def test_colours_are_three_frames(tmp_path, pictures):
     np.testing.assert_array_equal(image[:, :, 0].swapaxes(0, 1), colour)
 
 
-@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1)])
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 4095), (np.uint16, 65535), (np.float32, 1)])
 def test_a_colour_picture_is_seen_in_its_own_colours_at_first(tmp_path, pictures, dtype, top):
     """Stretching a pale picture over all of the screen's range would give it colours that nobody saw."""
     pale = np.random.default_rng(0).uniform(0.4, 0.6, (16, 20, 3)) * top

@@ -22,6 +22,7 @@ from diffuseg.types import Image
 from diffuseg.viewer.cases import Case, Layer
 
 SERVED, EXPORTED = 2**28, 2**24  # voxels of a layer beyond which it is thinned out
+DEPTHS = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))  # largest values that a camera or scanner gives
 FRAMES = 8  # so many frames count as one volume: masks of draws are flat, and differ little
 
 
@@ -116,7 +117,7 @@ def _window(planes: np.ndarray) -> tuple[float, float]:
 def _colours(planes: np.ndarray) -> tuple[float, float]:
     """Where black and full colour of a picture lie, so that it is seen as it was taken: the range of its kind of numbers."""
     whole = (planes == np.rint(planes)).all()
-    top = next((top for top in ((255, 65535) if whole else (1,)) if planes.max() <= top), None)
+    top = next((top for top in (DEPTHS if whole else (1,)) if planes.max() <= top), None)
     return _window(planes) if top is None or planes.min() < 0 else (0.0, float(top))
 
 
