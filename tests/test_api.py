@@ -83,7 +83,7 @@ def test_what_is_shown_at_a_prompt_is_one_line_without_arrays(tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((6, 5, 4), np.float32), np.diag([1.0, 2.0, 3.0, 1.0])), tmp_path / "scan.nii.gz")
     model = make_model()
     p = model.predict(tmp_path / "scan.nii.gz", draws=2)
-    assert repr(p) == "Prediction(scan.nii.gz, organ 0.000 ml [0.000 to 0.000], 2 draws, uncertainty score 0.000)"
+    assert repr(p) == "Prediction(scan.nii.gz, organ 0.000 ml [0.000 to 0.000 raw], 2 draws, uncertainty score 0.000)"
     assert repr(p.image) == f"Image(1 of 6 x 5 x 4, float32, voxels of 1 x 2 x 3 mm, {tmp_path / 'scan.nii.gz'})"
     assert repr(model) == "Model('oracle' (000000000000), oracle, classes organ, on cpu)"
 

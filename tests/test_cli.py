@@ -33,7 +33,7 @@ from diffuseg.errors import UserError
 from diffuseg.evaluation.metrics import Empty
 from diffuseg.inference.export import ETA, FORMATS
 from diffuseg.inference.fusion import FUSIONS
-from diffuseg.inference.provenance import amounts
+from diffuseg.inference.wording import amounts
 from diffuseg.methods import METHODS
 from diffuseg.pulse import beat
 from diffuseg.train import loop
@@ -337,7 +337,7 @@ def test_predict_says_what_it_found(tmp_path, data, checkpoint):
     done = call(*asked, "--out", tmp_path / "out")
     record = json.loads((tmp_path / "out" / "case_002.json").read_text())
     low, high = record["volume_ml_90"]["head"]
-    assert f"case_002: head {record['volume_ml']['head']:.3g} ml [{low:.3g}, {high:.3g}]" in done.stdout, done.output
+    assert f"case_002: head {record['volume_ml']['head']:.3g} ml [{low:.3g}, {high:.3g}] raw" in done.stdout, done.output
     assert done.stderr.startswith("1/1 case_002\n") and "in the training" not in done.stdout
     quiet = call(*asked, "--out", tmp_path / "quiet", "-q")
     assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "") and (tmp_path / "quiet" / "case_002.json").exists()
@@ -359,8 +359,8 @@ def test_an_input_that_is_not_there_is_said_before_the_model_is_looked_at(tmp_pa
 
 def test_pictures_are_measured_in_pixels_or_mm2():
     record = {"volume_ml": {"body": 0.012}, "volume_ml_90": {"body": [0.01, 0.02]}, "draws": 4, "grid": {"shape": [8, 8]}}
-    assert amounts(record | {"source": "/a/b.PNG"}) == ["body 12 pixels [10, 20]"]
-    assert amounts(record | {"source": "/a/b.nii.gz"}) == ["body 12 mm2 [10, 20]"]
+    assert amounts(record | {"source": "/a/b.PNG"}) == ["body 12 pixels [10, 20] raw"]
+    assert amounts(record | {"source": "/a/b.nii.gz"}) == ["body 12 mm2 [10, 20] raw"]
     single = {"draws": 1, "volume_ml_90": {"body": [0.012, 0.012]}, "grid": {"shape": [8, 8, 8]}}
     assert amounts(record | single) == ["body 0.012 ml"]
 

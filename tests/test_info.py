@@ -59,6 +59,12 @@ def test_the_packaged_model_says_licence_calibration_and_where_its_card_is():
     assert found["calibration"]["settings"]["draws"] == 32 and found["fingerprint"]["cases"] == 166
 
 
+def test_what_is_not_known_of_a_model_is_a_dash():
+    shown = call("info", "hippocampus").stdout
+    assert "weighted_for: - " in shown, "no cases count more than others"
+    assert [line for line in shown.split("\n") if line.rstrip(" │").endswith(":")] == []
+
+
 def test_without_a_name_there_are_lists():
     found, shown = only_json("info")
     assert found["models"] == ["hippocampus"] and list(found["methods"]) == list(METHODS)

@@ -113,7 +113,9 @@ def test_missing_slices_are_named(tmp_path):
     paths = write_series(tmp_path / "scan", Phantom(phantoms.blocks((7, 6, 8))))
     paths[3].unlink()
     paths[4].unlink()
-    what = f"missing slices: 2 slices between {paths[2].name} and {paths[5].name} .7.5 mm apart, others 2.5 mm"
+    what = (
+        f"missing slices: 2 slices between {paths[2].name} and {paths[5].name} .7.5 mm apart, others 2.5 mm.. Export it again"
+    )
     with pytest.raises(UserError, match=what):
         read_image(tmp_path / "scan")
 

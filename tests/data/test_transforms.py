@@ -299,13 +299,13 @@ def test_labels_become_class_indices_by_rising_value_and_others_are_refused():
 
 
 def test_images_of_another_kind_are_refused():
-    with pytest.raises(UserError, match="plan is for volumes"):
+    with pytest.raises(UserError, match=r"plan is for volumes\. Give volumes"):
         to_grid(Image(np.zeros((1, 4, 4), np.float32)), plan())
-    with pytest.raises(UserError, match="2 channels, but the plan has 1"):
+    with pytest.raises(UserError, match=r"2 channels, but the plan has 1 \(.*\)\. Give images with these channels"):
         to_grid(Image(np.zeros((2, 4, 4, 4), np.float32)), plan())
-    with pytest.raises(UserError, match="spacing for 2"):
+    with pytest.raises(UserError, match=r"spacing for 2\. Give images"):
         to_grid(Image(np.zeros((1, 4, 4, 4), np.float32)), plan(dims=2, orientation=None, spacing=(1.0, 1.0)))
-    with pytest.raises(UserError, match="crop of 2"):
+    with pytest.raises(UserError, match=r"crop of 2\. Give images"):
         to_grid(Image(np.zeros((1, 4, 4, 4), np.float32)), plan(dims=2, spacing=None, crop=(2, 2)))
 
 

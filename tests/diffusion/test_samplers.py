@@ -103,6 +103,11 @@ def test_more_steps_than_levels_are_refused(T, steps):
         timesteps(T, steps)
 
 
+def test_where_there_is_one_level_no_choice_is_offered():
+    with pytest.raises(UserError, match=r"2 steps: this model has 1 timestep\. Choose 1\.$"):
+        timesteps(1, 2)
+
+
 @pytest.mark.parametrize("steps", range(1, 9))
 def test_few_steps_start_at_pure_noise(steps):
     """A known defect elsewhere: with "leading" spacing the first step takes pure noise for a timestep that still has signal."""

@@ -42,7 +42,7 @@ def test_html_has_the_picture_the_numbers_and_nothing_that_is_not_escaped(box):
     assert png == picture(box) and colour(png, OKABE_ITO[2]) > 50, "the outline of class 3"
     low, high = box.provenance["volume_ml_90"]["<b>organ</b> & $x$"]
     volume = box.provenance["volume_ml"]["<b>organ</b> & $x$"]
-    assert f"<td>&lt;b&gt;organ&lt;/b&gt; &amp; $x$</td><td>{volume:.3f} ml</td><td>{low:.3f} to {high:.3f}</td>" in text
+    assert f"<td>&lt;b&gt;organ&lt;/b&gt; &amp; $x$</td><td>{volume:.3f} ml</td><td>{low:.3f} to {high:.3f} raw</td>" in text
     assert "Unlike the images of the training: spacing &lt;2 mm&gt;." in text and "<b>" not in text
     assert "3 draws" in text and "Not a medical device".lower() in text.lower()
     del box.provenance["outside_training"]
@@ -54,7 +54,7 @@ def test_pictures_have_pixels_or_an_area_and_no_millilitres():
     image = np.zeros((12, 10))
     image[2:5, 3:7] = 10
     rows = [re.findall(r"<td>([^<]*)</td>", model.predict(image, draws=1, **given)._repr_html_()) for given in ({}, AREA)]
-    assert rows == [["organ", "12 pixels", "12 to 12"], ["organ", "24 mm²", "24 to 24"]]
+    assert rows == [["organ", "12 pixels", "-"], ["organ", "24 mm²", "-"]]
 
 
 AREA = {"spacing": (0.5, 4.0)}

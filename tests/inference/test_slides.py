@@ -15,7 +15,7 @@ from diffuseg.device import Precision
 from diffuseg.diffusion.schedule import NoiseSchedule
 from diffuseg.errors import UserError
 from diffuseg.inference.model import Model
-from diffuseg.inference.provenance import amounts
+from diffuseg.inference.wording import amounts
 from diffuseg.methods import METHODS
 from diffuseg.methods.base import MaskConfig, MaskMethod
 from tests.data.slide_phantom import GLASS, HEIGHT, WIDTH, picture, write_slide

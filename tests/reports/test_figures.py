@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from diffuseg.data.io import write
 from diffuseg.drawing import View, figure_of
+from diffuseg.reports import figures, plots
 from diffuseg.reports.case_pictures import case_pictures, read_with_maps
 from diffuseg.reports.evaluate import evaluate
 from diffuseg.reports.evaluation import Evaluation
@@ -142,6 +144,40 @@ def test_a_case_shows_truth_prediction_and_where_they_differ() -> None:
     # the classes are outlined in the panel of the truth and in that of the prediction
     for colour in OKABE_ITO[:2]:
         assert amount(right, colour) > amount(missed, colour) > 50
+
+
+def figures_of(monkeypatch, module) -> list:
+    """Where the figures that a module makes a PNG of are kept."""
+    found = []
+    monkeypatch.setattr(module, "png_of", lambda figure: found.append(figure) or b"")
+    return found
+
+
+def test_the_legend_has_another_class_only_where_there_is_one(monkeypatch) -> None:
+    found, mask = figures_of(monkeypatch, figures), np.zeros((8, 8), np.int16)
+    for labels in ({"background": 0, "spot": 1}, {"background": 0, "spot": 1, "vessel": 2}):
+        drawn(np.zeros((8, 8)), mask, mask, labels=labels)
+    one, two = ([text.get_text() for text in figure.legends[0].get_texts()] for figure in found)
+    assert one == ["spot", "missed", "in excess"] and two == ["spot", "vessel", "missed", "in excess", "other class"]
+
+
+def test_numbers_of_draws_are_not_hidden_by_the_ring_nor_by_the_frame(monkeypatch) -> None:
+    found = figures_of(monkeypatch, plots)
+    rows = [
+        {"steps": 1, "draws": n, "seconds": seconds, "dice": 0.8 + n / 100, "nll": 0.3 - n / 100, "brier": 0.2 - n / 100}
+        for n, seconds in ((1, 0.2), (2, 0.19), (4, 0.21), (8, 0.38))
+    ]
+    plots.curve_figure(rows, rows[-1])
+    (figure,) = found
+    FigureCanvasAgg(figure).draw()
+    for axis in figure.axes:
+        ring = next(line for line in axis.lines if line.get_label() == "recommended")
+        middle, radius = axis.transData.transform(ring.get_xydata()[0]), (ring.get_markersize() / 2 + 1) * figure.dpi / 72
+        for text in axis.texts:
+            box = text.get_window_extent()
+            assert axis.bbox.x0 < box.x0 and box.x1 < axis.bbox.x1 and axis.bbox.y0 < box.y0 and box.y1 < axis.bbox.y1
+            near = np.clip(middle, box.min, box.max)
+            assert np.hypot(*(near - middle)) > radius, text.get_text()
 
 
 def test_the_slice_with_most_truth_is_shown() -> None:

@@ -1,6 +1,7 @@
 """The report on several evaluations: nothing from elsewhere in it, names escaped, numbers those of the parts."""
 
 import base64
+import html
 import io
 import json
 import os
@@ -21,10 +22,11 @@ from diffuseg.evaluation.calibration_metrics import band, measures
 from diffuseg.evaluation.selective import aurc, expected_dice_loss
 from diffuseg.reports.comparison import compare
 from diffuseg.reports.evaluate import evaluate
-from diffuseg.reports.evaluation import load_evaluations
+from diffuseg.reports.evaluation import Evaluation, load_evaluations
 from diffuseg.reports.figures import cases_figure
 from diffuseg.reports.page import Page, write_page
 from diffuseg.reports.probabilities import evaluate_probabilities, probability_of
+from diffuseg.reports.titles import notes
 from diffuseg.types import Image
 
 SHAPE, CASES = (14, 12, 9), 7
@@ -205,6 +207,37 @@ def test_probabilities_in_pictures_are_read_by_class(tmp_path):
     p = probability_of("x", like, tmp_path / "x.png", LABELS)
     assert p is not None and p[:, 2, 3] == pytest.approx([0.25, 0.25, 0.5], abs=1e-4)
     assert probability_of("y", like, tmp_path / "y.png", LABELS) is None
+
+
+def test_a_page_on_pictures_has_pixels_and_no_voxels(tmp_path):
+    like = Image(np.zeros((1, 12, 12)))
+    (tmp_path / "labelsTs").mkdir()
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "spot": 1}}))
+    for number in range(3):
+        mask = np.zeros((12, 12), np.int16)
+        mask[2:8, 3 : 8 + number] = 1
+        write(tmp_path / "labelsTs" / f"p{number}.png", mask, like)
+        write(tmp_path / "out" / f"p{number}.png", np.roll(mask, 1, 0), like)
+        write(tmp_path / "out" / f"p{number}_prob.png", (0.1 + 0.8 * np.roll(mask, 1, 0)).astype(np.float32), like)
+        (tmp_path / "out" / f"p{number}.json").write_text(json.dumps({"draws": 4, "steps": 2}))
+    evaluate(tmp_path / "out", tmp_path / "labelsTs", tmp_path / "scores")
+    shown = write_report([tmp_path / "scores"], tmp_path / "page.html").file.read_text(encoding="utf-8")
+    assert "Of the pixels within 3 pixels of a true border, of" in shown
+    assert "of the pixels" in shown and "of all these pixels" in shown, "in the plot"
+    assert "voxel" not in re.sub(r"base64,[^\"]*", "", shown)
+
+
+def test_what_holds_for_all_evaluations_is_said_once(page, evaluations):
+    rules = [line for line in notes(Evaluation.load(evaluations[0])) if line in notes(Evaluation.load(evaluations[1]))]
+    assert len(rules) >= 3
+    for rule in rules:
+        assert page.count(f"<li>{html.escape(rule)}</li>") == 1
+    assert (
+        page.index("<li>Tolerance of NSD 1 mm.</li>")
+        < page.index("<h3>B: blunt &amp; co</h3>")
+        < page.index("says predict: 0 of 7")
+    )
+    assert "<h3>A: sharp</h3>" not in page, "of it alone nothing is said"
 
 
 def test_evaluations_without_files_still_make_a_page(evaluations, tmp_path):

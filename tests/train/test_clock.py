@@ -2,11 +2,13 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import pytest
 from safetensors import safe_open
 
+from diffuseg import pulse
 from diffuseg.train import loop, setup
 from diffuseg.train.validate import Result
 from tests.train.tiny import call, options, settings
@@ -84,3 +86,12 @@ def test_the_number_of_cases_is_said_before_they_are_read(data, tmp_path, monkey
 def test_it_is_printed_without_a_terminal_too(data, tmp_path, quick):
     done = call(*options(data, tmp_path / "run", steps=1))
     assert done.stdout.splitlines()[0] == "reading 4 cases", done.output
+
+
+def test_the_time_left_is_that_of_the_clock(data, tmp_path, monkeypatch, capsys):
+    """What the pace of the first steps promises is another thing: they are slow, and reading came before them."""
+    Clock(monkeypatch, preparation=10, step=7)
+    monkeypatch.setattr(pulse.Pulse, "due", lambda *_: True)
+    loop.train(settings(data, tmp_path, steps=None, max_minutes=1.0))
+    told = re.findall(r"0:00:(\d\d) of 0:01:00 time.* 0:00:(\d\d) left", capsys.readouterr().out)
+    assert len(told) > 4 and all(int(done) + int(left) == 60 for done, left in told)

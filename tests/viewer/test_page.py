@@ -92,7 +92,7 @@ def test_names_cannot_break_out_of_the_page(volumes, tmp_path):
     (volumes / "a.json").write_text(json.dumps(record))
     write_page(find_cases(volumes), tmp_path / "one.html")
     found = Parsed((tmp_path / "one.html").read_text(encoding="utf-8"))
-    assert json.loads(found.inline["cases.json"])[0]["note"] == evil
+    assert json.loads(found.inline["cases.json"])[0]["note"].startswith(evil)
     assert not any(inline.startswith("alert") for inline in found.inline.values())
 
 

@@ -19,7 +19,7 @@ ANY = dict.fromkeys(("seen_in", "draws", "model_name", "look_at", "needs_review"
 FITS = ANY | {  # which of the above predict might have written
     "volume_ml": [5, 14, 15, 16], "volume_ml_90": [5], "kept": [5, 6, 7, 8, 9], "doubt": [0], "look_at_threshold": [0],
     "volume_note": [1, 18, 19], "source": [1, 18, 19], "uncertainty_score": [0], "review_threshold": [0],
-    "grid": [], "outside_training": [3],
+    "grid": [], "outside_training": [3], "calibration": [5, 6, 7, 8, 9, 13, 14, 15, 16, 17],
 }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def test_an_odd_part_is_left_out_and_named(volumes, key):
         about = json.loads(json.dumps(nan_to_none(case.describe()), allow_nan=False))
         named = any(f"record is odd there: {key}." in remark for remark in about["remarks"])
         assert named is (number not in FITS[key]), (value, about["remarks"])
-        for _, ml, low, high in about["volumes"]:  # what the page calculates with
+        for _, ml, low, high, _ in about["volumes"]:  # what the page calculates with
             assert isinstance(ml, int | float) and (low is None or isinstance(low + high, int | float))
         assert isinstance(about["note"], str) and all(isinstance(text, str) for text in about["about"].values())
         assert {"mask", "prob0", "prob1", "entropy"} <= {layer.key for layer in case.layers}
@@ -121,7 +121,7 @@ def test_a_case_that_needs_review_says_so_in_plain_words_under_its_present_and_i
         (volumes / "a.json").write_text(json.dumps(plain | parts))
         return find_cases(volumes, only="a")[0].describe()["remarks"]
 
-    said = "Needs review by a person: its draws expect a Dice of 0.81 (uncertainty score 0.190, review begins above 0.150)."
+    said = "Needs review by a person: its draws expect a Dice of 0.810 (uncertainty score 0.190, review begins above 0.150)."
     assert remarks(needs_review=True, uncertainty_score=0.19, review_threshold=0.15) == [said]
     assert remarks(look_at=True, doubt=0.19, look_at_threshold=0.15) == [said]
     present = {"needs_review": True, "uncertainty_score": 0.19, "review_threshold": 0.15}

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import PIL.Image
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -70,6 +71,16 @@ def test_colours_are_three_frames(tmp_path, pictures):
     PIL.Image.fromarray(colour).save(tmp_path / "colours" / "p_0000.png")
     image = np.asarray(shown(find_cases(pictures, tmp_path / "colours")[0], "image").dataobj)
     np.testing.assert_array_equal(image[:, :, 0].swapaxes(0, 1), colour)
+
+
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 4095), (np.uint16, 65535), (np.float32, 1)])
+def test_a_colour_picture_is_seen_in_its_own_colours_at_first(tmp_path, pictures, dtype, top):
+    """Stretching a pale picture over all of the screen's range would give it colours that nobody saw."""
+    pale = np.random.default_rng(0).uniform(0.4, 0.6, (16, 20, 3)) * top
+    (tmp_path / "colours").mkdir()
+    tifffile.imwrite(tmp_path / "colours" / "p_0000.tif", pale.astype(dtype), photometric="rgb")
+    header = shown(find_cases(pictures, tmp_path / "colours")[0], "image").header
+    assert (header["cal_min"], header["cal_max"]) == (0, top)
 
 
 @settings(deadline=None)
@@ -157,7 +168,7 @@ def test_a_description_holds_what_the_record_says(volumes):
     record = json.loads((volumes / "a.json").read_text())
     about = find_cases(volumes, only="a")[0].describe()
     assert [row[:2] for row in about["volumes"]] == [[name, record["volume_ml"][name]] for name in ("near", "far part")]
-    assert [row[2:] for row in about["volumes"]] == [record["volume_ml_90"][name] for name in ("near", "far part")]
+    assert [row[2:4] for row in about["volumes"]] == [record["volume_ml_90"][name] for name in ("near", "far part")]
     assert [one["name"] for one in about["classes"]] == ["near", "far part"]
     frames = {layer["key"]: layer["frames"] for layer in about["layers"]}
     assert len(frames["draws"]) == 3 and frames["steps"][0] == "step 1 of 3, timestep 4" and not frames["mask"]
@@ -167,7 +178,7 @@ def test_an_interval_of_one_draw_is_not_shown_unless_calibration_widened_it(volu
     record = json.loads((volumes / "a.json").read_text()) | {"draws": 1}
     shown_of = lambda content: (
         (volumes / "a.json").write_text(json.dumps(content)),
-        find_cases(volumes, only="a")[0].describe()["volumes"][0][2:],
+        find_cases(volumes, only="a")[0].describe()["volumes"][0][2:4],
     )[1]
     assert shown_of(record) == [None, None], "a point, which claims nothing"
     assert shown_of(record | {"volume_ml_90_raw": {}}) == record["volume_ml_90"]["near"]
@@ -180,7 +191,7 @@ def test_what_a_reader_has_to_know_is_remarked(volumes):
     record |= {"seen_in": "training", "needs_review": True, "uncertainty_score": 0.25, "review_threshold": 0.125}
     (volumes / "a.json").write_text(json.dumps(record))
     first, second = remarks()
-    assert "in the training" in first and "a Dice of 0.75 (uncertainty score 0.250, review begins above 0.125)" in second
+    assert "in the training" in first and "a Dice of 0.750 (uncertainty score 0.250, review begins above 0.125)" in second
 
 
 def test_a_truth_has_to_lie_on_the_grid_of_the_mask_and_unannotated_voxels_are_no_class(volumes, tmp_path):

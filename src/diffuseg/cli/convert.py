@@ -163,25 +163,21 @@ def _spacing(text: str) -> tuple[float, ...]:
 
 
 def _show_pairs(pairing: "Pairing", source: Path, most: int) -> None:
-    from rich.markup import escape
-    from rich.table import Column, Table
+    from diffuseg.reports.tables import text_table
 
     def below(path: Path) -> str:
         return str(path.relative_to(source)) if path.is_relative_to(source) else str(path)
 
     columns = ["case", "image" if not pairing.channels else f"image ({', '.join(pairing.channels)})", "mask"]
-    table = Table(
-        *(Column(column, overflow="fold") for column in columns),
-        title=escape(f"{source}: {pluralize(len(pairing.pairs), 'case')}"),
-    )
+    rows = []
     for case in pairing.pairs[:most]:
         masks = dict.fromkeys(
             below(drawn.path) + (f" ({drawn.rater or drawn.what})" if drawn.rater or drawn.what else "") for drawn in case.masks
         )
         name = f"{case.name} ({case.split})" if case.split else case.name
-        table.add_row(*map(escape, (name, "\n".join(map(below, case.images)), "\n".join(masks))))
-    if pairing.pairs:
-        console().print(table)
+        rows.append((name, "\n".join(map(below, case.images)), "\n".join(masks)))
+    if rows:
+        console().print(text_table(f"{source}: {pluralize(len(pairing.pairs), 'case')}", columns, rows, right=False))
     if len(pairing.pairs) > most:
         typer.echo(f"and {len(pairing.pairs) - most} more; --dry-run shows all")
     if pairing.several:
@@ -192,14 +188,11 @@ def _show_pairs(pairing: "Pairing", source: Path, most: int) -> None:
 
 
 def _show_classes(found: "Survey", unmarked: str) -> None:
-    from rich.markup import escape
-    from rich.table import Table
+    from diffuseg.reports.tables import text_table
 
     if found.meaning is not None:
-        table = Table("in the masks", "class", "label", "share")
-        for stored, name, value, share in found.meaning.rows:
-            table.add_row(escape(stored), escape(name), str(value), share)
-        console().print(table)
+        rows = [(stored, name, str(value), share) for stored, name, value, share in found.meaning.rows]
+        console().print(text_table("", ("in the masks", "class", "label", "share"), rows, right=False))
     typer.echo(f"channels: {', '.join(found.channels)}; images {'copied as' if found.copied else 'written as'} {found.ending}")
     if unmarked:
         typer.echo(f"{unmarked}; taken as empty masks")

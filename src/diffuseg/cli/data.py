@@ -22,12 +22,10 @@ def plan(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Decide how to train on a data set, and say why; the plan is a JSON file to be looked at and edited."""
-    from rich.markup import escape
-    from rich.table import Table
-
     from diffuseg.config import to_dict
     from diffuseg.data.dataset import open_dataset, splits
     from diffuseg.data.plan import explain, fingerprint, make_plan, save_plan
+    from diffuseg.reports.tables import text_table
 
     data = open_dataset(dataset, masks=not image_labels)
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in data.name)
@@ -35,10 +33,7 @@ def plan(
     if path.exists() and not overwrite:
         raise UserError("there is a plan already", file=path, do="Give another --out, or --overwrite")
     made = make_plan(data, fingerprint(data))
-    table = Table("setting", "value", "reason", title=escape(data.name))
-    for row in explain(made):
-        table.add_row(*map(escape, row))
-    console().print(table)
+    console().print(text_table(data.name, ("setting", "value", "reason"), explain(made), right=False))
     save_plan(made, path)
     try:
         splits(data)

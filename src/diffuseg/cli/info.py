@@ -98,7 +98,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _text(value: Any) -> str:
     """A value for a person: numbers with four digits, an object as "key value" pairs."""
-    if value is None:
+    if value is None or value == "":
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"

@@ -268,19 +268,18 @@ def tell(result: "FolderResult", out: Path, said: "Mapping[str, Sequence[str]] |
         out: Folder of the results.
         said: In what a case is unlike the training, as far as it was said before its draws.
     """
+    from diffuseg.data.layout import read_json
     from diffuseg.inference.model import NOTICE
+    from diffuseg.inference.wording import review_reason, unlike_text
 
     for case, reason in result.failed:
         complain(f"failed {case}: {reason}")
-    unlike = dict(result.outside_training)
-    for case, faults in unlike.items():
+    for case, faults in result.outside_training:
         new = [fault for fault in faults if not fault.startswith(tuple((said or {}).get(case, ())))]
         if new:
-            complain(f"Warning: {case} is unlike the images of the training: {'; '.join(new)}")
-    for case, score in result.needs_review:
-        unsure = f"its draws expect a Dice of {1 - score:.3f} (uncertainty score {score:.3f})"
-        why = "it is unlike the images of the training" if case in unlike else unsure
-        typer.echo(f"{case} needs review by a person: {why}")
+            complain(f"Warning: {case} is unlike the images of the training: {unlike_text(new, str(out / f'{case}.json'))}")
+    for case, _ in result.needs_review:
+        typer.echo(f"{case} needs review by a person: {review_reason(read_json(out / f'{case}.json'))}")
     counts = {"finished": result.finished, "skipped": result.skipped, "failed": result.failed}
     counted = ", ".join(f"{len(cases)} {what}" for what, cases in counts.items() if cases) or "no case"
     typer.echo(f"{out}: {counted}. {NOTICE}")
@@ -296,7 +295,7 @@ def _shout(said: dict[str, list[str]], case: str, faults: list[str]) -> None:
 
 def _found(case: str, record: dict[str, Any]) -> str:
     """One line about a finished case: volumes of three classes, or as many as fit, and whether a training met it."""
-    from diffuseg.inference.provenance import amounts
+    from diffuseg.inference.wording import amounts
 
     met = record.get("seen_in") in ("training", "validation")
     seen = f"; this image was in the {record['seen_in']} of the model" if met else ""

@@ -19,6 +19,7 @@ from diffuseg.text import by, few, pluralize
 ELSEWHERE = 0.1  # of a voxel: as far as a slice or a corner may be from where an even grid has it
 ONE_PLACE = 0.01  # of a pixel: positions that are closer are one
 ONE_DIRECTION = 0.01  # difference of direction cosines that makes two stacks of one
+AGAIN = "Export it again as it was acquired, or choose another series"
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +128,7 @@ def choose(stacks: Sequence[Stack], others: dict[str, int], asked: Sequence[str]
         raise UserError(f"{what}:\n{listing(stacks, others)}\n{do}", file=place)
     for stack in chosen:
         if stack.fault is not None:
-            raise UserError(f"series {stack.label} is refused: {stack.fault}", file=stack.place)
+            raise UserError(f"series {stack.label} is refused: {stack.fault}", file=stack.place, do=AGAIN)
     return chosen
 
 

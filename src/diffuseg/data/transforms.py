@@ -243,16 +243,17 @@ _STRAIGHT = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
 def _check_kind(image: Image, plan: Plan) -> None:
     volumes = plan.orientation is not None or plan.dims == 3
     if volumes and image.dims != 3:
-        raise UserError(f"a picture of shape {image.shape}, but the plan is for volumes", file=image.source)
+        what = f"a picture of shape {image.shape}, but the plan is for volumes"
+        raise UserError(what, file=image.source, do="Give volumes, or take a model that was trained on pictures")
     if plan.spacing is not None and len(plan.spacing) != image.dims:
         what = f"an image with {image.dims} axes, but the plan has a spacing for {len(plan.spacing)}"
-        raise UserError(what, file=image.source)
+        raise UserError(what, file=image.source, do="Give images like those of the training")
     if plan.crop is not None and len(plan.crop) != image.dims:
         what = f"an image with {image.dims} axes, but the plan has a crop of {len(plan.crop)}"
-        raise UserError(what, file=image.source)
+        raise UserError(what, file=image.source, do="Give images like those of the training")
     if len(image.data) != len(plan.channels):
         what = f"{pluralize(len(image.data), 'channel')}, but the plan has {len(plan.channels)} ({', '.join(plan.channels)})"
-        raise UserError(what, file=image.source)
+        raise UserError(what, file=image.source, do="Give images with these channels, in this order")
 
 
 def _check_kept(shape: tuple[int, ...], grid: tuple[int, ...], image: Image, plan: Plan) -> None:

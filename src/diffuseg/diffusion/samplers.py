@@ -39,7 +39,8 @@ def timesteps(T: int, steps: int) -> Grid:
         UserError: steps outside 1..T.
     """
     if not 1 <= steps <= T:
-        raise UserError(f"{steps} steps: this model has {pluralize(T, 'timestep')}", do=f"Choose between 1 and {T}.")
+        do = f"Choose between 1 and {T}." if T > 1 else "Choose 1."
+        raise UserError(f"{steps} steps: this model has {pluralize(T, 'timestep')}", do=do)
     ends = [round(T - i * T / steps) for i in range(steps)] + [0]
     return list(zip(ends[:-1], ends[1:], strict=True))
 

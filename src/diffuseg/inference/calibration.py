@@ -19,6 +19,7 @@ from diffuseg.evaluation.level_sets import LevelMargin
 from diffuseg.text import pluralize
 
 SETTINGS = ("draws", "steps", "sampler", "fuse")  # what probabilities and intervals depend on; any seed will do
+CALIBRATED = " (volume_ml_90_raw); volume_ml_90 is calibrated on "  # in the note of a record
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,10 @@ class Calibration:
         mismatch = self.mismatch(settings)
         if mismatch:
             return f"calibration not applied: learnt with {mismatch}; ask for the same, or calibrate your own model again"
-        adjusted = f"intervals of {', '.join(self.widening)} adjusted, " if self.widening else ""
+        which = f"of {', '.join(self.widening)} adjusted" if self.widening else "raw (too few cases to adjust them)"
         few = f"at most {self.fraction:.0%} of those cases were"
         look = f"a case is marked for review by a person where its draws expect a Dice below {1 - self.threshold:.3f} ({few})"
-        return f"calibrated on {self.where}: temperature {self.temperature:.3f}, {adjusted}{look}"
+        return f"calibrated on {self.where}: temperature {self.temperature:.3f}, intervals {which}, {look}"
 
     def temper(self, probability: Float[np.ndarray, "k *s"]) -> Float[np.ndarray, "k *s"]:
         """Probabilities with this temperature, in single precision; the largest of a voxel stays the largest."""
@@ -179,8 +180,7 @@ def apply_calibration(
     if calibration.widening:
         raw, names = record["volume_ml_90"], ", ".join(calibration.widening)
         record["volume_ml_90"], record["volume_ml_90_raw"] = calibration.widen(raw, probability, voxel), raw
-        how = f"volume_ml_90 is calibrated on {calibration.where} ({names})"
-        record["volume_note"] += f" (volume_ml_90_raw); {how}"
+        record["volume_note"] += f"{CALIBRATED}{calibration.where} ({names})"
     return calibration.temper(probability)
 
 

@@ -24,6 +24,7 @@ from diffuseg.inference.prediction import ending_for, save
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.inference.series import dicom_cases
 from diffuseg.inference.unlike import REASON, announced
+from diffuseg.inference.wording import needs_review
 from diffuseg.inference.worklist import Share, turns
 from diffuseg.text import few, pluralize
 
@@ -204,12 +205,10 @@ def _to_keep(options: SamplingOptions) -> set[str]:
 
 
 def _needs_review(out: Path, cases: Sequence[str]) -> list[tuple[str, float]]:
-    """Cases that a human should look at, with their uncertainty scores; `look_at` and `doubt` are what these were called."""
-    found = []
-    for case in cases:
-        record = read_json(out / f"{case}.json")
-        if record.get("needs_review", record.get("look_at")):
-            found.append((case, float(record.get("uncertainty_score", record.get("doubt")))))
+    """Cases that a human should look at, with their uncertainty scores; `doubt` is what these were called."""
+    known = {case: read_json(out / f"{case}.json") for case in cases}
+    score = lambda record: float(record.get("uncertainty_score", record.get("doubt")))
+    found = [(case, score(record)) for case, record in known.items() if needs_review(record)]
     return sorted(found, key=lambda item: -item[1])
 
 

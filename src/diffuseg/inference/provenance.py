@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from diffuseg.blocks import counts, largest
-from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.data.plan import Plan
 from diffuseg.data.slides import Slide
 from diffuseg.data.transforms import GridTransform
@@ -16,6 +15,8 @@ from diffuseg.inference.ensemble import Ensemble, interval
 from diffuseg.inference.sampling import ImageDraws
 from diffuseg.methods.tiles import OVERLAP, asked_windows
 from diffuseg.types import Image, voxel_ml
+
+THICKNESS = "; a picture has no thickness, 1 mm is assumed"
 
 
 def volumes(
@@ -52,42 +53,8 @@ def volumes(
     if ensemble.draws == 1:
         note = "a single draw: the interval is a point and says nothing about uncertainty"
     if image.dims == 2:
-        note += "; a picture has no thickness, 1 mm is assumed"
+        note += THICKNESS
     return {"volume_ml": volume, "volume_ml_90": ends, "volume_note": note}
-
-
-def amounts(record: dict[str, Any]) -> list[str]:
-    """The foreground classes of a record as text: "head 1.21 ml [1.10, 1.32]"; of pictures in mm2, or pixels without a scale.
-
-    The interval is left out where a single draw makes it a point, and called raw where a calibration was not applied.
-    """
-    ends = record.get("volume_ml_90", {})
-    scale, unit = size_unit(record)
-    style = ".3g" if unit == "ml" or (unit == "mm2" and "slide" in record) else ".0f"
-    found = []
-    for name, ml in record["volume_ml"].items():
-        low, high = (f"{scale * end:{style}}" for end in ends.get(name, (ml, ml)))
-        size = f"{scale * ml:{style}}"
-        spread = "" if record["draws"] == 1 and low == high else f" [{low}, {high}]{' raw' if is_raw(record) else ''}"
-        found.append(f"{name} {size} {unit}{spread}")
-    return found
-
-
-def is_raw(record: dict[str, Any]) -> bool:
-    """Whether the intervals of a record are those of the draws, as its calibration was not applied."""
-    return (record.get("calibration") or {}).get("applied") is False
-
-
-def size_unit(record: dict[str, Any]) -> tuple[float, str]:
-    """By what a volume in ml is to be multiplied, and the unit that a person expects: ml, of pictures pixels or mm2."""
-    if len((record.get("grid") or {}).get("shape", ())) != 2:
-        return 1.0, "ml"
-    slide = record.get("slide")
-    if isinstance(slide, dict):
-        return 1000.0, "mm2" if slide.get("um_per_pixel") else "pixels"
-    source, steps = str(record.get("source") or "").lower(), set(record["grid"].get("spacing_mm", ()))
-    pixels = source.endswith(LOSSLESS + LOSSY) or (not source and steps == {1.0})  # of an array that came without a scale
-    return 1000.0, "pixels" if pixels else "mm2"  # a picture is taken for 1 mm thick, its pixels for 1 mm wide
 
 
 def scores(

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffuseg.drawing import View, colours_of, figure_of, png_of
 from diffuseg.errors import UserError
-from diffuseg.inference.provenance import is_raw, size_unit
+from diffuseg.inference.wording import interval_note, is_raw, needs_review, review_reason, size_unit, unlike_text
 from diffuseg.text import pluralize
 from diffuseg.types import Image
 
@@ -30,7 +30,7 @@ class Shown(Protocol):
 def volume_rows(prediction: Shown) -> list[tuple[str, str, str]]:
     """Class, volume and 90 % interval as text: ml of volumes, of pictures pixels, or mm² where they have a spacing.
 
-    Intervals are called raw where a calibration was not applied.
+    Intervals are called raw where they are not calibrated; of a single draw there is none.
     """
     record = prediction.provenance
     factor, unit = size_unit(record)
@@ -38,7 +38,8 @@ def volume_rows(prediction: Shown) -> list[tuple[str, str, str]]:
     rows = []
     for name, volume in record.get("volume_ml", {}).items():
         low, high = (f"{end * factor:.{digits}f}" for end in record["volume_ml_90"][name])
-        rows.append((name, f"{volume * factor:.{digits}f} {unit}", f"{low} to {high}{' raw' if is_raw(record) else ''}"))
+        spread = f"{low} to {high}{' raw' if is_raw(record, name) else ''}"
+        rows.append((name, f"{volume * factor:.{digits}f} {unit}", "-" if record.get("draws") == 1 and low == high else spread))
     return rows
 
 
@@ -46,12 +47,13 @@ def one_line(prediction: Shown) -> str:
     """What it is of, volumes with intervals, draws, and how uncertain."""
     record, source = prediction.provenance, prediction.image.source
     parts = ["x".join(map(str, prediction.mask.shape)) if source is None else source.name]
-    parts += [f"{name} {volume} [{interval}]" for name, volume, interval in volume_rows(prediction)]
+    spread = lambda interval: "" if interval == "-" else f" [{interval}]"
+    parts += [f"{name} {volume}{spread(interval)}" for name, volume, interval in volume_rows(prediction)]
     if "draws" in record:
         parts.append(pluralize(record["draws"], "draw"))
     if "uncertainty_score" in record:
         parts.append(f"uncertainty score {record['uncertainty_score']:.3f}")
-    if record.get("needs_review"):
+    if needs_review(record):
         parts.append("needs review")
     return f"Prediction({', '.join(parts)})"
 
@@ -127,12 +129,14 @@ def as_html(prediction: Shown) -> str:
 def _lines(record: dict[str, Any]) -> list[str]:
     lines = []
     if record.get("outside_training"):
-        lines.append(f"Unlike the images of the training: {'; '.join(record['outside_training'])}.")
-    if "uncertainty_score" in record:
-        review = {"True": "needs review", "False": "below the threshold for review"}.get(str(record.get("needs_review")), "")
-        lines.append(f"Uncertainty score {record['uncertainty_score']:.3f}" + (f": {review}." if review else "."))
+        lines.append(f"Unlike the images of the training: {unlike_text(record['outside_training'], 'its provenance')}.")
+    if needs_review(record):
+        lines.append(f"Needs review by a person: {review_reason(record)}.")
+    elif "uncertainty_score" in record:
+        below = ": below the threshold for review" if needs_review(record) is False else ""
+        lines.append(f"Uncertainty score {record['uncertainty_score']:.3f}{below}.")
     if "volume_note" in record:
-        lines.append(f"Interval: {record['volume_note']}.")
+        lines.append(f"Interval: {interval_note(record)}.")
     if "model_name" in record:
         made = f"{record['model_name']} ({record['model']}), {pluralize(record['draws'], 'draw')}"
         lines.append(f"Made by {made}, {pluralize(record['steps'], 'step')}, seed {record['seed']}. {record['notice']}")

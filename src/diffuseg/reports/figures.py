@@ -105,7 +105,8 @@ def cases_figure(
     for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(name, fontsize=8)
     handles = _legend({name: colours[value] for name, value in (labels or {}).items() if value})
-    figure.legend(handles=handles + _legend(DIFFERENCES), loc="outside lower center", ncols=8, fontsize=8, frameon=False)
+    kinds = {name: colour for name, colour in DIFFERENCES.items() if name != "other class" or len(colours) > 1}
+    figure.legend(handles=handles + _legend(kinds), loc="outside lower center", ncols=8, fontsize=8, frameon=False)
     if title:
         figure.suptitle(title, fontsize=10)
     return png_of(figure)

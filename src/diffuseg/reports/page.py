@@ -14,6 +14,7 @@ from diffuseg.evaluation.calibration_metrics import MEASURES, usual_radius
 from diffuseg.evaluation.metrics import METRICS
 from diffuseg.evaluation.selective import REJECTION
 from diffuseg.evaluation.statistics import Interval, bootstrap_mean
+from diffuseg.inference.wording import needs_review
 from diffuseg.reports.case_pictures import case_pictures
 from diffuseg.reports.comparison import Comparison, compare_evaluations
 from diffuseg.reports.evaluation import ALL, Evaluation
@@ -103,9 +104,9 @@ def write_page(
         "pictures": [(title, base64.b64encode(png).decode()) for title, png in pictures],
         "probabilities": _probability_tables(columns),
         "plots": _plots(columns),
-        "band": f"{usual_radius([1.0]):g} {'pixels' if evaluations[0].pictures else 'mm'}",
+        "band": _band(columns),
         "how": _how(columns),
-        "notes": {column.letter: [*notes(column.evaluation), *_remarks(column.evaluation)] for column in columns},
+        "notes": _notes(columns),
         "numbers": {column.letter: _numbers(column.evaluation) for column in columns},
         "version": __version__,
     }
@@ -143,6 +144,27 @@ def _compare(evaluations: Sequence[Evaluation], allow_seen: bool) -> tuple[Compa
         return None, str(fault)
 
 
+def _pictures(columns: Sequence[Column]) -> bool:
+    """Whether all of them are of pictures without a scale."""
+    return all(column.evaluation.pictures for column in columns)
+
+
+def _band(columns: Sequence[Column]) -> str:
+    """The voxels near the borders, as text."""
+    radius = f"{usual_radius([1.0]):g}"
+    return (
+        f"pixels within {radius} pixels" if _pictures(columns) else f"voxels within {radius} mm (two voxels, if that is more)"
+    )
+
+
+def _notes(columns: Sequence[Column]) -> dict[str, list[str]]:
+    """What stands under the numbers, by heading: first what is said of all evaluations, under none."""
+    lines = {column.letter: [*notes(column.evaluation), *_remarks(column.evaluation)] for column in columns}
+    shared = [line for line in lines[columns[0].letter] if all(line in each for each in lines.values())]
+    own = {f"{c.letter}: {c.evaluation.name}": [line for line in lines[c.letter] if line not in shared] for c in columns}
+    return {"": shared} | {heading: each for heading, each in own.items() if each}
+
+
 def _settings(columns: Sequence[Column]) -> Lines:
     """A line per evaluation, heading first."""
     lines = [["", "evaluation", "cases", "model", "draws", "steps", "seconds for a case"]]
@@ -156,7 +178,7 @@ def _settings(columns: Sequence[Column]) -> Lines:
 
 def _summary(columns: Sequence[Column]) -> dict[str, Lines]:
     """Heading -> lines, heading first: of one evaluation a column per class, of several a table per class."""
-    pictures = all(column.evaluation.pictures for column in columns)
+    pictures = _pictures(columns)
     titles = ["", *summary_titles(pictures)]
     if len(columns) == 1:
         cells = [[name, *summary_cells(entry, pictures)] for name, entry in columns[0].evaluation.means.items()]
@@ -174,7 +196,7 @@ def _summary(columns: Sequence[Column]) -> dict[str, Lines]:
 
 def _dot_plot(columns: Sequence[Column]) -> str:
     """Every case as a dot: of one evaluation by class, of several the mean of classes, errors without their sign."""
-    pictures = all(column.evaluation.pictures for column in columns)
+    pictures = _pictures(columns)
     if len(columns) > 1:
         titles = {key: metric_title(key, unsigned=True, pictures=pictures) for key in PLOTTED}
         many = {
@@ -225,7 +247,8 @@ def _plots(columns: Sequence[Column]) -> dict[str, str]:
     shown = {column.letter: column.probabilities for column in columns if column.probabilities is not None}
     plots = {}
     if shown:
-        plots["reliability"] = svg_of(reliability_plot({letter: one.diagram for letter, one in shown.items()}))
+        diagrams = {letter: one.diagram for letter, one in shown.items()}
+        plots["reliability"] = svg_of(reliability_plot(diagrams, _pictures(columns)))
         curves = {letter: (one.risk, one.uncertainty) for letter, one in shown.items()}
         plots["rejection"] = svg_of(risk_coverage_plot(curves, FRACTION))
     costs = {}
@@ -279,7 +302,7 @@ def _remarks(evaluation: Evaluation) -> list[str]:
     if changed:
         newer = pluralize(len(changed), "mask is", "masks are")
         lines.append(f"{newer} newer than this evaluation: pictures and probabilities may not fit the numbers.")
-    review = [record.get("needs_review", record.get("look_at")) for record in evaluation.records]
+    review = [needs_review(record) for record in evaluation.records]
     if any(needed is not None for needed in review):
         flagged = sum(bool(needed) for needed in review)
         lines.append(f"Needs review by a person, says predict: {flagged} of {pluralize(len(review), 'case')}.")

@@ -67,10 +67,11 @@ def curve_figure(rows: Sequence[dict[str, Any]], recommended: dict[str, Any]) ->
             look = {"color": OKABE_ITO[number % len(OKABE_ITO)], "marker": "os^Dvph"[number % 7]}
             axis.plot([row["seconds"] for row in line], [row[key] for row in line], label=f"steps {steps}", **look)
             for row in line:
-                axis.annotate(str(row["draws"]), (row["seconds"], row[key]), (4, 5), textcoords="offset points", fontsize=7)
+                axis.annotate(str(row["draws"]), (row["seconds"], row[key]), (9, 5), textcoords="offset points", fontsize=7)
         axis.plot(recommended["seconds"], recommended[key], "o", ms=14, mfc="none", mec="black", label="recommended")
         seconds = sorted({row["seconds"] for row in rows})
         axis.set_xscale("log")
+        axis.margins(0.12)  # room for the numbers
         ticks = np.geomspace(seconds[0], seconds[-1], 5) if len(seconds) > 1 else seconds
         axis.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
         axis.xaxis.set_minor_formatter(NullFormatter())
@@ -82,13 +83,19 @@ def curve_figure(rows: Sequence[dict[str, Any]], recommended: dict[str, Any]) ->
     return png_of(figure)
 
 
-def reliability_plot(diagrams: dict[str, Reliability]) -> Any:
-    """Confidence against the share that was right, a line per name, and below how many voxels have which confidence."""
+def reliability_plot(diagrams: dict[str, Reliability], pictures: bool = False) -> Any:
+    """Confidence against the share that was right, a line per name, and below how many voxels have which confidence.
+
+    Args:
+        diagrams: By name.
+        pictures: They are of pictures, whose voxels are called pixels.
+    """
+    voxels = "pixels" if pictures else "voxels"
     figure, axes = figure_of(2, 1, (4.6, 5.4), heights=(3.0, 1.0))
     top, below = axes[:, 0]
     top.plot([0, 1], [0, 1], color="black", linewidth=0.8, label="as it should be")
     for number, (name, diagram) in enumerate(diagrams.items()):
-        label = f"{name}: ECE {diagram.ece:.3f} of all these voxels"
+        label = f"{name}: ECE {diagram.ece:.3f} of all these {voxels}"
         top.plot(diagram.confidence, diagram.frequency, ms=4, label=label, **_line(number))
         below.plot(diagram.confidence, diagram.count / max(diagram.count.sum(), 1), ms=3, **_line(number))
     start = min([0.5, *(float(diagram.confidence.min()) for diagram in diagrams.values() if len(diagram.count))])
@@ -97,7 +104,7 @@ def reliability_plot(diagrams: dict[str, Reliability]) -> Any:
     top.set_ylim(0, 1.02)
     top.legend(fontsize=8, frameon=False, loc="upper left")
     _name_axes(top, "", "share that is right")
-    _name_axes(below, "probability of the class that is chosen", "of the voxels")
+    _name_axes(below, "probability of the class that is chosen", f"of the {voxels}")
     return figure
 
 

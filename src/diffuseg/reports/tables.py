@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from diffuseg.reports.evaluation import Evaluation
 
 COLUMNS = 4  # more classes than this become lines of the table in the terminal
+NAME = 32  # characters of a name that is not broken
 
 
 def text_table(
@@ -37,6 +38,9 @@ def text_table(
 ) -> Table:
     """A table for a terminal; nothing in it is taken for markup.
 
+    No word is cut off: what is too long for its column goes on below. A first column of short names, as one types them, is
+    kept whole.
+
     Args:
         title: Stands above it.
         head: The title of each column.
@@ -46,8 +50,10 @@ def text_table(
         lines: A line is drawn between rows.
     """
     table = Table(title=escape(title), caption=escape("\n".join(notes)) or None, caption_justify="left", show_lines=lines)
+    names = all(len(row[0]) <= NAME and " " not in row[0] for row in rows)
     for number, name in enumerate(head):
-        table.add_column(escape(name), justify="right" if right and number else "left")
+        justify = "right" if right and number else "left"
+        table.add_column(escape(name), justify=justify, overflow="fold", no_wrap=names and not number)
     for row in rows:
         table.add_row(*map(escape, row))
     return table

@@ -22,7 +22,7 @@ def write_calibration(measured: Measured, model: str, out: Path) -> list[Path]:
     """Write calibration.json, reliability.png and risk_coverage.png into a folder; returns their paths."""
     paths = [Path(out) / name for name in ("calibration.json", "reliability.png", "risk_coverage.png")]
     write_json(paths[0], nan_to_none(_content(measured, model)))
-    atomic_write(paths[1], png_of(reliability_plot(measured.diagrams)))
+    atomic_write(paths[1], png_of(reliability_plot(measured.diagrams, measured.pictures)))
     atomic_write(paths[2], png_of(risk_coverage_plot({"by uncertainty score": _risk_and_uncertainty(measured)}, FRACTION)))
     return paths
 

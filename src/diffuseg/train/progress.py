@@ -108,7 +108,8 @@ class Progress:
         self.bar.update(self.task, completed=done, count=count)
         if not self.live and self.pulse.due(share := min(done / total, 1.0)):
             at = f"step {step} of {self.steps}" if self.minutes is None else f"step {step}, {count}"
-            self.note(", ".join(part for part in (at, self._state(), self.pulse.left(share)) if part))
+            left = self.pulse.left(share) if self.minutes is None else f"{duration(total - done)} left"
+            self.note(", ".join(part for part in (at, self._state(), left) if part))
 
     def _state(self) -> str:
         """The losses of the last step that had them, and the last validation."""

@@ -15,7 +15,7 @@ from diffuseg.data.outputs import PREVIEW, probability_names, records, sidecar_n
 from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.errors import UserError
 from diffuseg.inference.checkpoints import checkpoints
-from diffuseg.inference.provenance import size_unit
+from diffuseg.inference.wording import interval_note, is_raw, needs_review, review_reason, size_unit, unlike_text
 from diffuseg.reports.figures import OKABE_ITO
 from diffuseg.reports.folders import image_of, images_to_labels, mask_of
 from diffuseg.text import did_you_mean, few
@@ -75,9 +75,10 @@ class Case:
         """What the page needs to know besides the voxels, as plain values for JSON."""
         ml, spread = self.record.get("volume_ml") or {}, self.record.get("volume_ml_90") or {}
         single = self.record.get("draws") == 1 and "volume_ml_90_raw" not in self.record  # a point, which claims nothing
-        rows = [[name, value, *([None, None] if single else spread.get(name, [None, None]))] for name, value in ml.items()]
+        ends = {name: (spread.get(name) if not single else None) or [None, None] for name in ml}
+        rows = [[name, value, *ends[name], is_raw(self.record, name)] for name, value in ml.items()]
         remarks = [SEEN[side] for side in SEEN if side == self.record.get("seen_in")]
-        remarks += [*_review(self.record), *_unlike(self.record)]
+        remarks += [*_review(self.record), *_unlike(self.name, self.record)]
         scale, unit = size_unit(self.record)
         about = {title: self.record[key] for key, title in RECORDED.items() if self.record.get(key) is not None}
         return {
@@ -91,27 +92,21 @@ class Case:
             "volumes": rows,
             "unit": unit,
             "scale": scale,
-            "note": self.record.get("volume_note", ""),
+            "note": interval_note(self.record),
             "about": {title: str(value) for title, value in about.items()},
             "remarks": [*remarks, *self.faults],
         }
 
 
 def _review(record: dict[str, Any]) -> list[str]:
-    """Whether a person is to look at the case, as text; `look_at` and `doubt` are what the parts of a record were called."""
-    if not record.get("needs_review", record.get("look_at")):
-        return []
-    score = record.get("uncertainty_score", record.get("doubt"))
-    limit = record.get("review_threshold", record.get("look_at_threshold"))
-    if score is None:
-        return ["Needs review by a person."]
-    above = "" if limit is None else f", review begins above {limit:.3f}"
-    return [f"Needs review by a person: its draws expect a Dice of {1 - score:.2f} (uncertainty score {score:.3f}{above})."]
+    """Whether a person is to look at the case, and why."""
+    why = review_reason(record)
+    return [f"Needs review by a person{f': {why}' if why else ''}."] if needs_review(record) else []
 
 
-def _unlike(record: dict[str, Any]) -> list[str]:
+def _unlike(case: str, record: dict[str, Any]) -> list[str]:
     outside = record.get("outside_training")
-    found = [f"Unlike the images of the training: {'; '.join(outside)}."] if outside else []
+    found = [f"Unlike the images of the training: {unlike_text(outside, f'{case}.json')}."] if outside else []
     return [*found, *(["Far outside of the training: its intervals are raw, not calibrated."] if record.get("anyway") else [])]
 
 

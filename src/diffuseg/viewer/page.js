@@ -75,7 +75,8 @@ async function showCase(one, number, mine) {
   stage = opened;
   if (mask) stage.centre(mask);
   const { low, high, slope, inter, remark, stored } = data.read(buffer);
-  state.window = { low, high, ...range(stored, slope, inter) };
+  const { least, most } = range(stored, slope, inter);
+  state.window = { low, high, least: Math.min(least, low), most: Math.max(most, high) };
   if (remark) addRemark(remark);
   setWindow(low, high);
   stage.smooth(state.smooth);
@@ -120,9 +121,9 @@ function addRemark(text) {
 
 function showRecord(one) {
   const text = (ml) => (one.unit === "ml" ? ml.toFixed(3) : Math.round(one.scale * ml).toString());
-  const rows = one.volumes.map(([name, ml, low, high]) => {
+  const rows = one.volumes.map(([name, ml, low, high, raw]) => {
     const row = element("tr");
-    const between = low === null ? "-" : `${text(low)} to ${text(high)}`;
+    const between = low === null ? "-" : `${text(low)} to ${text(high)}${raw ? " raw" : ""}`;
     row.append(element("td", name), element("td", text(ml)), element("td", between));
     return row;
   });

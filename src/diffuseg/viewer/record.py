@@ -58,9 +58,14 @@ def _kept(value: Any) -> bool:
     return whole and isinstance(timesteps, list) and len(timesteps) <= MOST and all(map(is_number, timesteps))
 
 
+def _calibration(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("widening", {}), dict)
+
+
 KINDS: dict[str, Callable[[Any], bool]] = {
     "volume_ml": _numbers,
     "volume_ml_90": _intervals,
+    "calibration": _calibration,
     "volume_note": lambda value: isinstance(value, str),
     "uncertainty_score": is_number,
     "review_threshold": is_number,

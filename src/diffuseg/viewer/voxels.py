@@ -22,6 +22,7 @@ from diffuseg.types import Image
 from diffuseg.viewer.cases import Case, Layer
 
 SERVED, EXPORTED = 2**28, 2**24  # voxels of a layer beyond which it is thinned out
+DEPTHS = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))  # largest values that a camera or scanner gives
 FRAMES = 8  # so many frames count as one volume: masks of draws are flat, and differ little
 
 
@@ -59,7 +60,7 @@ def encode(case: Case, layer: Layer, most: int) -> bytes:
         planes = np.rint(planes.clip(0, layer.stored) * np.float32(255 / layer.stored)).astype(np.uint8)
         slope = layer.top / 255
     else:
-        window = _window(planes)
+        window = _colours(planes) if case.picture and len(planes) == 3 else _window(planes)
         planes, slope, inter = _short(planes)
     header = nib.Nifti1Header()
     header.set_slope_inter(slope, inter)
@@ -111,6 +112,13 @@ def _window(planes: np.ndarray) -> tuple[float, float]:
     if low < high:
         return low, high
     return float(planes.min()), max(float(planes.max()), float(planes.min()) + 1)
+
+
+def _colours(planes: np.ndarray) -> tuple[float, float]:
+    """Where black and full colour of a picture lie, so that it is seen as it was taken: the range of its kind of numbers."""
+    whole = (planes == np.rint(planes)).all()
+    top = next((top for top in (DEPTHS if whole else (1,)) if planes.max() <= top), None)
+    return _window(planes) if top is None or planes.min() < 0 else (0.0, float(top))
 
 
 def _short(planes: np.ndarray) -> tuple[np.ndarray, float, float]:

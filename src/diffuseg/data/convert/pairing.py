@@ -113,7 +113,7 @@ def pair(source: Path, channels: Sequence[str] = (), several: Several | None = N
         raise UserError("no such folder", file=source)
     files = find_files(source)
     if not files:
-        do = f"It is looked for {' '.join(sorted(READ))}, and DICOM, at any depth"
+        do = f"Known endings, at any depth: {' '.join(sorted(READ))}, and DICOM"
         raise UserError("there is no image in this folder", file=source, do=do)
     found = _pair(files, source, channels, several, numbered=False)
     if not found.pairs:  # names may end in the number of a channel

@@ -16,7 +16,7 @@ from diffuseg.methods import Method
 from diffuseg.studies.audit.controls import draw_row
 from diffuseg.studies.audit.rows import Row
 
-SCORES = {"one": "Dice, one draw", "mean": "Dice, mean of draws", "nll": "NLL, band", "changed": "voxels changed"}
+SCORES = {"one": "Dice, one draw", "mean": "Dice, mean of draws", "nll": "NLL, band", "changed": "draws differ"}
 
 
 def measure_case(run: Model, methods: Sequence[Method], row: Row, case: FullCase, other: FullCase) -> dict[str, float]:
