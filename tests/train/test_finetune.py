@@ -57,6 +57,11 @@ def test_cases_of_the_first_training_are_those_of_the_second_too(base):
     seen = read_meta(base)["training_cases"]
     new = {"training_cases": {"another": "0" * 16}, "validation_cases": {"third": "1" * 16}}
     assert history(base, new)["training_cases"] == seen | {"another": "0" * 16}
+    (case, digest), *_ = seen.items()
+    with pytest.raises(UserError, match="was trained on 1 of the validation cases \\(again\\)"):
+        history(base, new | {"validation_cases": {"again": digest, "other": "1" * 16}})
+    twice = {"training_cases": {case: digest}, "validation_cases": {"again": digest}}  # two names of one image in the new data
+    assert history(base, twice)["training_cases"] == seen
 
 
 def test_a_checkpoint_of_which_nothing_fits_is_refused(tmp_path, data, base):

@@ -40,6 +40,8 @@ def start_from(method: Method, checkpoint: Path) -> None:
 def history(checkpoint: Path, provenance: dict[str, Any]) -> dict[str, Any]:
     """What the header of the new training says of the old one; its training cases count as cases of both.
 
+    An image that the new training has in both parts, under two names, is no matter of the old one: its warning is enough.
+
     Args:
         checkpoint: Where the training starts.
         provenance: Of the new training.
@@ -49,7 +51,8 @@ def history(checkpoint: Path, provenance: dict[str, Any]) -> dict[str, Any]:
     """
     meta = read_meta(checkpoint)
     cases: dict[str, str] = meta.get("training_cases", {})
-    seen = sorted(case for case, digest in provenance["validation_cases"].items() if digest in set(cases.values()))
+    met = set(cases.values()) - set(provenance["training_cases"].values())
+    seen = sorted(case for case, digest in provenance["validation_cases"].items() if digest in met)
     if seen:
         what = f"{checkpoint} was trained on {len(seen)} of the validation cases ({seen[0]})"
         raise UserError(what, do="Give the fold that it was trained with; of copies of an image under several names keep one")
