@@ -124,15 +124,23 @@ def run(command: list[str]) -> None:
     before = busy()
     done = subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}"}, check=False)
     if command[0] == "train" and out.is_dir():
-        earlier = processor_seconds(out) if "--resume" in command else 0.0
+        earlier = processor_seconds(out) if "--resume" in command else _before(command)
         if earlier is not None:
             (out / PROCESSOR).write_text(f"{earlier + busy() - before:.1f}\n")
     if done.returncode:
         raise SystemExit(done.returncode)
 
 
+def _before(command: list[str]) -> float | None:
+    """What the training took that this one starts from; 0 of one that starts from nothing, None where that is not known."""
+    return processor_seconds(Path(command[command.index("--from") + 1]).parent) if "--from" in command else 0.0
+
+
 def processor_seconds(run: Path) -> float | None:
-    """What the training in this folder took of the processor, its validations too; None where it was not made by this."""
+    """What the training in this folder took of the processor, with its validations and all that it started from.
+
+    None where it was not made by this.
+    """
     return float((run / PROCESSOR).read_text()) if (run / PROCESSOR).is_file() else None
 
 

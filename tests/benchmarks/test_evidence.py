@@ -165,3 +165,16 @@ def test_a_training_that_is_continued_adds_to_its_processor_time(tmp_path, monke
     (out / evidence.PROCESSOR).unlink()
     evidence.run(["train", "data", "--out", str(out)])
     assert evidence.processor_seconds(out) is None
+
+
+@pytest.mark.parametrize(("before", "all_of_it"), [("3.0\n", 8.0), (None, None)])
+def test_a_training_that_starts_from_another_counts_that_too(before, all_of_it, tmp_path, monkeypatch):
+    out, first = tmp_path / "run", tmp_path / "first"
+    out.mkdir(), first.mkdir()
+    monkeypatch.setattr(evidence.subprocess, "run", lambda words, **_: evidence.subprocess.CompletedProcess(words, 0))
+    clock = iter([10.0, 15.0])
+    monkeypatch.setattr(evidence, "busy", lambda: next(clock))
+    if before:
+        (first / evidence.PROCESSOR).write_text(before)
+    evidence.run(["train", "data", "--out", str(out), "--from", str(first / "last.safetensors")])
+    assert evidence.processor_seconds(out) == all_of_it
