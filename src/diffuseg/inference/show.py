@@ -9,7 +9,8 @@ import numpy as np
 
 from diffuseg.drawing import View, colours_of, figure_of, png_of
 from diffuseg.errors import UserError
-from diffuseg.inference.wording import interval_note, is_raw, needs_review, review_reason, size_unit, unlike_text
+from diffuseg.inference.calibration import is_raw
+from diffuseg.inference.wording import interval_note, needs_review, review_reason, size_unit, unlike_text
 from diffuseg.text import pluralize
 from diffuseg.types import Image
 

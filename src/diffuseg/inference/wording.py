@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffuseg.data.pictures import LOSSLESS, LOSSY
-from diffuseg.inference.calibration import CALIBRATED, adjusted
+from diffuseg.inference.calibration import CALIBRATED, is_raw
 from diffuseg.inference.provenance import THICKNESS
 
 POINTS = 4  # in which an image is unlike those of the training, told at once
@@ -25,11 +25,6 @@ def amounts(record: dict[str, Any]) -> list[str]:
         spread = "" if record["draws"] == 1 and low == high else f" [{low}, {high}]{' raw' if is_raw(record, name) else ''}"
         found.append(f"{name} {size} {unit}{spread}")
     return found
-
-
-def is_raw(record: dict[str, Any], name: str) -> bool:
-    """Whether the interval of a class is that of the draws, which promises nothing."""
-    return not adjusted(record, name)
 
 
 def size_unit(record: dict[str, Any]) -> tuple[float, str]:

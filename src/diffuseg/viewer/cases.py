@@ -14,8 +14,9 @@ from diffuseg.data.dicom import holds_series
 from diffuseg.data.outputs import PREVIEW, probability_names, records, sidecar_name, stored_as_one
 from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.errors import UserError
+from diffuseg.inference.calibration import is_raw
 from diffuseg.inference.checkpoints import checkpoints
-from diffuseg.inference.wording import interval_note, is_raw, needs_review, review_reason, size_unit, unlike_text
+from diffuseg.inference.wording import interval_note, needs_review, review_reason, size_unit, unlike_text
 from diffuseg.reports.figures import OKABE_ITO
 from diffuseg.reports.folders import image_of, images_to_labels, mask_of
 from diffuseg.text import did_you_mean, few
