@@ -45,7 +45,11 @@ def interval_note(record: dict[str, Any]) -> str:
     before, calibrated, how = note.partition(CALIBRATED)
     if calibrated:
         note = f"calibrated on {how}; before that, {before}"
-    if "raw:" not in note and record.get("draws") != 1 and any(is_raw(record, name) for name in record.get("volume_ml") or {}):
+    if (
+        "; raw:" not in note
+        and record.get("draws") != 1
+        and any(is_raw(record, name) for name in record.get("volume_ml") or {})
+    ):
         note += f"; raw: not calibrated, as {_why_raw(record.get('calibration') or {})}"
     return note if size_unit(record)[1] == "ml" else note.replace(THICKNESS, "").replace("the volumes of", "the areas of")
 
