@@ -61,6 +61,8 @@ def test_of_a_single_draw_only_a_calibrated_interval_is_shown_and_none_is_called
     record["volume_ml_90"]["near"] = [0.5, 1.5]
     record["calibration"] = {"applied": True, "widening": LEARNT}
     assert amounts(record) == ["near 1 ml [0.5, 1.5]", "far part 2 ml"] and interval_note(record) == note
+    (volumes / "a.json").write_text(json.dumps(record))
+    assert [row[2:4] for row in shown_in(volumes, "a")["volumes"]] == [[0.5, 1.5], [None, None]]
 
 
 def test_a_calibration_without_intervals_says_so_before_any_is_printed():

@@ -10,7 +10,7 @@ import numpy as np
 from diffuseg.drawing import View, colours_of, figure_of, png_of
 from diffuseg.errors import UserError
 from diffuseg.inference.calibration import is_raw
-from diffuseg.inference.wording import interval_note, needs_review, review_reason, size_unit, unlike_text
+from diffuseg.inference.wording import has_interval, interval_note, needs_review, review_reason, size_unit, unlike_text
 from diffuseg.text import pluralize
 from diffuseg.types import Image
 
@@ -40,7 +40,7 @@ def volume_rows(prediction: Shown) -> list[tuple[str, str, str]]:
     for name, volume in record.get("volume_ml", {}).items():
         low, high = (f"{end * factor:.{digits}f}" for end in record["volume_ml_90"][name])
         spread = f"{low} to {high}{' raw' if is_raw(record, name) else ''}"
-        rows.append((name, f"{volume * factor:.{digits}f} {unit}", "-" if record.get("draws") == 1 and low == high else spread))
+        rows.append((name, f"{volume * factor:.{digits}f} {unit}", spread if has_interval(record, name) else "-"))
     return rows
 
 
