@@ -37,7 +37,11 @@ from tests.contract.test_methods import build
 name, grid, *size = sys.argv[2:]
 save_checkpoint(sys.argv[1], build(name, grid), {"name": "made"})
 model = replace(load(sys.argv[1], "cpu"), precision=Precision(torch.float32, "fp32"))
+torch.set_num_threads(1)
 other = by_engine(model, "openvino")
+graphs = other.method.graphs
+wishes = [graphs._compiled("encoder", 1).get_property(f"INFERENCE_{name}") for name in ("NUM_THREADS", "PRECISION_HINT")]
+assert wishes[0] == 1 and str(wishes[1]) == "<Type: 'float32'>", wishes
 assert other.precision.reason.startswith("fp32 by OpenVINO 20") and other.hash == model.hash
 assert other.settings() == model.settings()
 image = torch.randn(model.plan.image_channels, *map(int, size), generator=torch.Generator().manual_seed(1))
