@@ -17,7 +17,7 @@ def amounts(record: dict[str, Any]) -> list[str]:
     """
     ends = record.get("volume_ml_90", {})
     scale, unit = size_unit(record)
-    style = ".3g" if unit == "ml" or (unit == "mm2" and "slide" in record) else ".0f"
+    style = ".3g" if has_digits(record) else ".0f"
     found = []
     for name, ml in record["volume_ml"].items():
         low, high = (f"{scale * end:{style}}" for end in ends.get(name, (ml, ml)))
@@ -25,6 +25,12 @@ def amounts(record: dict[str, Any]) -> list[str]:
         spread = f" [{low}, {high}]{' raw' if is_raw(record, name) else ''}" if has_interval(record, name) else ""
         found.append(f"{name} {size} {unit}{spread}")
     return found
+
+
+def has_digits(record: dict[str, Any]) -> bool:
+    """Whether sizes are told with digits behind the point: those of volumes, and areas of whole slides, which may be small."""
+    unit = size_unit(record)[1]
+    return unit == "ml" or (unit == "mm2" and "slide" in record)
 
 
 def has_interval(record: dict[str, Any], name: str) -> bool:
