@@ -31,7 +31,7 @@ from diffuseg.checkpoint import save_checkpoint
 from diffuseg.config import override
 from diffuseg.data.plan import Plan
 from diffuseg.device import Precision, choose_precision
-from diffuseg.inference.engine import Compiled, Graphs
+from diffuseg.inference.engine import by_engine
 from diffuseg.inference.export import as_openvino, export
 from diffuseg.inference.folder import predict_folder
 from diffuseg.inference.model import load
@@ -44,7 +44,6 @@ from diffuseg.train.memory import recompute_blocks
 from diffuseg.types import Batch, Image
 
 PLAN = Plan("made", ("MR",), {"background": 0, "anterior": 1, "posterior": 2}, ".nii.gz", patch=(40, 56, 40))
-FP32 = Precision(torch.float32, "fp32")
 ROUNDS = 7
 STEPS = 20  # of a training whose waiting is measured
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
@@ -225,7 +224,7 @@ def engine(only: str = "") -> list[dict[str, Any]]:
         own = choose_precision(torch.device("cpu"), kind)
         model = replace(load("hippocampus", "cpu"), precision=own)
         started = time.process_time()
-        other = replace(model, method=Compiled(model.method, Graphs(model, kind == "bf16")).eval(), precision=FP32)
+        other = by_engine(model, "openvino")
         tasks = {name: partial(one.predict, scan, anyway=True) for name, one in (("PyTorch", model), ("OpenVINO", other))}
         tasks["OpenVINO"]()  # a graph is compiled for the number of draws when it is met
         compiling = time.process_time() - started

@@ -1,9 +1,9 @@
 """Arrays of any size: what is large lies in a nameless temporary file, of which only the part in use is in memory.
 
 `release`, which `diffuseg.blocks.blocks` calls after every block, takes the pages of all such files out of this process; their
-values stay. Whatever walks a large array in blocks thus needs memory for a block. Neighbouring tiles lie
-on the same pages and would fetch them anew each time: they say how much they used, and KEPT bytes of it stay. The files are in
-the folder for temporary files (TMPDIR) and vanish with the arrays, or with the process, however that ends.
+values stay. Whatever walks a large array in blocks thus needs memory for a block. Neighbouring tiles lie on the same pages and
+would fetch them anew each time: they say how much they used, and KEPT bytes of it stay, or a row of tiles if that is more. The
+files are in the folder for temporary files (TMPDIR) and vanish with the arrays, or with the process, however that ends.
 """
 
 import errno

@@ -29,15 +29,19 @@ import sys
 import torch
 from diffuseg.checkpoint import save_checkpoint
 from diffuseg.device import Precision
-from diffuseg.inference import engine
+from dataclasses import replace
+from diffuseg.inference.engine import by_engine
 from diffuseg.inference.model import load
 from tests.contract.test_methods import build
 
-engine.choose_precision = lambda device: Precision(torch.float32, "fp32")
 name, grid, *size = sys.argv[2:]
 save_checkpoint(sys.argv[1], build(name, grid), {"name": "made"})
-model = load(sys.argv[1], "cpu")
-other = engine.by_engine(model, "openvino")
+model = replace(load(sys.argv[1], "cpu"), precision=Precision(torch.float32, "fp32"))
+torch.set_num_threads(1)
+other = by_engine(model, "openvino")
+graphs = other.method.graphs
+wishes = [graphs._compiled("encoder", 1).get_property(f"INFERENCE_{name}") for name in ("NUM_THREADS", "PRECISION_HINT")]
+assert wishes[0] == 1 and str(wishes[1]) == "<Type: 'float32'>", wishes
 assert other.precision.reason.startswith("fp32 by OpenVINO 20") and other.hash == model.hash
 assert other.settings() == model.settings()
 image = torch.randn(model.plan.image_channels, *map(int, size), generator=torch.Generator().manual_seed(1))
@@ -85,11 +89,15 @@ def test_by_the_command_the_mask_is_the_same_and_the_record_says_what_made_it(tm
     found = {}
     for engine in ("pytorch", "openvino"):
         out = tmp_path / engine
-        command = ["predict", model, *sorted(tmp_path.glob("a_*.nii.gz")), "--out", out, "--draws", "3", "--engine", engine]
+        asked = ["--out", out, "--draws", "3", "--engine", engine, "--profile"]
+        command = ["predict", model, *sorted(tmp_path.glob("a_*.nii.gz")), *asked]
         done = subprocess.run(
             [sys.executable, "-m", "diffuseg", *map(str, command)], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+        compiling = "compiling the networks of made for OpenVINO, which takes some seconds\n"
+        assert done.stderr.startswith(compiling) == (engine == "openvino"), "before anything else, as it is silent meanwhile"
+        assert (" compile " in done.stdout) == (engine == "openvino") and compiling not in done.stdout
         found[engine] = np.asarray(nib.load(out / "a.nii.gz").dataobj), json.loads((out / "a.json").read_text())
     (mask, record), (other, by) = found["pytorch"], found["openvino"]
     assert (mask == other).mean() > 0.97 and len(np.unique(mask)) > 1
@@ -112,6 +120,7 @@ def test_refusals(tmp_path, monkeypatch):
         app, ["predict", str(made(tmp_path)), str(tmp_path), "--out", str(tmp_path / "out"), "--engine", "openvino"]
     )
     assert done.exit_code == 2 and 'pip install "diffuseg[openvino]"' in done.stderr and not (tmp_path / "out").exists()
+    assert "compiling" not in done.stderr
 
 
 def test_all_but_the_networks_is_the_method_s_own():

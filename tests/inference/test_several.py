@@ -17,9 +17,10 @@ from diffuseg.errors import UserError
 from diffuseg.inference.calibration import Calibration
 from diffuseg.inference.ensemble import interval
 from diffuseg.inference.model import load
-from diffuseg.inference.sampling import mirrors
+from diffuseg.inference.sampling import SamplingOptions, mirrors
 from diffuseg.inference.several import load_models, models_and_inputs
 from diffuseg.methods import METHODS, Method
+from diffuseg.pulse import watching
 from diffuseg.types import Image
 from tests.inference.oracle import Certain, Oracle, make_model, make_plan
 
@@ -165,6 +166,17 @@ def test_of_a_model_that_is_the_same_in_a_mirror_nothing_changes():
     assert (plain.probability == mirrored.probability).all() and (plain.mask == mirrored.mask).all()
     assert (plain.provenance["draws"], mirrored.provenance["draws"]) == (1, 4)
     assert mirrored.provenance["options"] == {"mirror": True} and plain.provenance["options"] == {}
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_evaluations_that_progress_counts_on_are_those_that_are_made(run, tmp_path, mirror):
+    """Else the bar would end before all draws are made, or long after."""
+    flips = write_model(tmp_path / "flips.safetensors", 0, plan=replace(PLAN, flips=(0, 1)))
+    model = load(flips, "cpu") if mirror else load_models(files(run), "cpu")
+    options, shares = SamplingOptions(draws=2, steps=3, mirror=mirror), []
+    with watching(shares.append), torch.no_grad():
+        model.predict(scan(), options)
+    assert sum(shares) == pytest.approx(model.passes(options)) == 2 * 3 * (4 if mirror else 3)
 
 
 def test_of_a_model_that_is_not_the_result_is_mirrored_with_the_image():

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from diffuseg.drawing import OKABE_ITO
 from diffuseg.errors import UserError
-from diffuseg.inference.show import as_html, picture
+from diffuseg.inference.show import as_html, picture, volume_rows
 from diffuseg.types import Image
 from tests.inference.oracle import make_model
 
@@ -55,6 +55,9 @@ def test_pictures_have_pixels_or_an_area_and_no_millilitres():
     image[2:5, 3:7] = 10
     rows = [re.findall(r"<td>([^<]*)</td>", model.predict(image, draws=1, **given)._repr_html_()) for given in ({}, AREA)]
     assert rows == [["organ", "12 pixels", "-"], ["organ", "24 mm²", "-"]]
+    found = model.predict(image, draws=1)  # of a whole slide, whose areas may be far below 1 mm²
+    found.provenance |= {"volume_ml": {"organ": 0.00025}, "slide": {"um_per_pixel": [0.5, 0.5]}}
+    assert volume_rows(found) == [("organ", "0.250 mm²", "-")]
 
 
 AREA = {"spacing": (0.5, 4.0)}

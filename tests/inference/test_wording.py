@@ -52,6 +52,19 @@ def test_an_interval_that_is_not_calibrated_is_called_raw_wherever_it_is_shown(v
     assert interval_note(record) == record["volume_note"], "said once"
 
 
+def test_of_a_single_draw_only_a_calibrated_interval_is_shown_and_none_is_called_raw(volumes):  # noqa: F811
+    """A point promises nothing; what levels of the probability were calibrated to does, with one draw too."""
+    note = "a single draw: the interval is a point and says nothing about uncertainty"
+    record = json.loads((volumes / "a.json").read_text()) | {"draws": 1, "volume_note": note}
+    record |= {"volume_ml": {"near": 1.0, "far part": 2.0}, "volume_ml_90": {"near": [1.0, 1.0], "far part": [2.0, 2.0]}}
+    assert amounts(record) == ["near 1 ml", "far part 2 ml"] and interval_note(record) == note
+    record["volume_ml_90"]["near"] = [0.5, 1.5]
+    record["calibration"] = {"applied": True, "widening": LEARNT}
+    assert amounts(record) == ["near 1 ml [0.5, 1.5]", "far part 2 ml"] and interval_note(record) == note
+    (volumes / "a.json").write_text(json.dumps(record))
+    assert [row[2:4] for row in shown_in(volumes, "a")["volumes"]] == [[0.5, 1.5], [None, None]]
+
+
 def test_a_calibration_without_intervals_says_so_before_any_is_printed():
     learnt = calibration()
     assert "intervals of near adjusted," in learnt.announce(learnt.settings)

@@ -181,7 +181,8 @@ def test_an_interval_of_one_draw_is_not_shown_unless_calibration_widened_it(volu
         find_cases(volumes, only="a")[0].describe()["volumes"][0][2:4],
     )[1]
     assert shown_of(record) == [None, None], "a point, which claims nothing"
-    assert shown_of(record | {"volume_ml_90_raw": {}}) == record["volume_ml_90"]["near"]
+    learnt = {"applied": True, "widening": {"near": {"shift": 0.5}}}
+    assert shown_of(record | {"calibration": learnt}) == record["volume_ml_90"]["near"]
 
 
 def test_what_a_reader_has_to_know_is_remarked(volumes):

@@ -250,6 +250,12 @@ def console(stderr: bool = False) -> "Console":
     return Console(stderr=stderr)
 
 
+def say_aside(text: str) -> None:
+    """Say on the error output what goes on, as a line of progress; nothing with --quiet."""
+    if not is_quiet():
+        typer.echo(text, err=True)
+
+
 def complain(text: str) -> None:
     """Say in red on the error output what is wrong: in one line, but for a list, which is indented after a colon."""
     lines = [""]

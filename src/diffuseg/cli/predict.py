@@ -1,5 +1,6 @@
 """The command `predict`: segment images with a trained model."""
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
@@ -16,6 +17,7 @@ from diffuseg.cli.app import (
     complain,
     console,
     import_libraries,
+    say_aside,
 )
 from diffuseg.cli.as_json import JSON, print_json
 from diffuseg.cli.progress import ProgressBars
@@ -169,9 +171,10 @@ def predict(
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     import_libraries()
     from diffuseg.inference.claims import read_share
+    from diffuseg.inference.engine import by_engine
     from diffuseg.inference.folder import predict_folder, refuse_missing
     from diffuseg.inference.sampling import SamplingOptions
-    from diffuseg.inference.several import models_and_inputs
+    from diffuseg.inference.several import load_models, models_and_inputs
 
     _check_prob(no_prob, prob_dtype)
     share = read_share(shard, overwrite)
@@ -180,23 +183,17 @@ def predict(
         all_tiles=all_tiles, anyway=anyway)  # fmt: skip
     models, inputs = models_and_inputs([model, *map(str, inputs)])
     refuse_missing(inputs)
-    loaded = _load(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])], engine)
+    loaded = load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
     said: dict[str, list[str]] = {}
-    with timing.profile(typer.echo if profile else None), ProgressBars(console(stderr=True), loaded.passes(options)) as bars:
+    with timing.profile(typer.echo if profile else None), ExitStack() as shown:
+        loaded = by_engine(loaded, engine.value, say_aside)
+        bars = shown.enter_context(ProgressBars(console(stderr=True), loaded.passes(options)))
         told = _callbacks(bars, said, partial(_announce, loaded, options, share))
         result = predict_folder(
             loaded, inputs, out, options, overwrite, probabilities=not no_prob, prob_dtype=prob_dtype.value,
             series=series or (), dicom=_dicom_out(loaded, dicom_out, codes), share=share, callbacks=told,
         )  # fmt: skip
     _end(loaded, result, out, share, said)
-
-
-def _load(models: list[str], device: str | None, settings: list[str], engine: Engine) -> "Model":
-    """The model, with its networks run as asked for."""
-    from diffuseg.inference.engine import by_engine
-    from diffuseg.inference.several import load_models
-
-    return by_engine(load_models(models, device, settings), engine.value)
 
 
 def _callbacks(bars: ProgressBars, said: dict[str, list[str]], announce: "Callable[[], None]") -> "Callbacks":

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from diffuseg.cli.app import app
+from diffuseg.cli.app import app, say_aside
 from diffuseg.cli.predict import Engine, EngineOption, Fuse, ProbType, SameDraws, SameFuse, SameSampler, SameSteps
 
 
@@ -38,7 +38,8 @@ def serve(
     from diffuseg.inference.several import load_models
     from diffuseg.loopback import serve as answer
 
-    loaded = by_engine(load_models([path for name in model for path in model_paths(name)], device), engine.value)
+    loaded = load_models([path for name in model for path in model_paths(name)], device)
+    loaded = by_engine(loaded, engine.value, say_aside)
     options = SamplingOptions(draws, steps, sampler, seed, fuse.value, anyway=anyway)
     server, address = open_service(Served(loaded, options, folder, not no_prob, prob_dtype.value), port)
 

@@ -154,10 +154,10 @@ def calibration_of(record: dict[str, Any]) -> str | None:
     return applied.get("id") or digest_of([applied.get("temperature"), applied.get("widening"), threshold])
 
 
-def adjusted(record: dict[str, Any], name: str) -> bool:
-    """Whether the interval of a class in a record is a calibrated one."""
+def is_raw(record: dict[str, Any], name: str) -> bool:
+    """Whether the interval of a class in a record is that of the draws, which promises nothing: it is not calibrated."""
     applied = record.get("calibration") or {}
-    return bool(applied.get("applied")) and name in applied.get("widening", {})
+    return not applied.get("applied") or name not in applied.get("widening", {})
 
 
 def apply_calibration(

@@ -5,7 +5,7 @@ from typing import Any
 
 from diffuseg.data.dicom_files import EXTRA
 from diffuseg.errors import UserError
-from diffuseg.inference.calibration import adjusted
+from diffuseg.inference.calibration import is_raw
 from diffuseg.inference.dicom_codes import Code, codes_of
 from diffuseg.inference.prediction import Prediction
 
@@ -104,6 +104,6 @@ def volume_report(
 
 def _values(record: dict[str, Any], name: str) -> list[tuple[tuple[str, str, str], float | None]]:
     """What is said of a class: codes and figures in ml."""
-    lower, upper = (LOWER, UPPER) if adjusted(record, name) else (RAW_LOWER, RAW_UPPER)
+    lower, upper = (RAW_LOWER, RAW_UPPER) if is_raw(record, name) else (LOWER, UPPER)
     low, high = record["volume_ml_90"][name]
     return [(VOLUME, record["volume_ml"][name]), (lower, low), (upper, high)]

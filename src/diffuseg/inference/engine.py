@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuseg.device import Precision, choose_precision
+from diffuseg.device import Precision
 from diffuseg.errors import UserError
-from diffuseg.inference.export import SAVE, graphs_of, openvino_package
+from diffuseg.inference.export import SAVE, exportable, graphs_of, openvino_package
 from diffuseg.inference.model import Model
 from diffuseg.methods.base import Loss, MaskMethod, Phase
 from diffuseg.timing import timed
@@ -52,6 +52,7 @@ class Graphs:
         """The outputs of a graph for n draws, or of the encoder for one tile."""
         return tuple(map(torch.from_numpy, self._compiled(name, n)(inputs).to_tuple()))
 
+    @timed("compile")
     def _compile(self, name: str, n: int) -> Any:
         network = self._networks[name].clone()
         shapes = {one.any_name: one.partial_shape for one in network.inputs}
@@ -108,12 +109,13 @@ class Compiled(MaskMethod[Any]):
         return self.graphs.run("denoiser", 1 if x_t is None else len(x_t), inputs)[0]
 
 
-def by_engine(model: Model, engine: str) -> Model:
-    """The same model, with its networks run by an engine.
+def by_engine(model: Model, engine: str, tell: Callable[[str], object] = lambda text: None) -> Model:
+    """The same model, with its networks run by an engine, in the number type that they have in PyTorch.
 
     Args:
         model: On the processor, of one checkpoint.
         engine: "pytorch" changes nothing; "openvino" needs the extra `diffuseg[openvino]`.
+        tell: Is told what takes some seconds, before it does.
 
     Raises:
         UserError: There is no such engine, it cannot run this model, or a package is missing.
@@ -126,10 +128,10 @@ def by_engine(model: Model, engine: str) -> Model:
         raise UserError(f"--engine {engine} runs on the processor, not on {model.device}", do="Add --device cpu")
     if model.members:
         raise UserError(f"--engine {engine} takes one checkpoint, not {len(model.members)}", do="Leave it out, or name one")
-    bf16 = choose_precision(model.device).dtype == torch.bfloat16
+    version = openvino_package().get_version().partition("-")[0]
+    method, bf16 = exportable(model), model.precision.dtype == torch.bfloat16
+    tell(f"compiling the networks of {model.name} for OpenVINO, which takes some seconds")
     with timed("compile"):
         graphs = Graphs(model, bf16)
-    assert isinstance(model.method, MaskMethod)  # others are not exported
-    version = openvino_package().get_version().partition("-")[0]
     precision = Precision(torch.float32, f"{'bf16' if bf16 else 'fp32'} by OpenVINO {version}")  # PyTorch changes none here
-    return replace(model, method=Compiled(model.method, graphs).eval(), precision=precision)
+    return replace(model, method=Compiled(method, graphs).eval(), precision=precision)

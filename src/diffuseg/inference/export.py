@@ -77,7 +77,7 @@ def export(model: Model, out: Path, fmt: str = "onnx", options: SamplingOptions 
     Raises:
         UserError: The method or the sampler cannot be exported, or a package is missing.
     """
-    method = _exportable(model)
+    method = exportable(model)
     if fmt not in FORMATS:
         raise UserError(f"--format {fmt}: not known", do=did_you_mean(fmt, [*FORMATS, "monai"]))
     chosen = model.resolve(options or SamplingOptions())
@@ -101,7 +101,7 @@ def graphs_of(model: Model) -> tuple[dict[str, Any], list[str], int]:
     Raises:
         UserError: The method cannot be exported, or a package is missing.
     """
-    method = _exportable(model)
+    method = exportable(model)
     was = method.training, next(method.parameters()).device
     method.eval().to("cpu")
     try:
@@ -132,7 +132,12 @@ def affine_steps(method: MaskMethod, steps: int, sampler: str) -> list[dict[str,
     return found
 
 
-def _exportable(model: Model) -> MaskMethod:
+def exportable(model: Model) -> MaskMethod:
+    """The method of a model whose networks can leave PyTorch.
+
+    Raises:
+        UserError: They cannot.
+    """
     method, name = model.method, model.meta.get("method")
     if not isinstance(method, MaskMethod):
         raise UserError(f"{model.name}: {name} learns from image-level labels, whose maps need gradients or a classifier")

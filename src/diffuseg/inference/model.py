@@ -152,7 +152,7 @@ class Model:
         if not self.method.generative:
             return len(self.turns(options))
         draws, sampler, steps = (self.settings(options)[name] for name in ("draws", "sampler", "steps"))
-        return draws * len(self.turns(options)) * self.method.evaluations(sampler, steps)
+        return draws * self.method.evaluations(sampler, steps)  # draws of all turns
 
     @cached_property
     def calibration(self) -> Calibration | None:

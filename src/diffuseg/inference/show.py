@@ -9,7 +9,16 @@ import numpy as np
 
 from diffuseg.drawing import View, colours_of, figure_of, png_of
 from diffuseg.errors import UserError
-from diffuseg.inference.wording import interval_note, is_raw, needs_review, review_reason, size_unit, unlike_text
+from diffuseg.inference.calibration import is_raw
+from diffuseg.inference.wording import (
+    has_digits,
+    has_interval,
+    interval_note,
+    needs_review,
+    review_reason,
+    size_unit,
+    unlike_text,
+)
 from diffuseg.text import pluralize
 from diffuseg.types import Image
 
@@ -30,16 +39,16 @@ class Shown(Protocol):
 def volume_rows(prediction: Shown) -> list[tuple[str, str, str]]:
     """Class, volume and 90 % interval as text: ml of volumes, of pictures pixels, or mm² where they have a spacing.
 
-    Intervals are called raw where they are not calibrated; of a single draw there is none.
+    Intervals are called raw where they are not calibrated; of a single draw there is none, unless it is.
     """
     record = prediction.provenance
     factor, unit = size_unit(record)
-    digits, unit = (3 if unit == "ml" else 0), unit.replace("mm2", "mm²")
+    digits, unit = (3 if has_digits(record) else 0), unit.replace("mm2", "mm²")
     rows = []
     for name, volume in record.get("volume_ml", {}).items():
         low, high = (f"{end * factor:.{digits}f}" for end in record["volume_ml_90"][name])
         spread = f"{low} to {high}{' raw' if is_raw(record, name) else ''}"
-        rows.append((name, f"{volume * factor:.{digits}f} {unit}", "-" if record.get("draws") == 1 and low == high else spread))
+        rows.append((name, f"{volume * factor:.{digits}f} {unit}", spread if has_interval(record, name) else "-"))
     return rows
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffuseg.data.pictures import LOSSLESS, LOSSY
-from diffuseg.inference.calibration import CALIBRATED, adjusted
+from diffuseg.inference.calibration import CALIBRATED, is_raw
 from diffuseg.inference.provenance import THICKNESS
 
 POINTS = 4  # in which an image is unlike those of the training, told at once
@@ -17,19 +17,25 @@ def amounts(record: dict[str, Any]) -> list[str]:
     """
     ends = record.get("volume_ml_90", {})
     scale, unit = size_unit(record)
-    style = ".3g" if unit == "ml" or (unit == "mm2" and "slide" in record) else ".0f"
+    style = ".3g" if has_digits(record) else ".0f"
     found = []
     for name, ml in record["volume_ml"].items():
         low, high = (f"{scale * end:{style}}" for end in ends.get(name, (ml, ml)))
         size = f"{scale * ml:{style}}"
-        spread = "" if record["draws"] == 1 and low == high else f" [{low}, {high}]{' raw' if is_raw(record, name) else ''}"
+        spread = f" [{low}, {high}]{' raw' if is_raw(record, name) else ''}" if has_interval(record, name) else ""
         found.append(f"{name} {size} {unit}{spread}")
     return found
 
 
-def is_raw(record: dict[str, Any], name: str) -> bool:
-    """Whether the interval of a class is that of the draws, which promises nothing."""
-    return not adjusted(record, name)
+def has_digits(record: dict[str, Any]) -> bool:
+    """Whether sizes are told with digits behind the point: those of volumes, and areas of whole slides, which may be small."""
+    unit = size_unit(record)[1]
+    return unit == "ml" or (unit == "mm2" and "slide" in record)
+
+
+def has_interval(record: dict[str, Any], name: str) -> bool:
+    """Whether a class has an interval that says anything: of a single draw it is a point, unless it is calibrated."""
+    return record.get("draws") != 1 or not is_raw(record, name)
 
 
 def size_unit(record: dict[str, Any]) -> tuple[float, str]:
@@ -50,7 +56,8 @@ def interval_note(record: dict[str, Any]) -> str:
     before, calibrated, how = note.partition(CALIBRATED)
     if calibrated:
         note = f"calibrated on {how}; before that, {before}"
-    if "raw:" not in note and record.get("draws") != 1 and any(is_raw(record, name) for name in record.get("volume_ml") or {}):
+    classes = record.get("volume_ml") or {}
+    if "; raw:" not in note and any(has_interval(record, name) and is_raw(record, name) for name in classes):
         note += f"; raw: not calibrated, as {_why_raw(record.get('calibration') or {})}"
     return note if size_unit(record)[1] == "ml" else note.replace(THICKNESS, "").replace("the volumes of", "the areas of")
 

@@ -199,7 +199,9 @@ def _divide(totals: list[Tensor], weights: Weights | None, row: int) -> None:
 class Pages:
     """The pages of states and results on which tiles lie, taken out of memory once they are many.
 
-    Tiles along the last axis lie on the same pages where rows are short, so what counts is what a tile adds to them.
+    Tiles along the last axis lie on the same pages where rows are short, so what counts is what a tile adds to them. Pages that
+    were taken out in the middle of such a row of tiles come back with its next tile and are not counted again: of one row they
+    are as many as it has at most, and the next row counts in full.
     """
 
     def __init__(self) -> None:

@@ -14,8 +14,9 @@ from diffuseg.data.dicom import holds_series
 from diffuseg.data.outputs import PREVIEW, probability_names, records, sidecar_name, stored_as_one
 from diffuseg.data.pictures import LOSSLESS, LOSSY
 from diffuseg.errors import UserError
+from diffuseg.inference.calibration import is_raw
 from diffuseg.inference.checkpoints import checkpoints
-from diffuseg.inference.wording import interval_note, is_raw, needs_review, review_reason, size_unit, unlike_text
+from diffuseg.inference.wording import has_interval, interval_note, needs_review, review_reason, size_unit, unlike_text
 from diffuseg.reports.figures import OKABE_ITO
 from diffuseg.reports.folders import image_of, images_to_labels, mask_of
 from diffuseg.text import did_you_mean, few
@@ -74,8 +75,7 @@ class Case:
     def describe(self) -> dict[str, Any]:
         """What the page needs to know besides the voxels, as plain values for JSON."""
         ml, spread = self.record.get("volume_ml") or {}, self.record.get("volume_ml_90") or {}
-        single = self.record.get("draws") == 1 and "volume_ml_90_raw" not in self.record  # a point, which claims nothing
-        ends = {name: (spread.get(name) if not single else None) or [None, None] for name in ml}
+        ends = {name: (spread.get(name) if has_interval(self.record, name) else None) or [None, None] for name in ml}
         rows = [[name, value, *ends[name], is_raw(self.record, name)] for name, value in ml.items()]
         remarks = [SEEN[side] for side in SEEN if side == self.record.get("seen_in")]
         remarks += [*_review(self.record), *_unlike(self.name, self.record)]
