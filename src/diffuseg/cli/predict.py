@@ -171,7 +171,6 @@ def predict(
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     import_libraries()
     from diffuseg.inference.claims import read_share
-    from diffuseg.inference.engine import by_engine
     from diffuseg.inference.folder import predict_folder, refuse_missing
     from diffuseg.inference.sampling import SamplingOptions
     from diffuseg.inference.several import load_models, models_and_inputs
@@ -184,11 +183,10 @@ def predict(
     models, inputs = models_and_inputs([model, *map(str, inputs)])
     refuse_missing(inputs)
     loaded = load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
-    said: dict[str, list[str]] = {}
     with timing.profile(typer.echo if profile else None), ExitStack() as shown:
-        loaded = by_engine(loaded, engine.value, say_aside)
+        loaded = _run_by(loaded, engine)
         bars = shown.enter_context(ProgressBars(console(stderr=True), loaded.passes(options)))
-        told = _callbacks(bars, said, partial(_announce, loaded, options, share))
+        told, said = _callbacks(bars, partial(_announce, loaded, options, share))
         result = predict_folder(
             loaded, inputs, out, options, overwrite, probabilities=not no_prob, prob_dtype=prob_dtype.value,
             series=series or (), dicom=_dicom_out(loaded, dicom_out, codes), share=share, callbacks=told,
@@ -196,12 +194,20 @@ def predict(
     _end(loaded, result, out, share, said)
 
 
-def _callbacks(bars: ProgressBars, said: dict[str, list[str]], announce: "Callable[[], None]") -> "Callbacks":
-    """What is told of the progress."""
+def _run_by(loaded: "Model", engine: Engine) -> "Model":
+    """The model, with its networks run as was asked for."""
+    from diffuseg.inference.engine import by_engine
+
+    return by_engine(loaded, engine.value, say_aside)
+
+
+def _callbacks(bars: ProgressBars, announce: "Callable[[], None]") -> "tuple[Callbacks, dict[str, list[str]]]":
+    """What is told of the progress, and what was said of large and far images before their draws."""
     from diffuseg.inference.folder import Callbacks
 
+    said: dict[str, list[str]] = {}
     done = lambda case, record: bars.say(_found(case, record))
-    return Callbacks(bars.case, bars.draw, done, partial(_shout, said), partial(bars.aside, announce))
+    return Callbacks(bars.case, bars.draw, done, partial(_shout, said), partial(bars.aside, announce)), said
 
 
 def _check_prob(no_prob: bool, prob_dtype: ProbType) -> None:
