@@ -171,17 +171,16 @@ def predict(
     """Segment images in their own geometry, with uncertainty. Exit code 3: some cases failed, the others are kept."""
     import_libraries()
     from diffuseg.inference.claims import read_share
-    from diffuseg.inference.folder import predict_folder, refuse_missing
+    from diffuseg.inference.folder import predict_folder
     from diffuseg.inference.sampling import SamplingOptions
-    from diffuseg.inference.several import load_models, models_and_inputs
+    from diffuseg.inference.several import load_models
 
     _check_prob(no_prob, prob_dtype)
     share = read_share(shard, overwrite)
     options = SamplingOptions(draws, steps, sampler, seed, fuse.value, label, save_draws, save_steps, mirror,
         postprocess=not no_postprocess, region=region, overlap=overlap, magnification=magnification, mpp=mpp,
         all_tiles=all_tiles, anyway=anyway)  # fmt: skip
-    models, inputs = models_and_inputs([model, *map(str, inputs)])
-    refuse_missing(inputs)
+    models, inputs = _told_apart(model, inputs)
     loaded = load_models(models, device, [*(set_ or []), *([f"map={map_}"] if map_ else [])])
     with timing.profile(typer.echo if profile else None), ExitStack() as shown:
         loaded = _run_by(loaded, engine)
@@ -192,6 +191,16 @@ def predict(
             series=series or (), dicom=_dicom_out(loaded, dicom_out, codes), share=share, callbacks=told,
         )  # fmt: skip
     _end(loaded, result, out, share, said)
+
+
+def _told_apart(model: str, inputs: list[Path]) -> tuple[list[str], list[Path]]:
+    """Models and images among the arguments; all of them are there."""
+    from diffuseg.inference.folder import refuse_missing
+    from diffuseg.inference.several import models_and_inputs
+
+    models, images = models_and_inputs([model, *map(str, inputs)])
+    refuse_missing(images)
+    return models, images
 
 
 def _run_by(loaded: "Model", engine: Engine) -> "Model":
