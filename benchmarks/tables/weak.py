@@ -97,6 +97,16 @@ def weak_busi_verdicts() -> str:
     return weak_verdicts("weak_busi")
 
 
+def weak_fold1() -> str:
+    """The same of other patients with glioma."""
+    return weak("weak_fold1")
+
+
+def weak_fold1_differences() -> str:
+    """The same of other patients with glioma."""
+    return weak_differences("weak_fold1")
+
+
 def weak_released() -> str:
     """CDM's published map, and CG-CDM's, on the released training."""
     return weak("weak_released")
