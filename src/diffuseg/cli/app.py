@@ -192,6 +192,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")]
+SomeCases = Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")]
 OneModel = Annotated[
     str, typer.Argument(metavar="MODEL", help="A checkpoint, a run, or the name of a packaged model such as hippocampus.")
 ]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from diffuseg.cli.app import OneModel, app, beside, complain, console, refuse_unwritable
+from diffuseg.cli.app import Device, OneModel, SomeCases, app, beside, complain, console, refuse_unwritable
 from diffuseg.cli.predict import Fuse, SameDraws, SameFuse, SameSampler, SameSteps
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
@@ -22,9 +22,9 @@ def curve(
     steps: Annotated[str, typer.Option(help="Numbers of steps, such as 1,2,4.", show_default="powers of two")] = "",
     draws: Annotated[str, typer.Option(help="Numbers of draws.")] = "1,2,4,8",
     fold: Annotated[int | None, typer.Option(help="Fold to measure on.", show_default="the model's")] = None,
-    cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
+    cases: SomeCases = 0,
     sampler: Annotated[str | None, typer.Option(help="ancestral, ddim, ...", show_default="the model's")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
+    device: Device = None,
     store: Annotated[bool, typer.Option(help="Write the recommended setting into the checkpoint, beside its weights.")] = True,
     calibrate_too: Annotated[
         bool, typer.Option("--calibrate", help="Then calibrate the model for what is recommended.")
@@ -76,8 +76,8 @@ def calibrate(
     sampler: SameSampler = None,
     fuse: SameFuse = Fuse.mean,
     fold: Annotated[int | None, typer.Option(help="Fold to learn from.", show_default="the model's")] = None,
-    cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
+    cases: SomeCases = 0,
+    device: Device = None,
     store: Annotated[bool, typer.Option(help="Write what is learnt into the checkpoint, beside its weights.")] = True,
     like: Annotated[
         Path | None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from diffuseg.cli.app import SOME_FAILED, USER_ERROR, app, complain, console
+from diffuseg.cli.app import SOME_FAILED, USER_ERROR, Device, app, complain, console
 from diffuseg.cli.predict import SameDraws, SameSampler, SameSteps
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.text import pluralize
@@ -33,7 +33,7 @@ def crossval(
     mirror: Annotated[bool, typer.Option("--mirror", help="As in predict.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="As in predict.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
+    device: Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do cases that are already finished.")] = False,
 ) -> None:
     """Predict every case by the fold that was not trained on it: what an honest cross-validation evaluates."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffuseg.cli.app import SOME_FAILED, app, beside, complain, console
+from diffuseg.cli.app import SOME_FAILED, Device, SomeCases, app, beside, complain, console
 from diffuseg.cli.as_json import JSON, print_json
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
@@ -165,13 +165,13 @@ def ambiguity(
     steps: Annotated[int | None, typer.Option(help="Denoising steps per draw.", show_default="the model's")] = None,
     sampler: Annotated[str | None, typer.Option(help="ancestral, ddim, ...", show_default="the model's")] = None,
     fold: Annotated[int | None, typer.Option(help="Fold to measure on.", show_default="the model's")] = None,
-    cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
+    cases: SomeCases = 0,
     ensemble: Annotated[bool, typer.Option("--ensemble", help="Draw i comes from model i, and around again.")] = False,
     patients: Annotated[
         str | None, typer.Option(help="Regular expression for the patient in a case's name, where the data set does not tell.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
+    device: Device = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Do draws differ as raters do? GED, HM-IoU and more, beside what raters reach and what knows nothing of shapes."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from diffuseg.cli.app import OneModel, app, beside, console, refuse_unwritable
+from diffuseg.cli.app import Device, OneModel, SomeCases, app, beside, console, refuse_unwritable
 from diffuseg.cli.predict import Fuse, SameDraws, SameFuse, SameSampler, SameSteps
 from diffuseg.cli.progress import ProgressBars
 
@@ -23,8 +23,8 @@ def postprocess(
     sampler: SameSampler = None,
     fuse: SameFuse = Fuse.mean,
     fold: Annotated[int | None, typer.Option(help="Fold to learn from.", show_default="the model's")] = None,
-    cases: Annotated[int, typer.Option(min=0, help="So many of its cases, spread evenly; 0: all.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
+    cases: SomeCases = 0,
+    device: Device = None,
     store: Annotated[bool, typer.Option(help="Write what is learnt into the checkpoint, beside its weights.")] = True,
 ) -> None:
     """Try keeping the largest component and filling holes; predict then does what raises the Dice for certain, if anything."""

@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffuseg import timing
-from diffuseg.cli.app import (
-    SOME_FAILED,
-    USER_ERROR,
-    app,
-    complain,
-    console,
-    import_libraries,
-    say_aside,
-)
+from diffuseg.cli.app import SOME_FAILED, USER_ERROR, Device, app, complain, console, import_libraries, say_aside
 from diffuseg.cli.as_json import JSON, print_json
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
@@ -146,7 +138,7 @@ def predict(
     label: LabelOption = None,
     set_: DrawingSet = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
+    device: Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do cases that are already finished.")] = False,
     save_draws: Annotated[bool, typer.Option("--save-draws", help="Also write the mask of each draw.")] = False,
     save_steps: Annotated[bool, typer.Option("--save-steps", help="Also write the first draw step by step.")] = False,

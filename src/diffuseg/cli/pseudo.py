@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from diffuseg.cli.app import app, console
+from diffuseg.cli.app import Device, app, console
 from diffuseg.cli.progress import ProgressBars
 
 Labels = Annotated[
@@ -29,7 +29,7 @@ def pseudo_label(
         list[str] | None, typer.Option("--set", help="key=value of the method, as far as it concerns drawing; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
+    device: Device = None,
 ) -> None:
     """Make masks for a data set that has none, keep those to be trusted, and write them as a data set to train on."""
     from diffuseg.inference.model import NOTICE, load
@@ -56,7 +56,7 @@ def calibrate_saliency(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value of the map, as it will be given to predict; repeatable.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
+    device: Device = None,
 ) -> None:
     """Learn the threshold of maps from training images without the object, and when a map shows it; predict uses both.
 

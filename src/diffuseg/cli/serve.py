@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from diffuseg.cli.app import app, say_aside
+from diffuseg.cli.app import Device, app, say_aside
 from diffuseg.cli.predict import Engine, EngineOption, Fuse, ProbType, SameDraws, SameFuse, SameSampler, SameSteps
 
 
@@ -21,7 +21,7 @@ def serve(
     sampler: SameSampler = None,
     fuse: SameFuse = Fuse.mean,
     seed: Annotated[int, typer.Option(help="As in predict.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
+    device: Device = None,
     no_prob: Annotated[bool, typer.Option("--no-prob", help="As in predict.")] = False,
     prob_dtype: Annotated[ProbType, typer.Option(help="As in predict.")] = ProbType.float32,
     anyway: Annotated[bool, typer.Option("--anyway", help="As in predict.")] = False,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from diffuseg import timing
-from diffuseg.cli.app import app, console
+from diffuseg.cli.app import Device, app, console
 from diffuseg.cli.progress import ProgressBars
 from diffuseg.errors import UserError
 
@@ -49,7 +49,7 @@ def train(
         bool, typer.Option("--resume", help="Continue the run in --out; with more --steps it is lengthened.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
+    device: Device = None,
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
     val_every: Annotated[int | None, typer.Option(help="Steps between validations.", show_default="an eighth of all")] = None,
     patience: Annotated[
@@ -104,7 +104,7 @@ def audit(
     only: Annotated[list[str] | None, typer.Option(help="A row; repeatable.", show_default="all")] = None,
     draws: Annotated[int, typer.Option(min=2, help="Draws per case.")] = 4,
     cases: Annotated[int, typer.Option(min=0, help="So many cases of its fold, spread evenly; 0: all.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", show_default="a GPU if there is one")] = None,
+    device: Device = None,
 ) -> None:
     """Ask whether diffusion does anything in a run: without x_t, in one step, without latent, and against trained controls.
 

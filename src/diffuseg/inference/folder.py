@@ -194,9 +194,9 @@ def _attempt(
 def review(result: FolderResult, out: Path) -> FolderResult:
     """The same result, in which stands which of its cases a person should look at, by their records."""
     done = [*result.finished, *(case for case, _ in result.skipped)]
-    unlike = {case: read_json(out / f"{case}.json").get("outside_training") for case in done}
-    result.outside_training = [(case, faults) for case, faults in unlike.items() if faults]
-    result.needs_review = _needs_review(out, done)
+    records = {case: read_json(out / f"{case}.json") for case in done}
+    result.outside_training = [(case, faults) for case, record in records.items() if (faults := record.get("outside_training"))]
+    result.needs_review = _needs_review(records)
     return result
 
 
@@ -204,11 +204,10 @@ def _to_keep(options: SamplingOptions) -> set[str]:
     return {name for name, keep in zip(KEPT, (options.keep_draws, options.keep_steps), strict=True) if keep}
 
 
-def _needs_review(out: Path, cases: Sequence[str]) -> list[tuple[str, float]]:
+def _needs_review(records: dict[str, dict[str, Any]]) -> list[tuple[str, float]]:
     """Cases that a human should look at, with their uncertainty scores; `doubt` is what these were called."""
-    known = {case: read_json(out / f"{case}.json") for case in cases}
     score = lambda record: float(record.get("uncertainty_score", record.get("doubt")))
-    found = [(case, score(record)) for case, record in known.items() if needs_review(record)]
+    found = [(case, score(record)) for case, record in records.items() if needs_review(record)]
     return sorted(found, key=lambda item: -item[1])
 
 
