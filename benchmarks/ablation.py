@@ -33,6 +33,7 @@ VARIANTS: list[tuple[str, str, str]] = [  # (name, what, --set)
     ("other", "no recycling, x_t of another case", "recycle=0 x_t=other_case"),
     ("nolatent", "no latent", "latent=0"),
     ("label_kept", "no recycling, attention on the label, in training only", "recycle=0 attention=label"),
+    ("input_kept", "no recycling, attention on the image features, in training and sampling", "recycle=0 attention=input"),
     ("input", "attention on the image features, in training and sampling", "attention=input"),
     ("strong", "adversary five times as strong", "adversarial=0.1"),
     ("eight", "eight timesteps", "T=8"),
