@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from benchmarks.score import replaced, write
+from benchmarks.score import numbered, replaced, write
 from diffuseg.data.dataset import load_raters, open_dataset, patients
 from diffuseg.data.raters import fuse_raters
 from diffuseg.data.transforms import class_indices
@@ -56,8 +56,7 @@ def main(asked: argparse.Namespace) -> None:
     row |= {"draws": asked.draws, "dataset": dataset.name, "fold": fold, "cases": len(names), "patients": len(set(groups))}
     voxel = max(size for _, size in cases)
     row["classes"] = {name: widths([case[name] for case, _ in cases], voxel, groups) for name in cases[0][0]}
-    people = sorted(set(groups))
-    row["patient_of_case"] = [people.index(group) for group in groups]
+    row["patient_of_case"] = numbered(groups)
     results = json.loads(asked.out.read_text()) if asked.out.exists() else {"rows": []}
     results["rows"] = replaced(results["rows"], [row], ("dataset", "name"))
     write(asked.out, results)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.score import replaced, trained_steps, write
+from benchmarks.score import numbered, replaced, trained_steps, write
 from diffuseg.inference.model import Model, load
 from diffuseg.inference.sampling import SamplingOptions
 from diffuseg.studies.ambiguity import Ambiguity, measure_ambiguity
@@ -53,7 +53,6 @@ def measured(models: list[Model], asked: argparse.Namespace, dropout: bool) -> A
 def described(models: list[Model], found: Ambiguity, dropout: bool) -> dict[str, Any]:
     """Means with intervals, values per case, and what one draw costs."""
     summary, method = found.summary, models[0].method
-    people = sorted({case.patient for case in found.cases})
     chosen = summary["models"][0]
     steps = (chosen["steps"], chosen["sampler"]) if method.generative else (1, None)
     evaluations = method.evaluations(*reversed(steps)) if method.generative else 1
@@ -76,7 +75,7 @@ def described(models: list[Model], found: Ambiguity, dropout: bool) -> dict[str,
         "mean": summary["mean"],
         "aurc": summary["selective"]["aurc"],
         "per_case": per_case | {"mean": {key: [round(case.mean[key], 5) for case in found.cases] for key in MEAN}},
-        "patient_of_case": [people.index(case.patient) for case in found.cases],
+        "patient_of_case": numbered([case.patient for case in found.cases]),
     }
 
 

@@ -19,7 +19,7 @@ from benchmarks.evidence import processor_seconds
 from diffuseg.atomic_io import nan_to_none
 from diffuseg.checkpoint import versions
 from diffuseg.data.batches import Batches, FullCase
-from diffuseg.data.dataset import open_dataset, splits
+from diffuseg.data.dataset import open_dataset, patients, splits
 from diffuseg.device import choose_precision
 from diffuseg.evaluation.calibration_metrics import band, measures
 from diffuseg.evaluation.metrics import dice
@@ -42,6 +42,8 @@ def score(
 ) -> list[dict[str, Any]]:
     """Two rows, one draw and the mean of `draws`, with the same draws: Dice per class, volume Dice on native voxels.
 
+    Intervals are over patients, each case one of its own where the data set does not tell.
+
     disagreement  voxels on which two draws differ, as a share of the object, mean over pairs
     agreement     mean Dice of a draw with the truth, of two draws, and their difference with its interval
     band          ece, adaptive_ece, brier and nll (nats) in the band round the true border, mean over cases that have one
@@ -50,6 +52,8 @@ def score(
     method, plan, meta = model.method, model.plan, model.meta
     dataset = open_dataset(dataset_folder)
     cases = splits(dataset)[fold]["val"][::every]
+    patient_of, _ = patients(dataset)
+    groups = [patient_of[case] for case in cases]
     source = Batches(dataset, cases, plan, seed=0)
     options = model.resolve(SamplingOptions(draws, steps or method.default_steps, sampler))
     draws = options.draws or 1
@@ -62,17 +66,18 @@ def score(
     for n in sorted({1, draws}):
         scores = np.array([m["dice"][n] for m in measured])  # [case, class]
         per_case = _known_mean(scores, 1)  # a class in neither mask has no value
-        mean, low, high = bootstrap_mean(per_case)
+        mean, low, high = bootstrap_mean(per_case, groups)
         row = {
             "method": meta["method"], "model": model.hash, "steps": steps, "draws": n,
             "default_steps": method.default_steps if method.generative else 1,
             "sampler": options.sampler,
-            "cases": len(cases), "fold": fold, "dice": mean, "dice_low": low, "dice_high": high,
+            "cases": len(cases), "fold": fold, "patient_of_case": numbered(groups),
+            "dice": mean, "dice_low": low, "dice_high": high,
             "dice_per_class": dict(zip(names, _known_mean(scores, 0).tolist(), strict=True)),
             "dice_per_case": nan_to_none(dict(zip(cases, per_case.round(5).tolist(), strict=True))),
             "band": {name: float(np.nanmean([m["band"][n][name] for m in measured])) for name in measured[0]["band"][n]},
             "disagreement": float(np.mean([m["disagreement"] for m in measured])) if n > 1 else None,
-            "agreement": _agreement([m["agreement"] for m in measured]) if n > 1 else None,
+            "agreement": _agreement([m["agreement"] for m in measured], groups) if n > 1 else None,
             "seconds_per_case": seconds * n / draws, "processor_seconds_per_case": busy * n / draws,
             "training_processor_seconds": processor_seconds(checkpoint.parent), "evaluations_per_case": steps * n,
             "training_steps": trained_steps(meta), "training_seconds": meta.get("seconds"),
@@ -103,10 +108,17 @@ def _case(model: Model, whole: FullCase, options: SamplingOptions) -> dict[str, 
     return found
 
 
-def _agreement(cases: list[DrawAgreement]) -> dict[str, Any]:
-    """Means over cases; of the difference with its 95 % interval."""
+def _agreement(cases: list[DrawAgreement], groups: list[str]) -> dict[str, Any]:
+    """Means over cases; of the difference with its 95 % interval over groups of them."""
     truth, other, gap = (list(values) for values in zip(*cases, strict=True))
-    return {"draw_truth": float(np.mean(truth)), "draw_draw": float(np.mean(other)), "gap": bootstrap_mean(gap)._asdict()}
+    means = {"draw_truth": float(np.mean(truth)), "draw_draw": float(np.mean(other))}
+    return means | {"gap": bootstrap_mean(gap, groups)._asdict()}
+
+
+def numbered(groups: list[str]) -> list[int]:
+    """A number for each case, the same for cases of one group: which patients are one, and not who they are."""
+    number = {group: i for i, group in enumerate(sorted(set(groups)))}
+    return [number[group] for group in groups]
 
 
 def _known_mean(scores: np.ndarray, axis: int) -> np.ndarray:

@@ -43,12 +43,13 @@ def _named(row: dict[str, Any]) -> list[str]:
 
 
 def _less(row: dict[str, Any], bar: dict[str, Any] | None) -> str:
-    """The difference to the bar over the cases that have a value in both."""
+    """The difference to the bar over the cases that have a value in both; the interval is over their patients."""
     if bar is None or row is bar:
         return "-"
     mine, its = row["dice_per_case"], bar["dice_per_case"]
     cases = sorted(case for case in its if its[case] is not None and mine[case] is not None)
-    return change([mine[case] for case in cases], [its[case] for case in cases])
+    groups = dict(zip(mine, row.get("patient_of_case") or mine, strict=True))
+    return change([mine[case] for case in cases], [its[case] for case in cases], [groups[case] for case in cases])
 
 
 def _gap(row: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from benchmarks.tables import grid
 from benchmarks.tables.medsegdiff import _whole
 from benchmarks.tables.mutants import mutants
 from benchmarks.tables.sets import thyroid
+from diffuseg.evaluation.statistics import paired_difference
 
 
 @pytest.fixture
@@ -53,6 +54,18 @@ def test_rows_are_paired_with_the_unet_of_the_first_seed_and_cost_what_they_cost
     assert [line[5] for line in found.values()] == ["-", "-", "-", "-0.030 [-0.050, 0.010]"]
     assert [line[-1] for line in found.values()] == ["2.00", "1.00", "2.50", "3.00"]
     assert "4 validation cases of fold 0; last weights." in table
+
+
+def test_the_interval_of_a_difference_is_over_patients_where_they_are_known(keep):
+    """Images of one patient that differ alike tell as much as one image does."""
+    better = [0.125, 0.125, 0.125, 0.125, 0.0, 0.03125]
+    rows = [row("unet", [0.5] * 6, 100.0), row("cdal", [0.5 + d for d in better], 100.0)]
+    alone = paired_difference(better, [0.0] * 6)
+    together = paired_difference(better, [0.0] * 6, [0, 0, 0, 0, 1, 2])
+    for patients, (mean, low, high) in [(None, alone), ([0, 0, 0, 0, 1, 2], together)]:
+        keep("thyroid_fold0", {"rows": [r | {"patient_of_case": patients} for r in rows]})
+        assert cells(thyroid())[1][4] == f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    assert together.high - together.low > alone.high - alone.low + 0.01
 
 
 def test_mutants_are_counted_by_package_and_survivors_are_named_with_the_reason(keep):
