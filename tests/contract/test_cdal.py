@@ -199,17 +199,79 @@ def test_normalised_attention_is_positive_with_mean_one(norm):
 
 
 def test_released_attention_is_signed_and_multiplies_the_label():
-    """With D's features at zero the released reading leaves no signal of the mask in x_t: only noise."""
-    method = build("cdal", "2d", "attention=label", "attention_norm=none", "recycle=0")
+    """x_t is that of the mask times A, the mean of D's features of a true pair, with its sign and without any norm."""
+    method = build("cdal", "2d", "T=3", "attention=label", "attention_norm=none", "recycle=0")
     for p in method.discriminator.parameters():
-        torch.nn.init.zeros_(p)
-    batch = make_batch(method)
-    t = torch.ones(3, dtype=torch.long)
+        torch.nn.init.normal_(p, std=0.2, generator=rng(7))
+    batch, t = make_batch(method), torch.tensor([1, 2, 3])
     x_0 = 2 * batch.mask - 1
     x_t = method._training_input(x_0, t, batch.image, method.encode(batch.image), rng(1))
-    ab = method.schedule.at(t, x_0)
-    noise = torch.randn(x_0.shape, generator=rng(1))
-    torch.testing.assert_close(x_t, (1 - ab).sqrt() * noise)
+    g = rng(1)
+    noise = torch.randn(x_0.shape, generator=g)
+    pair = method._pair_inputs(*method._real_pair(x_0, t, g), batch.image)
+    mean = method.discriminator.features(pair, t * (1000 / 3), method.config.attention_level).mean(1, keepdim=True).detach()
+    A = torch.nn.functional.interpolate(mean, size=x_0.shape[2:], mode="bilinear", align_corners=False)
+    assert float(A.min()) < -0.01 and float(A.max()) > 0.01
+    ab = torch.tensor([float(method.schedule.alpha_bar[level]) for level in (1, 2, 3)]).reshape(3, 1, 1, 1)
+    torch.testing.assert_close(x_t, ab.sqrt() * A * x_0 + (1 - ab).sqrt() * noise)
+
+
+# -- the generator's loss, by hand -------------------------------------------------------------------------------------
+
+
+def test_squared_error_is_that_of_masks_from_minus_one_to_one():
+    """The released loss: |x_0 - tanh|^2, mean over classes and voxels; nothing else counts."""
+    weights = ("mse=2", "dice=0", "cross_entropy=0", "adversarial=0")
+    method = build("cdal", "2d", "output=tanh", *weights, "recycle=0", *NO_ATTENTION)
+    batch = make_batch(method)
+    logits = 2 * torch.randn(batch.mask.shape, generator=rng(5))
+    method._logits = lambda *_: logits
+    loss, _ = method.loss(batch, method.phases[-1], rng(3))
+    torch.testing.assert_close(loss, 2 * (logits.tanh() - (2 * batch.mask - 1)).square().mean())
+
+
+def test_the_generators_loss_is_the_weighted_sum_of_its_terms():
+    weights = ("dice=0.5", "cross_entropy=2", "mse=3", "adversarial=0")
+    method = build("cdal", "2d", "output=softmax", *weights, "recycle=0", *NO_ATTENTION)
+    batch = make_batch(method)
+    logits = 2 * torch.randn(batch.mask.shape, generator=rng(5))
+    method._logits = lambda *_: logits
+    loss, _ = method.loss(batch, method.phases[-1], rng(3))
+    p, m = logits.softmax(1), batch.mask
+    overlap, sizes = (p * m)[:, 1:].sum((2, 3)), (p + m)[:, 1:].sum((2, 3))
+    dice, nats = 1 - ((2 * overlap + 1) / (sizes + 1)).mean(), -(m * p.log()).sum(1).mean()
+    torch.testing.assert_close(loss, 0.5 * dice + 2 * nats + 3 * ((2 * p - 1) - (2 * m - 1)).square().mean())
+
+
+def test_recycled_masks_of_equal_images_have_latents_of_their_own():
+    """Image, x_T and the noise of the jump are the same for both."""
+    method = build("cdal", "2d", "T=2", "recycle=1", *NO_ATTENTION)
+    image = torch.randn(1, 1, *method.plan.patch, generator=rng(2)).expand(2, -1, -1, -1)
+    x_0, t, answers = torch.ones(2, 2, *method.plan.patch), torch.tensor([1, 1]), []
+    asked = method._logits
+
+    def logits(x_T, t, features, z):
+        answers.append(asked(x_T[:1].expand_as(x_T), t, features, z))
+        return answers[-1]
+
+    method._logits = logits
+    method._training_input(x_0, t, image, method.encode(image), rng())
+    assert len(answers) == 1 and (answers[0][0] - answers[0][1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("phase", ["discriminator", "generator"])
+def test_each_element_of_a_batch_is_answered_from_its_own_image(phase):
+    method, answers = build("cdal", "2d", "adversarial=1"), []
+    asked = method._logits
+    method._logits = lambda *given: answers.append(asked(*given)) or answers[-1]
+    batch = make_batch(method, n=2)
+    for image in (batch.image, torch.cat([batch.image[:1], -batch.image[1:]])):
+        batch.image = image
+        method.loss(batch, next(p for p in method.phases if p.name == phase), rng())
+    before, after = answers[: len(answers) // 2], answers[len(answers) // 2 :]
+    for a, b in zip(before, after, strict=True):
+        torch.testing.assert_close(a[0], b[0])
+        assert (a[1] - b[1]).abs().max() > 1e-3
 
 
 def test_attention_on_the_input_acts_in_sampling():

@@ -298,6 +298,7 @@ def test_the_published_preset():
     assert (config.T, config.schedule, config.variance, config.sampler) == (1000, "linear", "fixed", "ancestral")
     assert (config.beta, config.former_blocks, config.noise, config.learning_rate) == (1.0, 1, 1.0, 1e-4)
     assert (config.interval, config.alpha_counts) == (5, "timesteps")
+    assert (config.widths, config.blocks, config.encoder_blocks) == ((64, 128, 256, 384, 512), 1, 1)
     published = {"dims": 2, "context": 0, "patch": (256, 256), "batch": 32, "steps": 100_000, "augmentation": "none"}
     assert preset["plan"] == published and preset["train"] == {"ema": 0.9999}
     plan = Plan("made", ("r", "g", "b"), {"background": 0, "cup": 1}, ".png", dims=2, normalisation=("unit",) * 3)
