@@ -10,6 +10,17 @@ def thyroid() -> str:
     return _beside("thyroid_fold0")
 
 
+def thyroid_parts() -> str:
+    """MedSegDiff V1 part by part with 1000 timesteps, and V2, each minus the whole V1; paired over patients."""
+    found = [row for row in load("thyroid_fold0")["rows"] if (row["what"] or "").startswith("1000 levels")]
+    whole = {row["draws"]: row for row in found if (row["method"], row["what"]) == ("medsegdiff", "1000 levels")}
+    cells: dict[str, list[str]] = {}
+    for row in sorted((row for row in found if row is not whole[row["draws"]]), key=lambda row: row["draws"]):
+        cells.setdefault(_named(row)[0], []).append(_less(row, whole[row["draws"]]))
+    draws = [f"Dice of {'one draw' if n == 1 else f'the mean of {n}'} minus that of the whole V1" for n in sorted(whole)]
+    return grid(["with 1000 timesteps", *draws], [[name, *values] for name, values in cells.items()])
+
+
 def fundus() -> str:
     """Rim of the disc and cup in fundus photographs."""
     return _beside("fundus_fold0")

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.tables import grid
 from benchmarks.tables.medsegdiff import _whole
 from benchmarks.tables.mutants import mutants
-from benchmarks.tables.sets import thyroid
+from benchmarks.tables.sets import thyroid, thyroid_parts
 from diffuseg.evaluation.statistics import paired_difference
 
 
@@ -66,6 +66,17 @@ def test_the_interval_of_a_difference_is_over_patients_where_they_are_known(keep
         keep("thyroid_fold0", {"rows": [r | {"patient_of_case": patients} for r in rows]})
         assert cells(thyroid())[1][4] == f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
     assert together.high - together.low > alone.high - alone.low + 0.01
+
+
+def test_parts_are_held_against_the_whole_of_as_many_draws(keep):
+    of = lambda what, *dices, method="medsegdiff": [
+        row(method, [dice, dice + 0.1], 1.0, what) | {"draws": draws} for draws, dice in zip((8, 1), dices, strict=True)
+    ]
+    rows = of("1000 levels, without FF-Parser", 0.5, 0.25) + of("1000 levels", 0.75, 0.625) + of("fewer", 0.1, 0.1)
+    keep("thyroid_fold0", {"rows": rows + of("1000 levels", 0.25, 0.5, method="medsegdiff_v2")})
+    found = [[line[0], *(cell.split(" ")[0] for cell in line[1:])] for line in cells(thyroid_parts())]
+    parts = ["`medsegdiff`, 1000 levels, without FF-Parser", "-0.375", "-0.250"]
+    assert found == [parts, ["`medsegdiff_v2`, 1000 levels", "-0.125", "-0.500"]]
 
 
 def test_mutants_are_counted_by_package_and_survivors_are_named_with_the_reason(keep):
