@@ -126,4 +126,4 @@ def weak_again() -> str:
 
 def weak_released() -> str:
     """CDM's published map, and CG-CDM's, on the released training."""
-    return weak("weak_released")
+    return weak("weak_released").replace("map, on our training)", "map)")
