@@ -9,14 +9,12 @@ from diffuseg.checkpoint import known_as
 from diffuseg.text import pluralize
 
 SIDES = ("before", "after")
-# Rows of the ablation whose setting did not do what it names: they are kept in the results, and no figure of theirs is shown.
-WITHDRAWN = {"label": "withdrawn: recycling took the label out of x_t again"}
 INTERVALS = {
     "hippocampus_calibration": "`distributional`",
     "hippocampus_calibration_cdal": "`cdal`",
     "hippocampus_calibration_unet": "`unet`",
 }
-CONTROLS = ["unet", "ours", "noise", "leaking", "other", "nolatent", "plain", "label", "input"]
+CONTROLS = ["unet", "ours", "noise", "leaking", "other", "nolatent", "plain", "label_kept", "input_kept", "input"]
 
 
 def hippocampus() -> str:
@@ -183,15 +181,14 @@ def _ablation(chosen: list[dict[str, Any]], bar: dict[str, Any]) -> str:
     rows = []
     for row in chosen:
         numbers = [_cell(row, key, bar) for key in shown]
-        difference = WITHDRAWN.get(row["name"]) or _difference(row, bar)
-        rows.append([row["what"], f"`{row['set']}`" if row["set"] else "", *numbers, difference])
+        rows.append([row["what"], f"`{row['set']}`" if row["set"] else "", *numbers, _difference(row, bar)])
     return grid(["what", "--set", *shown.values(), "difference"], rows)
 
 
 def _cell(row: dict[str, Any], key: str, bar: dict[str, Any]) -> str:
-    """A number of a row, "-" where there is none or where it means nothing."""
+    """A number of a row, "-" where there is none."""
     value = row.get(key)
-    if value is None or row["name"] in WITHDRAWN:
+    if value is None:
         return "-"
     if key == "seconds":
         return f"{value / bar[key]:.2f}" if row.get("precision") == bar.get("precision") and bar.get(key) else "-"
