@@ -11,14 +11,8 @@ def thyroid() -> str:
 
 
 def thyroid_parts() -> str:
-    """MedSegDiff V1 part by part with 1000 timesteps, and V2, each minus the whole V1; paired over patients."""
-    found = [row for row in load("thyroid_fold0")["rows"] if (row["what"] or "").startswith("1000 levels")]
-    whole = {row["draws"]: row for row in found if (row["method"], row["what"]) == ("medsegdiff", "1000 levels")}
-    cells: dict[str, list[str]] = {}
-    for row in sorted((row for row in found if row is not whole[row["draws"]]), key=lambda row: row["draws"]):
-        cells.setdefault(_named(row)[0], []).append(_less(row, whole[row["draws"]]))
-    draws = [f"Dice of {'one draw' if n == 1 else f'the mean of {n}'} minus that of the whole V1" for n in sorted(whole)]
-    return grid(["with 1000 timesteps", *draws], [[name, *values] for name, values in cells.items()])
+    """MedSegDiff V1 part by part with 1000 timesteps, and V2, each minus the whole V1."""
+    return _parts("thyroid_fold0", "medsegdiff", "1000 levels")
 
 
 def fundus() -> str:
@@ -34,6 +28,22 @@ def monuseg() -> str:
 def cxr() -> str:
     """Lungs in chest X-rays."""
     return _beside("cxr_fold0")
+
+
+def cxr_parts() -> str:
+    """cDAL as released without its attention, and with its adversary, each minus as it is released."""
+    return _parts("cxr_fold0", "cdal", "as released, with the plan's sizes")
+
+
+def _parts(name: str, method: str, what: str) -> str:
+    """The rows whose name goes on after `what`, of any method, minus the method's row of that name; paired over patients."""
+    found = [row for row in load(name)["rows"] if (row["what"] or "").startswith(what)]
+    whole = {row["draws"]: row for row in found if (row["method"], row["what"]) == (method, what)}
+    cells: dict[str, list[str]] = {}
+    for row in sorted((row for row in found if row is not whole[row["draws"]]), key=lambda row: row["draws"]):
+        cells.setdefault(_named(row)[0], []).append(_less(row, whole[row["draws"]]))
+    draws = [f"Dice of {'one draw' if n == 1 else f'the mean of {n}'} [95 % CI, paired]" for n in sorted(whole)]
+    return grid([f"minus `{method}`, {what}", *draws], [[name, *values] for name, values in cells.items()])
 
 
 def _beside(name: str) -> str:
