@@ -1,5 +1,7 @@
 """Masks from image-level labels."""
 
+from typing import Any
+
 from benchmarks.tables.grid import called, change, grid, load, mean_of
 
 WEAK_RULES = ("as `predict` does", "published: Otsu")
@@ -7,6 +9,8 @@ FULL = "U-Net from masks"
 GUIDED = ("accumulated, guided by 10", "accumulated")  # CG-CDM's map and CDM's, mean of several draws
 AGAIN = {"weak": "seed 0", "weak_again_seed1": "seed 1", "weak_again_seed2": "seed 2", "weak_fold1": "fold 1, seed 0"}
 CAM = "the class activation map that the other half chooses"
+PLAIN = "accumulated, one draw (CDM as published)"
+GUIDED_ONCE = "accumulated, guided by 10, one draw (CG-CDM as published)"
 
 
 def weak(results: str = "weak") -> str:
@@ -111,17 +115,34 @@ def weak_fold1_differences() -> str:
 
 def weak_again() -> str:
     """Dice of the maps that matter, from several trainings: three seeds of one fold, and another fold."""
-    trainings = [{row["map"]: row for row in load(name)["maps"]} for name in AGAIN]
-    for maps in trainings:
-        cams = [row for name, row in maps.items() if ", layer" in name]
-        maps[CAM] = max(cams, key=lambda row: row["rules"][row["best"]]["dice_chosen"])
-    published = ["accumulated, one draw (CDM as published)", "accumulated, guided by 10, one draw (CG-CDM as published)"]
-    shown = ["intensity", CAM, *published, "accumulated, tau 0", "levels", "U-Net from pseudo-labels", FULL]
+    shown = ["intensity", CAM, PLAIN, GUIDED_ONCE, "accumulated, tau 0", "levels", "U-Net from pseudo-labels", FULL]
+    trainings = [_of_training(name)[0] for name in AGAIN]
     rows = []
     for name in shown:
         found = [maps.get(name) for maps in trainings]
         rows.append([called(name), *(mean_of(row["rules"][row["best"]]["dice"]) if row else "-" for row in found)])
     return grid(["Dice [95 % CI over patients]", *AGAIN.values()], rows)
+
+
+def weak_again_differences() -> str:
+    """The same maps against one another in each training, paired over its patients."""
+    pairs = [("levels", "intensity"), ("levels", CAM), ("levels", "accumulated, tau 0"), (GUIDED_ONCE, PLAIN)]
+    pairs += [("U-Net from pseudo-labels", "levels"), ("levels", FULL)]
+    overlaps = lambda row: list(row["rules"][row["best"]]["dice_per_case"].values())
+    rows = [[called(first), called(second)] for first, second in pairs]
+    for maps, patients in map(_of_training, AGAIN):
+        for row, pair in zip(rows, pairs, strict=True):
+            known = all(name in maps for name in pair)
+            row.append(change(*(overlaps(maps[name]) for name in pair), patients) if known else "-")
+    return grid(["Dice of", "minus Dice of", *AGAIN.values()], rows)
+
+
+def _of_training(results: str) -> tuple[dict[str, dict[str, Any]], list[Any]]:
+    """Its maps by name, with the class activation map that the other half chooses; the patients of its cases."""
+    content = load(results)
+    maps = {row["map"]: row for row in content["maps"]}
+    cams = [row for name, row in maps.items() if ", layer" in name]
+    return maps | {CAM: max(cams, key=lambda row: row["rules"][row["best"]]["dice_chosen"])}, content["patients"]
 
 
 def weak_released() -> str:

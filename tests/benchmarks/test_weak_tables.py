@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from benchmarks.tables import grid
-from benchmarks.tables.weak import AGAIN, CAM, FULL, weak, weak_ablation, weak_again, weak_differences, weak_verdicts
+from benchmarks.tables.weak import (
+    AGAIN,
+    CAM,
+    FULL,
+    weak,
+    weak_ablation,
+    weak_again,
+    weak_again_differences,
+    weak_differences,
+    weak_verdicts,
+)
 from diffuseg.evaluation.statistics import paired_difference
 
 PATIENTS = [0, 0, 0, 1, 2, 2]
@@ -93,11 +103,24 @@ def test_each_training_stands_with_its_best_rules_and_with_the_cam_that_its_othe
     of = lambda name, dice, chosen=0.5: {"map": name} | rules(dice, chosen)
     for seed, name in enumerate(AGAIN):
         cams = [of("gradcam, layer 2", 0.3, 0.1 + 0.2 * seed), of("layercam, layer 2", 0.4, 0.2)]
-        keep(name, {"maps": [*cams, of("levels", 0.6 + 0.1 * seed), *([of(FULL, 0.7)] if seed else [])]})
+        keep(name, {"maps": [*cams, of("levels", 0.6 + 0.1 * seed), *([of(FULL, 0.7)] if seed else [])], "patients": PATIENTS})
     found = {name: dices for name, *dices in cells(weak_again())}
     assert found["levels"] == ["0.600 [0.500, 0.700]", "0.700 [0.600, 0.800]", "0.800 [0.700, 0.900]", "0.900 [0.800, 1.000]"]
     assert found[CAM] == ["0.400 [0.300, 0.500]"] + ["0.300 [0.200, 0.400]"] * 3
     assert found[FULL] == ["-"] + ["0.700 [0.600, 0.800]"] * 3
+
+
+def test_differences_of_several_trainings_are_each_over_their_own_patients(keep):
+    for seed, name in enumerate(AGAIN):
+        maps = [row("levels", 0.5, seed), row("intensity", 0.1, 9), row("gradcam, layer 2", 0.2, 8)]
+        keep(name, {"maps": maps + [row(FULL, None, 7)] * (seed > 0), "patients": PATIENTS if seed else [0, 1, 2, 3, 4, 5]})
+    found = {(first, second): values for first, second, *values in cells(weak_again_differences())}
+    values = lambda seed: np.random.default_rng(seed).random(len(PATIENTS)).round(5)
+    for seed, text in enumerate(found["levels", "intensity"]):
+        mean, low, high = paired_difference(values(seed), values(9), PATIENTS if seed else None)
+        assert text == f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    assert found["levels", FULL][0] == "-" and found["levels", FULL][1].startswith(f"{np.mean(values(1) - values(7)):+.3f} ")
+    assert found["levels", CAM][2].startswith(f"{np.mean(values(2) - values(8)):+.3f} ")
 
 
 def test_lines_of_the_ablation_and_of_the_verdicts(keep):
