@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from diffuseg.checkpoint import save_checkpoint
 from diffuseg.cli import app
-from diffuseg.inference.model import load
+from diffuseg.inference.model import Model, load
 from diffuseg.methods import METHODS
 from tests.inference.oracle import make_plan
 
@@ -51,6 +51,21 @@ def test_monai_runs_the_bundle_and_its_masks_are_those_of_predict(run, tmp_path)
     assert {0, 3} == set(np.unique(alone.mask))  # the class of the plan has the value 3
     outputs = json.loads((configs / "metadata.json").read_text())["network_data_format"]["outputs"]["pred"]
     assert outputs["channel_def"] == {"0": "background", "3": "organ"}
+
+
+@pytest.mark.parametrize("anyway", [False, True])
+def test_what_a_bundle_is_told_reaches_predict(run, tmp_path, monkeypatch, anyway):
+    """Images far outside of the training are refused unless `anyway` is set: in the file, or when it is run."""
+    told = []
+    monkeypatch.setattr(Model, "predict", lambda self, image, **asked: told.append(asked))
+    assert export(run, "--out", tmp_path / "bundle", "--draws", 3).exit_code == 0
+    inference = tmp_path / "bundle" / "configs" / "inference.json"
+    given = {"bundle_root": str(tmp_path / "bundle")} | ({"anyway": True} if anyway else {})
+    workflow = ConfigWorkflow(str(inference), workflow_type=None, meta_file=None, **given)
+    workflow.initialize()
+    with pytest.raises(AttributeError):  # no prediction is made here that could be brought to a grid
+        workflow.parser.get_parsed_content("inferer")(torch.zeros(1, 8, 8, 8))
+    assert told == [{"draws": 3, "steps": 2, "sampler": "ddim", "seed": 0, "anyway": anyway}]
 
 
 def test_a_bundle_has_no_names_of_cases_and_replaces_nothing(run, tmp_path):
