@@ -49,8 +49,9 @@ def differences() -> str:
     bar = next(row for row in found if row["method"] == "unet")
     rows = []
     for row in found:
-        if row["method"] != "unet" and row["steps"] == row["default_steps"]:
-            rows.append([_named(row), str(row["steps"]), str(row["draws"]), _difference(row, bar)])
+        if row is not bar and row["steps"] == row["default_steps"]:
+            steps = str(row["steps"]) if row["method"] != "unet" else "-"
+            rows.append([_named(row), steps, str(row["draws"]), _difference(row, bar)])
     return grid(["method", "steps", "draws", "Dice minus that of the U-Net [95 % CI, paired]"], rows)
 
 
