@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffuseg.evaluation.statistics import paired_difference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,3 +67,16 @@ def change(first: list[float], second: list[float], groups: list[Any] | None = N
     """Mean of first - second, pair by pair, with its interval over cases, or over groups of them."""
     found = paired_difference(first, second, groups)
     return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def less(row: dict[str, Any], bar: dict[str, Any]) -> str:
+    """The Dice of a scored row minus the bar's, over cases that have a value in both; the interval is over their patients."""
+    mine, its = row["dice_per_case"], bar["dice_per_case"]
+    cases = sorted(case for case in its if its[case] is not None and mine[case] is not None)
+    groups = dict(zip(mine, row.get("patient_of_case") or mine, strict=True))
+    return change([mine[case] for case in cases], [its[case] for case in cases], [groups[case] for case in cases])
+
+
+def shares(values: dict[str, Any], kind: str) -> list[float]:
+    """The width of each case's interval over the mean true volume."""
+    return (np.array(values["width_ml"][kind]) / values["truth_ml"]).tolist()

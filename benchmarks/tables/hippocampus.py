@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tables.grid import RESULTS, ROOT, called, change, ends, grid, load, network_calls, scored
+from benchmarks.tables.grid import RESULTS, ROOT, called, ends, grid, less, load, network_calls, scored, shares
 from diffuseg.checkpoint import known_as
 from diffuseg.text import pluralize
 
@@ -51,7 +51,7 @@ def differences() -> str:
     for row in found:
         if row is not bar and row["steps"] == row["default_steps"]:
             steps = str(row["steps"]) if row["method"] != "unet" else "-"
-            rows.append([_named(row), steps, str(row["draws"]), _difference(row, bar)])
+            rows.append([_named(row), steps, str(row["draws"]), less(row, bar)])
     return grid(["method", "steps", "draws", "Dice minus that of the U-Net [95 % CI, paired]"], rows)
 
 
@@ -99,7 +99,7 @@ def shipped_calibration() -> str:
 
 def _width(values: dict[str, Any]) -> list[str]:
     """Mean width of the draws' own interval with how many it holds, and of the calibrated one; over the mean true volume."""
-    share = {kind: np.mean(values["width_ml"][kind]) / values["truth_ml"] for kind in ("raw", "levels")}
+    share = {kind: np.mean(shares(values, kind)) for kind in ("raw", "levels")}
     held = f" (holds {values['inside']['raw']} of {len(values['width_ml']['raw'])})"
     return [f"{share['raw']:.2f}{held}" if share["raw"] else "-", f"{share['levels']:.2f}"]
 
@@ -182,7 +182,7 @@ def _ablation(chosen: list[dict[str, Any]], bar: dict[str, Any]) -> str:
     rows = []
     for row in chosen:
         numbers = [_cell(row, key, bar) for key in shown]
-        rows.append([row["what"], f"`{row['set']}`" if row["set"] else "", *numbers, _difference(row, bar)])
+        rows.append([row["what"], f"`{row['set']}`" if row["set"] else "", *numbers, less(row, bar)])
     return grid(["what", "--set", *shown.values(), "difference"], rows)
 
 
@@ -216,13 +216,6 @@ def speed() -> str:
 
 def _machine(environment: dict[str, Any]) -> str:
     return f"{pluralize(environment['threads'], 'thread')}, {environment['precision']}"
-
-
-def _difference(row: dict[str, Any], bar: dict[str, Any]) -> str:
-    """Mean over cases of row - bar with its interval; both were measured on the same cases."""
-    cases = sorted(bar["dice_per_case"])
-    one, other = ([r["dice_per_case"][case] for case in cases] for r in (row, bar))
-    return change(one, other)
 
 
 def _named(row: dict[str, Any]) -> str:

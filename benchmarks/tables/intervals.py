@@ -1,10 +1,8 @@
 """How wide 90 % volume intervals are that cover alike, by how they are made."""
 
-from typing import Any
-
 import numpy as np
 
-from benchmarks.tables.grid import change, grid, load
+from benchmarks.tables.grid import change, grid, load, shares
 from diffuseg.text import pluralize
 
 KINDS = {"constant": "constant share of the volume", "draws": "draws' interval, widened", "levels": "two thresholds"}
@@ -17,8 +15,8 @@ def interval_kinds() -> str:
     for row in found:
         bar = next((other for other in found if other["name"] == BAR and other["dataset"] == row["dataset"]), None)
         for name, values in row["classes"].items():
-            own = {kind: _shares(values, kind) for kind in KINDS}
-            theirs = None if bar is None else _shares(bar["classes"][name], "constant")
+            own = {kind: shares(values, kind) for kind in KINDS}
+            theirs = None if bar is None else shares(bar["classes"][name], "constant")
             of = row["patient_of_case"]
             cells = [f"{np.mean(own[kind]):.3f}" for kind in KINDS]
             cells.append(change(own["levels"], own["constant"], of))
@@ -28,7 +26,3 @@ def interval_kinds() -> str:
             rows.append([row["dataset"], model, name, f"{inside} of {row['cases']}", *cells])
     less = [f"two thresholds minus {what} [95 %]" for what in ("its constant share", "the U-Net's constant share")]
     return grid(["data set", "model", "class", "covered", *KINDS.values(), *less], rows)
-
-
-def _shares(values: dict[str, Any], kind: str) -> list[float]:
-    return (np.array(values["width_ml"][kind]) / values["truth_ml"]).tolist()

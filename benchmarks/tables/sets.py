@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.tables.grid import called, change, ends, grid, load, network_calls, scored
+from benchmarks.tables.grid import called, ends, grid, less, load, network_calls, scored
 
 
 def thyroid() -> str:
@@ -41,7 +41,7 @@ def _parts(name: str, method: str, what: str) -> str:
     whole = {row["draws"]: row for row in found if (row["method"], row["what"]) == (method, what)}
     cells: dict[str, list[str]] = {}
     for row in sorted((row for row in found if row is not whole[row["draws"]]), key=lambda row: row["draws"]):
-        cells.setdefault(_named(row)[0], []).append(_less(row, whole[row["draws"]]))
+        cells.setdefault(_named(row)[0], []).append(less(row, whole[row["draws"]]))
     draws = [f"Dice of {'one draw' if n == 1 else f'the mean of {n}'} [95 % CI, paired]" for n in sorted(whole)]
     return grid([f"minus `{method}`, {what}", *draws], [[name, *values] for name, values in cells.items()])
 
@@ -50,7 +50,10 @@ def _beside(name: str) -> str:
     """Each row with its interval, its difference to the U-Net of the first seed, and what it costs."""
     found = load(name)["rows"]
     bar = next((row for row in found if row["method"] == "unet" and not row.get("what")), None)
-    rows = [[*_named(row), scored(row), _less(row, bar), _gap(row), *_cost(row, bar)] for row in found]
+    rows = [
+        [*_named(row), scored(row), "-" if bar is None or row is bar else less(row, bar), _gap(row), *_cost(row, bar)]
+        for row in found
+    ]
     cost = ["network calls", "s per image", "parameters", "training steps", "training time over the U-Net's"]
     where = f"{found[0]['cases']} validation cases of fold {found[0]['fold']}"
     cases = f"\n{where}; last weights. Times are of the processor, one thread.\n"
@@ -61,16 +64,6 @@ def _beside(name: str) -> str:
 def _named(row: dict[str, Any]) -> list[str]:
     what = f", {called(row['what'])}" if row.get("what") else ""
     return [f"`{row['method']}`{what}", "-" if row["method"] == "unet" else str(row["steps"]), str(row["draws"])]
-
-
-def _less(row: dict[str, Any], bar: dict[str, Any] | None) -> str:
-    """The difference to the bar over the cases that have a value in both; the interval is over their patients."""
-    if bar is None or row is bar:
-        return "-"
-    mine, its = row["dice_per_case"], bar["dice_per_case"]
-    cases = sorted(case for case in its if its[case] is not None and mine[case] is not None)
-    groups = dict(zip(mine, row.get("patient_of_case") or mine, strict=True))
-    return change([mine[case] for case in cases], [its[case] for case in cases], [groups[case] for case in cases])
 
 
 def _gap(row: dict[str, Any]) -> str:

@@ -50,9 +50,8 @@ def weak_differences(results: str = "weak") -> str:
     """The best sensitivity map (by the Dice on which it was chosen) against the bars, paired over patients."""
     content = load(results)
     found = {row["map"]: row for row in content["maps"]}
-    chosen = lambda row: row["rules"][row["best"]].get("dice_chosen", 0.0)
-    overlaps = lambda row: list(row["rules"][row["best"]]["dice_per_case"].values())
-    bars = {name: row for name, row in found.items() if row["rules"][row["best"]].get("dice_chosen") is not None}
+    chosen = lambda row: _best(row).get("dice_chosen", 0.0)
+    bars = {name: row for name, row in found.items() if _best(row).get("dice_chosen") is not None}
     maps = {n: r for n, r in bars.items() if n.startswith(("levels", "accumulated", "shared", "one level"))}
     cams = {n: r for n, r in bars.items() if ", layer" in n}
     ours = max(maps, key=lambda name: chosen(maps[name]))
@@ -64,7 +63,7 @@ def weak_differences(results: str = "weak") -> str:
     pairs += [GUIDED] if all(name in found for name in GUIDED) else []
     rows = []
     for first, second in pairs:
-        rows.append([first, second, change(overlaps(found[first]), overlaps(found[second]), content["patients"])])
+        rows.append([first, second, change(_overlaps(found[first]), _overlaps(found[second]), content["patients"])])
     return grid(["Dice of", "minus Dice of", "difference [95 % CI over patients]"], rows)
 
 
@@ -120,7 +119,7 @@ def weak_again() -> str:
     rows = []
     for name in shown:
         found = [maps.get(name) for maps in trainings]
-        rows.append([called(name), *(mean_of(row["rules"][row["best"]]["dice"]) if row else "-" for row in found)])
+        rows.append([called(name), *(mean_of(_best(row)["dice"]) if row else "-" for row in found)])
     return grid(["Dice [95 % CI over patients]", *AGAIN.values()], rows)
 
 
@@ -128,13 +127,21 @@ def weak_again_differences() -> str:
     """The same maps against one another in each training, paired over its patients."""
     pairs = [("levels", "intensity"), ("levels", CAM), ("levels", "accumulated, tau 0"), (GUIDED_ONCE, PLAIN)]
     pairs += [("U-Net from pseudo-labels", "levels"), ("levels", FULL)]
-    overlaps = lambda row: list(row["rules"][row["best"]]["dice_per_case"].values())
     rows = [[called(first), called(second)] for first, second in pairs]
     for maps, patients in map(_of_training, AGAIN):
         for row, pair in zip(rows, pairs, strict=True):
             known = all(name in maps for name in pair)
-            row.append(change(*(overlaps(maps[name]) for name in pair), patients) if known else "-")
+            row.append(change(*(_overlaps(maps[name]) for name in pair), patients) if known else "-")
     return grid(["Dice of", "minus Dice of", *AGAIN.values()], rows)
+
+
+def _best(row: dict[str, Any]) -> dict[str, Any]:
+    """What a map reaches with the rule that the other half chooses for it."""
+    return row["rules"][row["best"]]
+
+
+def _overlaps(row: dict[str, Any]) -> list[float]:
+    return list(_best(row)["dice_per_case"].values())
 
 
 def _of_training(results: str) -> tuple[dict[str, dict[str, Any]], list[Any]]:
@@ -142,7 +149,7 @@ def _of_training(results: str) -> tuple[dict[str, dict[str, Any]], list[Any]]:
     content = load(results)
     maps = {row["map"]: row for row in content["maps"]}
     cams = [row for name, row in maps.items() if ", layer" in name]
-    return maps | {CAM: max(cams, key=lambda row: row["rules"][row["best"]]["dice_chosen"])}, content["patients"]
+    return maps | {CAM: max(cams, key=lambda row: _best(row)["dice_chosen"])}, content["patients"]
 
 
 def weak_released() -> str:

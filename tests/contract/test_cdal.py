@@ -219,25 +219,25 @@ def test_released_attention_is_signed_and_multiplies_the_label():
 # -- the generator's loss, by hand -------------------------------------------------------------------------------------
 
 
-def test_squared_error_is_that_of_masks_from_minus_one_to_one():
-    """The released loss: |x_0 - tanh|^2, mean over classes and voxels; nothing else counts."""
-    weights = ("mse=2", "dice=0", "cross_entropy=0", "adversarial=0")
-    method = build("cdal", "2d", "output=tanh", *weights, "recycle=0", *NO_ATTENTION)
+def loss_of_an_answer(*settings: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(loss, logits, mask): the generator's loss where its answer is known, without adversary, recycling and attention."""
+    method = build("cdal", "2d", "adversarial=0", "recycle=0", *NO_ATTENTION, *settings)
     batch = make_batch(method)
     logits = 2 * torch.randn(batch.mask.shape, generator=rng(5))
     method._logits = lambda *_: logits
     loss, _ = method.loss(batch, method.phases[-1], rng(3))
-    torch.testing.assert_close(loss, 2 * (logits.tanh() - (2 * batch.mask - 1)).square().mean())
+    return loss, logits, batch.mask
+
+
+def test_squared_error_is_that_of_masks_from_minus_one_to_one():
+    """The released loss: |x_0 - tanh|^2, mean over classes and voxels; nothing else counts."""
+    loss, logits, m = loss_of_an_answer("output=tanh", "mse=2", "dice=0", "cross_entropy=0")
+    torch.testing.assert_close(loss, 2 * (logits.tanh() - (2 * m - 1)).square().mean())
 
 
 def test_the_generators_loss_is_the_weighted_sum_of_its_terms():
-    weights = ("dice=0.5", "cross_entropy=2", "mse=3", "adversarial=0")
-    method = build("cdal", "2d", "output=softmax", *weights, "recycle=0", *NO_ATTENTION)
-    batch = make_batch(method)
-    logits = 2 * torch.randn(batch.mask.shape, generator=rng(5))
-    method._logits = lambda *_: logits
-    loss, _ = method.loss(batch, method.phases[-1], rng(3))
-    p, m = logits.softmax(1), batch.mask
+    loss, logits, m = loss_of_an_answer("output=softmax", "dice=0.5", "cross_entropy=2", "mse=3")
+    p = logits.softmax(1)
     overlap, sizes = (p * m)[:, 1:].sum((2, 3)), (p + m)[:, 1:].sum((2, 3))
     dice, nats = 1 - ((2 * overlap + 1) / (sizes + 1)).mean(), -(m * p.log()).sum(1).mean()
     torch.testing.assert_close(loss, 0.5 * dice + 2 * nats + 3 * ((2 * p - 1) - (2 * m - 1)).square().mean())
